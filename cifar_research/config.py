@@ -1,0 +1,332 @@
+"""The config: its schemas, where conf/ is, and the check that a bad one fails before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_research import plugins
+
+PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
+# A run may go on in its folder although these differ: none of them changes what is computed.
+FREE_KEYS = (
+    "name", "data.dir", "data.cache_dir", "data.download", "training.threads", "training.keep_checkpoints",
+    "training.log_every_steps", "training.eval_batch_size", "tensorboard",
+)  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A mistake in the config, in sentences for whoever wrote it."""
+
+
+@dataclass
+class DataConfig:
+    """What every data set takes; `val` is held out from the training images, stratified, by `split_seed`."""
+
+    name: str = MISSING
+    dir: str | None = None
+    cache_dir: str | None = None
+    val_fraction: float = 0.1
+    validation: str = "holdout"
+    split_seed: int = 0
+    train_size: int | None = None
+    standardize: bool = False
+    drop_remainder: bool = False
+
+
+@dataclass
+class CifarConfig(DataConfig):
+    download: bool = True
+
+
+@dataclass
+class ImagesConfig(DataConfig):
+    image_size: int = 32
+    test_fraction: float = 0.2
+
+
+@dataclass
+class SyntheticConfig(DataConfig):
+    train_images: int = 10_000
+    test_images: int = 2_000
+    seed: int = 0
+
+
+@dataclass
+class TrainingConfig:
+    """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
+
+    epochs: int = 10
+    batch_size: int = 128
+    eval_batch_size: int = 500
+    steps_per_call: int = 1
+    precision: str = "float32"
+    jit_compile: bool = False
+    deterministic: bool | None = None  # None: on where it is cheap, which is on a CPU without jit_compile
+    threads: int | None = None
+    strategy: str = "none"
+    ema_decay: float | None = None
+    monitor: str = "accuracy"
+    patience: int | None = None
+    keep_checkpoints: int = 2
+    log_every_steps: int = 50
+
+
+@dataclass
+class TensorBoardConfig:
+    enabled: bool = True
+    histograms: bool = False
+    profile_start_step: int | None = None
+    profile_num_steps: int = 10
+
+
+@dataclass
+class Config:
+    name: str = MISSING
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Any = MISSING
+    backbone: Any = MISSING
+    model: Any = MISSING
+    loss: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+
+
+_store = ConfigStore.instance()
+_store.store(name="schema", node=Config)
+_store.store(group="schema/data", name="cifar", node=CifarConfig)
+_store.store(group="schema/data", name="images", node=ImagesConfig)
+_store.store(group="schema/data", name="synthetic", node=SyntheticConfig)
+_store.store(group="schema/training", name="training", node=TrainingConfig)
+
+
+def config_dir() -> str:
+    """Return the absolute path of conf/: the packaged one if it is there, else the checkout's."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "conf"
+    return str(packaged if (packaged / "config.yaml").is_file() else package.parent / "conf")
+
+
+def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Return the config that these command-line overrides compose; ConfigError says what is wrong with them."""
+    overrides = list(overrides)
+    try:
+        return _compose(overrides, with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+
+
+def _compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
+    with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
+        return hydra_compose("config", overrides, return_hydra_config=with_hydra)
+
+
+def transforms(cfg: DictConfig) -> dict[str, Any]:
+    """Return the augmentation's transforms by name, in the order given; those set to null are left out."""
+    return {name: plugins.instantiate(node) for name, node in cfg.augmentation.items() if node is not None}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError, one line a mistake, if a run of this config could not work.
+
+    Ranges and choices of the framework's sections, every plug-in node against its factory's signature and
+    the factory's own rules, and combinations. Imports no TensorFlow, unless a factory of the user's does.
+    """
+    problems = [*_check_values(cfg), *_check_combinations(cfg)]
+    nodes = [(group, cfg[group]) for group in PLUGIN_GROUPS]
+    if isinstance(cfg.augmentation, DictConfig):
+        nodes += [(f"augmentation.{name}", node) for name, node in cfg.augmentation.items() if node is not None]
+    else:
+        problems.append(f"augmentation: {cfg.augmentation!r} is not a mapping from names to transforms")
+    for key, node in nodes:
+        problems += plugins.check(key, node)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+# Lowest and highest value by key; an open end is None, and what is excluded is said by the sign.
+_RANGES: dict[str, tuple[str, Any, Any]] = {
+    "seed": ("[]", 0, 2**31 - 1),
+    "data.val_fraction": ("[)", 0, 1),
+    "data.split_seed": ("[]", 0, 2**31 - 1),
+    "data.train_size": ("[]", 1, None),
+    "data.image_size": ("[]", 8, 1024),
+    "data.test_fraction": ("()", 0, 1),
+    "data.train_images": ("[]", 10, None),
+    "data.test_images": ("[]", 10, None),
+    "data.seed": ("[]", 0, 2**31 - 1),
+    "training.epochs": ("[]", 1, None),
+    "training.batch_size": ("[]", 1, None),
+    "training.eval_batch_size": ("[]", 1, None),
+    "training.steps_per_call": ("[]", 1, None),
+    "training.threads": ("[]", 1, 1024),
+    "training.ema_decay": ("()", 0, 1),
+    "training.patience": ("[]", 1, None),
+    "training.keep_checkpoints": ("[]", 1, None),
+    "training.log_every_steps": ("[]", 1, None),
+    "tensorboard.profile_start_step": ("[]", 0, None),
+    "tensorboard.profile_num_steps": ("[]", 1, None),
+}
+_CHOICES = {
+    "data.validation": ("holdout", "test"),
+    "training.precision": ("float32", "bfloat16", "float16"),
+    "training.strategy": ("none", "mirrored", "multi_worker"),
+    "training.monitor": ("accuracy", "loss"),
+}
+
+
+def _check_values(cfg: DictConfig) -> list[str]:
+    problems = []
+    for missing in sorted(OmegaConf.missing_keys(cfg)):
+        problems.append(f"{missing}: has no value; give one, e.g. {missing}=…")
+    for key, (ends, low, high) in _RANGES.items():
+        value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
+        if value is None:
+            continue
+        too_low = low is not None and (value < low or (ends[0] == "(" and value == low))
+        too_high = high is not None and (value > high or (ends[1] == ")" and value == high))
+        if too_low or too_high or value != value:
+            lower = f"{'at least' if ends[0] == '[' else 'above'} {low}"
+            upper = "" if high is None else f" and {'at most' if ends[1] == ']' else 'below'} {high}"
+            problems.append(f"{key}: {value} is out of range; it must be {lower}{upper}")
+    for key, choices in _CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            hint = plugins.nearest(str(value), choices)
+            problems.append(f"{key}: {value!r} is not one of {', '.join(choices)}{hint}")
+    return problems
+
+
+def _check_combinations(cfg: DictConfig) -> list[str]:
+    problems, training = [], cfg.training
+    no_validation = cfg.data.val_fraction == 0 and cfg.data.validation == "holdout"
+    if no_validation and training.patience is not None:
+        problems.append(
+            "training.patience: early stopping watches validation, and data.val_fraction=0 leaves none; "
+            "hold some images out or set training.patience=null"
+        )
+    if training.jit_compile and training.strategy == "multi_worker":
+        problems.append(
+            "training.jit_compile: true does not work with training.strategy=multi_worker (XLA compiles one "
+            "device's step, and its all-reduce cannot cross machines); choose one of them"
+        )
+    if training.jit_compile and training.deterministic:
+        problems.append(
+            "training.deterministic: true does not work with training.jit_compile=true (XLA has no deterministic "
+            "gradient of max pooling); choose one of them"
+        )
+    if cfg.data.name == "images" and cfg.data.dir is None:
+        problems.append("data.dir: has no value; data=images needs the folder, data.dir=<folder>")
+    size = cfg.data.train_size
+    if cfg.data.drop_remainder and size is not None and size < training.batch_size:
+        problems.append(
+            f"data.drop_remainder: true leaves no batch of {training.batch_size} in {size} training images; "
+            "set training.batch_size lower or data.train_size higher"
+        )
+    return problems
+
+
+def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of a config or plain mapping; a list is a value, and so is an empty mapping."""
+    if isinstance(cfg, (DictConfig, ListConfig)):
+        cfg = OmegaConf.to_container(cfg, resolve=True)
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _computed(cfg: Any) -> dict[str, Any]:
+    """Return the flat config without what may differ between two halves of one run."""
+    free = tuple(f"{key}." for key in FREE_KEYS)
+    computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free)}
+    # A flat mapping is compared by key, and augmentations are applied in their order.
+    return computed | {"augmentation": [name for name, node in cfg["augmentation"].items() if node is not None]}
+
+
+def config_hash(cfg: Any) -> str:
+    """Return 12 hex digits that are the same for configs that compute the same."""
+    return hashlib.sha256(json.dumps(_computed(cfg), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path) -> None:
+    """Raise ConfigError, naming the keys, if a run begun with config `before` cannot go on with `cfg`."""
+    old, new = _computed(before), _computed(cfg)
+    changed = [
+        f"{key}: this run has {old.get(key, 'no such key')!r}, the command says {new.get(key, 'no such key')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, MISSING) != new.get(key, MISSING)
+    ]
+    if changed:
+        advice = f"The run in {run_dir} was begun with another config; give it back, or choose another hydra.run.dir."
+        raise ConfigError("\n".join([*changed, advice]))
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__
+    text = "\n".join(str(one) for one in chain)
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not an override, key=value: {str(error).splitlines()[0]}"
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]+)'", text):
+        group, option = match.groups()
+        options = sorted(path.stem for path in (Path(config_dir()) / group).glob("*.yaml"))
+        close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return f"{group}: there is no option {option!r}{hint} It has {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']*)'\. ?\n?No match in the defaults list", text):
+        key = match.group(1)
+        groups = sorted(p.name for p in Path(config_dir()).iterdir() if p.is_dir())
+        return f"{key}: there is no such group or key{plugins.nearest(key, [*groups, 'seed', 'name'])}"
+    if match := re.search(r"Could not override '([^']*)'", text):
+        return _unknown_key(match.group(1), overrides)
+    if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return _unknown_key(full.group(1) if full else match.group(1), overrides)
+    if match := re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text):
+        full = re.search(r"full_key: (\S+)", text)
+        given = next((o for o in overrides if full and o.lstrip("+").startswith(f"{full.group(1)}=")), None)
+        place = full.group(1) if full else "config"
+        where = f" (given as {given!r})" if given else ""
+        return f"{place}: {match.group(1)}{where}"
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    return " ".join(lines[:4])
+
+
+def _unknown_key(key: str, overrides: list[str]) -> str:
+    """Name the valid neighbours of an unknown key, as the rest of the command line composes them."""
+    parent, _, last = key.rpartition(".")
+    rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    try:
+        cfg = _compose(rest)
+    except (HydraException, OmegaConfBaseException):
+        cfg = _compose([])  # what is wrong lies in a preset
+    while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
+        parent, _, last = parent.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    valid = [str(k) for k in node if not str(k).startswith("_")]
+    return f"{key}: there is no such key{plugins.nearest(last, valid)}"

@@ -1,0 +1,171 @@
+"""A bad config fails before TensorFlow is imported and names the key, the value and the nearest valid name."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from cifar_research import config, plugins
+
+# Command line, and what the message must contain.
+BAD = [
+    ("training.epoch=3", ["training.epoch", "epochs"]),
+    ("training.epochs=ten", ["training.epochs", "ten"]),
+    ("training.epochs=0", ["training.epochs", "0", "at least 1"]),
+    ("training.epochs=-3", ["training.epochs", "-3"]),
+    ("training.epochs=2.5", ["training.epochs", "2.5"]),
+    ("training.epochs=null", ["training.epochs"]),
+    ("training.batch_size=0", ["training.batch_size", "0"]),
+    ("training.batchsize=64", ["training.batchsize", "batch_size"]),
+    ("training.precision=bf16", ["training.precision", "bf16", "did you mean 'bfloat16'"]),
+    ("training.precision=double", ["training.precision", "double", "float32"]),
+    ("training.strategy=mirror", ["training.strategy", "mirror", "did you mean 'mirrored'"]),
+    ("training.deterministic=maybe", ["training.deterministic", "maybe"]),
+    ("training.threads=0", ["training.threads", "0"]),
+    ("training.steps_per_call=0", ["training.steps_per_call", "0"]),
+    ("training.ema_decay=1.0", ["training.ema_decay", "1.0", "below 1"]),
+    ("training.monitor=acuracy", ["training.monitor", "acuracy", "did you mean 'accuracy'"]),
+    ("training.patience=0", ["training.patience", "0"]),
+    ("training.keep_checkpoints=0", ["training.keep_checkpoints", "0"]),
+    ("training.log_every_steps=0", ["training.log_every_steps", "0"]),
+    ("training=scrach", ["training", "scrach", "did you mean 'scratch'"]),
+    ("trainig.epochs=3", ["trainig", "training"]),
+    ("training.jit_compile=true training.deterministic=true", ["training.deterministic", "jit_compile"]),
+    ("training.jit_compile=true training.strategy=multi_worker", ["training.jit_compile", "multi_worker"]),
+    ("seed=-1", ["seed", "-1"]),
+    ("seed=one", ["seed", "one"]),
+    ("sead=1", ["sead", "seed"]),
+    ("data=cifar11", ["data", "cifar11", "did you mean 'cifar10"]),
+    ("data=images", ["data.dir"]),
+    ("data.val_fraction=1", ["data.val_fraction", "1", "below 1"]),
+    ("data.val_fraction=-0.1", ["data.val_fraction", "-0.1"]),
+    ("data.val_fraction=0 training.patience=2", ["training.patience", "data.val_fraction=0"]),
+    ("data.validation=tset", ["data.validation", "tset", "did you mean 'test'"]),
+    ("data.train_size=0", ["data.train_size", "0"]),
+    ("data.train_size=64 data.drop_remainder=true", ["data.drop_remainder", "128", "64"]),
+    ("data=synthetic data.train_images=5", ["data.train_images", "5"]),
+    ("data=synthetic data.download=true", ["data.download"]),
+    ("optimizer=adamm", ["optimizer", "adamm", "did you mean 'adam"]),
+    ("optimiser=adam", ["optimiser", "optimizer"]),
+    ("optimizer.momentom=0.9", ["optimizer.momentom"]),
+    ("optimizer=sgd optimizer.momentom=0.9", ["optimizer.momentom", "did you mean 'momentum'"]),
+    ("optimizer=sgd +optimizer.momentom=0.9", ["optimizer.momentom", "sgd", "did you mean 'momentum'"]),
+    ("optimizer.learning_rate=0", ["optimizer.learning_rate", "0"]),
+    ("optimizer.learning_rate=fast", ["optimizer.learning_rate", "fast", "float"]),
+    ("optimizer.beta_1=1", ["optimizer.beta_1", "1"]),
+    ("optimizer=adamw optimizer.weight_decay=-1", ["optimizer.weight_decay", "-1"]),
+    ("optimizer.clip_norm=0", ["optimizer.clip_norm", "0"]),
+    ("optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true", ["optimizer.nesterov", "momentum"]),
+    ("loss=mse", ["loss", "mse", "mean_squared_error"]),
+    ("loss.label_smoothing=1.5", ["loss.label_smoothing", "1.5"]),
+    ("backbone.filters=3", ["backbone.filters", "3", "list of int"]),
+    ("backbone.filters=[]", ["backbone.filters", "[]"]),
+    ("backbone.filters=[32,many]", ["backbone.filters", "many"]),
+    ("backbone.pooling=maxx", ["backbone.pooling", "maxx", "max|avg"]),
+    ("backbone.dropout=1", ["backbone.dropout", "1"]),
+    ("backbone.batch_norm=3", ["backbone.batch_norm", "3", "bool"]),
+    ("backbone._target_=cifar_research.backbones.cnn.cn", ["backbone._target_", "cn", "did you mean 'cnn'"]),
+    ("backbone._target_=no_such_module.net", ["backbone._target_", "no_such_module"]),
+    ("model.dropout=-0.1", ["model.dropout", "-0.1"]),
+    ("model.hidden=[0]", ["model.hidden", "0"]),
+    ("model=widest", ["model", "widest", "did you mean 'wide'"]),
+    ("schedule=cosin", ["schedule", "cosin", "did you mean 'cosine'"]),
+    ("schedule=cosine schedule.warmup_epochs=1 schedule.warmup_steps=5", ["schedule.warmup_steps", "warmup_epochs"]),
+    ("schedule=step_decay schedule.factor=0", ["schedule.factor", "0"]),
+    ("augmentation=slide", ["augmentation", "slide", "did you mean 'slides'"]),
+    ("augmentation=slides augmentation.rotation.degree=3", ["augmentation.rotation.degree", "degrees"]),
+    ("augmentation=slides augmentation.rotation.degrees=-5", ["augmentation.rotation.degrees", "-5"]),
+    ("augmentation=rotation augmentation.rotation=3", ["augmentation.rotation", "3"]),
+    ("experiment=wid", ["experiment", "wid", "did you mean 'wide'"]),
+    ("tensorboard.profile_num_steps=0", ["tensorboard.profile_num_steps", "0"]),
+    ("training.epochs=[1", ["training.epochs=[1"]),
+    ("just words", ["just words"]),
+]
+
+
+@pytest.mark.parametrize(("line", "parts"), BAD, ids=[line for line, _ in BAD])
+def test_bad_config_is_refused(line, parts):
+    overrides = [line] if line == "just words" else line.split()
+    with pytest.raises(config.ConfigError) as raised:
+        config.check(config.compose(overrides))
+    message = str(raised.value)
+    assert not [part for part in parts if part not in message], message
+    assert "Traceback" not in message
+
+
+def run_command(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "cifar_research.train", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def test_command_line_exits_with_2_and_no_traceback_and_no_folder(tmp_path):
+    folder = tmp_path / "run"
+    done = run_command("optimizer=sgd", "optimizer.momentom=0.9", f"hydra.run.dir={folder}")
+    assert done.returncode == 2
+    assert "optimizer.momentom" in done.stderr and "momentum" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not folder.exists()
+
+
+def test_typo_inside_a_preset_is_refused(tmp_path):
+    extra = tmp_path / "experiment"
+    extra.mkdir()
+    (extra / "mine.yaml").write_text("# @package _global_\ntraining:\n  epoch: 3\n")
+    done = run_command(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert done.returncode == 2
+    assert "training.epoch" in done.stderr and "epochs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_check_imports_no_tensorflow():
+    code = (
+        "import sys; from cifar_research import config, train\n"
+        "config.check(config.compose(['experiment=augmented', 'augmentation=strong', 'schedule=cosine']))\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
+    (tmp_path / "my_lab.py").write_text(
+        "def decay(*, power: float):\n    return lambda s, t, e: (1 - s / t) ** power\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = config.compose(["schedule._target_=my_lab.decay", "~schedule.warmup_epochs", "~schedule.warmup_steps"])
+    with pytest.raises(config.ConfigError, match="schedule.power: decay needs a value"):
+        config.check(cfg)
+    OmegaConf.set_struct(cfg, False)
+    cfg.schedule.power = 2.0
+    config.check(cfg)
+    assert plugins.instantiate(cfg.schedule)(5, 10, 1) == 0.25
+
+
+def test_hash_ignores_what_changes_nothing_and_sees_order():
+    plain = config.compose(["augmentation=[flip,shift]"])
+    assert config.config_hash(plain) == config.config_hash(
+        config.compose(["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.threads=1", "name=other"])
+    )
+    for other in (["augmentation=[shift,flip]"], ["augmentation=[flip,shift]", "seed=1"]):
+        assert config.config_hash(plain) != config.config_hash(config.compose(other))
+
+
+def test_difference_names_the_keys(tmp_path):
+    before = OmegaConf.to_container(config.compose(["seed=3"]), resolve=True)
+    with pytest.raises(config.ConfigError, match="seed: this run has 3, the command says 4"):
+        config.refuse_difference(before, config.compose(["seed=4"]), tmp_path)
+    config.refuse_difference(before, config.compose(["seed=3", "data.dir=/elsewhere"]), tmp_path)
+
+
+def test_every_option_lists_exactly_its_factorys_parameters():
+    """So that every parameter can be overridden without a plus sign, and none is in the file alone."""
+    import inspect
+    from pathlib import Path
+
+    from hydra.utils import get_method
+
+    for group in config.PLUGIN_GROUPS:
+        for path in sorted((Path(config.config_dir()) / group).glob("*.yaml")):
+            node = config.compose([f"{group}={path.stem}"])[group]
+            keys = {key for key in node if key != "_target_"}
+            assert keys == set(inspect.signature(get_method(node._target_)).parameters), path
