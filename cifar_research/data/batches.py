@@ -1,0 +1,94 @@
+"""Batches by tf.data: each a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from cifar_research.data.datasets import Split
+
+
+def steps_per_epoch(num_images: int, batch_size: int, drop_remainder: bool) -> int:
+    """Return how many batches an epoch has; the last may be smaller unless it is dropped."""
+    return num_images // batch_size if drop_remainder else -(-num_images // batch_size)
+
+
+def indices(step: tf.Tensor, num_images: int, batch_size: int, steps: int, seed: int) -> tf.Tensor:
+    """Return which images of the split make the batch of `step`: int64 [B], B at most batch_size.
+
+    An epoch, of `steps` batches, is a permutation of the split keyed by (seed, epoch), so that nothing has to be
+    remembered between steps: the batch after a resume is the batch that would have come.
+    """
+    epoch, batch = step // steps, step % steps
+    first = batch * batch_size
+    positions = tf.range(first, tf.minimum(first + batch_size, num_images), dtype=tf.int64)
+    key = tf.stack([tf.cast(seed, tf.int64), epoch])
+    return tf.random.experimental.index_shuffle(positions, key, tf.cast(num_images - 1, tf.int64))
+
+
+def training(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    initial_step: int,
+    total_steps: int,
+    drop_remainder: bool = False,
+    context: tf.distribute.InputContext | None = None,
+    device: str | None = None,
+) -> tf.data.Dataset:
+    """Yield (images uint8 [B, H, W, C], labels int64 [B]) for the steps from initial_step on.
+
+    Images come from `split`'s memory map, whose pages all runs on the machine share. Under a strategy,
+    `context` says which replicas this pipeline feeds: each gets its share of the step's batch, one element each.
+    device: where the next batches are copied to ahead of time, "/GPU:0" for example; None leaves them in memory.
+    """
+    replicas = 1 if context is None else context.num_replicas_in_sync
+    pipelines = 1 if context is None else context.num_input_pipelines
+    mine = replicas // pipelines
+    first_replica = 0 if context is None else context.input_pipeline_id * mine
+    steps = steps_per_epoch(len(split), batch_size, drop_remainder)
+
+    def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        chosen = indices(element // mine, len(split), batch_size, steps, seed)
+        replica, size = first_replica + element % mine, tf.size(chosen, tf.int64)
+        return _gather(split, chosen[size * replica // replicas : size * (replica + 1) // replicas])
+
+    dataset = tf.data.Dataset.range(initial_step * mine, total_steps * mine)
+    return _ahead(dataset.map(batch), device)
+
+
+def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
+    """Yield (images, labels) of every image of the split, once, in order; the last batch may be smaller."""
+
+    def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return _gather(split, tf.range(first, tf.minimum(first + batch_size, len(split))))
+
+    return _ahead(tf.data.Dataset.range(0, len(split), batch_size).map(batch), device)
+
+
+def _gather(split: Split, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Read the chosen images of the split and their labels, straight from its memory map.
+
+    By numpy, since a TensorFlow constant of the images would be a copy of them, or two, in every process.
+    """
+
+    def read(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = split.indices[chosen]
+        return split.images[rows], split.labels[rows].astype(np.int64)
+
+    images, labels = tf.numpy_function(read, [chosen], (tf.uint8, tf.int64), stateful=False)
+    images.set_shape([None, *split.images.shape[1:]])
+    labels.set_shape([None])
+    return images, labels
+
+
+def _ahead(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:
+    options = tf.data.Options()
+    # Batches are ready in a fraction of a millisecond: tuning their pipeline would cost more than it finds.
+    options.autotune.enabled = False
+    options.deterministic = True
+    dataset = dataset.with_options(options)
+    if device is None:
+        return dataset.prefetch(4)
+    return dataset.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=4))

@@ -1,0 +1,261 @@
+"""CIFAR-10 and CIFAR-100: found in any of their published layouts, or downloaded, and read with suspicion.
+
+Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html; SHA-256 of the archives as in
+`keras.datasets` and `tensorflow_datasets`; MD5 of the batches as in `torchvision.datasets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_research.data import cache
+from cifar_research.data.cache import DataError, Source
+from cifar_research.data.download import fetch, hash_file
+
+BASE_URL = "https://www.cs.toronto.edu/~kriz"
+_PIXELS = 3 * 32 * 32
+_MEMBER_BYTES = 1 << 28  # more than any published member has: a bound on what a hostile archive can unpack to
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One published form of a data set: a folder of files, and the archive that holds it."""
+
+    folder: str
+    archive: str
+    sha256: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    md5: dict[str, str]
+
+
+_CIFAR10_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+_CIFAR100_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+LAYOUTS = {
+    "cifar10": (
+        Layout(
+            "cifar-10-batches-py",
+            "cifar-10-python.tar.gz",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            tuple(f"data_batch_{i}" for i in range(1, 6)),
+            "test_batch",
+            "batches.meta",
+            _CIFAR10_MD5,
+        ),
+        Layout(
+            "cifar-10-batches-bin",
+            "cifar-10-binary.tar.gz",
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+            "test_batch.bin",
+            "batches.meta.txt",
+            {},
+        ),
+    ),
+    "cifar100": (
+        Layout(
+            "cifar-100-python",
+            "cifar-100-python.tar.gz",
+            "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+            ("train",),
+            "test",
+            "meta",
+            _CIFAR100_MD5,
+        ),
+        Layout(
+            "cifar-100-binary",
+            "cifar-100-binary.tar.gz",
+            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            ("train.bin",),
+            "test.bin",
+            "fine_label_names.txt",
+            {},
+        ),
+    ),
+}
+
+
+def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) -> tuple[Layout, Path]:
+    """Return where the data set is: (layout, its folder or archive), downloading the archive if nothing is there.
+
+    In order: data_dir, or $CIFAR_DATA_DIR, or `cache_root`/data; Keras's cache; the official address.
+    """
+    home = Path(data_dir or os.environ.get("CIFAR_DATA_DIR") or cache_root / "data").expanduser()
+    keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
+    for root in (home, keras):
+        for layout in LAYOUTS[name]:
+            nested = root / f"{layout.folder}-target" / layout.folder  # as Keras 3 unpacks
+            for path in (root, root / layout.folder, nested):
+                if (path / layout.test).is_file() and (path == nested or path.name == layout.folder):
+                    return layout, path
+            for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
+                if path.is_file():
+                    return layout, path
+    layout = LAYOUTS[name][0]
+    if not download:
+        raise DataError(
+            f"data.dir: no {name} in {home} (looked for {', '.join(x.folder for x in LAYOUTS[name])} and their "
+            f"archives, also in {keras}); give the folder that holds one of them, or set data.download=true"
+        )
+    archive = home / layout.archive
+    # The address may be another one for a mirror; what comes is held against the published checksum all the same.
+    fetch(f"{os.environ.get('CIFAR_BASE_URL', BASE_URL)}/{layout.archive}", archive, layout.sha256)
+    return layout, archive
+
+
+def load(name: str, data_dir: str | None, cache_root: Path, download: bool) -> Source:
+    """Return the data set, memory-mapped; DataError if it is missing, damaged or cannot be fetched."""
+    layout, path = locate(name, data_dir, cache_root, download)
+    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return cache.load(cache_root, name, [layout.folder, stats], lambda: _decode(name, layout, path))
+
+
+def _decode(name: str, layout: Layout, path: Path) -> Source:
+    read, note = _reader(layout, path)
+    num_classes, is_fine = (10, False) if name == "cifar10" else (100, True)
+    is_pickled = layout is LAYOUTS[name][0]
+
+    def batch(member: str) -> tuple[np.ndarray, np.ndarray]:
+        content, where = read(member), f"{path}/{member}" if path.is_dir() else f"{path} ({member})"
+        decode = _unpickle_batch if is_pickled else _split_rows
+        rows, labels = decode(content, where, is_fine)
+        if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+            raise DataError(
+                f"{where}: has labels outside of 0 to {num_classes - 1}; it is no {name} batch, fetch it again"
+            )
+        return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+    parts = [batch(member) for member in layout.train]
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    classes = _class_names(read(layout.names), is_pickled, is_fine, num_classes, f"{path}: {layout.names}")
+    return Source(images, labels, *batch(layout.test), classes, note)
+
+
+def _reader(layout: Layout, path: Path) -> tuple[Callable[[str], bytes], str | None]:
+    """Return a function from a member's name to its bytes, and a note if these are not the published ones."""
+    copy = "its checksums are not the published ones, so it is a modified copy: say so beside its results"
+    if path.is_file():
+        contents = _unpack(layout, path)
+        is_published = hash_file(path) == layout.sha256
+        return lambda member: contents[member], None if is_published else f"{path.name}: {copy}"
+
+    def read(member: str) -> bytes:
+        try:
+            return (path / member).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{path / member}: cannot be read ({error.strerror}); fetch the data set again, or give another data.dir"
+            ) from error
+
+    if not layout.md5:
+        return read, f"{path.name}: unverified, since no checksums are published for the files of this layout"
+    is_published = all(hashlib.md5(read(member)).hexdigest() == md5 for member, md5 in layout.md5.items())
+    return read, None if is_published else f"{path.name}: {copy}"
+
+
+def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
+    """Read the expected members of an archive into memory; nothing else of it is looked at, nothing is written."""
+    wanted = {f"{layout.folder}/{member}": member for member in (*layout.train, layout.test, layout.names)}
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for entry in tar:
+                member = wanted.get(entry.name.removeprefix("./"))
+                if member is None or not entry.isreg():
+                    continue
+                if entry.size > _MEMBER_BYTES:
+                    raise DataError(
+                        f"{archive}: {entry.name} claims {entry.size:,} bytes, more than any published file"
+                    )
+                contents[member] = tar.extractfile(entry).read()
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{archive}: is cut short or damaged ({error}); remove it and fetch it again") from error
+    if missing := sorted(set(wanted.values()) - contents.keys()):
+        raise DataError(f"{archive}: holds no {', '.join(missing)}; remove it and fetch it again")
+    return contents
+
+
+def _split_rows(content: bytes, where: str, is_fine: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Take the raw layout apart: a row is the label, or the coarse and the fine one, and 3,072 pixels."""
+    num_labels = 2 if is_fine else 1
+    if not content or len(content) % (_PIXELS + num_labels):
+        raise DataError(
+            f"{where}: has {len(content):,} bytes, which is no whole number of images of {_PIXELS + num_labels:,} bytes; "
+            "it was cut short, fetch it again"
+        )
+    rows = np.frombuffer(content, np.uint8).reshape(-1, _PIXELS + num_labels)
+    return rows[:, num_labels:], rows[:, num_labels - 1].astype(np.int64)
+
+
+def _unpickle_batch(content: bytes, where: str, is_fine: bool) -> tuple[np.ndarray, np.ndarray]:
+    batch = _unpickle(content, where)
+    try:
+        pixels = np.asarray(batch[b"data"])
+        labels = np.asarray(batch[b"fine_labels" if is_fine else b"labels"], np.int64)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
+            raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape} for {len(labels)} labels")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where}: is no CIFAR batch ({error}); fetch the data set again") from error
+    return pixels, labels
+
+
+def _class_names(content: bytes, is_pickled: bool, is_fine: bool, num_classes: int, where: str) -> tuple[str, ...]:
+    try:
+        if is_pickled:
+            names = _unpickle(content, where)[b"fine_label_names" if is_fine else b"label_names"]
+            names = [name.decode() for name in names]
+        else:
+            names = content.decode().split()
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: holds no names of classes ({error!r}); fetch the data set again") from error
+    if len(names) != num_classes:
+        raise DataError(f"{where}: holds {len(names)} names of classes and not {num_classes}; fetch the data set again")
+    return tuple(names)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits plain types and numpy arrays: a pickle can call nothing but these, whatever it says."""
+
+    _ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how newer Pythons pickle bytes
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, which a data set has no use for") from None
+
+
+def _unpickle(content: bytes, where: str) -> dict[bytes, Any]:
+    try:
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise anything at all
+        raise DataError(f"{where}: is cut short, damaged or not to be trusted ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: holds a {type(value).__name__} and not a batch; fetch the data set again")
+    return value

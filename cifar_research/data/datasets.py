@@ -1,0 +1,117 @@
+"""Data sets as arrays in memory, or rather in memory maps: training, validation and test split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cifar_research.data import cache, cifar, images, synthetic
+from cifar_research.data.cache import DataError, Source
+
+__all__ = ["DataError", "Dataset", "Split", "load"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a source: images uint8 [N, H, W, C] and labels int64 [N] of all of it, and which rows are meant.
+
+    Kept apart so that the images stay the memory map that every run on the machine shares.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of each channel, float32 [C], of pixels scaled to [0, 1]."""
+        channels = self.images.shape[-1]
+        sums = np.zeros((2, channels))
+        for begin in range(0, len(self), 2_000):
+            pixels = self.images[self.indices[begin : begin + 2_000]].reshape(-1, channels).astype(np.float64) / 255
+            sums += pixels.sum(0), (pixels**2).sum(0)
+        mean, square = sums / (len(self) * np.prod(self.images.shape[1:3]))
+        return mean.astype(np.float32), np.sqrt(np.maximum(square - mean**2, 1e-12)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run trains, validates and tests on. `note`: what must be said beside its results, or None."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+    note: str | None
+
+
+def load(data: Any) -> Dataset:
+    """Return the data set that the config section `data` describes; DataError if it cannot be had.
+
+    Validation images are held out from the training images, the same share of each class, by `split_seed` alone:
+    other runs' seeds hold out the same. With validation=test they are the test images, as some studies did.
+    """
+    source = _source(data)
+    everything = np.arange(len(source.train_labels))
+    test = Split(source.test_images, source.test_labels, np.arange(len(source.test_labels)))
+    notes = [source.note] if source.note else []
+    if data.validation == "test":
+        held_out, val = np.zeros(len(everything), bool), test
+        notes.append("validated on the test set, so its test accuracy is too high by the choice of the best epoch")
+    else:
+        held_out = images.hold_out(source.train_labels, data.val_fraction, data.split_seed)
+        val = Split(source.train_images, source.train_labels, everything[held_out])
+    rows = everything[~held_out]
+    if data.train_size is not None:
+        rows = _subset(rows, source.train_labels, data.train_size, data.split_seed)
+    if not len(rows):
+        raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training image; lower it")
+    return Dataset(
+        name=data.name,
+        classes=source.classes,
+        train=Split(source.train_images, source.train_labels, rows),
+        val=val,
+        test=test,
+        fingerprint=source.fingerprint,
+        note="; ".join(notes) or None,
+    )
+
+
+def _source(data: Any) -> Source:
+    root = cache.root(data.cache_dir)
+    match data.name:
+        case "cifar10" | "cifar100":
+            return cifar.load(data.name, data.dir, root, data.download)
+        case "images":
+            return images.load(data.dir, root, data.image_size, data.test_fraction, data.split_seed)
+        case "synthetic":
+            identity = [data.train_images, data.test_images, data.seed, synthetic.VERSION]
+
+            def draw() -> Source:
+                train = synthetic.draw(data.train_images, data.seed, split=0)
+                return Source(*train, *synthetic.draw(data.test_images, data.seed, split=1), synthetic.CLASSES)
+
+            return cache.load(root, "synthetic", identity, draw)
+    raise DataError(f"data.name: {data.name!r} is not one of cifar10, cifar100, images, synthetic")
+
+
+def _subset(rows: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Return `size` of the rows, as many of each class as its share of them, in order."""
+    classes, counts = np.unique(labels[rows], return_counts=True)
+    if not len(classes) <= size <= len(rows):
+        raise DataError(
+            f"data.train_size: {size} is out of range; it must be at least {len(classes)}, an image a class, and at "
+            f"most {len(rows)}, the training images there are"
+        )
+    exact = counts * size / len(rows)
+    quotas = np.floor(exact).astype(int)
+    quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1  # largest remainders first
+    rng = np.random.default_rng([seed, 1])
+    chosen = [rng.permutation(rows[labels[rows] == c])[:quota] for c, quota in zip(classes, quotas, strict=True)]
+    return np.sort(np.concatenate(chosen))

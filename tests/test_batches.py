@@ -1,0 +1,77 @@
+"""A batch is a function of (seed, step); an epoch is a permutation; evaluation sees every image once."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar_research.data import batches
+from cifar_research.data.datasets import Split
+
+
+def split(count=53):
+    images = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    return Split(images=images, labels=np.arange(60) % 10, indices=np.arange(60)[:count])
+
+
+def seen(dataset):
+    return [(images.numpy()[:, 0, 0, 0].tolist(), labels.numpy().tolist()) for images, labels in dataset]
+
+
+def training(initial_step=0, total_steps=14, seed=5, **changes):
+    return seen(
+        batches.training(
+            split(), batch_size=8, seed=seed, initial_step=initial_step, total_steps=total_steps, **changes
+        )
+    )
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another():
+    both = training()
+    first, second = (sum((images for images, _ in both[i : i + 7]), []) for i in (0, 7))
+    assert sorted(first) == sorted(second) == list(range(53))
+    assert first != second and first != sorted(first)
+    assert [len(images) for images, _ in both] == [8, 8, 8, 8, 8, 8, 5] * 2
+    assert all(label == image % 10 for images, labels in both for image, label in zip(images, labels, strict=True))
+
+
+def test_resumed_at_any_step_the_batches_are_the_same():
+    whole = training()
+    for step in range(14):
+        assert training(initial_step=step) == whole[step:]
+
+
+def test_another_seed_is_another_order():
+    assert training(seed=6)[0] != training()[0]
+    assert training() == training()
+
+
+def test_drop_remainder():
+    dropped = training(total_steps=12, drop_remainder=True)
+    assert [len(images) for images, _ in dropped] == [8] * 12
+    assert len({image for images, _ in dropped[:6] for image in images}) == 48
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_replicas_share_the_batch(replicas):
+    whole = training(total_steps=7)
+    for pipelines in {1, replicas}:
+        pieces = []
+        for pipeline in range(pipelines):
+            context = tf.distribute.InputContext(pipelines, pipeline, replicas)
+            pieces.append(training(total_steps=7, context=context))
+        for step in range(7):
+            per_pipeline = replicas // pipelines
+            parts = [piece[step * per_pipeline + r] for piece in pieces for r in range(per_pipeline)]
+            assert sum((images for images, _ in parts), []) == whole[step][0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 53, 100])
+def test_evaluation_sees_every_image_once_in_order(batch_size):
+    images = sum((images for images, _ in seen(batches.evaluation(split(), batch_size=batch_size))), [])
+    assert images == list(range(53))
+
+
+def test_steps_per_epoch():
+    assert batches.steps_per_epoch(53, 8, False) == 7
+    assert batches.steps_per_epoch(53, 8, True) == 6
+    assert batches.steps_per_epoch(48, 8, False) == batches.steps_per_epoch(48, 8, True) == 6
