@@ -1,0 +1,3 @@
+from cifar_research.augmentation.preview import main
+
+main()

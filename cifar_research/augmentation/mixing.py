@@ -1,0 +1,130 @@
+"""Transforms that hide a part of an image, or mix it with another of its batch: cutout, mixup, cutmix."""
+
+from __future__ import annotations
+
+from cifar_research.augmentation.contract import Transform, check_range, uniform
+
+
+def cutout(*, size: int = 8) -> Transform:
+    """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017)."""
+    check_range("size", size, 1)
+
+    def transform(images, targets, seed):
+        import tensorflow as tf
+
+        centres = tf.cast(uniform(images, seed, 2) * _sizes(images), tf.int32)
+        return erase(images, centres - size // 2, size=size), targets
+
+    return transform
+
+
+def mixup(*, alpha: float = 0.2) -> Transform:
+    """Blend the batch with itself reordered, by a weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    check_range("alpha", alpha, 0, excluded=True)
+
+    def transform(images, targets, seed):
+        import tensorflow as tf
+
+        weight_seed, order_seed = tf.unstack(tf.random.split(seed, 2))
+        return blend(images, targets, weight=_beta(alpha, weight_seed), order=_order(images, order_seed))
+
+    return transform
+
+
+def cutmix(*, alpha: float = 1.0) -> Transform:
+    """Paste into each image a box of a partner from the same batch, at the same place (Yun et al. 2019).
+
+    One box a batch, its share of the area from Beta(alpha, alpha), centred anywhere and cut at the sides.
+    """
+    check_range("alpha", alpha, 0, excluded=True)
+
+    def transform(images, targets, seed):
+        import tensorflow as tf
+
+        share_seed, centre_seed, order_seed = tf.unstack(tf.random.split(seed, 3))
+        sizes = _sizes(images)
+        extents = sizes * tf.sqrt(_beta(alpha, share_seed))
+        starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2
+        box = tf.cast(tf.round(tf.concat([starts, starts + extents], axis=0)), tf.int32)
+        return paste(images, targets, box=box, order=_order(images, order_seed))
+
+    return transform
+
+
+def erase(images, corners, *, size: int):
+    """Set a square of image i to grey, 0.5; corners: int32 [B, 2], its first row and column, may lie outside.
+
+    The paper sets it to zero after taking out the training set's mean; 0.5 stands for that mean here.
+    """
+    rows, columns = _spans(images, corners, corners + size)
+    return _replace(images, 0.5, rows, columns)
+
+
+def blend(images, targets, *, weight, order):
+    """Blend each example with a partner from the same batch (Zhang et al. 2018).
+
+    weight: share kept from the original, float32 scalar in [0, 1].
+    order: int32 [B]; row i is blended with row order[i].
+    """
+    import tensorflow as tf
+
+    return tuple(weight * rows + (1 - weight) * tf.gather(rows, order) for rows in (images, targets))
+
+
+def paste(images, targets, *, box, order):
+    """Paste a box of a partner into each image and blend the targets by area (Yun et al. 2019).
+
+    box: int32 [4], first row, first column, row after the last, column after the last; may reach outside.
+    order: int32 [B]; row i gets the box of row order[i].
+    """
+    import tensorflow as tf
+
+    rows, columns = _spans(images, box[None, :2], box[None, 2:])
+    area = tf.math.count_nonzero(rows, dtype=tf.float32) * tf.math.count_nonzero(columns, dtype=tf.float32)
+    kept = 1 - area / (images.shape[1] * images.shape[2])
+    mixed = _replace(images, tf.gather(images, order), rows, columns)
+    return mixed, kept * targets + (1 - kept) * tf.gather(targets, order)
+
+
+def _sizes(images):
+    """Return height and width, float32 [2]."""
+    import tensorflow as tf
+
+    return tf.constant(images.shape[1:3].as_list(), tf.float32)
+
+
+def _spans(images, starts, ends):
+    """Say which rows, bool [N, H], and columns, bool [N, W], lie between starts and ends, int32 [N, 2]."""
+    import tensorflow as tf
+
+    places = (tf.range(images.shape[1]), tf.range(images.shape[2]))
+    return tuple((at >= starts[:, i, None]) & (at < ends[:, i, None]) for i, at in enumerate(places))
+
+
+def _replace(images, replacement, rows, columns):
+    """Put `replacement`, images or a number, where rows, bool [B|1, H], and columns, bool [B|1, W], meet."""
+    import tensorflow as tf
+
+    height, width, channels = images.shape[1:]
+    images = tf.reshape(images, [-1, height, width * channels])
+    if tf.is_tensor(replacement):
+        replacement = tf.reshape(replacement, [-1, height, width * channels])
+    # Spread over channels and batch first: tf.where is slow when it has to.
+    inside = rows[:, :, None] & tf.repeat(columns, channels, axis=1)[:, None, :]
+    inside = tf.broadcast_to(inside, tf.shape(images))
+    return tf.reshape(tf.where(inside, replacement, images), [-1, height, width, channels])
+
+
+def _beta(alpha: float, seed):
+    """Draw from Beta(alpha, alpha) by two gammas; if alpha is so small that both are 0, the draw is 0."""
+    import tensorflow as tf
+
+    gammas = tf.random.stateless_gamma([2], seed, alpha)
+    return tf.math.divide_no_nan(gammas[0], tf.reduce_sum(gammas))
+
+
+def _order(images, seed):
+    """Draw a permutation of the batch, int32 [B]."""
+    import tensorflow as tf
+
+    return tf.argsort(uniform(images, seed))
