@@ -1,0 +1,64 @@
+"""The study's convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import keras
+
+Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
+
+
+def cnn(
+    *,
+    filters: list[int],
+    convolutions: int = 1,
+    kernel_size: int = 3,
+    pooling: Literal["max", "avg"] = "max",
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    activation: Activation = "relu",
+) -> Callable[[tuple[int, int, int]], keras.Model]:
+    """Blocks of convolutions, each block ended by 2 x 2 pooling and, if asked for, dropout.
+
+    filters: output channels by block; `convolutions` of them a block, stride 1, zero-padded.
+    batch_norm: between each convolution and its activation.
+    Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
+    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. ValueError names what is out of range.
+    """
+    if not filters or min(filters) < 1:
+        raise ValueError(f"filters: {filters} must be a list of at least one number, each at least 1")
+    for name, value in {"convolutions": convolutions, "kernel_size": kernel_size}.items():
+        if value < 1:
+            raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: {dropout} is out of range; it must be at least 0 and below 1")
+
+    def build(image_shape: tuple[int, int, int]) -> keras.Model:
+        import keras
+
+        from cifar_research.config import ConfigError
+        from cifar_research.layers import BatchNormalization, Dropout
+
+        if min(image_shape[:2]) < 2 ** len(filters):
+            raise ConfigError(
+                f"backbone.filters: {len(filters)} blocks halve an image {len(filters)} times, and "
+                f"{image_shape[0]} x {image_shape[1]} pixels are too few; use fewer blocks or larger images"
+            )
+        pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
+        stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
+        for block, channels in enumerate(filters, 1):
+            for number in range(1, convolutions + 1):
+                name = f"block{block}_conv{number}"
+                stack.append(keras.layers.Conv2D(channels, kernel_size, padding="same", name=name))
+                if batch_norm:
+                    stack.append(BatchNormalization(name=f"{name}_norm"))
+                stack.append(keras.layers.Activation(activation, name=f"{name}_{activation}"))
+            stack.append(pool(name=f"block{block}_pool"))
+            if dropout > 0:
+                stack.append(Dropout(dropout, name=f"block{block}_dropout"))
+        return keras.Sequential(stack, name="cnn")
+
+    return build

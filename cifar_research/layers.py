@@ -1,0 +1,115 @@
+"""Batch normalisation and dropout on fused kernels: drop-in for Keras's layers, without their element-wise work."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import zlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+_context = threading.local()  # one a thread, since each replica of a strategy is traced in a thread of its own
+
+
+@contextlib.contextmanager
+def random_seed(seed: tf.Tensor) -> Iterator[None]:
+    """Draw the random numbers of every layer called within from `seed`, int32 [2].
+
+    The layers keep no random state, so a step's masks depend on nothing but the seed it is given.
+    """
+    before = getattr(_context, "seed", None)
+    _context.seed = seed
+    try:
+        yield
+    finally:
+        _context.seed = before
+
+
+class Dropout(keras.layers.Layer):
+    """Dropout (Srivastava et al. 2014) with masks that are a function of `random_seed` and the layer's name.
+
+    Inputs and outputs: float [B, ...]. An element is kept with probability 1 - rate, to within 1 / 65,536, since
+    16 random bits decide on it: a quarter of the random bits, and of the time, that a float uniform takes.
+    Called with training=True outside of `random_seed`, it raises ValueError.
+    """
+
+    def __init__(self, rate: float, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training or self.rate == 0:
+            return inputs
+        seed = getattr(_context, "seed", None)
+        if seed is None:
+            if not isinstance(inputs, tf.Tensor):  # Keras is only asking for the shape
+                return inputs
+            raise ValueError(f"{self.name}: call the model inside `with layers.random_seed(seed)` to train it")
+        seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
+        size = tf.size(inputs)
+        words = tf.random.stateless_uniform(
+            [(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+        bits = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]
+        # Compared as int32: TensorFlow has no uint16 comparison on every device.
+        kept = tf.cast(bits, tf.int32) >= round(self.rate * 65_536)
+        mask = tf.cast(tf.reshape(kept, tf.shape(inputs)), inputs.dtype)
+        return inputs * mask * tf.cast(1 / (1 - self.rate), inputs.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "rate": self.rate}
+
+
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation (Ioffe and Szegedy 2015) by TensorFlow's fused kernel.
+
+    Inputs: float [B, H, W, C] or [B, C], seen by the kernel as [B, 1, 1, C]. Statistics are float32 whatever
+    the precision of the inputs. Under a `tf.distribute` strategy the replicas' moments are averaged, since the
+    kernel sees one replica only. Momentum and epsilon default to Keras's 0.99 and 0.001.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool = False, mask=None) -> tf.Tensor:
+        if not isinstance(inputs, tf.Tensor) or not (self.scale and self.center):
+            return super().call(inputs, training=training, mask=mask)
+        training = bool(training and self.trainable)
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync if training else 1
+        if replicas > 1:
+            return self._call_synchronized(inputs)
+        images = inputs if inputs.shape.rank == 4 else inputs[:, tf.newaxis, tf.newaxis, :]
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=images,
+            scale=self.gamma.value,
+            offset=self.beta.value,
+            mean=tf.zeros([0]) if training else self.moving_mean.value,
+            variance=tf.zeros([0]) if training else self.moving_variance.value,
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        if training:
+            # The kernel returns the unbiased variance; Keras averages the biased one.
+            count = tf.cast(tf.size(images) // images.shape[-1], tf.float32)
+            self._move(mean, variance * (count - 1) / count)
+        return outputs if inputs.shape.rank == 4 else outputs[:, 0, 0, :]
+
+    def _call_synchronized(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalise with the moments of the whole batch: sums and counts are added up over the replicas."""
+        context = tf.distribute.get_replica_context()
+        floats = tf.cast(inputs, tf.float32)
+        axes = list(range(inputs.shape.rank - 1))
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+        count = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        mean = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(floats, axes)) / count
+        # In two passes: the difference of squares would lose the digits that equality with one device needs.
+        squares = tf.reduce_sum(tf.math.squared_difference(floats, mean), axes)
+        variance = context.all_reduce(tf.distribute.ReduceOp.SUM, squares) / count
+        self._move(mean, variance)
+        outputs = tf.nn.batch_normalization(floats, mean, variance, self.beta.value, self.gamma.value, self.epsilon)
+        return tf.cast(outputs, inputs.dtype)
+
+    def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moved = average.value * self.momentum + value * (1 - self.momentum)
+            # This replica's copy: every replica has the same moments, and `assign` would reduce them once more.
+            tf.raw_ops.AssignVariableOp(resource=average.value.handle, value=moved)

@@ -1,0 +1,44 @@
+"""Losses: (logits float [B, K], targets float [B, K]) -> float32 [B], a loss an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Loss = Callable[[Any, Any], Any]
+
+
+def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
+    """-sum_k targets_k log softmax(logits)_k, in nats; smoothed targets as in Szegedy et al. 2016."""
+    _check_smoothing(label_smoothing)
+
+    def loss(logits, targets):
+        import tensorflow as tf
+
+        return tf.nn.softmax_cross_entropy_with_logits(_smooth(targets, label_smoothing), logits)
+
+    return loss
+
+
+def mean_squared_error(*, label_smoothing: float = 0.0) -> Loss:
+    """mean_k (softmax(logits)_k - targets_k)^2, the Brier score over K (Brier 1950)."""
+    _check_smoothing(label_smoothing)
+
+    def loss(logits, targets):
+        import tensorflow as tf
+
+        difference = tf.math.squared_difference(tf.nn.softmax(logits), _smooth(targets, label_smoothing))
+        return tf.reduce_mean(difference, axis=-1)
+
+    return loss
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing: {label_smoothing} is out of range; it must be at least 0 and below 1")
+
+
+def _smooth(targets, label_smoothing: float):
+    if label_smoothing == 0:
+        return targets
+    return targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]

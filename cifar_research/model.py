@@ -1,0 +1,67 @@
+"""The classifier: a backbone's feature map, a head on it, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from cifar_research.backbones.cnn import Activation
+
+if TYPE_CHECKING:
+    import keras
+
+
+def head(
+    *,
+    pooling: Literal["flatten", "avg", "max"] = "flatten",
+    hidden: list[int],
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    activation: Activation = "relu",
+) -> Callable[[Any, int], Any]:
+    """Dense layers from a feature map to logits.
+
+    pooling: how [B, h, w, C] becomes a vector: flattened, or its average or maximum over h and w.
+    hidden: units of each hidden dense layer; batch_norm: between each of them and its activation.
+    dropout: once, before the output layer, as in the study.
+    Returns a function (feature map, num_classes) -> logits float [B, num_classes].
+    """
+    if hidden and min(hidden) < 1:
+        raise ValueError(f"hidden: {hidden} must be a list of numbers, each at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: {dropout} is out of range; it must be at least 0 and below 1")
+
+    def build(features: Any, num_classes: int) -> Any:
+        import keras
+
+        from cifar_research.layers import BatchNormalization, Dropout
+
+        to_vector = {
+            "flatten": keras.layers.Flatten,
+            "avg": keras.layers.GlobalAveragePooling2D,
+            "max": keras.layers.GlobalMaxPooling2D,
+        }[pooling]
+        vector = to_vector(name="head_pool")(features)
+        for number, units in enumerate(hidden, 1):
+            vector = keras.layers.Dense(units, name=f"head_dense{number}")(vector)
+            if batch_norm:
+                vector = BatchNormalization(name=f"head_dense{number}_norm")(vector)
+            vector = keras.layers.Activation(activation, name=f"head_dense{number}_{activation}")(vector)
+        if dropout > 0:
+            vector = Dropout(dropout, name="head_dropout")(vector)
+        return keras.layers.Dense(num_classes, name="logits")(vector)
+
+    return build
+
+
+def classifier(
+    backbone: Callable[[tuple[int, int, int]], keras.Model],
+    head: Callable[[Any, int], Any],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> keras.Model:
+    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out."""
+    import keras
+
+    images = keras.Input(image_shape, name="images")
+    return keras.Model(images, head(backbone(image_shape)(images), num_classes), name="classifier")

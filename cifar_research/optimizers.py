@@ -1,0 +1,208 @@
+"""Optimizers: small factories on TensorFlow's fused update kernels.
+
+Each returns an `Optimizer`, which says what is kept for a weight and how one update is done. It holds no
+variables itself: `init` makes them, `apply` updates weights in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How weights are updated.
+
+    update: (weight, slots, gradient, learning_rate, step) -> None, in place; `step`, float32, is 1 at the first.
+    slots: names of the values kept for each weight, of its shape, float32, 0 at first.
+    weight_decay: decoupled (Loshchilov and Hutter 2019); weights of rank 1, biases and norms, are spared.
+    clip_norm: gradients are scaled down to this global norm (Pascanu et al. 2013).
+    """
+
+    learning_rate: float
+    slots: tuple[str, ...]
+    update: Callable[[Any, Sequence[Any], Any, Any, Any], None]
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def init(self, weights: Sequence[Any]) -> list[list[Any]]:
+        """Return the slot variables, a list for each weight."""
+        import tensorflow as tf
+
+        return [
+            [tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"slot_{slot}") for slot in self.slots]
+            for weight in weights
+        ]
+
+    def apply(self, weights, slots, gradients, learning_rate, step) -> None:
+        """Update every weight once. gradients: float32, of the weights' shapes; step: 1 at the first update."""
+        import tensorflow as tf
+
+        if self.clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        for weight, kept, gradient in zip(weights, slots, gradients, strict=True):
+            if self.weight_decay and weight.shape.rank > 1:
+                _subtract(weight, weight * (learning_rate * self.weight_decay))
+            self.update(weight, kept, gradient, learning_rate, step)
+
+
+def adam(
+    *,
+    learning_rate: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """Adam (Kingma and Ba 2015), in the form of its section 2: bias correction moved into the learning rate."""
+    return adamw(
+        learning_rate=learning_rate,
+        weight_decay=0.0,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        clip_norm=clip_norm,
+    )
+
+
+def adamw(
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    _check(learning_rate, clip_norm, weight_decay=weight_decay)
+    _check_shares(beta_1=beta_1, beta_2=beta_2)
+    _check_positive(epsilon=epsilon)
+
+    def update(weight, slots, gradient, learning_rate, step):
+        import tensorflow as tf
+
+        tf.raw_ops.ResourceApplyAdam(
+            var=weight.handle,
+            m=slots[0].handle,
+            v=slots[1].handle,
+            beta1_power=beta_1**step,
+            beta2_power=beta_2**step,
+            lr=learning_rate,
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=epsilon,
+            grad=gradient,
+        )
+
+    return Optimizer(learning_rate, ("mean", "variance"), update, weight_decay, clip_norm)
+
+
+def sgd(
+    *, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, clip_norm: float | None = None
+) -> Optimizer:
+    """Stochastic gradient descent, with momentum (Sutskever et al. 2013) if it is not 0."""
+    _check(learning_rate, clip_norm)
+    _check_shares(momentum=momentum)
+    if nesterov and momentum == 0:
+        raise ValueError("nesterov: true needs a momentum above 0; set momentum=0.9 or nesterov=false")
+
+    def update(weight, slots, gradient, learning_rate, step):
+        import tensorflow as tf
+
+        if not slots:
+            tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=learning_rate, delta=gradient)
+        else:
+            # Keras's form, in which the momentum holds the learning rate: v = m v - r g; w += v, or m v - r g.
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=weight.handle,
+                accum=slots[0].handle,
+                lr=learning_rate,
+                grad=gradient,
+                momentum=momentum,
+                use_nesterov=nesterov,
+            )
+
+    return Optimizer(learning_rate, ("momentum",) if momentum else (), update, clip_norm=clip_norm)
+
+
+def rmsprop(
+    *,
+    learning_rate: float,
+    rho: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-7,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square."""
+    _check(learning_rate, clip_norm)
+    _check_shares(rho=rho, momentum=momentum)
+    _check_positive(epsilon=epsilon)
+
+    def update(weight, slots, gradient, learning_rate, step):
+        import tensorflow as tf
+
+        tf.raw_ops.ResourceApplyRMSProp(
+            var=weight.handle,
+            ms=slots[0].handle,
+            mom=slots[1].handle,
+            lr=learning_rate,
+            rho=rho,
+            momentum=momentum,
+            epsilon=epsilon,
+            grad=gradient,
+        )
+
+    return Optimizer(learning_rate, ("mean_square", "momentum"), update, clip_norm=clip_norm)
+
+
+def lion(
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    beta_1: float = 0.9,
+    beta_2: float = 0.99,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """Lion (Chen et al. 2023): w -= r sign(b1 m + (1 - b1) g); m = b2 m + (1 - b2) g."""
+    _check(learning_rate, clip_norm, weight_decay=weight_decay)
+    _check_shares(beta_1=beta_1, beta_2=beta_2)
+
+    def update(weight, slots, gradient, learning_rate, step):
+        import tensorflow as tf
+
+        (momentum,) = slots
+        direction = tf.sign(beta_1 * momentum + (1 - beta_1) * gradient)
+        _subtract(weight, learning_rate * direction)
+        _subtract(momentum, (1 - beta_2) * (momentum - gradient))
+
+    return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm)
+
+
+def _subtract(variable, value) -> None:
+    """Subtract in place from this replica's copy: under a strategy, the methods of variables would reduce again."""
+    import tensorflow as tf
+
+    tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=value)
+
+
+def _check(learning_rate: float, clip_norm: float | None, weight_decay: float = 0.0) -> None:
+    _check_positive(learning_rate=learning_rate)
+    if clip_norm is not None:
+        _check_positive(clip_norm=clip_norm)
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay: {weight_decay} is out of range; it must be at least 0")
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}: {value} is out of range; it must be above 0")
+
+
+def _check_shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}: {value} is out of range; it must be at least 0 and below 1")

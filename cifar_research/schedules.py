@@ -1,0 +1,130 @@
+"""Learning-rate schedules: (step, total_steps, steps_per_epoch) -> the factor on the peak learning rate.
+
+`step`, a float32 tensor, counts the updates done, so the first update has step 0; the other two are numbers.
+A warm-up multiplies whatever follows by (step + 1) / warm-up steps, until that is 1 (Goyal et al. 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Schedule = Callable[[Any, int, int], Any]
+
+
+def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
+    """1."""
+    warmup = _warmup(warmup_epochs, warmup_steps)
+
+    def schedule(step, total_steps, steps_per_epoch):
+        return _ramp(step, warmup(steps_per_epoch))
+
+    return schedule
+
+
+def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
+    """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017)."""
+    _in_range("final_fraction", final_fraction, 0, 1)
+    warmup = _warmup(warmup_epochs, warmup_steps)
+
+    def schedule(step, total_steps, steps_per_epoch):
+        import tensorflow as tf
+
+        begin = warmup(steps_per_epoch)
+        share = tf.clip_by_value((step - begin) / max(total_steps - begin, 1), 0.0, 1.0)
+        wave = 0.5 * (1 + tf.cos(math.pi * share))
+        return _ramp(step, begin) * (final_fraction + (1 - final_fraction) * wave)
+
+    return schedule
+
+
+def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fraction: float = 0.0) -> Schedule:
+    """A triangle: from initial_fraction straight up to 1 at the share `peak_at` of all steps, then straight down.
+
+    The one-cycle policy of Smith and Topin 2018, without its momentum.
+    """
+    _in_range("peak_at", peak_at, 0, 1)
+    _in_range("initial_fraction", initial_fraction, 0, 1)
+    _in_range("final_fraction", final_fraction, 0, 1)
+
+    def schedule(step, total_steps, steps_per_epoch):
+        import tensorflow as tf
+
+        peak = peak_at * total_steps
+        up = initial_fraction + (1 - initial_fraction) * step / max(peak, 1e-6)
+        down = 1 - (1 - final_fraction) * (step - peak) / max(total_steps - peak, 1e-6)
+        return tf.where(step < peak, up, tf.maximum(down, final_fraction))
+
+    return schedule
+
+
+def step_decay(
+    *,
+    factor: float,
+    every_epochs: float | None = None,
+    every_steps: int | None = None,
+    warmup_epochs: float = 0.0,
+    warmup_steps: int = 0,
+) -> Schedule:
+    """factor^n after n whole periods; a period is in epochs or, if given, in steps."""
+    period = _period(factor, every_epochs, every_steps)
+    warmup = _warmup(warmup_epochs, warmup_steps)
+
+    def schedule(step, total_steps, steps_per_epoch):
+        import tensorflow as tf
+
+        return _ramp(step, warmup(steps_per_epoch)) * factor ** tf.floor(step / period(steps_per_epoch))
+
+    return schedule
+
+
+def exponential(
+    *,
+    factor: float,
+    every_epochs: float | None = None,
+    every_steps: int | None = None,
+    warmup_epochs: float = 0.0,
+    warmup_steps: int = 0,
+) -> Schedule:
+    """factor^(step / period), smoothly; a period is in epochs or, if given, in steps."""
+    period = _period(factor, every_epochs, every_steps)
+    warmup = _warmup(warmup_epochs, warmup_steps)
+
+    def schedule(step, total_steps, steps_per_epoch):
+        return _ramp(step, warmup(steps_per_epoch)) * factor ** (step / period(steps_per_epoch))
+
+    return schedule
+
+
+def _ramp(step, steps: float):
+    import tensorflow as tf
+
+    return tf.minimum((step + 1) / steps, 1.0) if steps > 0 else tf.ones_like(step)
+
+
+def _warmup(epochs: float, steps: int) -> Callable[[int], float]:
+    """Return the function from steps_per_epoch to the length of the warm-up in steps."""
+    for name, value in {"warmup_epochs": epochs, "warmup_steps": steps}.items():
+        if value < 0:
+            raise ValueError(f"{name}: {value} is out of range; it must be at least 0")
+    if epochs and steps:
+        raise ValueError(f"warmup_steps: {steps} steps and warmup_epochs={epochs} contradict each other; give one")
+    return lambda steps_per_epoch: steps or epochs * steps_per_epoch
+
+
+def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[[int], float]:
+    """Return the function from steps_per_epoch to the length of a period in steps."""
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor: {factor} is out of range; it must be above 0 and at most 1")
+    if epochs is None and steps is None:
+        raise ValueError("every_epochs: null and every_steps=null leave no period; give one of them")
+    for name, value in {"every_epochs": epochs, "every_steps": steps}.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}: {value} is out of range; it must be above 0")
+    return lambda steps_per_epoch: steps or epochs * steps_per_epoch
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} is out of range; it must be at least {low} and at most {high}")

@@ -1,0 +1,83 @@
+"""The fused layers equal Keras's: forward, backward, moving statistics."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar_research import layers
+
+
+@pytest.mark.parametrize("shape", [(16, 6, 6, 8), (16, 24)])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_equals_keras(shape, training):
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(rng.normal(3, 2, shape).astype("float32"))
+    upstream = tf.constant(rng.normal(size=shape).astype("float32"))
+    ours, theirs = layers.BatchNormalization(), keras.layers.BatchNormalization()
+    values = [rng.uniform(0.5, 1.5, shape[-1]).astype("float32") for _ in range(4)]
+    results = []
+    for layer in (ours, theirs):
+        layer.build(shape)
+        layer.set_weights(values)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=training)
+            loss = tf.reduce_sum(outputs * upstream)
+        gradients = tape.gradient(loss, [inputs, layer.gamma.value, layer.beta.value])
+        results.append([outputs, *gradients, layer.moving_mean.value, layer.moving_variance.value])
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_normalization_moves_in_training_only():
+    layer = layers.BatchNormalization()
+    inputs = tf.random.stateless_normal([32, 4], [1, 2])
+    layer(inputs, training=False)
+    assert layer.moving_mean.numpy().tolist() == [0] * 4
+    layer(inputs, training=True)
+    assert abs(layer.moving_mean.numpy()).min() > 0
+    layer.trainable = False
+    before = layer.moving_mean.numpy()
+    layer(inputs, training=True)
+    np.testing.assert_array_equal(layer.moving_mean.numpy(), before)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5])
+@pytest.mark.parametrize("shape", [(64, 33), (8, 5, 7, 3)])
+def test_dropout_equals_keras_given_its_mask(rate, shape):
+    layer = layers.Dropout(rate, name="some_dropout")
+    inputs = tf.constant(np.random.default_rng(0).uniform(1, 2, shape).astype("float32"))
+    with layers.random_seed(tf.constant([1, 2])), tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+    kept = outputs.numpy() != 0
+    np.testing.assert_allclose(outputs, np.where(kept, inputs / (1 - rate), 0), rtol=1e-5)
+    np.testing.assert_allclose(tape.gradient(outputs, inputs), kept / (1 - rate), rtol=1e-5)
+    np.testing.assert_array_equal(layer(inputs, training=False), inputs)
+
+
+def test_dropout_keeps_the_share_it_should():
+    with layers.random_seed(tf.constant([3, 4])):
+        outputs = layers.Dropout(0.3, name="d")(tf.ones([1000, 1001]), training=True)
+    assert abs((outputs.numpy() != 0).mean() - 0.7) < 4 * np.sqrt(0.21 / 1e6)
+    assert abs(outputs.numpy().mean() - 1) < 0.005
+
+
+def test_dropout_is_a_function_of_seed_and_name():
+    inputs = tf.ones([4, 100])
+
+    def masks(seed, name):
+        with layers.random_seed(tf.constant(seed)):
+            return layers.Dropout(0.5, name=name)(inputs, training=True).numpy()
+
+    np.testing.assert_array_equal(masks([1, 2], "a"), masks([1, 2], "a"))
+    assert (masks([1, 2], "a") != masks([1, 3], "a")).any()
+    assert (masks([1, 2], "a") != masks([1, 2], "b")).any()
+    rows = masks([1, 2], "a")
+    assert (rows[0] != rows[1]).any()
+
+
+def test_dropout_without_a_seed_is_an_error():
+    with pytest.raises(ValueError, match="random_seed"):
+        layers.Dropout(0.5, name="lost")(tf.ones([2, 2]), training=True)

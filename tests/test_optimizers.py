@@ -1,0 +1,94 @@
+"""Optimizers equal Keras's, and every option of the group keeps their common promises."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar_research import config, optimizers, plugins
+
+OPTIONS = sorted(path.stem for path in Path(config.config_dir(), "optimizer").glob("*.yaml"))
+PEERS = {
+    "adam": (optimizers.adam(learning_rate=0.01), lambda: keras.optimizers.Adam(0.01)),
+    "adamw": (
+        optimizers.adamw(learning_rate=0.01, weight_decay=0.1),
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    ),
+    "sgd": (optimizers.sgd(learning_rate=0.01), lambda: keras.optimizers.SGD(0.01)),
+    "momentum": (optimizers.sgd(learning_rate=0.01, momentum=0.9), lambda: keras.optimizers.SGD(0.01, momentum=0.9)),
+    "nesterov": (
+        optimizers.sgd(learning_rate=0.01, momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+    ),
+    "rmsprop": (optimizers.rmsprop(learning_rate=0.01), lambda: keras.optimizers.RMSprop(0.01)),
+    "lion": (
+        optimizers.lion(learning_rate=0.01, weight_decay=0.1),
+        lambda: keras.optimizers.Lion(0.01, weight_decay=0.1),
+    ),
+    "clipped": (
+        optimizers.sgd(learning_rate=0.01, clip_norm=0.5),
+        lambda: keras.optimizers.SGD(0.01, global_clipnorm=0.5),
+    ),
+}
+
+
+def updates(optimizer, weights, gradients):
+    slots = optimizer.init(weights)
+    for step, gradient in enumerate(gradients, 1):
+        optimizer.apply(weights, slots, gradient, tf.constant(optimizer.learning_rate), tf.constant(float(step)))
+    return [weight.numpy() for weight in weights]
+
+
+def gradients(count):
+    rng = np.random.default_rng(1)
+    return [[tf.constant(rng.normal(size=shape).astype("float32")) for shape in ((4, 3), (3,))] for _ in range(count)]
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    return [tf.Variable(rng.normal(size=(4, 3)).astype("float32")), tf.Variable(np.ones(3, "float32"))]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_equals_keras(name):
+    ours, make_theirs = PEERS[name]
+    theirs, variables = make_theirs(), [keras.Variable(value.numpy()) for value in weights()]
+    if ours.weight_decay:
+        theirs.build(variables)
+        theirs.exclude_from_weight_decay(var_list=[variables[1]])
+    for gradient in gradients(20):
+        theirs.apply(gradient, variables)
+    for got, expected in zip(updates(ours, weights(), gradients(20)), variables, strict=True):
+        np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_optimizer_descends_and_is_reproducible(option):
+    optimizer = plugins.instantiate(config.compose([f"optimizer={option}"]).optimizer)
+
+    def descend():
+        weight = tf.Variable([[2.0, -3.0]])
+        slots = optimizer.init([weight])
+
+        @tf.function
+        def step(number):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(weight**2)
+            rate = tf.constant(optimizer.learning_rate)
+            optimizer.apply([weight], slots, tape.gradient(loss, [weight]), rate, number)
+            return loss
+
+        return [step(tf.constant(float(number))).numpy() for number in range(1, 41)]
+
+    first, second = descend(), descend()
+    assert first == second
+    assert first[-1] < first[0]
+
+
+def test_weight_decay_spares_vectors():
+    optimizer = optimizers.adamw(learning_rate=0.1, weight_decay=0.5)
+    matrix, vector = tf.Variable([[1.0]]), tf.Variable([1.0])
+    updates(optimizer, [matrix, vector], [[tf.zeros([1, 1]), tf.zeros([1])]])
+    assert matrix.numpy() == pytest.approx(0.95) and vector.numpy() == 1

@@ -1,0 +1,73 @@
+"""Every preset and every option composes, passes the check, and takes a step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar_research import config, steps, train
+from cifar_research.data.datasets import Dataset, Split
+
+PRESETS = sorted(path.stem for path in Path(config.config_dir(), "experiment").glob("*.yaml"))
+OPTIONS = [
+    (path.parent.name, path.stem)
+    for group in ("augmentation", "backbone", "model", "loss", "optimizer", "schedule", "training")
+    for path in sorted(Path(config.config_dir(), group).glob("*.yaml"))
+]
+# What the issue and the study say: all weights, and those that are trained.
+PARAMETERS = {
+    "first_version": (620_362, 620_362),
+    "dropout": (620_362, 620_362),
+    "wide": (1_280_202, 1_278_218),
+    "enlarged": (1_474_858, 1_472_426),
+    "augmented": (1_474_858, 1_472_426),
+}
+
+
+def one_step(overrides):
+    """Take one step of the composed config on 16 random images; return (loss, task)."""
+    cfg = config.compose(overrides)
+    config.check(cfg)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    split = Split(images=images, labels=np.arange(16) % 10, indices=np.arange(16))
+    classes = tuple(f"class {i}" for i in range(10))
+    data = Dataset(name="random", classes=classes, train=split, val=split, test=split, fingerprint="", note=None)
+    task = train._task(cfg, data)
+    before = [weight.numpy() for weight in task.weights]
+    totals = tf.function(lambda a, b: steps.train_step(task, a, b))(images, split.labels).numpy()
+    assert totals[2] == 16 and np.isfinite(totals).all()
+    assert any((weight.numpy() != value).any() for weight, value in zip(task.weights, before, strict=True))
+    return totals[0] / totals[2], task
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_takes_a_step(preset):
+    _, task = one_step([f"experiment={preset}"])
+    if preset in PARAMETERS:
+        trainable = sum(int(weight.shape.num_elements()) for weight in task.weights)
+        assert (task.model.count_params(), trainable) == PARAMETERS[preset]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_takes_a_step(group, option):
+    one_step([f"{group}={option}", "backbone.filters=[8]", "model.hidden=[16]"][: 2 if option == "linear" else 3])
+
+
+def test_preset_headers_say_how_to_run_them_and_what_to_expect():
+    for preset in PRESETS:
+        header = Path(config.config_dir(), "experiment", f"{preset}.yaml").read_text()
+        assert f"scripts/train experiment={preset}" in header, preset
+        assert "accuracy" in header, preset
+
+
+def test_study_settings():
+    cfg = config.compose([])
+    assert (cfg.optimizer._target_, cfg.optimizer.learning_rate) == ("cifar_research.optimizers.adam", 0.005)
+    assert cfg.loss._target_ == "cifar_research.losses.mean_squared_error"
+    assert (cfg.training.epochs, cfg.training.batch_size) == (10, 128)
+    assert config.compose(["experiment=dropout"]).model.dropout == 0.3
+    assert list(config.compose(["experiment=augmented"]).augmentation) == [
+        "rotation", "horizontal_flip", "vertical_flip", "shift"
+    ]  # fmt: skip
