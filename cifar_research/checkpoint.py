@@ -1,0 +1,130 @@
+"""Checkpoints: one file each, written whole or not at all, and never believed without its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_research.report import atomic_write
+
+MAGIC = b"cifar_research checkpoint 1\n"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, in a sentence with its path."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """arrays: every variable by name; meta: what else a run remembers, as JSON knows it."""
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically: a magic line, the SHA-256 of the rest, and the rest, a numpy .npz."""
+    buffer = io.BytesIO()
+    meta = np.frombuffer(json.dumps(checkpoint.meta).encode(), np.uint8)
+    np.savez(buffer, **checkpoint.arrays, **{"meta.json": meta})
+    payload = buffer.getvalue()
+    atomic_write(path, MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint; CheckpointError if it is missing, cut short, altered, or something else."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    begin = len(MAGIC) + _DIGEST_BYTES
+    if not content.startswith(MAGIC):
+        raise CheckpointError(f"{path}: is not a checkpoint of this version, or its beginning is damaged")
+    if hashlib.sha256(content[begin:]).digest() != content[len(MAGIC) : begin]:
+        raise CheckpointError(f"{path}: is damaged, its checksum does not match")
+    try:
+        with np.load(io.BytesIO(content[begin:]), allow_pickle=False) as arrays:
+            loaded = {name: arrays[name] for name in arrays.files}
+        return Checkpoint(loaded, json.loads(loaded.pop("meta.json").tobytes()))
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: is damaged ({error})") from error
+
+
+def _best_of(path: Path) -> int | None:
+    """Return the step of the best weights that a checkpoint speaks of, without reading its arrays."""
+    with zipfile.ZipFile(path) as archive, archive.open("meta.json.npy") as member:
+        best = json.loads(np.lib.format.read_array(member, allow_pickle=False).tobytes()).get("best")
+    return best and best["step"]
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last few steps, and the best weights that they speak of.
+
+    `step-N.ckpt` holds all a run needs to go on; its meta["best"] names the `best-N.ckpt` with the best weights by
+    validation so far, written before it, so that a kill between the two leaves both usable.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def best_path(self, step: int) -> Path:
+        return self.folder / f"best-{step:08d}.ckpt"
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Write the state after `step` updates, then delete what no kept checkpoint needs any more.
+
+        FloatingPointError if a weight is not finite: such a state must not push out the last good one.
+        """
+        for name, array in checkpoint.arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise FloatingPointError(f"{name} is not finite at step {step}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write(self.folder / f"step-{step:08d}.ckpt", checkpoint)
+        for path in self._steps()[: -self.keep]:
+            path.unlink()
+        try:
+            needed = {self.best_path(best) for path in self._steps() if (best := _best_of(path)) is not None}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return  # better to keep a best too many than to guess what a damaged file spoke of
+        for path in self.folder.glob("best-*.ckpt"):
+            if path not in needed:
+                path.unlink()
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest intact checkpoint whose best weights are intact too; None if there never was one.
+
+        A damaged one is reported by a warning and the one before is used. CheckpointError if all are damaged.
+        """
+        problems = []
+        for path in reversed(self._steps()):
+            try:
+                checkpoint = read(path)
+                if best := checkpoint.meta.get("best"):
+                    read(self.best_path(best["step"]))
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                log.warning("%s; going on from %s", problem, path.name)
+            return checkpoint
+        if problems:
+            raise CheckpointError(
+                "No checkpoint of this run can be used: " + "; ".join(problems) + ". Restore one from a backup, or "
+                f"start anew in another hydra.run.dir; nothing in {self.folder} was changed"
+            )
+        return None
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.ckpt"))

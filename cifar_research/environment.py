@@ -1,0 +1,114 @@
+"""The process a run works in: noise, threads, memory, determinism, precision, devices, seed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cifar_research.config import ConfigError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What `prepare` chose; `strategy` is TensorFlow's default one when training.strategy is none."""
+
+    strategy: tf.distribute.Strategy
+    device: str  # for people: "CPU, 2 threads"
+    prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
+    deterministic: bool
+    is_chief: bool  # the one worker that writes files
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep TensorFlow's start-up messages off the terminal; what matters comes back as an exception.
+
+    Some are written before TensorFlow reads TF_CPP_MIN_LOG_LEVEL, so standard error is turned away meanwhile.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def prepare(training: Any, seed: int) -> Environment:
+    """Import TensorFlow and set up this process for a run with the config section `training`.
+
+    May be called again in one process; what TensorFlow cannot change any more (the number of threads, determinism
+    once it is on) then stays, and a ConfigError says so where that would change the results.
+    """
+    with quiet():
+        import keras
+        import tensorflow as tf
+        from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public one
+
+        gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        if not tf.config.experimental.get_memory_growth(gpu):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if training.threads is not None and tf.config.threading.get_intra_op_parallelism_threads() != training.threads:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(training.threads)
+            tf.config.threading.set_inter_op_parallelism_threads(training.threads)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"training.threads: {training.threads} came too late, TensorFlow already runs in this process; "
+                "start this run in a process of its own"
+            ) from error
+    deterministic = not gpus and not training.jit_compile if training.deterministic is None else training.deterministic
+    if training.jit_compile and is_op_determinism_enabled():
+        raise ConfigError(
+            "training.jit_compile: true came too late, a deterministic run came before it in this process; start "
+            "this run in a process of its own"
+        )
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(POLICIES[training.precision])
+    keras.utils.set_random_seed(seed)
+    strategy = _strategy(training.strategy)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
+    device = gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} threads"
+    if strategy.num_replicas_in_sync > 1:
+        device = f"{strategy.num_replicas_in_sync} replicas, {device} each"
+    cluster = strategy.cluster_resolver
+    return Environment(
+        strategy=strategy,
+        device=device,
+        prefetch_device="/GPU:0" if gpus and training.strategy == "none" else None,
+        deterministic=deterministic,
+        is_chief=training.strategy != "multi_worker" or cluster.task_id in (None, 0),
+    )
+
+
+def _strategy(name: str) -> tf.distribute.Strategy:
+    import tensorflow as tf
+
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise ConfigError(
+                "training.strategy: multi_worker needs the environment variable TF_CONFIG, which lists the workers; "
+                "set it, or use training.strategy=mirrored for the devices of one machine"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()

@@ -1,0 +1,343 @@
+"""The loop: when a run trains, evaluates, logs, saves and stops. What a step does is in steps.py."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cifar_research import report
+from cifar_research.checkpoint import Checkpoint, Checkpoints, read, write
+from cifar_research.console import Display
+from cifar_research.data import batches
+from cifar_research.data.datasets import Dataset, Split
+from cifar_research.environment import Environment
+from cifar_research.steps import Task, eval_step, many_steps
+from cifar_research.tensorboard import Writer
+
+
+@dataclass
+class Record:
+    """What a run remembers beside its variables; goes into every checkpoint.
+
+    epoch: whole epochs done; totals: the current one's so far (losses, right answers, images); best: step, epoch
+    and value of the monitored metric; history: a row an epoch, as in history.csv.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found: the mean loss over images, and the predicted class of each, int64 [N]."""
+
+    loss: float
+    accuracy: float
+    predictions: np.ndarray
+
+
+@dataclass
+class Outcome:
+    """How a training ended: `completed`, `diverged`, or `stopped` by the signal of that number."""
+
+    status: str
+    signal: int | None = None
+    first_step_seconds: float | None = None
+
+
+def fit(
+    task: Task,
+    environment: Environment,
+    data: Dataset,
+    training: Any,
+    *,
+    drop_remainder: bool,
+    config: dict[str, Any],
+    record: Record,
+    checkpoints: Checkpoints,
+    run_dir: Path,
+    display: Display,
+    writer: Writer | None,
+    histograms: bool = False,
+    profile: range = range(0),
+) -> Outcome:
+    """Train from `record.step` to the last step, a validation and a checkpoint at the end of every epoch.
+
+    training: the config's section of that name; config: the whole one, kept in each checkpoint so that another
+    one is refused. `task` and `record` are changed in place; after a restart both come from a checkpoint.
+    """
+    steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
+    total_steps = steps * training.epochs
+    call = many_steps(task, environment.strategy)
+    evaluate_call = Evaluation(task, environment, training.eval_batch_size)
+    iterator = iter(_distributed(task, environment, data.train, training, record.step, total_steps, drop_remainder))
+    clock = _Clock()
+    display.start(total_steps, record.step, training.epochs)
+
+    def save() -> None:
+        if environment.is_chief:
+            arrays = {name: _numpy(variable) for name, variable in task.variables().items()}
+            checkpoints.save(record.step, Checkpoint(arrays, {**asdict(record), "config": config}))
+
+    def outcome(status: str, number: int | None = None) -> Outcome:
+        return Outcome(status, number, clock.first_call_seconds)
+
+    with stop_signals() as received:
+        while record.step < total_steps and not _is_patience_over(record, training):
+            epoch_end = (record.epoch + 1) * steps
+            num_steps = min(training.steps_per_call, epoch_end - record.step)
+            if writer and profile and record.step <= profile.start < record.step + num_steps:
+                writer.profile_start()
+            began = time.perf_counter()
+            totals = call(iterator, tf.constant(num_steps), tf.constant(record.totals, tf.float64))
+            before, record.totals = record.totals, [float(value) for value in totals.numpy()]
+            clock.called(record.totals[2] - before[2], time.perf_counter() - began)
+            record.seconds += time.perf_counter() - began
+            record.step += num_steps
+            if writer and profile and record.step - num_steps < profile.stop <= record.step:
+                writer.profile_stop()
+
+            is_epoch_end = record.step == epoch_end
+            if is_epoch_end or record.step % training.log_every_steps < num_steps:
+                loss, accuracy = _means(record.totals)
+                if not math.isfinite(loss):
+                    display.message(f"The loss is {loss} at step {record.step}: the run has diverged.")
+                    return outcome("diverged")
+                display.progress(record.step, record.epoch + 1, loss, accuracy, clock.images_per_second())
+                if writer:
+                    writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
+            try:
+                if is_epoch_end:
+                    scores = evaluate_call(data.val) if len(data.val) else None
+                    is_best = _end_epoch(record, task, scores, clock, training)
+                    if is_best and environment.is_chief:
+                        _keep_best(task, checkpoints, record)
+                    _show_epoch(record, is_best, run_dir, display, writer if environment.is_chief else None)
+                    if writer and histograms:
+                        writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
+                    save()
+                elif received:
+                    save()
+            except FloatingPointError as error:
+                display.message(f"{error}: the run has diverged.")
+                return outcome("diverged")
+            if received and record.step < total_steps:
+                return outcome("stopped", received[0])
+    return outcome("completed")
+
+
+class Evaluation:
+    """Scores splits with the weights as they are, or with their averages if the task keeps them; traced once."""
+
+    def __init__(self, task: Task, environment: Environment, batch_size: int) -> None:
+        self._task, self._environment, self._batch_size = task, environment, batch_size
+        self._call = tf.function(lambda images, labels: eval_step(task, images, labels), reduce_retracing=True)
+
+    def __call__(self, split: Split) -> Scores:
+        """Score every image of the split, whatever the batch size."""
+        device = self._environment.prefetch_device
+        dataset = batches.evaluation(split, batch_size=self._batch_size, device=device)
+        with averaged_weights(self._task):
+            parts = [self._call(images, labels) for images, labels in dataset]
+        losses = np.concatenate([part[0].numpy() for part in parts])
+        predictions = np.concatenate([part[1].numpy() for part in parts])
+        right = predictions == split.labels[split.indices]
+        return Scores(float(losses.mean(dtype=np.float64)), float(right.mean()), predictions)
+
+
+@contextlib.contextmanager
+def averaged_weights(task: Task) -> Iterator[None]:
+    """Put the averages of the weights in their place for a while; nothing happens if the task keeps none."""
+    if not task.averages:
+        yield
+        return
+    weights = [weight.value for weight in task.model.weights]
+    trained = [_numpy(weight) for weight in weights]
+    for weight, average in zip(weights, task.averages, strict=True):
+        weight.assign(_numpy(average))
+    try:
+        yield
+    finally:
+        for weight, value in zip(weights, trained, strict=True):
+            weight.assign(value)
+
+
+def restore(task: Task, record: Record, checkpoint: Checkpoint) -> None:
+    """Put everything that a checkpoint remembers back; ValueError if its variables are not the task's."""
+    variables = task.variables()
+    if variables.keys() != checkpoint.arrays.keys():
+        odd = sorted(variables.keys() ^ checkpoint.arrays.keys())
+        raise ValueError(f"The checkpoint's variables are not this model's: {', '.join(odd[:5])}")
+    for name, variable in variables.items():
+        variable.assign(checkpoint.arrays[name])
+    for name in asdict(record):
+        setattr(record, name, checkpoint.meta[name])
+
+
+def restore_best(task: Task, record: Record, checkpoints: Checkpoints) -> None:
+    """Load the best weights by validation into the model, for the one test evaluation; the averages go."""
+    arrays = read(checkpoints.best_path(record.best["step"])).arrays
+    for weight in task.model.weights:
+        weight.value.assign(arrays[f"model/{weight.path}"])
+    task.averages = []
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first SIGTERM or SIGINT in a list instead of ending; the second one ends the process at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def give_back() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        give_back()
+
+    with contextlib.suppress(ValueError):  # outside of the main thread, signals are someone else's
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        give_back()
+
+
+class _Clock:
+    """Images a second, without the first call of the process, in which the step is traced."""
+
+    def __init__(self) -> None:
+        self.first_call_seconds: float | None = None
+        self.images = self.seconds = 0.0
+
+    def called(self, num_images: float, seconds: float) -> None:
+        if self.first_call_seconds is None:
+            self.first_call_seconds = seconds
+        else:
+            self.images += num_images
+            self.seconds += seconds
+
+    def images_per_second(self) -> float | None:
+        return self.images / self.seconds if self.seconds else None
+
+    def reset(self) -> None:
+        self.images = self.seconds = 0.0
+
+
+def _distributed(
+    task: Task,
+    environment: Environment,
+    split: Split,
+    training: Any,
+    step: int,
+    total_steps: int,
+    drop_remainder: bool,
+) -> Any:
+    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return batches.training(
+            split,
+            batch_size=training.batch_size,
+            seed=task.seed,
+            initial_step=step,
+            total_steps=total_steps,
+            drop_remainder=drop_remainder,
+            context=context,
+            device=environment.prefetch_device,
+        )
+
+    if environment.strategy.num_replicas_in_sync == 1:
+        return pipeline(tf.distribute.InputContext())
+    return environment.strategy.distribute_datasets_from_function(pipeline)
+
+
+def _numpy(variable: Any) -> np.ndarray:
+    return tf.convert_to_tensor(variable).numpy()
+
+
+def _means(totals: list[float]) -> tuple[float, float]:
+    return totals[0] / totals[2], totals[1] / totals[2]
+
+
+def _rates(task: Task, record: Record, loss: float, accuracy: float, clock: _Clock) -> dict[str, float]:
+    rate = float(task.learning_rate(tf.constant(float(record.step - 1))))
+    scalars = {"train/loss": loss, "train/accuracy": accuracy, "learning_rate": rate}
+    speed = clock.images_per_second()
+    return scalars | ({} if speed is None else {"images_per_second": speed})
+
+
+def _end_epoch(record: Record, task: Task, scores: Scores | None, clock: _Clock, training: Any) -> bool:
+    """Close the epoch: add its row to the history, and say whether it is the best so far."""
+    loss, accuracy = _means(record.totals)
+    record.epoch += 1
+    record.history.append(
+        {
+            "epoch": record.epoch,
+            "step": record.step,
+            "phase": "scratch",
+            "learning_rate": float(task.learning_rate(tf.constant(float(record.step - 1)))),
+            "loss": loss,
+            "accuracy": accuracy,
+            "val_loss": scores and scores.loss,
+            "val_accuracy": scores and scores.accuracy,
+            "seconds": record.seconds,
+            "images_per_second": clock.images_per_second(),
+        }
+    )
+    record.totals, record.seconds = [0.0, 0.0, 0.0], 0.0
+    clock.reset()
+    value = None
+    if scores is not None:
+        value = scores.accuracy if training.monitor == "accuracy" else -scores.loss
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the validation loss is {scores.loss} after epoch {record.epoch}")
+    # Without validation images the last epoch is the one to test.
+    is_best = record.best is None or value is None or value > record.best["value"]
+    if is_best:
+        record.best = {"step": record.step, "epoch": record.epoch, "value": value}
+    return is_best
+
+
+def _is_patience_over(record: Record, training: Any) -> bool:
+    return training.patience is not None and record.best is not None and (
+        record.epoch - record.best["epoch"] >= training.patience
+    )  # fmt: skip
+
+
+def _keep_best(task: Task, checkpoints: Checkpoints, record: Record) -> None:
+    with averaged_weights(task):
+        arrays = {f"model/{weight.path}": _numpy(weight.value) for weight in task.model.weights}
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    write(checkpoints.best_path(record.step), Checkpoint(arrays, {"best": record.best}))
+
+
+def _show_epoch(record: Record, is_best: bool, run_dir: Path, display: Display, writer: Writer | None) -> None:
+    row = record.history[-1]
+    display.epoch(row, is_best)
+    if writer is None:
+        return
+    report.write_history(run_dir / "history.csv", record.history)
+    scalars = {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}
+    writer.scalars(record.step, {tag: value for tag, value in scalars.items() if value is not None})
+    writer.flush()
+
+
+def steady_images_per_second(history: list[dict[str, Any]]) -> float | None:
+    """Return the median over the epochs, None before the first."""
+    speeds = [row["images_per_second"] for row in history if row["images_per_second"]]
+    return statistics.median(speeds) if speeds else None

@@ -1,0 +1,183 @@
+"""One step of training and of evaluation: the only GradientTape of the project."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifar_research import layers
+from cifar_research.optimizers import Optimizer
+
+# Sums over images, float64 [3]: of the losses, of the right answers, of the images. Added up one step after the
+# other, so that they do not depend on where a call of many steps begins or a run is resumed.
+Totals = tf.Tensor
+
+
+@dataclass(eq=False)
+class Task:
+    """What a step works on: made once before training, the same for every step.
+
+    augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed int32 [2]) -> the same two.
+    mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
+    learning_rate: updates done, float32 -> the rate of the next update.
+    """
+
+    model: keras.Model
+    loss: Callable[[Any, Any], Any]
+    optimizer: Optimizer
+    augment: Callable[[Any, Any, Any], tuple[Any, Any]]
+    learning_rate: Callable[[Any], Any]
+    num_classes: int
+    seed: int
+    mean: Any = None
+    deviation: Any = None
+    precision: str = "float32"
+    jit_compile: bool = False
+    ema_decay: float | None = None
+    weights: list[tf.Variable] = field(init=False)
+    slots: list[list[tf.Variable]] = field(init=False)
+    averages: list[tf.Variable] = field(init=False)
+    step: tf.Variable = field(init=False)
+    loss_scale: tf.Variable = field(init=False)
+    finite_steps: tf.Variable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = [weight.value for weight in self.model.trainable_variables]
+        self.slots = self.optimizer.init(self.weights)
+        averaged = self.model.weights if self.ema_decay else []
+        self.averages = [tf.Variable(weight.value, trainable=False, name="average") for weight in averaged]
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.loss_scale = tf.Variable(2.0**15, trainable=False, name="loss_scale")
+        self.finite_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_steps")
+
+    def variables(self) -> dict[str, Any]:
+        """Return everything that training changes, by a name that is the same in every process."""
+        named = {f"model/{weight.path}": weight.value for weight in self.model.variables}
+        for weight, slots in zip(self.model.trainable_variables, self.slots, strict=True):
+            named |= {f"optimizer/{weight.path}/{n}": v for n, v in zip(self.optimizer.slots, slots, strict=True)}
+        if self.ema_decay:
+            pairs = zip(self.model.weights, self.averages, strict=True)
+            named |= {f"ema/{weight.path}": average for weight, average in pairs}
+        named |= {"step": self.step, "loss_scale": self.loss_scale, "finite_steps": self.finite_steps}
+        return named
+
+
+def prepare(task: Task, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return images float32 [B, H, W, C] in [0, 1] and one-hot targets [B, K] for uint8 images and int labels."""
+    return tf.cast(images, tf.float32) / 255, tf.one_hot(labels, task.num_classes)
+
+
+def standardize(task: Task, images: tf.Tensor) -> tf.Tensor:
+    """Return images with the training set's mean and deviation by channel taken out, if the config asks for it."""
+    return images if task.mean is None else (images - task.mean) / task.deviation
+
+
+def train_step(task: Task, images: tf.Tensor, labels: tf.Tensor) -> Totals:
+    """Do one update on a batch: uint8 images [B, H, W, C], labels int64 [B]. Return its totals.
+
+    Augmentation and dropout are drawn from (seed, step, replica) alone. The gradient is that of the mean loss
+    over the images of all replicas.
+    """
+    context = tf.distribute.get_replica_context()
+    seed = tf.stack([tf.constant(task.seed, tf.int32), tf.cast(task.step, tf.int32)])
+    if context.num_replicas_in_sync > 1:
+        seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
+    images, targets = prepare(task, images, labels)
+    images, targets = task.augment(images, targets, tf.random.experimental.stateless_fold_in(seed, 0))
+    images = standardize(task, images)
+    update = functools.partial(_update, task)
+    if task.jit_compile:
+        update = tf.function(update, jit_compile=True)
+    return update(images, targets, tf.random.experimental.stateless_fold_in(seed, 1))
+
+
+def _update(task: Task, images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> Totals:
+    """Forward, backward, update: the part that XLA compiles if training.jit_compile says so."""
+    context = tf.distribute.get_replica_context()
+    num_images = _all_sum(context, tf.cast(tf.shape(images)[0], tf.float32))
+    with tf.GradientTape() as tape, layers.random_seed(seed):
+        logits = tf.cast(task.model(images, training=True), tf.float32)
+        losses = task.loss(logits, targets)
+        objective = tf.reduce_sum(losses) / num_images
+        if task.model.losses:  # penalties on weights that a model of the user's may bring
+            objective += tf.add_n(task.model.losses) / context.num_replicas_in_sync
+        if task.precision == "float16":
+            objective *= task.loss_scale
+    gradients = tape.gradient(objective, task.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = [_all_sum(context, gradient) for gradient in gradients]
+
+    step = tf.cast(task.step, tf.float32)
+
+    def apply() -> None:
+        task.optimizer.apply(task.weights, task.slots, gradients, task.learning_rate(step), step + 1)
+
+    if task.precision == "float16":
+        gradients = [gradient / task.loss_scale for gradient in gradients]
+        tf.cond(_rescale(task, gradients), lambda: (apply(), 0)[1], lambda: 0)
+    else:
+        apply()
+    if task.ema_decay:
+        _average(task, step)
+    _add(task.step, tf.constant(1, tf.int64))
+
+    right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
+    sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), tf.cast(tf.shape(images)[0], tf.float32)]
+    return tf.cast(tf.stack(sums), tf.float64)
+
+
+def eval_step(task: Task, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Score a batch without changing anything: return losses float32 [B] and predicted classes int64 [B]."""
+    images, targets = prepare(task, images, labels)
+    logits = tf.cast(task.model(standardize(task, images), training=False), tf.float32)
+    return task.loss(logits, targets), tf.argmax(logits, -1)
+
+
+def many_steps(task: Task, strategy: tf.distribute.Strategy) -> Callable[..., Totals]:
+    """Return the traced call: (iterator, num_steps int32, totals) -> totals with those of num_steps steps added."""
+
+    @tf.function(reduce_retracing=True)
+    def call(iterator, num_steps, totals):
+        for _ in tf.range(num_steps):
+            of_replicas = strategy.run(train_step, args=(task, *next(iterator)))
+            totals += strategy.reduce(tf.distribute.ReduceOp.SUM, of_replicas, axis=None)
+        return totals
+
+    return call
+
+
+def _all_sum(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
+    return value if context.num_replicas_in_sync == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _rescale(task: Task, gradients: list[tf.Tensor]) -> tf.Tensor:
+    """Say whether the gradients are finite; halve the loss scale if not, double it after 2,000 finite steps.
+
+    Dynamic loss scaling (Micikevicius et al. 2018); a step whose gradients overflowed updates nothing.
+    """
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    steps = tf.where(finite, task.finite_steps + 1, 0)
+    grown = tf.where(steps >= 2_000, task.loss_scale * 2, task.loss_scale)
+    _set(task.loss_scale, tf.where(finite, tf.minimum(grown, 2.0**24), tf.maximum(task.loss_scale / 2, 1.0)))
+    _set(task.finite_steps, tf.where(steps >= 2_000, tf.zeros_like(steps), steps))
+    return finite
+
+
+def _average(task: Task, step: tf.Tensor) -> None:
+    """Move the averages towards the weights, and faster at first, so that short runs forget their first weights."""
+    decay = tf.minimum(task.ema_decay, (1 + step) / (10 + step))
+    for average, weight in zip(task.averages, task.model.weights, strict=True):
+        _add(average, (1 - decay) * (weight.value - average))
+
+
+# Under a strategy these change this replica's copy: all replicas compute the same, and `assign` would reduce again.
+def _add(variable: tf.Variable, value: tf.Tensor) -> None:
+    tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=value)
+
+
+def _set(variable: tf.Variable, value: tf.Tensor) -> None:
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)

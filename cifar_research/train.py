@@ -1,0 +1,411 @@
+"""cifar-train: from a config to a trained, tested and reported classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from cifar_research import config, console, plugins, report
+from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.data import datasets
+from cifar_research.data.datasets import DataError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cifar_research import loop, steps, tensorboard
+    from cifar_research.data.datasets import Dataset
+    from cifar_research.environment import Environment
+
+log = logging.getLogger(__name__)
+Report = dict[str, Any]
+# What a user can mend and needs no traceback for; anything else is a mistake of ours, or of a user's own module.
+USER_ERRORS = (config.ConfigError, DataError, CheckpointError, report.ReportError)
+
+
+def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = None) -> Report:
+    """Train, test and report one classifier in the folder `run_dir`; return what is in its report.json.
+
+    Called again in the same folder it goes on where it stopped, or returns the report it wrote if it had ended.
+    Raises a ValueError in sentences for the user: ConfigError if the config cannot work or is not the folder's,
+    DataError if data is missing or damaged, CheckpointError if no checkpoint can be used.
+    """
+    began = time.perf_counter()
+    config.check(cfg)
+    run_dir = Path(run_dir)
+    with _only_process_in(run_dir):
+        ended, checkpoint = _begun(cfg, run_dir)
+        if ended is not None:
+            (display or console.Display()).message(f"{run_dir}: this run has ended already, {ended['status']}.")
+            return ended
+
+        # Data before TensorFlow: what is missing or damaged is told at once.
+        seconds: dict[str, float | None] = {}
+        with _timed(seconds, "data"):
+            data = datasets.load(cfg.data)
+            _check_data(cfg, data)
+
+        with _timed(seconds, "import"):
+            from cifar_research import environment as environments
+
+            environment = environments.prepare(cfg.training, cfg.seed)
+            from cifar_research import loop, tensorboard
+
+        with environment.strategy.scope():
+            task = _task(cfg, data)
+        checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()
+        if checkpoint is not None:
+            loop.restore(task, record, checkpoint)
+
+        display = display or console.Display()
+        writer = None
+        if cfg.tensorboard.enabled and environment.is_chief:
+            writer = tensorboard.Writer(run_dir / "tensorboard", resume_step=record.step if checkpoint else None)
+            if checkpoint is None:
+                _describe(writer, cfg, task, data)
+        with display, contextlib.closing(writer) if writer else contextlib.nullcontext():
+            display.announce(_announcement(cfg, task, data, environment, run_dir))
+            if checkpoint is not None:
+                display.message(f"Going on from step {record.step}.")
+            outcome = loop.fit(
+                task,
+                environment,
+                data,
+                cfg.training,
+                drop_remainder=cfg.data.drop_remainder,
+                config=OmegaConf.to_container(cfg, resolve=True),
+                record=record,
+                checkpoints=checkpoints,
+                run_dir=run_dir,
+                display=display,
+                writer=writer,
+                histograms=cfg.tensorboard.histograms,
+                profile=_profiled_steps(cfg),
+            )
+            seconds["first_step"] = outcome.first_step_seconds
+            seconds["train"] = sum(row["seconds"] for row in record.history) + record.seconds
+            test = None
+            if outcome.status == "completed":
+                with _timed(seconds, "evaluate"):
+                    loop.restore_best(task, record, checkpoints)
+                    test = loop.Evaluation(task, environment, cfg.training.eval_batch_size)(data.test)
+            seconds["total"] = time.perf_counter() - began
+            result = _report(cfg, task, data, environment, record, outcome, test, seconds)
+            if environment.is_chief:
+                _leave(run_dir, result, task, data, record, test, writer)
+            display.results(result, run_dir, _next_commands(result, run_dir))
+        return result
+
+
+def _begun(cfg: DictConfig, run_dir: Path) -> tuple[Report | None, Checkpoint | None]:
+    """Return the report of a run that has ended in this folder, else the checkpoint that it goes on from.
+
+    ConfigError if they are of a config that differs in what matters; None, None in a new folder.
+    """
+    ended = report.read_report(run_dir / "report.json")
+    if ended is not None and ended["status"] != "stopped":
+        config.refuse_difference(ended["config"], cfg, run_dir)
+        return ended, None
+    checkpoint = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints).latest()
+    if checkpoint is not None:
+        config.refuse_difference(checkpoint.meta["config"], cfg, run_dir)
+    return None, checkpoint
+
+
+def _task(cfg: DictConfig, data: Dataset) -> steps.Task:
+    """Build the model and all that a step needs; called inside the strategy's scope."""
+    from cifar_research import augmentation, model, steps
+    from cifar_research.data import batches
+
+    classifier = model.classifier(
+        plugins.instantiate(cfg.backbone),
+        plugins.instantiate(cfg.model),
+        data.train.images.shape[1:],
+        len(data.classes),
+    )
+    optimizer, schedule = plugins.instantiate(cfg.optimizer), plugins.instantiate(cfg.schedule)
+    steps_per_epoch = batches.steps_per_epoch(len(data.train), cfg.training.batch_size, cfg.data.drop_remainder)
+    total_steps = steps_per_epoch * cfg.training.epochs
+    mean, deviation = data.train.channel_statistics() if cfg.data.standardize else (None, None)
+    return steps.Task(
+        model=classifier,
+        loss=plugins.instantiate(cfg.loss),
+        optimizer=optimizer,
+        augment=augmentation.compose(config.transforms(cfg)),
+        learning_rate=lambda step: optimizer.learning_rate * schedule(step, total_steps, steps_per_epoch),
+        num_classes=len(data.classes),
+        seed=cfg.seed,
+        mean=mean,
+        deviation=deviation,
+        precision=cfg.training.precision,
+        jit_compile=cfg.training.jit_compile,
+        ema_decay=cfg.training.ema_decay,
+    )
+
+
+def _check_data(cfg: DictConfig, data: Dataset) -> None:
+    """Refuse what can only be seen once the data is there."""
+    if cfg.data.drop_remainder and len(data.train) < cfg.training.batch_size:
+        raise config.ConfigError(
+            f"data.drop_remainder: true leaves no batch of {cfg.training.batch_size} in {len(data.train)} training "
+            "images; set training.batch_size lower"
+        )
+    if cfg.training.patience is not None and not len(data.val):
+        raise config.ConfigError(
+            f"training.patience: early stopping watches validation, and data.val_fraction={cfg.data.val_fraction} of "
+            f"these images leaves none; raise it or set training.patience=null"
+        )
+
+
+def _announcement(
+    cfg: DictConfig, task: steps.Task, data: Dataset, environment: Environment, run_dir: Path
+) -> dict[str, str]:
+    training = cfg.training
+    sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
+    trainable = sum(int(weight.shape.num_elements()) for weight in task.weights)
+    return {
+        "Run": f"{cfg.name}, seed {cfg.seed}, {training.epochs} epochs of batches of {training.batch_size}",
+        "Data": f"{data.name}: {sizes}, {len(data.classes)} classes",
+        **({"Note": data.note} if data.note else {}),
+        "Model": f"{_plugin(cfg.backbone)} + {_plugin(cfg.model)}",
+        "Parameters": f"{task.model.count_params():,}, of which {trainable:,} trainable",
+        "Augmentation": ", ".join(config.transforms(cfg)) or "none",
+        "Loss": _plugin(cfg.loss),
+        "Optimizer": f"{_plugin(cfg.optimizer)}, learning rate {cfg.optimizer.learning_rate:g}, "
+        f"{_plugin(cfg.schedule)}",
+        "Precision": f"{training.precision}{', deterministic' if environment.deterministic else ''}",
+        "Device": environment.device,
+        "Folder": str(run_dir),
+    }
+
+
+def _plugin(node: DictConfig) -> str:
+    return node._target_.rpartition(".")[2]
+
+
+def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
+    """Show in TensorBoard what is about to be trained: the config, the graph, augmented samples."""
+    import tensorflow as tf
+
+    from cifar_research import augmentation
+    from cifar_research.steps import prepare
+
+    writer.text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```")
+    shape = data.train.images.shape[1:]
+    forward = tf.function(lambda images: task.model(images, training=False))
+    writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
+    rows = data.train.indices[:32]
+    before, targets = prepare(task, data.train.images[rows], data.train.labels[rows])
+    after, _ = task.augment(before, targets, tf.constant([cfg.seed, 0]))
+    writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
+
+
+def _profiled_steps(cfg: DictConfig) -> range:
+    start = cfg.tensorboard.profile_start_step
+    return range(0) if start is None else range(start, start + cfg.tensorboard.profile_num_steps)
+
+
+def _report(
+    cfg: DictConfig,
+    task: steps.Task,
+    data: Dataset,
+    environment: Environment,
+    record: loop.Record,
+    outcome: loop.Outcome,
+    test: loop.Scores | None,
+    seconds: dict[str, float | None],
+) -> Report:
+    """Gather report.json. `train` and `val` are those of the best epoch, `train` as measured while training."""
+    import tensorflow as tf
+
+    from cifar_research.loop import steady_images_per_second
+
+    best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
+    has_val = best is not None and best["val_loss"] is not None
+    return {
+        "status": outcome.status,
+        "signal": outcome.signal,
+        "config_hash": config.config_hash(cfg),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "seed": cfg.seed,
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "fingerprint": data.fingerprint,
+            "note": data.note,
+        },
+        "parameters": {
+            "total": task.model.count_params(),
+            "trainable": sum(int(weight.shape.num_elements()) for weight in task.weights),
+        },
+        "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
+        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
+        "test": test and {"loss": test.loss, "accuracy": test.accuracy},
+        "best_epoch": record.best and record.best["epoch"],
+        "epochs": record.epoch,
+        "steps": record.step,
+        "images_per_second": steady_images_per_second(record.history),
+        "seconds": seconds,
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "versions": report.versions(),
+        "hardware": report.hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")])
+        | {"device": environment.device, "deterministic": environment.deterministic},
+        "git": report.git(Path(__file__).parent),
+    }
+
+
+def _leave(
+    run_dir: Path,
+    result: Report,
+    task: steps.Task,
+    data: Dataset,
+    record: loop.Record,
+    test: loop.Scores | None,
+    writer: tensorboard.Writer | None,
+) -> None:
+    """Leave behind what a run is read by: weights, figures, TensorBoard's last pages, and report.json at the end."""
+    import numpy as np
+
+    from cifar_research import figures, metrics
+
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    report.write_history(run_dir / "history.csv", record.history)
+    if record.history:
+        figures.curves(folder / "curves.png", record.history)
+    if test is not None:
+        temporary = run_dir / ".model.weights.h5"
+        task.model.save_weights(temporary)
+        os.replace(temporary, run_dir / "model.weights.h5")
+        labels = data.test.labels[data.test.indices]
+        matrix = metrics.confusion_matrix(labels, test.predictions, len(data.classes))
+        figures.confusion(folder / "confusion.png", matrix, data.classes)
+        if writer is not None:
+            writer.scalars(record.step, {"test/loss": test.loss, "test/accuracy": test.accuracy})
+            writer.images("confusion", figures.confusion_image(matrix, data.classes), record.step)
+            wrong = np.flatnonzero(labels != test.predictions)[:25]
+            if len(wrong):
+                names = [[data.classes[i] for i in of[wrong]] for of in (labels, test.predictions)]
+                pictures = data.test.images[data.test.indices[wrong]]
+                writer.images("misclassified", figures.mistakes_image(pictures, *names), record.step)
+    # One that was stopped will end later: TensorBoard takes these once.
+    if writer is not None and result["status"] != "stopped" and result["val"] is not None:
+        outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
+        outcomes |= {} if test is None else {"test/accuracy": test.accuracy}
+        writer.hparams(config.flatten(result["config"]), outcomes)
+    report.write_report(run_dir / "report.json", result)
+
+
+def _next_commands(result: Report, run_dir: Path) -> list[str]:
+    if result["status"] == "stopped":
+        return [f"scripts/train resume={run_dir}"]
+    return [f"scripts/tensorboard {run_dir.parent}", "scripts/train --help"]
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float | None], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _only_process_in(run_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock; the other workers of a multi-worker run enter beside their chief."""
+    worker = json.loads(os.environ.get("TF_CONFIG") or "{}").get("task", {})
+    if worker.get("type") == "worker" and worker.get("index", 0) > 0:
+        yield
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise config.ConfigError(
+            f"{run_dir}: another process trains here; wait for it, or choose another hydra.run.dir"
+        ) from None
+    except OSError as error:
+        raise config.ConfigError(
+            f"{run_dir}: cannot be written ({error.strerror}); choose another hydra.run.dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _expand_resume(arguments: list[str]) -> list[str]:
+    """Replace `resume=FOLDER` by the overrides FOLDER was begun with, before those given now, and its folder."""
+    folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
+    if not folders:
+        return arguments
+    folder = Path(folders[-1])
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise config.ConfigError(f"resume: {folder} is no run's folder, there is no {saved}; give the folder of a run")
+    rest = [a for a in arguments if not a.startswith("resume=")]
+    return [*OmegaConf.load(saved), *rest, f"hydra.run.dir={folder}"]
+
+
+def main() -> None:
+    """The command line. Exit codes: 0 done, 1 diverged or failed, 2 a user's mistake, 130 and 143 stopped."""
+    # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    codes: list[int] = []
+
+    def job(cfg: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        try:
+            result = run(cfg, HydraConfig.get().runtime.output_dir)
+        except (*USER_ERRORS, OSError) as error:
+            console.error(str(error))
+            log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already
+            codes.append(2 if isinstance(error, USER_ERRORS) else 1)
+            return None
+        codes.append(_exit_code(result))
+        return result["val"] and result["val"]["accuracy"]
+
+    try:
+        sys.argv[1:] = arguments = _expand_resume(sys.argv[1:])
+        if all("=" in argument or argument.startswith("~") for argument in arguments):
+            # Before Hydra writes into the run's folder: a bad config leaves none behind, and another config than the
+            # folder's leaves its files as they are.
+            cfg = config.compose(arguments)
+            config.check(cfg)
+            if any(argument.startswith("hydra.run.dir=") for argument in arguments):
+                _begun(cfg, Path(config.compose(arguments, with_hydra=True).hydra.run.dir))
+        hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(job)()
+    except USER_ERRORS as error:
+        console.error(str(error))
+        sys.exit(2)
+    except OSError as error:
+        console.error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(max(codes, default=0))
+
+
+def _exit_code(result: Report) -> int:
+    if result["status"] == "stopped":
+        return 128 + result["signal"]
+    return 1 if result["status"] == "diverged" else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""A run that was killed, stopped or damaged ends as if nothing had happened, or says why it cannot."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_research import checkpoint, config
+
+# Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
+OVERRIDES = [
+    "data=synthetic", "data.train_images=400", "data.test_images=100", "backbone.filters=[8,8]", "model=wide",
+    "model.hidden=[16]", "backbone.batch_norm=true", "augmentation=slides", "schedule=cosine",
+    "training.ema_decay=0.9", "training.epochs=4", "training.batch_size=32", "loss=categorical_crossentropy",
+    "optimizer.learning_rate=0.001", "training.log_every_steps=4", "seed=3",
+]  # fmt: skip
+STEPS = 4 * 12
+TIMES = ("seconds", "images_per_second", "peak_memory_bytes")
+
+
+def command(folder, *more, overrides=OVERRIDES):
+    return [sys.executable, "-m", "cifar_research.train", *overrides, f"hydra.run.dir={folder}", *more]
+
+
+def start(folder, *more, **changes):
+    return subprocess.Popen(
+        command(folder, *more, **changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(folder, *more, code=0, **changes):
+    done = subprocess.run(command(folder, *more, **changes), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def wait_for(what, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def checkpoints(folder):
+    return sorted((Path(folder) / "checkpoints").glob("step-*.ckpt"))
+
+
+def result(folder):
+    """Return all that must be equal to the bit: variables, history, report."""
+    folder = Path(folder)
+    last = checkpoint.read(checkpoints(folder)[-1])
+    best = checkpoint.read(folder / "checkpoints" / f"best-{last.meta['best']['step']:08d}.ckpt")
+    report = json.loads((folder / "report.json").read_text())
+    history = [{k: v for k, v in row.items() if k not in TIMES} for row in last.meta["history"]]
+    arrays = {
+        name: value.tobytes()
+        for name, value in (last.arrays | {f"best/{k}": v for k, v in best.arrays.items()}).items()
+    }
+    return arrays, history, {k: v for k, v in report.items() if k not in TIMES}
+
+
+def assert_same(first, second):
+    assert first[0].keys() == second[0].keys()
+    assert not [name for name in first[0] if first[0][name] != second[0][name]]
+    assert first[1:] == second[1:]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(folder)
+    return folder
+
+
+def test_killed_at_random_moments_it_ends_identical_to_the_bit(uninterrupted, tmp_path):
+    rng = random.Random(int(os.environ.get("CIFAR_TEST_SEED", "0")))
+    folder = tmp_path / "run"
+    for target in sorted(rng.sample(range(1, STEPS // 12), 3)):
+        process = start(folder)
+        wait_for(
+            lambda target=target: (
+                len(list(folder.glob("checkpoints/*")))
+                and checkpoints(folder)
+                and int(checkpoints(folder)[-1].stem[5:]) >= target * 12
+            ),
+            process,
+        )
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(folder)
+    assert_same(result(folder), result(uninterrupted))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path, number, code):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: checkpoints(folder), process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, output + errors
+    assert "Traceback" not in output + errors
+    assert json.loads((folder / "report.json").read_text())["status"] == "stopped"
+    assert f"resume={folder}" in output.replace("\n", "")
+    stopped_at = int(checkpoints(folder)[-1].stem[5:])
+    assert 12 <= stopped_at < STEPS
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_research.train", f"resume={folder}"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"step {stopped_at}" in done.stdout
+    assert_same(result(folder), result(uninterrupted))
+
+
+def test_ended_run_returns_its_report_without_training(uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in (uninterrupted / "checkpoints").iterdir()}
+    report = (uninterrupted / "report.json").read_bytes()
+    done = finish(uninterrupted)
+    assert (uninterrupted / "report.json").read_bytes() == report
+    assert before == {path: path.stat().st_mtime_ns for path in (uninterrupted / "checkpoints").iterdir()}
+    assert "already" in done.stdout
+
+
+def test_another_config_is_refused_and_nothing_is_lost(uninterrupted):
+    before = (uninterrupted / ".hydra" / "overrides.yaml").read_bytes()
+    done = finish(uninterrupted, "optimizer.learning_rate=0.5", code=2)
+    assert "optimizer.learning_rate" in done.stderr and "0.001" in done.stderr and "0.5" in done.stderr
+    assert (uninterrupted / ".hydra" / "overrides.yaml").read_bytes() == before
+
+
+def test_damaged_latest_checkpoint_falls_back(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: len(checkpoints(folder)) == 2, process)
+    process.kill()
+    process.communicate()
+    latest = checkpoints(folder)[-1]
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    done = finish(folder)
+    assert latest.name in (folder / "train.log").read_text() and latest.name in done.stdout + done.stderr
+    assert_same(result(folder), result(uninterrupted))
+
+
+def test_all_checkpoints_damaged_is_an_error(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: checkpoints(folder), process)
+    process.kill()
+    process.communicate()
+    for path in checkpoints(folder):
+        path.write_bytes(b"rubbish")
+    done = finish(folder, code=2)
+    assert "No checkpoint of this run can be used" in done.stderr and "Traceback" not in done.stderr
+    assert all(path.read_bytes() == b"rubbish" for path in checkpoints(folder))
+
+
+def test_second_process_in_the_folder_says_so(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(lambda: checkpoints(folder), process)
+    done = finish(folder, code=2)
+    assert "another process" in done.stderr
+    process.kill()
+    process.communicate()
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    overrides = [
+        o for o in OVERRIDES if not o.startswith(("optimizer", "schedule", "training.ema", "backbone.batch", "model"))
+    ]
+    more = [
+        "optimizer=sgd",
+        "optimizer.learning_rate=1e18",
+        "schedule=step_decay",
+        "schedule.factor=1",
+        "schedule.every_epochs=1",
+    ]
+    done = finish(folder, *more, code=1, overrides=overrides)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["status"] == "diverged" and report["test"] is None and report["steps"] <= 8
+    assert "diverged" in done.stdout
+    for path in checkpoints(folder):
+        assert all(np.isfinite(array).all() for array in checkpoint.read(path).arrays.values())
+
+
+def test_resume_of_no_run_is_an_error(tmp_path):
+    with pytest.raises(config.ConfigError, match="no run's folder"):
+        from cifar_research import train
+
+        train._expand_resume([f"resume={tmp_path}"])
