@@ -1,0 +1,26 @@
+"""Figures drawn from predictions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return int64 [K, K]: how many images of class i were taken for class j.
+
+    labels, predictions: integers [N] of any width, in [0, num_classes).
+    """
+    # As int64, because CIFAR-100's labels as uint8 would wrap around in the product.
+    flat = np.bincount(labels.astype(np.int64) * num_classes + predictions, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
+
+
+def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy, a fraction, measured on so many images (Wilson 1927)."""
+    z = 1.959964
+    centre = accuracy + z**2 / (2 * num_images)
+    spread = z * math.sqrt(accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2))
+    scale = 1 + z**2 / num_images
+    return (centre - spread) / scale, (centre + spread) / scale

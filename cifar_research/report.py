@@ -1,0 +1,175 @@
+"""What a run leaves in its folder: history.csv and report.json, and the facts about the machine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HISTORY_COLUMNS = (
+    "epoch", "step", "phase", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds",
+    "images_per_second",
+)  # fmt: skip
+_INTEGERS = ("epoch", "step")
+_PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorboard", "cifar_research")
+
+
+class ReportError(ValueError):
+    """A history or a report that cannot be used, in a sentence with its path."""
+
+
+class WriteError(OSError):
+    """A file that cannot be written, in a sentence with its path."""
+
+    def __str__(self) -> str:
+        return self.strerror  # OSError's own puts «[Errno 28]» before the sentence
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, even if the machine goes down meanwhile.
+
+    WriteError, with the path and the bytes needed, if it cannot be written; what was there then stays.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp's files are the owner's alone; a result is as readable as any file the user makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive, too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise WriteError(
+            error.errno,
+            f"{path}: cannot be written ({error.strerror}); it needs {len(content):,} bytes in a writable folder",
+        ) from error
+    finally:  # after an interrupt, too; after the rename there is nothing left
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write history.csv, a row an epoch; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue().encode())
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Read history.csv back; ReportError if it is damaged."""
+
+    def value(column: str, cell: str) -> Any:
+        if column == "phase":
+            return cell
+        if cell == "":
+            return None
+        return int(cell) if column in _INTEGERS else float(cell)
+
+    try:
+        text = path.read_text()
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        # A file cut within its last number would still look whole.
+        if tuple(header) != HISTORY_COLUMNS or not text.endswith("\n"):
+            raise ValueError("its columns are not a history's, or its end is missing")
+        return [{c: value(c, cell) for c, cell in zip(HISTORY_COLUMNS, row, strict=True)} for row in rows]
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from error
+    except (ValueError, csv.Error) as error:
+        raise ReportError(
+            f"{path}: is damaged ({error}); the run's checkpoints hold the history, resume to rewrite it"
+        ) from error
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write report.json; a number that is not finite becomes null, since JSON has none."""
+    atomic_write(path, (json.dumps(_finite(report), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Read report.json, None if there is none; ReportError if it is damaged."""
+    try:
+        report = json.loads(path.read_bytes())
+        if not isinstance(report, dict) or not {"status", "config", "config_hash"} <= report.keys():
+            raise ValueError("it lacks a status or a config")
+        return report
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ReportError(
+            f"{path}: is damaged ({error}); delete it and run again, the checkpoints beside it then give a new one"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the machine's processor, cores, memory in bytes, and the GPUs given."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        model = next((name.strip() for key, _, name in lines if key.strip() == "model name"), model)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": model, "cores": os.cpu_count(), "memory_bytes": memory, "gpus": list(gpus)}
+
+
+def git(folder: Path) -> dict[str, Any] | None:
+    """Return the commit of the checkout that `folder` belongs to and whether it has changes; None if none."""
+
+    def ask(*words: str) -> str:
+        # Without locks: the jobs of a sweep must not wait for each other.
+        command = ["git", "--no-optional-locks", *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed package may lie in the virtual environment of a checkout that knows nothing of it.
+        ask("ls-files", "--error-unmatch", ".")
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held at once."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

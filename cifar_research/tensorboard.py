@@ -1,0 +1,108 @@
+"""All that is written for TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.plugins.hparams import api as hparams_api
+
+
+class Writer:
+    """Writes one run's events into `folder`.
+
+    resume_step: the step that a run goes on from, None for one from the start; what an interrupted process
+    wrote in this folder after that step is then hidden.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+        self.folder = str(folder)
+        self._writer = tf.summary.create_file_writer(self.folder)
+        self._is_profiling = False
+        # At a session's start TensorBoard drops older events from its step on. The first start in a folder
+        # counts as no restart, so a new run has to write one as well. tf.summary has no function for this.
+        start = Event(
+            wall_time=time.time(),
+            step=0 if resume_step is None else resume_step + 1,
+            session_log=SessionLog(status=SessionLog.START),
+        )
+        tf.raw_ops.ImportEvent(writer=self._writer._resource, event=start.SerializeToString())
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers by tag: train/loss, val/accuracy, learning_rate."""
+        with self._writer.as_default(step=step):
+            for tag, value in values.items():
+                tf.summary.scalar(tag, value)
+
+    def text(self, name: str, markdown: str, step: int = 0) -> None:
+        """Write a page of Markdown."""
+        with self._writer.as_default(step=step):
+            tf.summary.text(name, markdown)
+
+    def images(self, name: str, images: np.ndarray, step: int) -> None:
+        """Write uint8 images, [H, W, 3] or [N, H, W, 3]."""
+        with self._writer.as_default(step=step):
+            batch = images if images.ndim == 4 else images[np.newaxis]
+            tf.summary.image(name, batch, max_outputs=len(batch))
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write how the numbers of each array are distributed."""
+        with self._writer.as_default(step=step):
+            for name, array in arrays.items():
+                tf.summary.histogram(name, array)
+
+    def graph(self, function: Any) -> None:
+        """Write the graph of a concrete function."""
+        with self._writer.as_default():
+            tf.summary.graph(function.graph)
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Write what the HParams page shows: settings by dotted key, and the outcomes to compare them by.
+
+        A null is left out, since it would break its column's type, and a list is written as text. To be
+        called once in a run's folder, when the run has ended: TensorBoard keeps the first columns it finds.
+        """
+        kept = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in values.items()
+            if value is not None
+        }
+        with self._writer.as_default(step=0):
+            # A domain of no values gives a column its type, and leaves other runs of the folder their values.
+            hparams_api.hparams_config(
+                hparams=[
+                    hparams_api.HParam(key, hparams_api.Discrete([], dtype=type(value))) for key, value in kept.items()
+                ],
+                metrics=[hparams_api.Metric(f"hparams/{tag}", display_name=tag) for tag in metrics],
+            )
+            hparams_api.hparams(kept)
+            # Under tags of their own: the page shows a tag's last value, the best epoch is rarely the last.
+            for tag, value in metrics.items():
+                tf.summary.scalar(f"hparams/{tag}", value)
+
+    def profile_start(self) -> None:
+        """Begin a profile, which lands in the folder."""
+        tf.profiler.experimental.start(self.folder)
+        self._is_profiling = True
+
+    def profile_stop(self) -> None:
+        """Write the profile; nothing happens if none was begun."""
+        self._stop_profile(save=True)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        # One left open, by a run that ended early, would block the next run's; it isn't of the steps chosen.
+        self._stop_profile(save=False)
+        self._writer.close()
+
+    def _stop_profile(self, save: bool) -> None:
+        if self._is_profiling:
+            self._is_profiling = False
+            tf.profiler.experimental.stop(save=save)
