@@ -1,0 +1,113 @@
+"""Train one of the study's five models with plain `keras.fit`, as the yardstick for our own loop.
+
+    .venv/bin/python scripts/keras_fit.py wide FOLDER [--epochs 10] [--seed 0] [--json OUT.json]
+
+FOLDER holds `cifar-10-batches-bin`. Nothing of cifar_research is imported: the model, the data and the
+loop are what a Keras user would write, so that the comparison is with Keras and not with ourselves.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from keras import layers
+
+
+def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def batch(name):
+        rows = np.fromfile(folder / "cifar-10-batches-bin" / name, np.uint8).reshape(-1, 3073)
+        images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return images.astype("float32") / 255, keras.utils.to_categorical(rows[:, 0], 10)
+
+    parts = [batch(f"data_batch_{i}.bin") for i in range(1, 6)]
+    return (*(np.concatenate(p) for p in zip(*parts, strict=True)), *batch("test_batch.bin"))
+
+
+def build(preset: str) -> keras.Model:
+    normalised = preset in ("wide", "enlarged", "augmented")
+    convolutions = 2 if preset in ("enlarged", "augmented") else 1
+    stack = [layers.Input((32, 32, 3))]
+    if preset == "augmented":
+        stack += [
+            layers.RandomRotation(15 / 360, fill_mode="nearest"),
+            layers.RandomFlip("horizontal_and_vertical"),
+            layers.RandomTranslation(0.1, 0.1, fill_mode="nearest"),
+        ]
+    for filters in (32, 64, 128):
+        for _ in range(convolutions):
+            stack.append(layers.Conv2D(filters, 3, padding="same"))
+            if normalised:
+                stack.append(layers.BatchNormalization())
+            stack.append(layers.Activation("relu"))
+        stack.append(layers.MaxPooling2D())
+    stack.append(layers.Flatten())
+    for units in (512, 256) if normalised else (256,):
+        stack.append(layers.Dense(units))
+        if normalised:
+            stack.append(layers.BatchNormalization())
+        stack.append(layers.Activation("relu"))
+    if preset != "first_version":
+        stack.append(layers.Dropout(0.3))
+    stack.append(layers.Dense(10, activation="softmax"))
+    return keras.Sequential(stack)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=["first_version", "dropout", "wide", "enlarged", "augmented"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+
+    keras.utils.set_random_seed(args.seed)
+    images, targets, test_images, test_targets = read(args.folder)
+    # The same share is held out as in our runs; the best epoch by validation is the one that is tested.
+    held_out = np.random.default_rng(args.seed).permutation(len(images)) < len(images) // 10
+    model = build(args.preset)
+    model.compile(keras.optimizers.Adam(0.005), "mean_squared_error", metrics=["accuracy"])
+    started, epoch_seconds = time.perf_counter(), []
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.began = time.perf_counter()
+
+        def on_test_begin(self, logs=None):
+            epoch_seconds.append(time.perf_counter() - self.began)
+
+    best = keras.callbacks.EarlyStopping("val_accuracy", patience=args.epochs, mode="max", restore_best_weights=True)
+    history = model.fit(
+        images[~held_out],
+        targets[~held_out],
+        batch_size=128,
+        epochs=args.epochs,
+        validation_data=(images[held_out], targets[held_out]),
+        callbacks=[Clock(), best],
+        verbose=2,
+    )
+    seconds = time.perf_counter() - started
+    _, accuracy = model.evaluate(test_images, test_targets, batch_size=500, verbose=0)
+    result = {
+        "preset": args.preset,
+        "epochs": args.epochs,
+        "seed": args.seed,
+        "test_accuracy": round(accuracy, 4),
+        "val_accuracy": round(max(history.history["val_accuracy"]), 4),
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(float((~held_out).sum() / np.median(epoch_seconds))),
+        "parameters": model.count_params(),
+    }
+    print(json.dumps(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
