@@ -225,7 +225,7 @@ def _class_names(content: bytes, is_pickled: bool, is_fine: bool, num_classes: i
             names = _unpickle(content, where)[b"fine_label_names" if is_fine else b"label_names"]
             names = [name.decode() for name in names]
         else:
-            names = content.decode().split()
+            names = [line.strip() for line in content.decode().splitlines() if line.strip()]
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: holds no names of classes ({error!r}); fetch the data set again") from error
     if len(names) != num_classes:

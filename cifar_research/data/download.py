@@ -92,7 +92,7 @@ def _transfer(url: str, part: Path, timeout_seconds: float) -> bool:
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
             bar = progress.add_task(url.rpartition("/")[2], total=total, completed=have)
-            while chunk := response.read(_CHUNK_BYTES):
+            while chunk := response.read1(_CHUNK_BYTES):  # what has come, so that a stall loses nothing
                 file.write(chunk)
                 progress.update(bar, advance=len(chunk))
     return total is None or part.stat().st_size == total
