@@ -67,6 +67,7 @@ def fit(
     *,
     drop_remainder: bool,
     config: dict[str, Any],
+    evaluate: Evaluation,
     record: Record,
     checkpoints: Checkpoints,
     run_dir: Path,
@@ -83,7 +84,6 @@ def fit(
     steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
     total_steps = steps * training.epochs
     call = many_steps(task, environment.strategy)
-    evaluate_call = Evaluation(task, environment, training.eval_batch_size)
     iterator = iter(_distributed(task, environment, data.train, training, record.step, total_steps, drop_remainder))
     clock = _Clock()
     display.start(total_steps, record.step, training.epochs)
@@ -122,7 +122,7 @@ def fit(
                     writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
             try:
                 if is_epoch_end:
-                    scores = evaluate_call(data.val) if len(data.val) else None
+                    scores = evaluate(data.val) if len(data.val) else None
                     is_best = _end_epoch(record, task, scores, clock, training)
                     if is_best and environment.is_chief:
                         _keep_best(task, checkpoints, record)
@@ -145,7 +145,9 @@ class Evaluation:
 
     def __init__(self, task: Task, environment: Environment, batch_size: int) -> None:
         self._task, self._environment, self._batch_size = task, environment, batch_size
-        self._call = tf.function(lambda images, labels: eval_step(task, images, labels), reduce_retracing=True)
+        shape = task.model.input_shape[1:]
+        signature = [tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int64)]
+        self._call = tf.function(lambda images, labels: eval_step(task, images, labels), signature)
 
     def __call__(self, split: Split) -> Scores:
         """Score every image of the split, whatever the batch size."""

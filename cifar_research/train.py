@@ -79,11 +79,13 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
             display.announce(_announcement(cfg, task, data, environment, run_dir))
             if checkpoint is not None:
                 display.message(f"Going on from step {record.step}.")
+            evaluate = loop.Evaluation(task, environment, cfg.training.eval_batch_size)
             outcome = loop.fit(
                 task,
                 environment,
                 data,
                 cfg.training,
+                evaluate=evaluate,
                 drop_remainder=cfg.data.drop_remainder,
                 config=OmegaConf.to_container(cfg, resolve=True),
                 record=record,
@@ -100,7 +102,7 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
             if outcome.status == "completed":
                 with _timed(seconds, "evaluate"):
                     loop.restore_best(task, record, checkpoints)
-                    test = loop.Evaluation(task, environment, cfg.training.eval_batch_size)(data.test)
+                    test = evaluate(data.test)
             seconds["total"] = time.perf_counter() - began
             result = _report(cfg, task, data, environment, record, outcome, test, seconds)
             if environment.is_chief:
@@ -310,9 +312,12 @@ def _leave(
 
 
 def _next_commands(result: Report, run_dir: Path) -> list[str]:
+    is_checkout = (Path(__file__).parents[1] / "scripts" / "train").is_file()
+    train = "scripts/train" if is_checkout else "cifar-train"
     if result["status"] == "stopped":
-        return [f"scripts/train resume={run_dir}"]
-    return [f"scripts/tensorboard {run_dir.parent}", "scripts/train --help"]
+        return [f"{train} resume={run_dir}"]
+    watch = "scripts/tensorboard" if is_checkout else "tensorboard --logdir"
+    return [f"{watch} {run_dir.parent}", f"{train} --help"]
 
 
 @contextlib.contextmanager

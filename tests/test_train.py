@@ -1,0 +1,208 @@
+"""From the command line to the report: what a run leaves, shows and says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_research import config, console, report, train
+from cifar_research.data import datasets
+
+SMALL = [
+    "data=synthetic", "data.train_images=300", "data.test_images=100", "backbone.filters=[8]", "model.hidden=[16]",
+    "training.epochs=2", "training.batch_size=64", "loss=categorical_crossentropy", "optimizer.learning_rate=0.001",
+]  # fmt: skip
+
+
+def run(folder, *overrides):
+    cfg = config.compose([*SMALL, *overrides])
+    return train.run(cfg, folder, console.Display(quiet=True))
+
+
+def command(*arguments, **changes):
+    words = [sys.executable, "-m", "cifar_research.train", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return (folder, what the command showed) of a run begun on the command line."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = command(*SMALL, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_folder_is_as_promised(finished):
+    folder, _ = finished
+    expected = {
+        ".hydra", "train.log", "history.csv", "report.json", "figures", "checkpoints", "tensorboard",
+        "model.weights.h5",
+    }  # fmt: skip
+    assert expected <= {path.name for path in folder.iterdir()}
+    assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "confusion.png"}
+    assert not [path for path in folder.rglob(".*") if path.name not in (".hydra", ".lock")]
+
+
+def test_report_holds_what_the_contract_names(finished):
+    found = json.loads((finished[0] / "report.json").read_text())
+    assert found["status"] == "completed"
+    assert found["config_hash"] == config.config_hash(config.compose(SMALL))
+    assert found["data"]["sizes"] == {"train": 270, "val": 30, "test": 100} and found["data"]["fingerprint"]
+    assert found["parameters"]["total"] == found["parameters"]["trainable"] > 0
+    assert set(found["seconds"]) == {"import", "data", "first_step", "train", "evaluate", "total"}
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    for split in ("train", "val", "test"):
+        assert 0 <= found[split]["accuracy"] <= 1 and found[split]["loss"] > 0
+    assert (found["epochs"], found["steps"]) == (2, 10) and 1 <= found["best_epoch"] <= 2
+    assert found["images_per_second"] > 0 and found["peak_memory_bytes"] > 1e8
+    assert found["versions"]["tensorflow"] and found["hardware"]["cores"]
+    assert found["git"] is None or len(found["git"]["commit"]) == 40
+
+
+def test_history_agrees_with_the_report(finished):
+    rows = report.read_history(finished[0] / "history.csv")
+    found = json.loads((finished[0] / "report.json").read_text())
+    best = rows[found["best_epoch"] - 1]
+    assert [row["step"] for row in rows] == [5, 10]
+    assert best["val_accuracy"] == max(row["val_accuracy"] for row in rows) == found["val"]["accuracy"]
+    assert best["loss"] == found["train"]["loss"]
+
+
+def test_terminal_shows_the_story_and_no_noise(finished):
+    folder, done = finished
+    assert done.stderr == ""
+    for part in ("synthetic: 270 train, 30 validation, 100 test", "Parameters", "test", "95 %", str(folder)):
+        assert part in done.stdout
+    assert "Next: scripts/tensorboard" in done.stdout and "\x1b" not in done.stdout
+
+
+def test_weights_that_are_left_are_those_that_were_tested(finished):
+    folder, _ = finished
+    cfg = config.compose(SMALL)
+    data = datasets.load(cfg.data)
+    task = train._task(cfg, data)
+    task.model.load_weights(folder / "model.weights.h5")
+    images = data.test.images[data.test.indices].astype(np.float32) / 255
+    accuracy = (task.model(images).numpy().argmax(1) == data.test.labels[data.test.indices]).mean()
+    assert accuracy == json.loads((folder / "report.json").read_text())["test"]["accuracy"]
+
+
+def test_early_stopping_ends_after_patience_without_a_better_epoch(tmp_path):
+    # A rate of nearly nothing: the first epoch stays the best by accuracy.
+    more = ["training.epochs=50", "training.patience=3", "optimizer=sgd", "optimizer.learning_rate=1e-12"]
+    found = run(tmp_path, *more)
+    assert found["status"] == "completed" and found["best_epoch"] == 1 and found["epochs"] == 4
+
+
+def test_without_validation_the_last_epoch_is_tested(tmp_path):
+    found = run(tmp_path, "data.val_fraction=0")
+    assert found["val"] is None and found["best_epoch"] == 2 and found["test"] is not None
+
+
+def test_validation_on_the_test_set_is_said(tmp_path):
+    found = run(tmp_path, "data.validation=test")
+    assert "validated on the test set" in found["data"]["note"]
+    assert found["data"]["sizes"] == {"train": 300, "val": 100, "test": 100}
+    assert found["val"] == pytest.approx(found["test"])
+
+
+def test_profile_and_histograms_by_option(tmp_path):
+    options = ["tensorboard.profile_start_step=2", "tensorboard.profile_num_steps=3", "tensorboard.histograms=true"]
+    run(tmp_path / "with", *options)
+    run(tmp_path / "without")
+    assert list((tmp_path / "with").rglob("*.xplane.pb")) and not list((tmp_path / "without").rglob("*.xplane.pb"))
+    tags = {name: _tags(tmp_path / name / "tensorboard") for name in ("with", "without")}
+    histograms = {tag for tag in tags["with"] if tag.startswith("histograms") or "kernel" in tag}
+    assert histograms and not histograms & tags["without"]
+    expected = {
+        "train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy", "learning_rate",
+        "images_per_second", "augmented", "confusion", "misclassified", "config",
+    }  # fmt: skip
+    assert expected - tags["without"] == set()
+
+
+def _tags(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return set(events.Tags()["tensors"])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_and_keeps_float32_weights(tmp_path, precision):
+    more = ["training.epochs=4", "data.train_images=1000", "data.val_fraction=0.1"]
+    found = run(tmp_path / precision, *more, f"training.precision={precision}")
+    plain = run(tmp_path / "float32", *more)
+    assert found["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=0.1)
+
+
+def test_xla_gives_the_same_losses(tmp_path):
+    # Each in a process of its own, since TensorFlow cannot turn determinism off again, and XLA has none here.
+    losses = []
+    for compiled in ("true", "false"):
+        done = command(*SMALL, f"training.jit_compile={compiled}", f"hydra.run.dir={tmp_path / compiled}")
+        assert done.returncode == 0, done.stderr
+        losses.append([row["loss"] for row in report.read_history(tmp_path / compiled / "history.csv")])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_standardised_images_train_too(tmp_path):
+    assert run(tmp_path, "data.standardize=true")["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.drop_remainder=true", "training.batch_size=500"], "data.drop_remainder"),
+        (["data.val_fraction=0.01", "training.patience=2", "data.train_images=20"], "training.patience"),
+    ],
+)
+def test_what_only_the_data_shows_is_refused(tmp_path, overrides, message):
+    with pytest.raises(config.ConfigError, match=message):
+        run(tmp_path, *overrides)
+
+
+def test_missing_data_is_one_sentence_and_exit_code_2(tmp_path):
+    home = {"KERAS_HOME": str(tmp_path), "CIFAR_CACHE_DIR": str(tmp_path)}
+    words = [f"data.dir={tmp_path / 'nowhere'}", "data.download=false", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = command(*words, env=os.environ | home)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: data.dir: no cifar10 in") and len(done.stderr.splitlines()) == 1
+    assert "nowhere" in (tmp_path / "run" / "train.log").read_text()
+
+
+def _without_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')\n")
+    (tmp_path / "keras.py").write_text("raise SystemExit('Keras was imported')\n")
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cifar-train optimizer=ad", "optimizer=adam optimizer=adamw"),
+        ("cifar-train training.ep", "training.epochs="),
+        ("cifar-train experiment=fi", "experiment=first_version"),
+        ("cifar-train augmentation=slides augmentation.rotation.deg", "augmentation.rotation.degrees="),
+    ],
+)
+def test_completion_needs_no_tensorflow(tmp_path, line, expected):
+    program = Path(sys.executable).parent / "cifar-train"
+    environment = _without_tensorflow(tmp_path) | {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = subprocess.run([program, "-sc", "query=bash"], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.split() == expected.split(), done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["optimizer=addam"]])
+def test_what_needs_no_training_needs_no_tensorflow(tmp_path, words):
+    done = command(*words, env=_without_tensorflow(tmp_path))
+    assert done.returncode == (2 if "addam" in words[0] else 0) and "was imported" not in done.stderr
+    if words == ["--help"]:
+        for part in ('eval "$(cifar-train -sc install=bash)"', "augmentation: ", "experiment=quickstart"):
+            assert part in done.stdout
