@@ -41,7 +41,7 @@ make_environment() {
     if command -v flock >/dev/null; then flock 9; fi
     if ! is_current; then
         echo "Installing what setup.cfg lists into $venv; this takes a minute or two, once." >&2
-        if ! PYTHON=$venv/bin/python find_python >/dev/null 2>&1 || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        if ! (PYTHON=$venv/bin/python find_python && "$venv/bin/python" -m pip --version) >/dev/null 2>&1; then
             "$python" -m venv --clear "$venv" || fail "$python could not make $venv; its message is above"
         fi
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \

@@ -1,0 +1,152 @@
+"""The commands of a clone: they choose a Python, install once, and then stay out of the way."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Return a copy of what the commands need, in a folder with a space in its name."""
+    clone = tmp_path / "a clone"
+    shutil.copytree(SCRIPTS, clone / "scripts")
+    for name in ("setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, clone)
+    return clone
+
+
+def write_program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def python_that_installs(path, version="3.12"):
+    """Write a stand-in for Python that notes what it is asked, and makes another one as .venv/bin/python."""
+    return write_program(
+        path,
+        f"""
+echo "$@" >>"$CALLS"
+case "$*" in
+    -c*) echo {version} ;;
+    "-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m pip install"*) exit "${{PIP_EXIT:-0}}" ;;
+esac
+""",
+    )
+
+
+def call(clone, *words, python=None, path="/usr/bin:/bin", **environment):
+    """Run a command of the clone; return (what it did, the calls of the stand-in)."""
+    calls = clone / "calls"
+    calls.unlink(missing_ok=True)
+    environment |= {"PATH": path, "CALLS": str(calls), "HOME": str(clone)} | ({"PYTHON": str(python)} if python else {})
+    done = subprocess.run(
+        [clone / "scripts" / words[0], *words[1:]], env=environment, capture_output=True, text=True, timeout=60
+    )
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.10", "3.14"])
+def test_python_of_another_version_gets_one_sentence(clone, version):
+    python = write_program(clone / "bin" / "python3", f"echo {version}")
+    done, _ = call(clone, "train", python=python)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "Python 3.11, 3.12 or 3.13 is needed" in line and f"is {version}" in line and "PYTHON=" in line
+    assert not (clone / ".venv").exists()
+
+
+def test_a_good_python_is_found_behind_a_wrong_one(clone):
+    write_program(clone / "bin" / "python3", "echo 3.9")
+    python_that_installs(clone / "bin" / "python3.12")
+    done, calls = call(clone, "train", path=f"{clone / 'bin'}:/usr/bin:/bin")
+    assert done.returncode == 0 and any("pip install" in line for line in calls)
+
+
+def test_installs_once_and_hands_the_arguments_on(clone):
+    python = python_that_installs(clone / "bin" / "python")
+    done, calls = call(clone, "train", "optimizer=sgd", "name=a b", python=python)
+    assert done.returncode == 0 and "Installing" in done.stderr
+    installs = [line for line in calls if "pip install" in line]
+    assert len(installs) == 2 and "--require-hashes" in installs[0] and "--no-deps" in installs[1]
+    assert calls[-1] == "-m cifar_research.train optimizer=sgd name=a b"
+    done, calls = call(clone, "train", "seed=1", python=python)
+    assert calls == ["-m cifar_research.train seed=1"] and done.stderr == ""
+    _, calls = call(clone, "test", "-k", "some", python=python)
+    assert calls == ["-m pytest -k some"]
+
+
+@pytest.mark.parametrize("change", ["setup.cfg", "scripts/constraints.txt", "moved"])
+def test_installs_again_when_something_has_changed(clone, change):
+    python = python_that_installs(clone / "bin" / "python")
+    call(clone, "train", python=python)
+    if change == "moved":
+        clone = clone.rename(clone.parent / "elsewhere")
+        python = clone / "bin" / "python"
+    else:
+        with (clone / change).open("a") as file:
+            file.write("# changed\n")
+    _, calls = call(clone, "train", python=python)
+    assert any("pip install" in line for line in calls)
+
+
+def test_a_failed_installation_is_told_and_tried_again(clone):
+    python = python_that_installs(clone / "bin" / "python")
+    done, calls = call(clone, "train", python=python, PIP_EXIT="1")
+    assert done.returncode == 2 and "pip could not install" in done.stderr
+    assert "cifar_research.train" not in calls[-1]
+    done, calls = call(clone, "train", python=python)
+    assert done.returncode == 0 and any("pip install" in line for line in calls)
+
+
+def test_tensorboard_is_bound_to_this_machine(clone):
+    python = python_that_installs(clone / "bin" / "python")
+    (clone / "outputs").mkdir()
+    _, calls = call(clone, "tensorboard", python=python)
+    assert calls[-1] == f"-m tensorboard.main --logdir {clone / 'outputs'} --host 127.0.0.1"
+    _, calls = call(clone, "tensorboard", str(clone), "--port", "7000", python=python)
+    assert calls[-1] == f"-m tensorboard.main --logdir {clone} --host 127.0.0.1 --port 7000"
+    done, _ = call(clone, "tensorboard", "nowhere", python=python)
+    assert done.returncode == 2 and "nowhere is no folder" in done.stderr
+
+
+def test_the_users_folder_stays_the_current_one(tmp_path):
+    done = subprocess.run(
+        [SCRIPTS / "train", "--cfg", "hydra", "-p", "hydra.runtime.cwd"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(tmp_path), done.stderr
+
+
+def test_constraints_hold_what_setup_cfg_lists():
+    from configparser import ConfigParser
+
+    from packaging.requirements import Requirement
+
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = (setup["options"]["install_requires"] + setup["options.extras_require"]["test"]).splitlines()
+    lines = (SCRIPTS / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line.removesuffix("\\")) for line in lines if line[:1].isalnum()]
+    for line in filter(None, listed):
+        wanted = Requirement(line)
+        versions = [str(p.specifier).removeprefix("==") for p in pinned if p.name == wanted.name]
+        assert versions and all(wanted.specifier.contains(version) for version in versions), line
+    assert all(line.strip().startswith(("--hash=sha256:", "#")) or line[:1].isalnum() for line in lines if line)
+
+
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
+def test_ruff_has_nothing_to_say(words):
+    environment = os.environ | {"RUFF_NO_CACHE": "true"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout

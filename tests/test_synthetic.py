@@ -1,0 +1,49 @@
+"""The drawn data set is the same every time, and as hard as it should be."""
+
+import numpy as np
+import pytest
+
+from cifar_research import config, console, train
+from cifar_research.data import synthetic
+
+
+def test_drawn_from_the_seed_alone_and_splits_differ():
+    images, labels = synthetic.draw(50, 3, 0)
+    assert images.shape == (50, 32, 32, 3) and images.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [5] * 10
+    np.testing.assert_array_equal(images, synthetic.draw(50, 3, 0)[0])
+    assert (images != synthetic.draw(50, 4, 0)[0]).any() and (images != synthetic.draw(50, 3, 1)[0]).any()
+
+
+@pytest.mark.slow
+def test_the_studys_cnn_learns_it_and_a_linear_classifier_does_not(tmp_path):
+    def accuracy(*overrides):
+        cfg = config.compose(["experiment=quickstart", *overrides])
+        return train.run(cfg, tmp_path / str(len(overrides)), console.Display(quiet=True))["test"]["accuracy"]
+
+    assert accuracy() > 0.9
+    # The linear model is the output layer on the pixels: no convolution before it.
+    assert (
+        accuracy(
+            "model=linear",
+            "model.pooling=flatten",
+            "backbone._target_=tests.test_synthetic.pixels",
+            *[f"~backbone.{k}" for k in KEYS],
+        )
+        < 0.6
+    )
+
+
+KEYS = list(key for key in config.compose().backbone if key != "_target_")
+
+
+def pixels():
+    """A backbone that does nothing."""
+
+    def build(shape):
+        import keras
+
+        images = keras.Input(shape)
+        return keras.Model(images, keras.layers.Identity()(images))
+
+    return build
