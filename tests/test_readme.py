@@ -1,0 +1,46 @@
+"""What the README shows works: its commands compose, and its additions train."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cifar_research import config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (scripts/train[^<\n]*)$", README, re.MULTILINE)]
+
+
+def test_every_option_is_in_the_table():
+    for group in sorted(path for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+        row = re.search(rf"^\| `{group.name}` \|(.*)$", README, re.MULTILINE).group(1)
+        assert set(re.findall(r"`(\w+)`", row.split("|")[0])) == {path.stem for path in group.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" not in line])
+def test_command_composes(command):
+    config.check(config.compose(shlex.split(command)[1:]))
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" in line])
+def test_additions_train(command, tmp_path):
+    for text in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        with (tmp_path / "my_lab.py").open("a") as file:
+            file.write(text)
+    for path, text in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
+    words = [sys.executable, "-m", "cifar_research.train", *shlex.split(command)[1:], *small]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "completed" in done.stdout
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / target).exists(), target
