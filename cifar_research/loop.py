@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -337,9 +336,3 @@ def _show_epoch(record: Record, is_best: bool, run_dir: Path, display: Display, 
     scalars = {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}
     writer.scalars(record.step, {tag: value for tag, value in scalars.items() if value is not None})
     writer.flush()
-
-
-def steady_images_per_second(history: list[dict[str, Any]]) -> float | None:
-    """Return the median over the epochs, None before the first."""
-    speeds = [row["images_per_second"] for row in history if row["images_per_second"]]
-    return statistics.median(speeds) if speeds else None

@@ -9,13 +9,25 @@ import math
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from cifar_research.config import config_hash
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cifar_research import loop, steps
+    from cifar_research.data.datasets import Dataset
+    from cifar_research.environment import Environment
 
 HISTORY_COLUMNS = (
     "epoch", "step", "phase", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds",
@@ -100,6 +112,60 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         raise ReportError(
             f"{path}: is damaged ({error}); the run's checkpoints hold the history, resume to rewrite it"
         ) from error
+
+
+def gather(
+    cfg: DictConfig,
+    task: steps.Task,
+    data: Dataset,
+    environment: Environment,
+    record: loop.Record,
+    outcome: loop.Outcome,
+    test: loop.Scores | None,
+    seconds: dict[str, float | None],
+) -> dict[str, Any]:
+    """Return what report.json holds. `train` and `val` are those of the best epoch, `train` as measured in training."""
+    import tensorflow as tf
+
+    best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
+    has_val = best is not None and best["val_loss"] is not None
+    return {
+        "status": outcome.status,
+        "signal": outcome.signal,
+        "config_hash": config_hash(cfg),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "seed": cfg.seed,
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "fingerprint": data.fingerprint,
+            "note": data.note,
+        },
+        "parameters": {
+            "total": task.model.count_params(),
+            "trainable": sum(int(weight.shape.num_elements()) for weight in task.weights),
+        },
+        "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
+        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
+        "test": test and {"loss": test.loss, "accuracy": test.accuracy},
+        "best_epoch": record.best and record.best["epoch"],
+        "epochs": record.epoch,
+        "steps": record.step,
+        "images_per_second": _steady_images_per_second(record.history),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": versions(),
+        "hardware": hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")])
+        | {"device": environment.device, "deterministic": environment.deterministic},
+        "git": git(Path(__file__).parent),
+    }
+
+
+def _steady_images_per_second(history: list[dict[str, Any]]) -> float | None:
+    """Return the median over the epochs, None before the first."""
+    speeds = [row["images_per_second"] for row in history if row["images_per_second"]]
+    return statistics.median(speeds) if speeds else None
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:

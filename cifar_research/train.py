@@ -104,7 +104,7 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
                     loop.restore_best(task, record, checkpoints)
                     test = evaluate(data.test)
             seconds["total"] = time.perf_counter() - began
-            result = _report(cfg, task, data, environment, record, outcome, test, seconds)
+            result = report.gather(cfg, task, data, environment, record, outcome, test, seconds)
             if environment.is_chief:
                 _leave(run_dir, result, task, data, record, test, writer)
             display.results(result, run_dir, _next_commands(result, run_dir))
@@ -217,56 +217,6 @@ def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, dat
 def _profiled_steps(cfg: DictConfig) -> range:
     start = cfg.tensorboard.profile_start_step
     return range(0) if start is None else range(start, start + cfg.tensorboard.profile_num_steps)
-
-
-def _report(
-    cfg: DictConfig,
-    task: steps.Task,
-    data: Dataset,
-    environment: Environment,
-    record: loop.Record,
-    outcome: loop.Outcome,
-    test: loop.Scores | None,
-    seconds: dict[str, float | None],
-) -> Report:
-    """Gather report.json. `train` and `val` are those of the best epoch, `train` as measured while training."""
-    import tensorflow as tf
-
-    from cifar_research.loop import steady_images_per_second
-
-    best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
-    has_val = best is not None and best["val_loss"] is not None
-    return {
-        "status": outcome.status,
-        "signal": outcome.signal,
-        "config_hash": config.config_hash(cfg),
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "seed": cfg.seed,
-        "data": {
-            "name": data.name,
-            "classes": list(data.classes),
-            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-            "fingerprint": data.fingerprint,
-            "note": data.note,
-        },
-        "parameters": {
-            "total": task.model.count_params(),
-            "trainable": sum(int(weight.shape.num_elements()) for weight in task.weights),
-        },
-        "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
-        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
-        "test": test and {"loss": test.loss, "accuracy": test.accuracy},
-        "best_epoch": record.best and record.best["epoch"],
-        "epochs": record.epoch,
-        "steps": record.step,
-        "images_per_second": steady_images_per_second(record.history),
-        "seconds": seconds,
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "versions": report.versions(),
-        "hardware": report.hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")])
-        | {"device": environment.device, "deterministic": environment.deterministic},
-        "git": report.git(Path(__file__).parent),
-    }
 
 
 def _leave(
