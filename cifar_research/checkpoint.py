@@ -92,7 +92,9 @@ class Checkpoints:
                 raise FloatingPointError(f"{name} is not finite at step {step}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / f"step-{step:08d}.ckpt", checkpoint)
-        for path in self._steps()[: -self.keep]:
+        # Those of later steps are damaged, or the run would have gone on from there.
+        later = [path for path in self._steps() if path > self.folder / f"step-{step:08d}.ckpt"]
+        for path in [*later, *[path for path in self._steps() if path not in later][: -self.keep]]:
             path.unlink()
         try:
             needed = {self.best_path(best) for path in self._steps() if (best := _best_of(path)) is not None}

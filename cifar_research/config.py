@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from cifar_research import plugins
 PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 # A run may go on in its folder although these differ: none of them changes what is computed.
 FREE_KEYS = (
-    "name", "data.dir", "data.cache_dir", "data.download", "training.threads", "training.keep_checkpoints",
-    "training.log_every_steps", "training.eval_batch_size", "tensorboard",
+    "name", "data.dir", "data.cache_dir", "data.download", "training.keep_checkpoints", "training.log_every_steps",
+    "tensorboard",
 )  # fmt: skip
+
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 class ConfigError(ValueError):
@@ -128,8 +131,10 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
     overrides = list(overrides)
     try:
         return _compose(overrides, with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides)) from error
+    except HYDRA_ERRORS as error:
+        raise ConfigError(explain(error, overrides)) from error
+    except ValueError as error:  # Hydra's own for group=null and group=3
+        raise ConfigError(f"{' '.join(overrides)}: {error}; name an option of the group") from error
 
 
 def _compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
@@ -148,7 +153,17 @@ def check(cfg: DictConfig) -> None:
     Ranges and choices of the framework's sections, every plug-in node against its factory's signature and
     the factory's own rules, and combinations. Imports no TensorFlow, unless a factory of the user's does.
     """
-    problems = [*_check_values(cfg), *_check_combinations(cfg)]
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, [])) from error
+    if missing:
+        raise ConfigError("\n".join(f"{key}: has no value; choose an option, or give one: {key}=…" for key in missing))
+    # What cannot be read further on comes first.
+    if problems := [*_check_keys(cfg), *_check_values(cfg)]:
+        raise ConfigError("\n".join(problems))
+    problems = _check_combinations(cfg)
     nodes = [(group, cfg[group]) for group in PLUGIN_GROUPS]
     if isinstance(cfg.augmentation, DictConfig):
         nodes += [(f"augmentation.{name}", node) for name, node in cfg.augmentation.items() if node is not None]
@@ -156,32 +171,35 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"augmentation: {cfg.augmentation!r} is not a mapping from names to transforms")
     for key, node in nodes:
         problems += plugins.check(key, node)
+    if not problems:
+        problems += _check_image_size(cfg)
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-# Lowest and highest value by key; an open end is None, and what is excluded is said by the sign.
-_RANGES: dict[str, tuple[str, Any, Any]] = {
-    "seed": ("[]", 0, 2**31 - 1),
+_MOST = 2**31 - 1
+# Lowest and highest value by key, each in or out by the sign.
+_RANGES: dict[str, tuple[str, float, float]] = {
+    "seed": ("[]", 0, _MOST),
     "data.val_fraction": ("[)", 0, 1),
-    "data.split_seed": ("[]", 0, 2**31 - 1),
-    "data.train_size": ("[]", 1, None),
+    "data.split_seed": ("[]", 0, _MOST),
+    "data.train_size": ("[]", 1, _MOST),
     "data.image_size": ("[]", 8, 1024),
     "data.test_fraction": ("()", 0, 1),
-    "data.train_images": ("[]", 10, None),
-    "data.test_images": ("[]", 10, None),
-    "data.seed": ("[]", 0, 2**31 - 1),
-    "training.epochs": ("[]", 1, None),
-    "training.batch_size": ("[]", 1, None),
-    "training.eval_batch_size": ("[]", 1, None),
-    "training.steps_per_call": ("[]", 1, None),
+    "data.train_images": ("[]", 10, _MOST),
+    "data.test_images": ("[]", 10, _MOST),
+    "data.seed": ("[]", 0, _MOST),
+    "training.epochs": ("[]", 1, _MOST),
+    "training.batch_size": ("[]", 1, _MOST),
+    "training.eval_batch_size": ("[]", 1, _MOST),
+    "training.steps_per_call": ("[]", 1, _MOST),
     "training.threads": ("[]", 1, 1024),
     "training.ema_decay": ("()", 0, 1),
-    "training.patience": ("[]", 1, None),
-    "training.keep_checkpoints": ("[]", 1, None),
-    "training.log_every_steps": ("[]", 1, None),
-    "tensorboard.profile_start_step": ("[]", 0, None),
-    "tensorboard.profile_num_steps": ("[]", 1, None),
+    "training.patience": ("[]", 1, _MOST),
+    "training.keep_checkpoints": ("[]", 1, _MOST),
+    "training.log_every_steps": ("[]", 1, _MOST),
+    "tensorboard.profile_start_step": ("[]", 0, _MOST),
+    "tensorboard.profile_num_steps": ("[]", 1, _MOST),
 }
 _CHOICES = {
     "data.validation": ("holdout", "test"),
@@ -191,19 +209,47 @@ _CHOICES = {
 }
 
 
+def _check_keys(cfg: DictConfig) -> list[str]:
+    """Refuse keys that a + on the command line has added to the framework's own sections."""
+    problems = []
+    sections = {"data": OmegaConf.get_type(cfg.data), "training": TrainingConfig, "tensorboard": TensorBoardConfig}
+    for prefix, schema in {"": Config, **sections}.items():
+        valid = [entry.name for entry in fields(schema)]
+        for key in cfg[prefix] if prefix else cfg:
+            if key not in valid:
+                full = f"{prefix}.{key}" if prefix else key
+                problems.append(f"{full}: there is no such key{plugins.nearest(key, valid)}")
+    names = {CifarConfig: ("cifar10", "cifar100"), ImagesConfig: ("images",), SyntheticConfig: ("synthetic",)}
+    valid = names.get(sections["data"], ())
+    if cfg.data.name not in valid:
+        problems.append(
+            f"data.name: {cfg.data.name!r} does not go with these keys; choose data={cfg.data.name} instead"
+        )
+    return problems
+
+
+def _check_image_size(cfg: DictConfig) -> list[str]:
+    """Hold the images against the smallest that the backbone takes, if its factory's result says so."""
+    size = OmegaConf.select(cfg, "data.image_size") or 32
+    least = getattr(plugins.instantiate(cfg.backbone), "min_image_size", 1)
+    if size < least:
+        return [
+            f"backbone: takes images of {least} x {least} or more, and these have {size} x {size}; give it fewer blocks"
+        ]
+    return []
+
+
 def _check_values(cfg: DictConfig) -> list[str]:
     problems = []
-    for missing in sorted(OmegaConf.missing_keys(cfg)):
-        problems.append(f"{missing}: has no value; give one, e.g. {missing}=…")
     for key, (ends, low, high) in _RANGES.items():
-        value = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
+        value = OmegaConf.select(cfg, key)
         if value is None:
             continue
-        too_low = low is not None and (value < low or (ends[0] == "(" and value == low))
-        too_high = high is not None and (value > high or (ends[1] == ")" and value == high))
-        if too_low or too_high or value != value:
+        fits_low = value >= low if ends[0] == "[" else value > low
+        fits_high = value <= high if ends[1] == "]" else value < high
+        if not (fits_low and fits_high):  # nan fits nowhere
             lower = f"{'at least' if ends[0] == '[' else 'above'} {low}"
-            upper = "" if high is None else f" and {'at most' if ends[1] == ']' else 'below'} {high}"
+            upper = f" and {'at most' if ends[1] == ']' else 'below'} {high}"
             problems.append(f"{key}: {value} is out of range; it must be {lower}{upper}")
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
@@ -231,6 +277,18 @@ def _check_combinations(cfg: DictConfig) -> list[str]:
             "training.deterministic: true does not work with training.jit_compile=true (XLA has no deterministic "
             "gradient of max pooling); choose one of them"
         )
+    if training.strategy == "multi_worker":
+        from cifar_research.environment import is_chief  # which imports this module
+
+        try:
+            is_chief(training.strategy)  # reads TF_CONFIG
+        except ConfigError as error:
+            problems.append(str(error))
+    warmup = OmegaConf.select(cfg, "schedule.warmup_epochs")
+    if isinstance(warmup, (int, float)) and warmup >= training.epochs:
+        problems.append(
+            f"schedule.warmup_epochs: {warmup} leaves nothing of training.epochs={training.epochs}; make it shorter"
+        )
     if cfg.data.name == "images" and cfg.data.dir is None:
         problems.append("data.dir: has no value; data=images needs the folder, data.dir=<folder>")
     size = cfg.data.train_size
@@ -257,7 +315,8 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 def _computed(cfg: Any) -> dict[str, Any]:
     """Return the flat config without what may differ between two halves of one run."""
-    free = tuple(f"{key}." for key in FREE_KEYS)
+    # A folder of images is the data set; other data sets are the same wherever they lie.
+    free = tuple(f"{key}." for key in FREE_KEYS if key != "data.dir" or cfg["data"]["name"] != "images")
     computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free)}
     # A flat mapping is compared by key, and augmentations are applied in their order.
     return computed | {"augmentation": [name for name, node in cfg["augmentation"].items() if node is not None]}
@@ -281,7 +340,7 @@ def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path)
         raise ConfigError("\n".join([*changed, advice]))
 
 
-def _explain(error: Exception, overrides: list[str]) -> str:
+def explain(error: Exception, overrides: list[str]) -> str:
     """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -294,7 +353,9 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         return f"{error.override!r} is not an override, key=value: {str(error).splitlines()[0]}"
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]+)'", text):
         group, option = match.groups()
-        options = sorted(path.stem for path in (Path(config_dir()) / group).glob("*.yaml"))
+        # Hydra lists them, those of hydra.searchpath too.
+        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
+        options = listed.group(1).split() if listed else []
         close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         return f"{group}: there is no option {option!r}{hint} It has {', '.join(options)}"
@@ -314,6 +375,8 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         where = f" (given as {given!r})" if given else ""
         return f"{place}: {match.group(1)}{where}"
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if full := re.search(r"full_key: (\S+)", text):
+        return f"{full.group(1)}: {lines[0]}"
     return " ".join(lines[:4])
 
 
@@ -323,10 +386,12 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
     try:
         cfg = _compose(rest)
-    except (HydraException, OmegaConfBaseException):
+    except HYDRA_ERRORS:
         cfg = _compose([])  # what is wrong lies in a preset
     while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
         parent, _, last = parent.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     valid = [str(k) for k in node if not str(k).startswith("_")]
+    if (Path(config_dir()) / parent / f"{last}.yaml").is_file():
+        return f"{key}: there is no such key; choose {parent}={last} first"
     return f"{key}: there is no such key{plugins.nearest(last, valid)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,28 @@ class Environment:
     device: str  # for people: "CPU, 2 threads"
     prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
     deterministic: bool
-    is_chief: bool  # the one worker that writes files
+    is_chief: bool  # see the function of that name
+
+
+def is_chief(strategy: str) -> bool:
+    """Say whether this process is the one that writes files, which it is unless TF_CONFIG makes it another worker."""
+    if strategy != "multi_worker":
+        return True
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise ConfigError(
+            "training.strategy: multi_worker needs the environment variable TF_CONFIG, which lists the workers; "
+            "set it, or use training.strategy=mirrored for the devices of one machine"
+        )
+    try:
+        cluster = json.loads(text)
+        kind, index, workers = cluster["task"]["type"], cluster["task"]["index"], cluster["cluster"]
+        return kind == "chief" or ("chief" not in workers and kind == "worker" and index == 0)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"training.strategy: TF_CONFIG is {text!r}, and multi_worker cannot read it ({error!r}); it must be like "
+            '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
 
 
 @contextlib.contextmanager
@@ -88,13 +110,12 @@ def prepare(training: Any, seed: int) -> Environment:
     device = gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} threads"
     if strategy.num_replicas_in_sync > 1:
         device = f"{strategy.num_replicas_in_sync} replicas, {device} each"
-    cluster = strategy.cluster_resolver
     return Environment(
         strategy=strategy,
         device=device,
         prefetch_device="/GPU:0" if gpus and training.strategy == "none" else None,
         deterministic=deterministic,
-        is_chief=training.strategy != "multi_worker" or cluster.task_id in (None, 0),
+        is_chief=is_chief(training.strategy),
     )
 
 
@@ -105,10 +126,5 @@ def _strategy(name: str) -> tf.distribute.Strategy:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise ConfigError(
-                "training.strategy: multi_worker needs the environment variable TF_CONFIG, which lists the workers; "
-                "set it, or use training.strategy=mirrored for the devices of one machine"
-            )
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.get_strategy()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def mistakes_image(images: np.ndarray, labels: Sequence[str], predictions: Seque
         axes.axis("off")
     for axes, image, label, prediction in zip(grid[: len(images)], images, labels, predictions, strict=True):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(f"{label} → {prediction}", fontsize=8)
+        axes.set_title(_plain(f"{label} → {prediction}"), fontsize=8)
     return _pixels(figure)
 
 
@@ -95,8 +97,9 @@ def _confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted class", ylabel="true class")
     if is_small:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=45, ha="right")
-        axes.set_yticks(ticks, classes)
+        names = [_plain(name) for name in classes]
+        axes.set_xticks(ticks, names, rotation=45, ha="right")
+        axes.set_yticks(ticks, names)
         for i, j in itertools.product(ticks, ticks):
             if matrix[i, j]:
                 colour = "white" if share[i, j] > 0.5 else "black"
@@ -104,17 +107,32 @@ def _confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def _plain(name: str) -> str:
+    """Return a class's name as matplotlib writes it as it is: a $ would begin a formula."""
+    return name.replace("$", r"\$")
+
+
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+@contextlib.contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """Let a class's name in another script be drawn as boxes without a word about each letter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
 def _save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    with _without_glyph_warnings():
+        FigureCanvasAgg(figure).print_png(content)
     atomic_write(path, content.getvalue())
 
 
 def _pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with _without_glyph_warnings():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -28,14 +28,16 @@ from cifar_research.tensorboard import Writer
 class Record:
     """What a run remembers beside its variables; goes into every checkpoint.
 
-    epoch: whole epochs done; totals: the current one's so far (losses, right answers, images); best: step, epoch
-    and value of the monitored metric; history: a row an epoch, as in history.csv.
+    epoch: whole epochs done; totals: the current one's so far (losses, right answers, images); seconds: the current
+    one's so far; elapsed: the seconds of earlier processes, from their first step on; best: step, epoch and value of
+    the monitored metric; history: a row an epoch, as in history.csv.
     """
 
     step: int = 0
     epoch: int = 0
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: float = 0.0
+    elapsed: float = 0.0
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -65,7 +67,7 @@ def fit(
     training: Any,
     *,
     drop_remainder: bool,
-    config: dict[str, Any],
+    identity: dict[str, Any],
     evaluate: Evaluation,
     record: Record,
     checkpoints: Checkpoints,
@@ -77,20 +79,21 @@ def fit(
 ) -> Outcome:
     """Train from `record.step` to the last step, a validation and a checkpoint at the end of every epoch.
 
-    training: the config's section of that name; config: the whole one, kept in each checkpoint so that another
-    one is refused. `task` and `record` are changed in place; after a restart both come from a checkpoint.
+    training: the config's section of that name; identity: kept in each checkpoint, so that a run does not go on with
+    another config or other data. `task` and `record` are changed in place; after a restart both come from a checkpoint.
     """
     steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
     total_steps = steps * training.epochs
     call = many_steps(task, environment.strategy)
     iterator = iter(_distributed(task, environment, data.train, training, record.step, total_steps, drop_remainder))
-    clock = _Clock()
+    clock, began_fit = _Clock(), time.perf_counter()
     display.start(total_steps, record.step, training.epochs)
 
     def save() -> None:
         if environment.is_chief:
             arrays = {name: _numpy(variable) for name, variable in task.variables().items()}
-            checkpoints.save(record.step, Checkpoint(arrays, {**asdict(record), "config": config}))
+            elapsed = record.elapsed + time.perf_counter() - began_fit
+            checkpoints.save(record.step, Checkpoint(arrays, {**asdict(record), "elapsed": elapsed, **identity}))
 
     def outcome(status: str, number: int | None = None) -> Outcome:
         return Outcome(status, number, clock.first_call_seconds)
@@ -110,22 +113,25 @@ def fit(
             if writer and profile and record.step - num_steps < profile.stop <= record.step:
                 writer.profile_stop()
 
+            loss, accuracy = _means(record.totals)
+            if not math.isfinite(loss):
+                display.message(f"The loss is {loss} at step {record.step}: the run has diverged.")
+                return outcome("diverged")
+            display.progress(record.step, record.epoch + 1, loss, accuracy, clock.images_per_second())
             is_epoch_end = record.step == epoch_end
-            if is_epoch_end or record.step % training.log_every_steps < num_steps:
-                loss, accuracy = _means(record.totals)
-                if not math.isfinite(loss):
-                    display.message(f"The loss is {loss} at step {record.step}: the run has diverged.")
-                    return outcome("diverged")
-                display.progress(record.step, record.epoch + 1, loss, accuracy, clock.images_per_second())
-                if writer:
-                    writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
+            if writer and (is_epoch_end or record.step % training.log_every_steps < num_steps):
+                writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
             try:
                 if is_epoch_end:
                     scores = evaluate(data.val) if len(data.val) else None
                     is_best = _end_epoch(record, task, scores, clock, training)
                     if is_best and environment.is_chief:
                         _keep_best(task, checkpoints, record)
-                    _show_epoch(record, is_best, run_dir, display, writer if environment.is_chief else None)
+                    display.epoch(record.history[-1], is_best)
+                    if environment.is_chief:
+                        report.write_history(run_dir / "history.csv", record.history)
+                    if writer:
+                        _write_validation(record, writer)
                     if writer and histograms:
                         writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
                     save()
@@ -327,12 +333,8 @@ def _keep_best(task: Task, checkpoints: Checkpoints, record: Record) -> None:
     write(checkpoints.best_path(record.step), Checkpoint(arrays, {"best": record.best}))
 
 
-def _show_epoch(record: Record, is_best: bool, run_dir: Path, display: Display, writer: Writer | None) -> None:
+def _write_validation(record: Record, writer: Writer) -> None:
     row = record.history[-1]
-    display.epoch(row, is_best)
-    if writer is None:
-        return
-    report.write_history(run_dir / "history.csv", record.history)
     scalars = {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}
     writer.scalars(record.step, {tag: value for tag, value in scalars.items() if value is not None})
     writer.flush()

@@ -37,11 +37,13 @@ def check(key: str, node: Any) -> list[str]:
     except AttributeError:
         public = [k for k, v in vars(__import__(module, fromlist=[name])).items() if inspect.isfunction(v)]
         return [f"{key}._target_: module {module!r} has no {name!r}{nearest(name, public)}"]
+    if not callable(factory):
+        return [f"{key}._target_: {target!r} is a {type(factory).__name__}; name a function"]
     signature = inspect.signature(factory)
     problems = []
     hints = {parameter.name: _hint(factory, parameter) for parameter in signature.parameters.values()}
     for setting, value in OmegaConf.to_container(node, resolve=True).items():
-        if setting.startswith("_") and setting.endswith("_"):
+        if setting == "_target_":
             continue
         if setting not in signature.parameters:
             hint = nearest(setting, signature.parameters)

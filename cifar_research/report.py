@@ -177,11 +177,15 @@ def read_report(path: Path) -> dict[str, Any] | None:
     """Read report.json, None if there is none; ReportError if it is damaged."""
     try:
         report = json.loads(path.read_bytes())
-        if not isinstance(report, dict) or not {"status", "config", "config_hash"} <= report.keys():
-            raise ValueError("it lacks a status or a config")
+        if not isinstance(report, dict) or report.get("status") not in ("completed", "diverged", "stopped"):
+            raise ValueError("it has no status")
+        if not isinstance(report.get("config"), dict) or not isinstance(report["config"].get("augmentation"), dict):
+            raise ValueError("it has no config")
         return report
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read ({error.strerror}); choose another hydra.run.dir") from error
     except ValueError as error:
         raise ReportError(
             f"{path}: is damaged ({error}); delete it and run again, the checkpoints beside it then give a new one"

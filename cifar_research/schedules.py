@@ -106,8 +106,8 @@ def _ramp(step, steps: float):
 def _warmup(epochs: float, steps: int) -> Callable[[int], float]:
     """Return the function from steps_per_epoch to the length of the warm-up in steps."""
     for name, value in {"warmup_epochs": epochs, "warmup_steps": steps}.items():
-        if value < 0:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 0")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: {value} is out of range; it must be at least 0 and finite")
     if epochs and steps:
         raise ValueError(f"warmup_steps: {steps} steps and warmup_epochs={epochs} contradict each other; give one")
     return lambda steps_per_epoch: steps or epochs * steps_per_epoch
@@ -120,8 +120,8 @@ def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[
     if epochs is None and steps is None:
         raise ValueError("every_epochs: null and every_steps=null leave no period; give one of them")
     for name, value in {"every_epochs": epochs, "every_steps": steps}.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}: {value} is out of range; it must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: {value} is out of range; it must be above 0 and finite")
     return lambda steps_per_epoch: steps or epochs * steps_per_epoch
 
 

@@ -92,17 +92,13 @@ class Writer:
 
     def profile_stop(self) -> None:
         """Write the profile; nothing happens if none was begun."""
-        self._stop_profile(save=True)
+        if self._is_profiling:
+            self._is_profiling = False
+            tf.profiler.experimental.stop()
 
     def flush(self) -> None:
         self._writer.flush()
 
     def close(self) -> None:
-        # One left open, by a run that ended early, would block the next run's; it isn't of the steps chosen.
-        self._stop_profile(save=False)
+        self.profile_stop()  # of a run that ended before the last of the steps chosen
         self._writer.close()
-
-    def _stop_profile(self, save: bool) -> None:
-        if self._is_profiling:
-            self._is_profiling = False
-            tf.profiler.experimental.stop(save=save)

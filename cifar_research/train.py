@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -17,7 +16,8 @@ import hydra
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from cifar_research import config, console, plugins, report
+from cifar_research import commandline, config, console, plugins, report
+from cifar_research import environment as environments
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
@@ -45,21 +45,21 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
     began = time.perf_counter()
     config.check(cfg)
     run_dir = Path(run_dir)
-    with _only_process_in(run_dir):
+    is_chief = environments.is_chief(cfg.training.strategy)
+    display = display or console.Display(quiet=not is_chief)
+    with _only_process_in(run_dir, is_chief):
         ended, checkpoint = _begun(cfg, run_dir)
         if ended is not None:
-            (display or console.Display()).message(f"{run_dir}: this run has ended already, {ended['status']}.")
+            display.message(f"{run_dir}: this run has ended already, {ended['status']}.")
             return ended
 
         # Data before TensorFlow: what is missing or damaged is told at once.
         seconds: dict[str, float | None] = {}
         with _timed(seconds, "data"):
             data = datasets.load(cfg.data)
-            _check_data(cfg, data)
+            _check_data(cfg, data, checkpoint)
 
         with _timed(seconds, "import"):
-            from cifar_research import environment as environments
-
             environment = environments.prepare(cfg.training, cfg.seed)
             from cifar_research import loop, tensorboard
 
@@ -69,9 +69,8 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
         if checkpoint is not None:
             loop.restore(task, record, checkpoint)
 
-        display = display or console.Display()
         writer = None
-        if cfg.tensorboard.enabled and environment.is_chief:
+        if cfg.tensorboard.enabled and is_chief:
             writer = tensorboard.Writer(run_dir / "tensorboard", resume_step=record.step if checkpoint else None)
             if checkpoint is None:
                 _describe(writer, cfg, task, data)
@@ -87,7 +86,7 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
                 cfg.training,
                 evaluate=evaluate,
                 drop_remainder=cfg.data.drop_remainder,
-                config=OmegaConf.to_container(cfg, resolve=True),
+                identity={"config": OmegaConf.to_container(cfg, resolve=True), "fingerprint": data.fingerprint},
                 record=record,
                 checkpoints=checkpoints,
                 run_dir=run_dir,
@@ -99,13 +98,13 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
             seconds["first_step"] = outcome.first_step_seconds
             seconds["train"] = sum(row["seconds"] for row in record.history) + record.seconds
             test = None
-            if outcome.status == "completed":
+            if outcome.status == "completed" and is_chief:
                 with _timed(seconds, "evaluate"):
                     loop.restore_best(task, record, checkpoints)
                     test = evaluate(data.test)
-            seconds["total"] = time.perf_counter() - began
+            seconds["total"] = record.elapsed + time.perf_counter() - began
             result = report.gather(cfg, task, data, environment, record, outcome, test, seconds)
-            if environment.is_chief:
+            if is_chief:
                 _leave(run_dir, result, task, data, record, test, writer)
             display.results(result, run_dir, _next_commands(result, run_dir))
         return result
@@ -157,17 +156,23 @@ def _task(cfg: DictConfig, data: Dataset) -> steps.Task:
     )
 
 
-def _check_data(cfg: DictConfig, data: Dataset) -> None:
+def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -> None:
     """Refuse what can only be seen once the data is there."""
+    if checkpoint is not None and checkpoint.meta["fingerprint"] != data.fingerprint:
+        raise config.ConfigError(
+            f"data: this run was begun with the images of fingerprint {checkpoint.meta['fingerprint']}, and what is "
+            f"found now has {data.fingerprint}; give the data.dir it had, or choose another hydra.run.dir"
+        )
+    steps = -(-len(data.train) // cfg.training.batch_size) * cfg.training.epochs
+    if (cfg.tensorboard.profile_start_step or 0) >= steps:
+        raise config.ConfigError(
+            f"tensorboard.profile_start_step: {cfg.tensorboard.profile_start_step} is not among the {steps} steps of "
+            "this run; give an earlier one"
+        )
     if cfg.data.drop_remainder and len(data.train) < cfg.training.batch_size:
         raise config.ConfigError(
             f"data.drop_remainder: true leaves no batch of {cfg.training.batch_size} in {len(data.train)} training "
             "images; set training.batch_size lower"
-        )
-    if cfg.training.patience is not None and not len(data.val):
-        raise config.ConfigError(
-            f"training.patience: early stopping watches validation, and data.val_fraction={cfg.data.val_fraction} of "
-            f"these images leaves none; raise it or set training.patience=null"
         )
 
 
@@ -278,14 +283,14 @@ def _timed(seconds: dict[str, float | None], name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_process_in(run_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock; the other workers of a multi-worker run enter beside their chief."""
-    worker = json.loads(os.environ.get("TF_CONFIG") or "{}").get("task", {})
-    if worker.get("type") == "worker" and worker.get("index", 0) > 0:
+def _only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
+    """Make the folder and hold its lock; the other workers of a multi-worker run enter beside their chief."""
+    if not is_chief:
         yield
         return
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoints", "figures", "tensorboard"):
+            (run_dir / name).mkdir(parents=True, exist_ok=True)
         lock = FileLock(run_dir / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
@@ -294,25 +299,16 @@ def _only_process_in(run_dir: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise config.ConfigError(
-            f"{run_dir}: cannot be written ({error.strerror}); choose another hydra.run.dir"
+            f"hydra.run.dir: {error.filename or run_dir} cannot be made or written ({error.strerror}); choose another"
         ) from error
     try:
+        # What a killed process was writing.
+        for pattern in (".*.csv.*", ".*.json.*", ".*.h5", "checkpoints/.*.ckpt.*", "figures/.*.png.*"):
+            for path in run_dir.glob(pattern):
+                path.unlink()
         yield
     finally:
         lock.release()
-
-
-def _expand_resume(arguments: list[str]) -> list[str]:
-    """Replace `resume=FOLDER` by the overrides FOLDER was begun with, before those given now, and its folder."""
-    folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
-    if not folders:
-        return arguments
-    folder = Path(folders[-1])
-    saved = folder / ".hydra" / "overrides.yaml"
-    if not saved.is_file():
-        raise config.ConfigError(f"resume: {folder} is no run's folder, there is no {saved}; give the folder of a run")
-    rest = [a for a in arguments if not a.startswith("resume=")]
-    return [*OmegaConf.load(saved), *rest, f"hydra.run.dir={folder}"]
 
 
 def main() -> None:
@@ -331,24 +327,25 @@ def main() -> None:
             log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already
             codes.append(2 if isinstance(error, USER_ERRORS) else 1)
             return None
-        codes.append(_exit_code(result))
+        if result["status"] == "stopped":
+            sys.exit(128 + result["signal"])  # and not on to a sweep's next run
+        codes.append(1 if result["status"] == "diverged" else 0)
         return result["val"] and result["val"]["accuracy"]
 
+    arguments = sys.argv[1:]
     try:
-        sys.argv[1:] = arguments = _expand_resume(sys.argv[1:])
-        if all("=" in argument or argument.startswith("~") for argument in arguments):
-            # Before Hydra writes into the run's folder: a bad config leaves none behind, and another config than the
-            # folder's leaves its files as they are.
-            cfg = config.compose(arguments)
-            config.check(cfg)
-            if any(argument.startswith("hydra.run.dir=") for argument in arguments):
-                _begun(cfg, Path(config.compose(arguments, with_hydra=True).hydra.run.dir))
+        sys.argv[1:] = arguments = commandline.expand(arguments)
+        if not any(argument.startswith(("-", "hydra.mode=")) for argument in arguments):
+            _refuse_early(arguments)
         hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(job)()
     except USER_ERRORS as error:
         console.error(str(error))
         sys.exit(2)
+    except config.HYDRA_ERRORS as error:
+        console.error(config.explain(error, arguments))
+        sys.exit(2)
     except OSError as error:
-        console.error(str(error))
+        console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         console.error("interrupted")
@@ -356,10 +353,22 @@ def main() -> None:
     sys.exit(max(codes, default=0))
 
 
-def _exit_code(result: Report) -> int:
-    if result["status"] == "stopped":
-        return 128 + result["signal"]
-    return 1 if result["status"] == "diverged" else 0
+def _refuse_early(arguments: list[str]) -> None:
+    """Refuse a config before Hydra writes into a folder: a bad one leaves none, another one leaves what is there."""
+    cfg = config.compose(arguments)
+    config.check(cfg)
+    is_given = any(argument.startswith("hydra.run.dir=") for argument in arguments)
+    if cfg.training.strategy == "multi_worker" and not is_given:
+        raise config.ConfigError(
+            "hydra.run.dir: the workers of training.strategy=multi_worker go on from one folder; give the same one, "
+            "on a disk that they share, to all of them"
+        )
+    if is_given:
+        run_dir = Path(config.compose(arguments, with_hydra=True).hydra.run.dir)
+        logging.disable(logging.WARNING)  # `run` looks again, and then says what it finds
+        with _only_process_in(run_dir, environments.is_chief(cfg.training.strategy)):
+            _begun(cfg, run_dir)
+        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

@@ -96,3 +96,11 @@ def test_not_finite_is_never_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="model/w"):
         store.save(2, bad)
     assert store.latest().meta["step"] == 1
+
+
+def test_a_damaged_newer_one_does_not_push_out_the_good_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    (tmp_path / "step-00000020.ckpt").write_bytes(b"rubbish")
+    checkpoints.save(15, Checkpoint({"x": np.ones(3, np.float32)}, {"best": None}))
+    assert checkpoints.latest().arrays["x"].tolist() == [1, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000015.ckpt"]

@@ -81,6 +81,27 @@ BAD = [
     ("tensorboard.profile_num_steps=0", ["tensorboard.profile_num_steps", "0"]),
     ("training.epochs=[1", ["training.epochs=[1"]),
     ("just words", ["just words"]),
+    ("quickstart", ["quickstart", "key=value"]),
+    ("~optimizer", ["optimizer", "has no value"]),
+    ("~augmentation", ["augmentation", "has no value"]),
+    ("data.name=???", ["data.name", "has no value"]),
+    ("data=synthetic data.name=cifar10", ["data.name", "cifar10"]),
+    ("name=${nowhere}", ["name", "nowhere"]),
+    ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
+    ("backbone=null", ["backbone=null"]),
+    ("+batch_size=64", ["batch_size", "no such key"]),
+    ("+training.batchsize=64", ["training.batchsize", "did you mean 'batch_size'"]),
+    ("+data.extra=1", ["data.extra", "no such key"]),
+    ("optimizer._target_=cifar_research.optimizers", ["optimizer._target_", "module"]),
+    ("+optimizer._partial_=true", ["optimizer._partial_"]),
+    ("schedule=cosine schedule.warmup_epochs=nan", ["schedule.warmup_epochs", "nan"]),
+    ("schedule=cosine schedule.warmup_epochs=12", ["schedule.warmup_epochs", "training.epochs=10"]),
+    ("schedule=step_decay schedule.every_epochs=inf", ["schedule.every_epochs", "inf"]),
+    ("backbone.filters=[8,8,8,8,8,8]", ["backbone", "64 x 64", "32 x 32"]),
+    ("data=images data.dir=x data.image_size=8 backbone.filters=[8,8,8,8]", ["backbone", "16 x 16", "8 x 8"]),
+    ("training.batch_size=100000000000000000000", ["training.batch_size", "at most"]),
+    ("training.strategy=multi_worker", ["training.strategy", "TF_CONFIG"]),
+    ("augmentation.rotation.degrees=30", ["augmentation.rotation.degrees", "augmentation=rotation"]),
 ]
 
 
@@ -144,7 +165,7 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
 def test_hash_ignores_what_changes_nothing_and_sees_order():
     plain = config.compose(["augmentation=[flip,shift]"])
     assert config.config_hash(plain) == config.config_hash(
-        config.compose(["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.threads=1", "name=other"])
+        config.compose(["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.log_every_steps=7", "name=other"])
     )
     for other in (["augmentation=[shift,flip]"], ["augmentation=[flip,shift]", "seed=1"]):
         assert config.config_hash(plain) != config.config_hash(config.compose(other))

@@ -309,6 +309,34 @@ def test_bad_image_folders_are_refused_with_the_path(tmp_path, break_it, message
         images(tmp_path / "pets")
 
 
+def test_every_class_is_trained_validated_and_tested(tmp_path):
+    for name, count in (("cat", 2), ("dog", 30), ("fish", 3)):
+        write_images(tmp_path / "pets" / name, count)
+    data = images(tmp_path / "pets", "data.test_fraction=0.9", "data.val_fraction=0.1")
+    assert np.bincount(data.test.labels).tolist() == [1, 27, 2]
+    assert set(data.train.labels[data.train.indices]) == {0, 1, 2}
+    write_images(tmp_path / "pets" / "bird", 1)
+    with pytest.raises(DataError, match=r"bird.*one image.*data\.test_fraction"):
+        images(tmp_path / "pets")
+
+
+def test_sixteen_bits_a_pixel_become_eight(tmp_path):
+    write_images(tmp_path / "pets" / "cat", 4)
+    (tmp_path / "pets" / "grey").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((32, 32), 30_000, np.uint16)).save(tmp_path / "pets" / "grey" / f"{i}.png")
+    data = images(tmp_path / "pets")
+    assert set(data.test.images[data.test.labels == 1].ravel()) == {30_000 // 257}
+
+
+def test_a_link_to_nothing_is_refused_with_its_path(tmp_path):
+    write_images(tmp_path / "pets" / "cat", 4)
+    write_images(tmp_path / "pets" / "dog", 4)
+    (tmp_path / "pets" / "dog" / "x.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"x\.png.*remove it"):
+        images(tmp_path / "pets")
+
+
 def test_unwritable_cache_says_which_key_to_change(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"data\.cache_dir"):

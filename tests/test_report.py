@@ -21,7 +21,7 @@ ROWS = [
     for epoch in range(1, 5)
 ]  # fmt: skip
 NOT_FINITE = {"epoch": 5, "val_loss": float("nan"), "val_accuracy": 0.1}
-REPORT = {"status": "completed", "config_hash": "ab", "config": {"seed": 0}}
+REPORT = {"status": "completed", "config_hash": "ab", "config": {"seed": 0, "augmentation": {}}}
 
 
 def validated(rows):

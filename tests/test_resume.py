@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_research import checkpoint, config
+from cifar_research import checkpoint
 
 # Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
 OVERRIDES = [
@@ -173,6 +173,28 @@ def test_second_process_in_the_folder_says_so(tmp_path):
     process.communicate()
 
 
+def test_a_stopped_sweep_does_not_begin_its_next_run(tmp_path):
+    process = start(tmp_path / "unused", "optimizer.beta_1=0.8,0.9", f"hydra.sweep.dir={tmp_path}", "-m")
+    wait_for(lambda: checkpoints(tmp_path / "0"), process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, output + errors
+    assert not (tmp_path / "1").exists()
+
+
+def test_other_images_are_refused(tmp_path):
+    process = start(tmp_path / "run")
+    wait_for(lambda: checkpoints(tmp_path / "run"), process)
+    process.kill()
+    process.communicate()
+    path = checkpoints(tmp_path / "run")[-1]
+    found = checkpoint.read(path)
+    for path in checkpoints(tmp_path / "run"):
+        checkpoint.write(path, checkpoint.Checkpoint(found.arrays, found.meta | {"fingerprint": "of other images"}))
+    done = finish(tmp_path / "run", code=2)
+    assert "data: this run was begun with the images of fingerprint of other images" in done.stderr
+
+
 def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     folder = tmp_path / "run"
     overrides = [
@@ -191,10 +213,3 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert "diverged" in done.stdout
     for path in checkpoints(folder):
         assert all(np.isfinite(array).all() for array in checkpoint.read(path).arrays.values())
-
-
-def test_resume_of_no_run_is_an_error(tmp_path):
-    with pytest.raises(config.ConfigError, match="no run's folder"):
-        from cifar_research import train
-
-        train._expand_resume([f"resume={tmp_path}"])

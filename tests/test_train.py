@@ -152,6 +152,21 @@ def test_xla_gives_the_same_losses(tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_history_is_written_without_tensorboard_and_class_names_may_hold_anything(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("$\\foo$", "猫"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for i in range(10):
+                Image.new("RGB", (16, 16), (i, 9, 9)).save(tmp_path / "pets" / part / name / f"{i}.png")
+    words = ["data=images", f"data.dir={tmp_path / 'pets'}", "data.image_size=16", *SMALL[3:]]
+    done = command(*words, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0 and done.stderr == ""
+    assert len(report.read_history(tmp_path / "run" / "history.csv")) == 2
+    assert (tmp_path / "run" / "figures" / "confusion.png").exists()
+
+
 def test_standardised_images_train_too(tmp_path):
     assert run(tmp_path, "data.standardize=true")["status"] == "completed"
 
@@ -160,7 +175,7 @@ def test_standardised_images_train_too(tmp_path):
     ("overrides", "message"),
     [
         (["data.drop_remainder=true", "training.batch_size=500"], "data.drop_remainder"),
-        (["data.val_fraction=0.01", "training.patience=2", "data.train_images=20"], "training.patience"),
+        (["tensorboard.profile_start_step=10"], "tensorboard.profile_start_step: 10 is not among the 10 steps"),
     ],
 )
 def test_what_only_the_data_shows_is_refused(tmp_path, overrides, message):

@@ -24,7 +24,7 @@ def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarr
     cells = cells.reshape(2, num_rows, columns, height, width, channels).transpose(1, 0, 3, 2, 4, 5)
     pairs = cells.reshape(num_rows, 2 * height, columns * width, channels)
     pairs = np.pad(pairs, [(0, 0), (0, 4), (0, 0), (0, 0)], constant_values=1.0)
-    return np.rint(pairs.reshape(-1, columns * width, channels) * 255).astype(np.uint8)
+    return np.rint(np.clip(pairs.reshape(-1, columns * width, channels), 0, 1) * 255).astype(np.uint8)
 
 
 def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:

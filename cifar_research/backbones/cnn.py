@@ -26,7 +26,8 @@ def cnn(
     filters: output channels by block; `convolutions` of them a block, stride 1, zero-padded.
     batch_norm: between each convolution and its activation.
     Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
-    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. ValueError names what is out of range.
+    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. Its `min_image_size`, 2^n, is what config.check reads.
+    ValueError names what is out of range.
     """
     if not filters or min(filters) < 1:
         raise ValueError(f"filters: {filters} must be a list of at least one number, each at least 1")
@@ -39,14 +40,8 @@ def cnn(
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
-        from cifar_research.config import ConfigError
         from cifar_research.layers import BatchNormalization, Dropout
 
-        if min(image_shape[:2]) < 2 ** len(filters):
-            raise ConfigError(
-                f"backbone.filters: {len(filters)} blocks halve an image {len(filters)} times, and "
-                f"{image_shape[0]} x {image_shape[1]} pixels are too few; use fewer blocks or larger images"
-            )
         pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
         stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
         for block, channels in enumerate(filters, 1):
@@ -61,4 +56,5 @@ def cnn(
                 stack.append(Dropout(dropout, name=f"block{block}_dropout"))
         return keras.Sequential(stack, name="cnn")
 
+    build.min_image_size = 2 ** len(filters)
     return build

@@ -109,9 +109,10 @@ def _subset(rows: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.nd
             f"data.train_size: {size} is out of range; it must be at least {len(classes)}, an image a class, and at "
             f"most {len(rows)}, the training images there are"
         )
-    exact = counts * size / len(rows)
+    # One of each class, and the rest by their shares: the largest remainders first.
+    exact = 1 + (counts - 1) * (size - len(classes)) / max(len(rows) - len(classes), 1)
     quotas = np.floor(exact).astype(int)
-    quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1  # largest remainders first
+    quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1
     rng = np.random.default_rng([seed, 1])
     chosen = [rng.permutation(rows[labels[rows] == c])[:quota] for c, quota in zip(classes, quotas, strict=True)]
     return np.sort(np.concatenate(chosen))

@@ -20,7 +20,15 @@ def load(data_dir: str, cache_root: Path, image_size: int, test_fraction: float,
     Any mode becomes RGB; any size becomes image_size x image_size. Classes are sorted by name. DataError names the
     folder or the file that is missing, empty or unreadable.
     """
-    folder = Path(data_dir).expanduser()
+    try:
+        return _load(Path(data_dir).expanduser(), cache_root, image_size, test_fraction, split_seed)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or data_dir}: cannot be read ({error.strerror}); mend it or remove it"
+        ) from error
+
+
+def _load(folder: Path, cache_root: Path, image_size: int, test_fraction: float, split_seed: int) -> Source:
     if not folder.is_dir():
         raise DataError(
             f"data.dir: {folder} is no folder; give the one that holds train/ and test/, or a folder a class"
@@ -34,6 +42,9 @@ def load(data_dir: str, cache_root: Path, image_size: int, test_fraction: float,
         fraction = None
     else:
         train, test, fraction = _classes(folder), None, test_fraction
+        for name, files in train.items():
+            if len(files) < 2:
+                raise DataError(f"{folder / name}: holds one image, and data.test_fraction needs one to test; add some")
     listed = [
         (str(f), f.stat().st_size, f.stat().st_mtime_ns)
         for part in (train, test or {})
@@ -53,12 +64,16 @@ def load(data_dir: str, cache_root: Path, image_size: int, test_fraction: float,
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return a mask, bool [N], of a share of the images: of each class alike, and fixed by the seed."""
+    """Return a mask, bool [N], of a share of the images: of each class alike, and fixed by the seed.
+
+    Of each class with two images or more at least one is held out and one is left, unless the fraction is 0.
+    """
     rng = np.random.default_rng(seed)
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        mask[rng.permutation(rows)[: round(len(rows) * fraction)]] = True
+        held_out = min(max(round(len(rows) * fraction), 1), len(rows) - 1) if fraction else 0
+        mask[rng.permutation(rows)[:held_out]] = True
     return mask
 
 
@@ -84,6 +99,8 @@ def _decode(classes: dict[str, list[Path]], size: int) -> tuple[np.ndarray, np.n
     def read(path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
+                if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
                 image = image.convert("RGB")
                 if image.size != (size, size):
                     image = image.resize((size, size), Image.Resampling.BILINEAR)

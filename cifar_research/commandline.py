@@ -1,0 +1,59 @@
+"""What stands on the command line, before Hydra sees it: `resume=FOLDER`, and paths that begin with ~/."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cifar_research.config import ConfigError
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as Hydra takes them; ConfigError if there is no run to resume.
+
+    `resume=FOLDER` becomes the overrides that the run in FOLDER was begun with, before those given now, and its
+    folder. A shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
+    """
+    arguments = [re.sub(r"^(\+{0,2}[\w.]+=)~/", rf"\g<1>{Path.home()}/", argument) for argument in arguments]
+    places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
+    if not places:
+        return arguments
+    rivals = [a for a in arguments if a.startswith(("resume=", "hydra.run.dir="))]
+    if len(rivals) > 1:
+        raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
+    end = places[0]
+    folder = Path(arguments[end].removeprefix("resume="))
+    words = _read(folder, "overrides.yaml")
+    # Where more options lie; Hydra keeps such words apart from the others.
+    hydra = _read(folder, "hydra.yaml")
+    try:
+        words += [word for word in hydra["hydra"]["overrides"]["hydra"] if word.startswith("hydra.searchpath=")]
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"resume: {folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
+    # Among the other overrides, before them what was given then, so that what is given now wins.
+    begin = end
+    while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
+        begin -= 1
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*arguments[:begin], *words, *arguments[begin:end], f"hydra.run.dir='{quoted}'", *arguments[end + 1 :]]
+
+
+def _read(folder: Path, name: str) -> Any:
+    """Return what Hydra saved beside a run."""
+    path = folder / ".hydra" / name
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"resume: {folder} is no run's folder, there is no {path}; give the folder of a run"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"resume: {path} cannot be read ({type(error).__name__}); give its command again") from error
+    wanted = list if name == "overrides.yaml" else dict
+    if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):
+        raise ConfigError(f"resume: {path} is damaged; give the run's whole command again, with hydra.run.dir={folder}")
+    return content

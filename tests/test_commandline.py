@@ -1,0 +1,59 @@
+"""`resume=` and ~/ become what Hydra takes."""
+
+from pathlib import Path
+
+import pytest
+
+from cifar_research import commandline, config
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "a run's (folder)"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("- optimizer=sgd\n- seed=3\n")
+    hydra = "hydra: {overrides: {hydra: ['hydra.searchpath=[file://my_conf]', hydra.run.dir=elsewhere]}}\n"
+    (folder / ".hydra" / "hydra.yaml").write_text(hydra)
+    return folder
+
+
+def test_resume_is_what_the_run_was_begun_with(run_dir):
+    words = ["optimizer=sgd", "seed=3", "hydra.searchpath=[file://my_conf]"]
+    *expanded, folder = commandline.expand(["seed=4", f"resume={run_dir}"])
+    assert expanded == [*words, "seed=4"]
+    assert config.compose([folder], with_hydra=True).hydra.run.dir == str(run_dir)
+    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "-m"])[:5] == ["--cfg", "job", *words]
+    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "-m"])[-1] == "-m"
+
+
+def test_nothing_to_resume_changes_nothing():
+    assert commandline.expand(["seed=1", "--cfg", "job"]) == ["seed=1", "--cfg", "job"]
+
+
+def test_home_is_filled_in():
+    home = str(Path.home())
+    assert commandline.expand(["data.dir=~/images", "name=a~/b"]) == [f"data.dir={home}/images", "name=a~/b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("overrides.yaml", "a: [1"),
+        ("overrides.yaml", "a: 1"),
+        ("overrides.yaml", "- 3"),
+        ("hydra.yaml", "- 3"),
+        ("hydra.yaml", "hydra: null"),
+        ("hydra.yaml", "\x00"),
+    ],
+)
+def test_damaged_folder_is_refused_with_its_path(run_dir, name, content):
+    (run_dir / ".hydra" / name).write_text(content)
+    with pytest.raises(config.ConfigError, match=rf"resume: .*{name}"):
+        commandline.expand([f"resume={run_dir}"])
+
+
+def test_no_run_and_two_folders_are_refused(tmp_path, run_dir):
+    with pytest.raises(config.ConfigError, match="no run's folder"):
+        commandline.expand([f"resume={tmp_path}"])
+    with pytest.raises(config.ConfigError, match="contradict each other"):
+        commandline.expand([f"resume={run_dir}", "hydra.run.dir=other"])
