@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_research import report
-from cifar_research.checkpoint import Checkpoint, Checkpoints, read, write
+from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
 from cifar_research.console import Display
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
@@ -184,11 +184,14 @@ def averaged_weights(task: Task) -> Iterator[None]:
 
 
 def restore(task: Task, record: Record, checkpoint: Checkpoint) -> None:
-    """Put everything that a checkpoint remembers back; ValueError if its variables are not the task's."""
+    """Put everything that a checkpoint remembers back; CheckpointError if its variables are not the task's."""
     variables = task.variables()
     if variables.keys() != checkpoint.arrays.keys():
         odd = sorted(variables.keys() ^ checkpoint.arrays.keys())
-        raise ValueError(f"The checkpoint's variables are not this model's: {', '.join(odd[:5])}")
+        raise CheckpointError(
+            f"The checkpoint's variables are not this model's, whose code has changed since: {', '.join(odd[:5])}; "
+            "put the code back, or choose another hydra.run.dir"
+        )
     for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
     for name in asdict(record):

@@ -302,9 +302,10 @@ def _only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
             f"hydra.run.dir: {error.filename or run_dir} cannot be made or written ({error.strerror}); choose another"
         ) from error
     try:
-        # What a killed process was writing.
-        for pattern in (".*.csv.*", ".*.json.*", ".*.h5", "checkpoints/.*.ckpt.*", "figures/.*.png.*"):
-            for path in run_dir.glob(pattern):
+        # What a killed process was writing; by whole names, since the folder may hold other things too.
+        names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")
+        for name in (*names, "figures/.curves.png", "figures/.confusion.png"):
+            for path in run_dir.glob(f"{name}*"):
                 path.unlink()
         yield
     finally:

@@ -213,3 +213,16 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert "diverged" in done.stdout
     for path in checkpoints(folder):
         assert all(np.isfinite(array).all() for array in checkpoint.read(path).arrays.values())
+
+
+def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    ours = [".history.csv.abc", ".report.json.abc", "checkpoints/.step-00000012.ckpt.abc", "checkpoints/.best-1.ckpt.x"]
+    theirs = [".notes.json.old", "history.csv.bak"]
+    for name in (*ours, *theirs):
+        (folder / name).write_text("cut sho")
+    finish(folder)
+    assert not [name for name in ours if (folder / name).exists()]
+    assert all((folder / name).read_text() == "cut sho" for name in theirs)
+    assert_same(result(folder), result(uninterrupted))
