@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cifar_research.config import ConfigError
+from cifar_research.sweep import cells
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -22,24 +23,44 @@ def expand(arguments: Sequence[str]) -> list[str]:
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments
-    rivals = [a for a in arguments if a.startswith(("resume=", "hydra.run.dir="))]
+    rivals = [a for a in arguments if a.startswith(("resume=", "hydra.run.dir=", "hydra.sweep.dir="))]
     if len(rivals) > 1:
         raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
     end = places[0]
     folder = Path(arguments[end].removeprefix("resume="))
-    words = _read(folder, "overrides.yaml")
-    # Where more options lie; Hydra keeps such words apart from the others.
-    hydra = _read(folder, "hydra.yaml")
-    try:
-        words += [word for word in hydra["hydra"]["overrides"]["hydra"] if word.startswith("hydra.searchpath=")]
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"resume: {folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
+    sweep = cells.read(folder)
+    is_sweep = sweep is not None
+    # With -m, since the sweep may have been one by that word alone.
+    words = [*sweep[0], "hydra.mode=MULTIRUN"] if is_sweep else _run_words(folder)
+    words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume="))]
     # Among the other overrides, before them what was given then, so that what is given now wins.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
         begin -= 1
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*arguments[:begin], *words, *arguments[begin:end], f"hydra.run.dir='{quoted}'", *arguments[end + 1 :]]
+    key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+    return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
+
+
+def quoted(text: str) -> str:
+    """Return a text as a value on Hydra's command line, whatever characters it has."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def program(name: str) -> str:
+    """Return what a user types for a command: scripts/train in a checkout, cifar-train where it is installed."""
+    is_checkout = (Path(__file__).parents[1] / "scripts" / name).is_file()
+    return f"scripts/{name}" if is_checkout else f"cifar-{name}"
+
+
+def _run_words(folder: Path) -> list[str]:
+    words = _read(folder, "overrides.yaml")
+    # Where more options lie; Hydra keeps such words apart from the others.
+    hydra = _read(folder, "hydra.yaml")
+    try:
+        return words + [word for word in hydra["hydra"]["overrides"]["hydra"] if word.startswith("hydra.searchpath=")]
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"resume: {folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
 
 
 def _read(folder: Path, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The config: its schemas, where conf/ is, and the check that a bad one fails before TensorFlow is imported."""
+"""The config: where conf/ is, how it is composed, and the check that a bad one fails before TensorFlow is imported."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research import plugins
+from cifar_research.schema import (
+    CifarConfig,
+    Config,
+    ImagesConfig,
+    SweepConfig,
+    SyntheticConfig,
+    TensorBoardConfig,
+    TrainingConfig,
+)
 
 PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 # A run may go on in its folder although these differ: none of them changes what is computed.
 FREE_KEYS = (
     "name", "data.dir", "data.cache_dir", "data.download", "training.keep_checkpoints", "training.log_every_steps",
-    "tensorboard",
+    "tensorboard", "sweep",
 )  # fmt: skip
 
 
@@ -33,90 +41,6 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 class ConfigError(ValueError):
     """A mistake in the config, in sentences for whoever wrote it."""
-
-
-@dataclass
-class DataConfig:
-    """What every data set takes; `val` is held out from the training images, stratified, by `split_seed`."""
-
-    name: str = MISSING
-    dir: str | None = None
-    cache_dir: str | None = None
-    val_fraction: float = 0.1
-    validation: str = "holdout"
-    split_seed: int = 0
-    train_size: int | None = None
-    standardize: bool = False
-    drop_remainder: bool = False
-
-
-@dataclass
-class CifarConfig(DataConfig):
-    download: bool = True
-
-
-@dataclass
-class ImagesConfig(DataConfig):
-    image_size: int = 32
-    test_fraction: float = 0.2
-
-
-@dataclass
-class SyntheticConfig(DataConfig):
-    train_images: int = 10_000
-    test_images: int = 2_000
-    seed: int = 0
-
-
-@dataclass
-class TrainingConfig:
-    """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
-
-    epochs: int = 10
-    batch_size: int = 128
-    eval_batch_size: int = 500
-    steps_per_call: int = 1
-    precision: str = "float32"
-    jit_compile: bool = False
-    deterministic: bool | None = None  # None: on where it is cheap, which is on a CPU without jit_compile
-    threads: int | None = None
-    strategy: str = "none"
-    ema_decay: float | None = None
-    monitor: str = "accuracy"
-    patience: int | None = None
-    keep_checkpoints: int = 2
-    log_every_steps: int = 50
-
-
-@dataclass
-class TensorBoardConfig:
-    enabled: bool = True
-    histograms: bool = False
-    profile_start_step: int | None = None
-    profile_num_steps: int = 10
-
-
-@dataclass
-class Config:
-    name: str = MISSING
-    seed: int = 0
-    data: DataConfig = field(default_factory=DataConfig)
-    augmentation: Any = MISSING
-    backbone: Any = MISSING
-    model: Any = MISSING
-    loss: Any = MISSING
-    optimizer: Any = MISSING
-    schedule: Any = MISSING
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
-
-
-_store = ConfigStore.instance()
-_store.store(name="schema", node=Config)
-_store.store(group="schema/data", name="cifar", node=CifarConfig)
-_store.store(group="schema/data", name="images", node=ImagesConfig)
-_store.store(group="schema/data", name="synthetic", node=SyntheticConfig)
-_store.store(group="schema/training", name="training", node=TrainingConfig)
 
 
 def config_dir() -> str:
@@ -200,12 +124,14 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "training.log_every_steps": ("[]", 1, _MOST),
     "tensorboard.profile_start_step": ("[]", 0, _MOST),
     "tensorboard.profile_num_steps": ("[]", 1, _MOST),
+    "sweep.retries": ("[]", 0, 100),
 }
 _CHOICES = {
     "data.validation": ("holdout", "test"),
     "training.precision": ("float32", "bfloat16", "float16"),
     "training.strategy": ("none", "mirrored", "multi_worker"),
     "training.monitor": ("accuracy", "loss"),
+    "sweep.on_error": ("continue", "stop"),
 }
 
 
@@ -213,6 +139,7 @@ def _check_keys(cfg: DictConfig) -> list[str]:
     """Refuse keys that a + on the command line has added to the framework's own sections."""
     problems = []
     sections = {"data": OmegaConf.get_type(cfg.data), "training": TrainingConfig, "tensorboard": TensorBoardConfig}
+    sections["sweep"] = SweepConfig
     for prefix, schema in {"": Config, **sections}.items():
         valid = [entry.name for entry in fields(schema)]
         for key in cfg[prefix] if prefix else cfg:
@@ -384,10 +311,11 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     """Name the valid neighbours of an unknown key, as the rest of the command line composes them."""
     parent, _, last = key.rpartition(".")
     rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    is_hydras = key.startswith("hydra.")
     try:
-        cfg = _compose(rest)
+        cfg = _compose(rest, is_hydras)
     except HYDRA_ERRORS:
-        cfg = _compose([])  # what is wrong lies in a preset
+        cfg = _compose([], is_hydras)  # what is wrong lies in a preset
     while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
         parent, _, last = parent.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg

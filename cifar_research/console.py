@@ -172,6 +172,11 @@ class Display:
             self._progress = None
 
 
+def tell(text: str) -> None:
+    """Write a line to standard output, wherever it ends up."""
+    Console(highlight=False, soft_wrap=True).print(Text(text))
+
+
 def error(text: str) -> None:
     """Write a user's mistake to standard error."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,29 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first SIGTERM or SIGINT in a list instead of ending; the second one ends the process at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def give_back() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        give_back()
+
+    with contextlib.suppress(ValueError):  # outside of the main thread, signals are someone else's
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        give_back()
+
+
 def prepare(training: Any, seed: int) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
 
@@ -106,7 +130,7 @@ def prepare(training: Any, seed: int) -> Environment:
     keras.config.set_dtype_policy(POLICIES[training.precision])
     keras.utils.set_random_seed(seed)
     strategy = _strategy(training.strategy)
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or _usable_cores()
     device = gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} threads"
     if strategy.num_replicas_in_sync > 1:
         device = f"{strategy.num_replicas_in_sync} replicas, {device} each"
@@ -117,6 +141,11 @@ def prepare(training: Any, seed: int) -> Environment:
         deterministic=deterministic,
         is_chief=is_chief(training.strategy),
     )
+
+
+def _usable_cores() -> int:
+    """Return how many cores this process may use, which a launcher may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _strategy(name: str) -> tf.distribute.Strategy:

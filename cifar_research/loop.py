@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints, 
 from cifar_research.console import Display
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.environment import Environment
+from cifar_research.environment import Environment, stop_signals
 from cifar_research.steps import Task, eval_step, many_steps
 from cifar_research.tensorboard import Writer
 
@@ -204,29 +203,6 @@ def restore_best(task: Task, record: Record, checkpoints: Checkpoints) -> None:
     for weight in task.model.weights:
         weight.value.assign(arrays[f"model/{weight.path}"])
     task.averages = []
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGTERM or SIGINT in a list instead of ending; the second one ends the process at once."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def give_back() -> None:
-        while before:
-            signal.signal(*before.popitem())
-
-    def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        give_back()
-
-    with contextlib.suppress(ValueError):  # outside of the main thread, signals are someone else's
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        give_back()
 
 
 class _Clock:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import hydra
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, plugins, report
+from cifar_research import commandline, config, console, plugins, report, sweep
 from cifar_research import environment as environments
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from cifar_research.data import datasets
@@ -267,11 +267,10 @@ def _leave(
 
 
 def _next_commands(result: Report, run_dir: Path) -> list[str]:
-    is_checkout = (Path(__file__).parents[1] / "scripts" / "train").is_file()
-    train = "scripts/train" if is_checkout else "cifar-train"
+    train = commandline.program("train")
     if result["status"] == "stopped":
         return [f"{train} resume={run_dir}"]
-    watch = "scripts/tensorboard" if is_checkout else "tensorboard --logdir"
+    watch = "scripts/tensorboard" if train.startswith("scripts") else "tensorboard --logdir"
     return [f"{watch} {run_dir.parent}", f"{train} --help"]
 
 
@@ -314,11 +313,16 @@ def _only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
 
 def main() -> None:
     """The command line. Exit codes: 0 done, 1 diverged or failed, 2 a user's mistake, 130 and 143 stopped."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Do what `cifar-train` with these arguments does, and return its exit code."""
     # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
 
-    def job(cfg: DictConfig) -> float | None:
+    def job(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         try:
@@ -327,31 +331,29 @@ def main() -> None:
             console.error(str(error))
             log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already
             codes.append(2 if isinstance(error, USER_ERRORS) else 1)
-            return None
-        if result["status"] == "stopped":
-            sys.exit(128 + result["signal"])  # and not on to a sweep's next run
-        codes.append(1 if result["status"] == "diverged" else 0)
-        return result["val"] and result["val"]["accuracy"]
+            return
+        codes.append(128 + result["signal"] if result["status"] == "stopped" else result["status"] == "diverged")
 
-    arguments = sys.argv[1:]
     try:
         sys.argv[1:] = arguments = commandline.expand(arguments)
+        if sweep.is_sweep(arguments):
+            return sweep.run(arguments)
         if not any(argument.startswith(("-", "hydra.mode=")) for argument in arguments):
             _refuse_early(arguments)
         hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(job)()
     except USER_ERRORS as error:
         console.error(str(error))
-        sys.exit(2)
+        return 2
     except config.HYDRA_ERRORS as error:
-        console.error(config.explain(error, arguments))
-        sys.exit(2)
+        console.error(config.explain(error, list(arguments)))
+        return 2
     except OSError as error:
         console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         console.error("interrupted")
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(max(codes, default=0))
+        return 128 + signal.SIGINT
+    return int(max(codes, default=0))
 
 
 def _refuse_early(arguments: list[str]) -> None:

@@ -173,15 +173,6 @@ def test_second_process_in_the_folder_says_so(tmp_path):
     process.communicate()
 
 
-def test_a_stopped_sweep_does_not_begin_its_next_run(tmp_path):
-    process = start(tmp_path / "unused", "optimizer.beta_1=0.8,0.9", f"hydra.sweep.dir={tmp_path}", "-m")
-    wait_for(lambda: checkpoints(tmp_path / "0"), process)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, output + errors
-    assert not (tmp_path / "1").exists()
-
-
 def test_other_images_are_refused(tmp_path):
     process = start(tmp_path / "run")
     wait_for(lambda: checkpoints(tmp_path / "run"), process)

@@ -1,0 +1,189 @@
+"""Cells on this machine: a few worker processes, each with its share of the cores or its GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from cifar_research.launchers import worker
+
+_GRACE_SECONDS = 60  # to save a checkpoint, once told to stop
+
+
+def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:
+    """Run so many cells at once, each in a worker process that is replaced after `runs_per_process` runs.
+
+    jobs: null is one a GPU (or `runs_per_gpu`), or one in all on a machine without. Without a GPU the cores are
+    divided among the jobs; with one, each worker sees only its own, by CUDA_VISIBLE_DEVICES. A worker that dies costs
+    its cell alone, which is why joblib and concurrent.futures do not serve here: they end with their first dead worker
+    (joblib's TerminatedWorkerError, BrokenProcessPool), and neither tells how it died.
+    """
+    for name, value in {"jobs": jobs, "runs_per_gpu": runs_per_gpu, "runs_per_process": runs_per_process}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
+    return Local(jobs, runs_per_gpu, runs_per_process)
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: connection.Connection
+    place: int
+    runs: int = 0
+    key: str | None = None  # of the cell it works on
+
+
+class Local:
+    """See `local`."""
+
+    def __init__(self, jobs: int | None, runs_per_gpu: int, runs_per_process: int) -> None:
+        self._shares = _shares(jobs, visible_gpus(), runs_per_gpu)
+        self._runs_per_process = runs_per_process
+        self._workers: dict[int, _Worker] = {}
+
+    @property
+    def slots(self) -> int:
+        return len(self._shares)
+
+    def start(self, key: str, arguments: list[str], run_dir: Path) -> None:
+        place = next(
+            place for place in range(self.slots) if place not in self._workers or self._workers[place].key is None
+        )
+        found = self._workers.get(place)
+        if found is None or not found.process.is_alive():
+            if found is not None:
+                self._retire(found)
+            found = self._workers[place] = self._spawn(place)
+        found.key = key
+        found.runs += 1
+        with contextlib.suppress(OSError):  # it died meanwhile, which `wait` sees
+            found.pipe.send((arguments, run_dir))
+
+    def wait(self, seconds: float) -> dict[str, int]:
+        busy = [one for one in self._workers.values() if one.key is not None]
+        if not busy:
+            time.sleep(seconds)
+            return {}
+        connection.wait([one.pipe for one in busy] + [one.process.sentinel for one in busy], seconds)
+        ended: dict[str, int] = {}
+        for one in busy:
+            code = None
+            try:
+                if one.pipe.poll():
+                    code = one.pipe.recv()
+            except (EOFError, OSError):
+                one.process.join()
+            if code is None and not one.process.is_alive():
+                code = one.process.exitcode
+            if code is None:
+                continue
+            ended[one.key] = code
+            one.key = None
+            # After an exception too: what it has left in the process is unknown.
+            if code != 0 or one.runs >= self._runs_per_process:
+                self._retire(one)
+        return ended
+
+    def stop(self) -> None:
+        for one in list(self._workers.values()):
+            if one.key is None:
+                self._retire(one)
+            else:
+                one.process.terminate()
+
+    def close(self) -> None:
+        for one in list(self._workers.values()):
+            one.key is None or one.process.kill()
+            self._retire(one)
+
+    def _spawn(self, place: int) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit whatever threads this process has
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there, self._shares[place]), name=f"cell worker {place}")
+        process.start()
+        there.close()
+        return _Worker(process, here, place)
+
+    def _retire(self, one: _Worker) -> None:
+        """End a worker that has nothing to do."""
+        one.pipe.close()  # at which it ends
+        one.process.join(10)
+        if one.process.is_alive():
+            one.process.kill()
+            one.process.join()
+        one.process.close()
+        self._workers.pop(one.place, None)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker may use: the numbers of its cores, None for all of them, and its GPU's name."""
+
+    cores: tuple[int, ...] | None
+    gpu: str | None
+
+
+def _shares(jobs: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[Share]:
+    if gpus:
+        places = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
+        return [Share(None, places[i % len(places)]) for i in range(jobs or len(places))]
+    jobs = jobs or 1
+    if not hasattr(os, "sched_getaffinity"):
+        return [Share(None, None)] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    each, more = divmod(len(cores), jobs)
+    if each == 0:
+        return [Share((cores[i % len(cores)],), None) for i in range(jobs)]
+    ends = [each * (i + 1) + min(i + 1, more) for i in range(jobs)]
+    return [Share(tuple(cores[begin:end]), None) for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs' names for CUDA_VISIBLE_DEVICES, without TensorFlow: that variable's own, else nvidia-smi's."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, line in enumerate(line for line in done.stdout.splitlines() if line.startswith("GPU "))]
+
+
+def _work(pipe: connection.Connection, share: Share) -> None:
+    """Run cells until the pipe closes; the main function of a worker process."""
+    with contextlib.suppress(OSError):
+        os.setsid()  # Ctrl-C is the sweep's to see, which then asks every cell once to save and stop
+    if share.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
+    if share.cores is not None:
+        os.sched_setaffinity(0, share.cores)  # TensorFlow and the BLAS libraries count the cores they may use
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    while True:
+        try:
+            arguments, run_dir = pipe.recv()
+        except (EOFError, OSError):
+            return
+        code = worker.run_cell(arguments, run_dir)
+        try:
+            pipe.send(code)
+        except OSError:
+            return
+
+
+def _stop_with_parent() -> None:
+    """Save and stop when the sweep's process is gone, however it went."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os._exit(128 + signal.SIGTERM)

@@ -1,0 +1,102 @@
+"""The sections of the config, with their types and defaults; Hydra holds presets and the command line against them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class DataConfig:
+    """What every data set takes; `val` is held out from the training images, stratified, by `split_seed`."""
+
+    name: str = MISSING
+    dir: str | None = None
+    cache_dir: str | None = None
+    val_fraction: float = 0.1
+    validation: str = "holdout"
+    split_seed: int = 0
+    train_size: int | None = None
+    standardize: bool = False
+    drop_remainder: bool = False
+
+
+@dataclass
+class CifarConfig(DataConfig):
+    download: bool = True
+
+
+@dataclass
+class ImagesConfig(DataConfig):
+    image_size: int = 32
+    test_fraction: float = 0.2
+
+
+@dataclass
+class SyntheticConfig(DataConfig):
+    train_images: int = 10_000
+    test_images: int = 2_000
+    seed: int = 0
+
+
+@dataclass
+class TrainingConfig:
+    """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
+
+    epochs: int = 10
+    batch_size: int = 128
+    eval_batch_size: int = 500
+    steps_per_call: int = 1
+    precision: str = "float32"
+    jit_compile: bool = False
+    deterministic: bool | None = None  # None: on where it is cheap, which is on a CPU without jit_compile
+    threads: int | None = None
+    strategy: str = "none"
+    ema_decay: float | None = None
+    monitor: str = "accuracy"
+    patience: int | None = None
+    keep_checkpoints: int = 2
+    log_every_steps: int = 50
+
+
+@dataclass
+class TensorBoardConfig:
+    enabled: bool = True
+    histograms: bool = False
+    profile_start_step: int | None = None
+    profile_num_steps: int = 10
+
+
+@dataclass
+class SweepConfig:
+    """What a sweep does about a cell that fails; a run alone takes no notice of it."""
+
+    on_error: str = "continue"
+    retries: int = 1
+
+
+@dataclass
+class Config:
+    name: str = MISSING
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Any = MISSING
+    backbone: Any = MISSING
+    model: Any = MISSING
+    loss: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+_store = ConfigStore.instance()
+_store.store(name="schema", node=Config)
+_store.store(group="schema/data", name="cifar", node=CifarConfig)
+_store.store(group="schema/data", name="images", node=ImagesConfig)
+_store.store(group="schema/data", name="synthetic", node=SyntheticConfig)
+_store.store(group="schema/training", name="training", node=TrainingConfig)

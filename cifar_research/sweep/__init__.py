@@ -1,0 +1,159 @@
+"""A sweep: many runs of one command, in one folder, that goes on after whatever stopped it.
+
+The story is in `run`. A cell of the sweep is the command line of one run, so that what a sweep did can be repeated
+cell by cell; the cells' own folders tell what came out, and `cells.json` what was planned and how it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from cifar_research import commandline, config, console, plugins, report
+from cifar_research.environment import stop_signals
+from cifar_research.launchers import worker
+from cifar_research.sweep import cells as planning
+from cifar_research.sweep.cells import Cell, Ledger
+from cifar_research.sweep.live import Live
+
+if TYPE_CHECKING:
+    from cifar_research.launchers import Launcher
+
+_POLL_SECONDS = 0.5
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Say whether this command line is a sweep's: by -m, or by a config that says so (hydra.mode=MULTIRUN)."""
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if flags & {"-m", "--multirun"}:
+        more = sorted(flags - {"-m", "--multirun"})
+        if more and not flags & {"--help", "--cfg", "-c", "--info", "-i"}:
+            raise config.ConfigError(
+                f"{' '.join(more)}: a sweep does not take this; more options come from "
+                "hydra.searchpath=[file://<folder>]"
+            )
+        return not more
+    if flags:
+        return False
+    base = planning.without_sweeps(arguments)
+    return str(config.compose(base, with_hydra=True).hydra.mode) == "RunMode.MULTIRUN"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run every cell that this command line spans and that is not complete; return the exit code.
+
+    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to go on by `resume=`. Raises ConfigError
+    before anything is written, if a cell's config could not work.
+    """
+    arguments = [word for word in arguments if word not in ("-m", "--multirun")]
+    cfg = config.compose(planning.without_sweeps(arguments), with_hydra=True)
+    planned = planning.plan(cfg, arguments)
+    target = str(cfg.hydra.launcher.get("_target_"))
+    if target.startswith(("hydra.", "hydra_plugins.")):
+        raise config.ConfigError(
+            f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
+            "choose hydra/launcher=local"
+        )
+    if problems := plugins.check("hydra.launcher", cfg.hydra.launcher):
+        raise config.ConfigError("\n".join(problems))
+    folder = Path(cfg.hydra.sweep.dir)
+    with _only_sweep_in(folder):
+        ledger = Ledger.open(folder, arguments, planned)
+        for line in ledger.news:
+            console.tell(line)
+        launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
+        live = Live(folder, ledger.cells, launcher.slots)
+        with stop_signals() as received, contextlib.closing(launcher), live:
+            _run_cells(ledger, launcher, live, cfg.sweep, received)
+        live.summary(_failed(ledger), _next_commands(folder, ledger))
+    if received:
+        return 128 + received[0]
+    return 1 if _failed(ledger) else 0
+
+
+def _run_cells(ledger: Ledger, launcher: Launcher, live: Live, settings: Any, received: list[int]) -> None:
+    """Hand out what is missing, and write down what came of it, until all have ended or a signal came."""
+    waiting = deque(cell for cell in ledger.cells if not cell.is_complete)
+    running: dict[str, Cell] = {}
+    is_stopping = False
+    while running or (waiting and not is_stopping):
+        while waiting and not is_stopping and len(running) < launcher.slots:
+            cell = waiting.popleft()
+            cell.attempts += 1
+            ledger.update(cell, "running")
+            running[cell.folder] = cell
+            run_dir = ledger.folder / cell.folder
+            place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
+            launcher.start(cell.folder, [*cell.overrides, *ledger.searchpath, place], run_dir)
+        ended = launcher.wait(_POLL_SECONDS)
+        for key, code in ended.items():
+            cell = running.pop(key)
+            state, reason = _outcome(ledger.folder / cell.folder, code, is_stopping)
+            ledger.update(cell, state, reason)
+            # A mistake in the config is there the next time, too.
+            if state == "failed" and code != 2 and cell.attempts <= settings.retries and not received:
+                waiting.append(cell)
+                live.retry(cell)
+            elif state == "failed" and settings.on_error == "stop" and not is_stopping:
+                is_stopping = True
+                launcher.stop()
+            live.ended(cell)
+        if received and not is_stopping:
+            is_stopping = True
+            live.message("Stopping: each run saves first; a second signal ends them at once.")
+            launcher.stop()
+        live.refresh()
+
+
+def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | None]:
+    """Return the state of a cell whose process has ended, and why if it failed; its own report is what counts."""
+    killed = -code if code < 0 else code - 128
+    try:
+        found = report.read_report(run_dir / "report.json")
+    except report.ReportError as error:
+        return "failed", str(error)
+    if found is not None and found["status"] != "stopped":
+        return found["status"], f"loss not finite at step {found['steps']}" if found["status"] == "diverged" else None
+    if is_stopping and (code < 0 or killed in (signal.SIGTERM, signal.SIGINT)):
+        return "stopped", None
+    if killed in set(signal.Signals):
+        hint = ", as the system does when memory runs out" if killed == signal.SIGKILL else ""
+        return "failed", f"killed by {signal.Signals(killed).name}{hint}"
+    return "failed", worker.reason(run_dir) or f"its process ended with exit code {code}"
+
+
+def _failed(ledger: Ledger) -> list[Cell]:
+    return [cell for cell in ledger.cells if cell.state == "failed"]
+
+
+def _next_commands(folder: Path, ledger: Ledger) -> list[str]:
+    train = commandline.program("train")
+    if all(cell.is_complete for cell in ledger.cells):
+        return []
+    return [f"{train} resume={folder}"]
+
+
+@contextlib.contextmanager
+def _only_sweep_in(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise config.ConfigError(
+            f"{folder}: another sweep runs here; wait for it, or choose another hydra.sweep.dir"
+        ) from None
+    except OSError as error:
+        raise config.ConfigError(
+            f"hydra.sweep.dir: {error.filename or folder} cannot be made or written ({error.strerror}); choose another"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,164 @@
+"""What a sweep shows while it runs: a table where the terminal can redraw one, a line a change where it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live as RichLive
+from rich.table import Table
+from rich.text import Text
+
+from cifar_research import report
+from cifar_research.launchers.worker import LOG
+from cifar_research.sweep.cells import COMPLETE, STATES, Cell
+
+_STYLES = {"running": "cyan", "completed": "green", "diverged": "yellow", "failed": "bold red", "stopped": "yellow"}
+_REDRAW_SECONDS = 1.0
+
+
+class Live:
+    """The display of a sweep; a context manager. It reads the runs' own files, so the launcher does not matter.
+
+    slots: how many cells run at once, for the time left.
+    """
+
+    def __init__(self, folder: Path, cells: Sequence[Cell], slots: int, console: Console | None = None) -> None:
+        with contextlib.suppress(AttributeError):
+            sys.stdout.reconfigure(errors="replace")
+        self._console = console or Console(highlight=False)
+        self._folder, self._cells, self._slots = folder, cells, slots
+        self._began: dict[str, float] = {}
+        self._took: list[float] = []  # seconds of the cells that ended in this launch
+        self._drawn = 0.0
+        self._live = RichLive(console=self._console, auto_refresh=False) if self._console.is_interactive else None
+
+    def __enter__(self) -> Live:
+        if self._live:
+            self._live.start()
+        else:
+            self.message(
+                f"{self._folder}: {len(self._cells)} cell{'s' * (len(self._cells) > 1)}, {self._slots} at once"
+            )
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Look again at the runs' files, at most once a second."""
+        now = time.monotonic()
+        for cell in self._cells:
+            if cell.state == "running":
+                self._began.setdefault(cell.folder, now)
+        if self._live and now - self._drawn >= _REDRAW_SECONDS:
+            self._drawn = now
+            self._live.update(self._table(), refresh=True)
+
+    def ended(self, cell: Cell) -> None:
+        """Note that a cell has ended, as its state says."""
+        seconds = time.monotonic() - self._began.pop(cell.folder, time.monotonic())
+        if cell.is_complete:
+            self._took.append(seconds)
+        done = sum(one.is_complete for one in self._cells)
+        _, best = self._progress(cell)
+        outcome = cell.state if cell.reason is None else f"{cell.state}, {cell.reason}"
+        accuracy = "" if best is None else f", best validation accuracy {best:.4f}"
+        self._line(
+            f"[{done}/{len(self._cells)}] {cell.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._left_text()}"
+        )
+
+    def retry(self, cell: Cell) -> None:
+        """Say that a cell will be tried again."""
+        self._line(f"{cell.folder}: will be tried again")
+
+    def message(self, text: str) -> None:
+        """Write a line of its own."""
+        self._console.print(Text(text), soft_wrap=True)
+        self._console.file.flush()
+
+    def summary(self, failed: Sequence[Cell], next_commands: Sequence[str]) -> None:
+        """End with how many cells went how, what failed and why, and what to type next."""
+        counts = Counter(cell.state for cell in self._cells)
+        order = [*COMPLETE, "failed", "stopped", "waiting"]
+        self.message(", ".join(f"{counts[state]} {state}" for state in order if counts[state]))
+        for cell in failed:
+            self.message(f"failed: {cell.folder}: {cell.reason}; its log is {self._folder / cell.folder / LOG}")
+        self.message(f"Everything is in {self._folder}")
+        for command in next_commands:
+            self.message(f"Next: {command}   (what is complete is not run again)")
+
+    def _line(self, text: str) -> None:
+        if not self._live:
+            self.message(text)
+
+    def _table(self) -> Table:
+        counts = Counter(cell.state for cell in self._cells)
+        title = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        table = Table(title=Text(f"{self._folder}: {title}{self._left_text()}"), title_justify="left")
+        table.add_column("cell", overflow="fold")
+        for name in ("state", "epoch", "best so far", "seconds"):
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+        shown, hidden = self._shown()
+        for cell in shown:
+            epoch, best = self._progress(cell)
+            began = self._began.get(cell.folder)
+            table.add_row(
+                Text(cell.folder),
+                Text(cell.state, style=_STYLES.get(cell.state, "dim")),
+                epoch,
+                "–" if best is None else f"{best:.4f}",
+                "–" if began is None else f"{time.monotonic() - began:.0f}",
+            )
+        if hidden:
+            table.caption = f"and {hidden} more"
+        return table
+
+    def _shown(self) -> tuple[list[Cell], int]:
+        """Return the cells that fit the terminal, in the grid's order, and how many do not: what runs comes first."""
+        height = max(3, shutil.get_terminal_size().lines - 8)
+        urgency = {"running": 0, "failed": 1, "diverged": 2, "stopped": 3, "waiting": 5}
+        ranked = sorted(range(len(self._cells)), key=lambda i: urgency.get(self._cells[i].state, 4))
+        kept = sorted(ranked[:height])
+        return [self._cells[i] for i in kept], len(self._cells) - len(kept)
+
+    def _progress(self, cell: Cell) -> tuple[str, float | None]:
+        """Return `3/10` and the best validation accuracy so far, from the run's history.csv."""
+        epochs = cell.config["training"]["epochs"]
+        try:
+            rows = report.read_history(self._folder / cell.folder / "history.csv")
+        except (report.ReportError, OSError):
+            rows = []
+        known = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
+        return f"{len(rows)}/{epochs}", max(known, default=None)
+
+    def _left_text(self) -> str:
+        """Return the time left, once a cell or an epoch says how long things take."""
+        left = sum(cell.state in ("waiting", "running", "stopped") for cell in self._cells)
+        if not left:
+            return ""
+        now = time.monotonic()
+        waiting = left - len(self._began)
+        mean = sum(self._took) / len(self._took) if self._took else None
+        rest = []
+        for cell in self._cells:
+            if cell.folder in self._began:
+                done, _, epochs = self._progress(cell)[0].partition("/")
+                seconds = now - self._began[cell.folder]
+                if mean is None and int(done):
+                    mean = seconds * int(epochs) / int(done)
+                if mean is not None:
+                    rest.append(max(0.0, mean - seconds))
+        if mean is None:
+            return ""
+        minutes = max(max(rest, default=0), (sum(rest) + waiting * mean) / self._slots) / 60
+        return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"

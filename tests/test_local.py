@@ -1,0 +1,58 @@
+"""How the local launcher divides a machine."""
+
+import os
+import stat
+
+import pytest
+
+from cifar_research.launchers import local
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [(None, [(0, 1, 2, 3, 4)]), (2, [(0, 1, 2), (3, 4)]), (5, [(0,), (1,), (2,), (3,), (4,)])],
+)
+def test_cores_are_divided(cores, jobs, expected):
+    assert [share.cores for share in local._shares(jobs, [], 1)] == expected
+
+
+def test_more_jobs_than_cores_share_them(cores):
+    shares = local._shares(7, [], 1)
+    assert [share.cores for share in shares] == [(0,), (1,), (2,), (3,), (4,), (0,), (1,)]
+
+
+def test_one_run_a_gpu_or_as_many_as_told(cores):
+    assert [share.gpu for share in local._shares(None, ["0", "3"], 1)] == ["0", "3"]
+    assert [share.gpu for share in local._shares(None, ["0", "3"], 2)] == ["0", "3", "0", "3"]
+    assert [share.gpu for share in local._shares(1, ["0", "3"], 1)] == ["0"]
+
+
+def test_gpus_are_those_of_the_environment_or_of_nvidia_smi(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-abc")
+    assert local.visible_gpus() == ["2", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert local.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert local.visible_gpus() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    assert local.visible_gpus() == ["0", "1"]
+
+
+def test_a_launcher_that_has_ended_nothing_waits_no_longer_than_told():
+    launcher = local.local(jobs=2)
+    assert launcher.slots == 2 and launcher.wait(0.01) == {}
+    launcher.close()
+
+
+@pytest.mark.parametrize("name", ["jobs", "runs_per_gpu", "runs_per_process"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: 0 is out of range"):
+        local.local(**{name: 0})

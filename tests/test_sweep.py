@@ -1,0 +1,294 @@
+"""A sweep goes on after whatever stopped it, and a cell that fails is a row and not the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cifar_research import config
+from cifar_research.sweep import cells
+
+SMALL = [
+    "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[8]",
+    "training.epochs=3", "training.batch_size=20", "loss=categorical_crossentropy", "tensorboard.enabled=false",
+]  # fmt: skip
+# A user's own schedule that goes wrong in every way there is.
+MY_LAB = """
+import math, os, pathlib, signal
+
+def breaks(*, how: str = "fine"):
+    def rate(step, total_steps, steps_per_epoch):
+        if how == "raise":
+            raise RuntimeError("no such rate\\n  as this one")
+        if how == "die":
+            os._exit(7)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "once" and not pathlib.Path("once").exists():
+            pathlib.Path("once").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step * 0 + (math.inf if how == "diverge" else 1.0)
+    return rate
+"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    (tmp_path / "my_lab.py").write_text(MY_LAB)
+    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
+    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.breaks\nhow: fine\n")
+    return tmp_path
+
+
+def words(folder, *more, with_dir=True):
+    place = [f"hydra.sweep.dir={folder / 'sweep'}"] if with_dir else []
+    extra = ["hydra.searchpath=[file://my_conf]", "schedule=breaks"] if (folder / "my_conf").exists() else []
+    return [sys.executable, "-m", "cifar_research.train", *SMALL, *extra, *more, *place]
+
+
+def start(folder, *more):
+    return subprocess.Popen(
+        words(folder, *more), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(folder, *more, code=0, command=None):
+    done = subprocess.run(command or words(folder, *more), cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def ledger(folder):
+    return {cell.folder: cell for cell in cells.read(folder / "sweep")[1]}
+
+
+def states(folder):
+    return {name: cell.state for name, cell in ledger(folder).items()}
+
+
+def wait_for(what, process, seconds=200):
+    end = time.monotonic() + seconds
+    while not what():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def processes_in(folder):
+    """Return the ids of the living processes that work in a folder of this test."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(path / "cwd") == str(folder) and "Z" not in (path / "stat").read_text().split()[2]:
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def plan(*arguments):
+    base = config.compose(cells.without_sweeps(arguments), with_hydra=True)
+    return cells.plan(base, arguments)
+
+
+def test_the_studys_grid_has_its_24_cells_in_its_order():
+    planned = plan("sweep=hyperparameters")
+    assert len(planned) == 24
+    first = {key: value for key, _, value in (word.partition("=") for word in planned[0].overrides)}
+    assert first["experiment"] == "wide" and first["optimizer"] == "adam"
+    keys = ("pooling", "dropout", "learning_rate", "loss")
+    found = [
+        (
+            cell.config["backbone"]["pooling"],
+            cell.config["model"]["dropout"],
+            cell.config["optimizer"]["learning_rate"],
+            cell.config["loss"]["_target_"].rpartition(".")[2],
+        )
+        for cell in planned
+    ]
+    losses = ("categorical_crossentropy", "mean_squared_error")
+    assert found == [
+        (p, d, r, loss) for p in ("max", "avg") for d in (0.3, 0.5) for r in (0.005, 0.001, 0.0001) for loss in losses
+    ]
+    assert len({cell.folder for cell in planned}) == 24
+    assert planned[-1].folder == ",".join(f"{k}={v}" for k, v in zip(keys, map(str, found[-1]), strict=True))
+    assert all(cell.config["model"]["hidden"] == [512, 256] for cell in planned)
+
+
+def test_sweeps_compose_with_experiments_and_overrides():
+    planned = plan("sweep=seeds", "experiment=wide", "optimizer.learning_rate=0.001")
+    assert [cell.config["seed"] for cell in planned] == [0, 1, 2, 3, 4]
+    assert {cell.config["optimizer"]["learning_rate"] for cell in planned} == {0.001}
+    assert {cell.config["name"] for cell in planned} == {"wide"}
+    assert [cell.folder for cell in plan("sweep=seeds", "seed=7,8")] == ["seed=7", "seed=8"]
+    assert len(plan("sweep=hyperparameters", "experiment=enlarged", "model.dropout=0.4")) == 12
+
+
+def test_folders_are_named_after_what_varies():
+    assert [cell.folder for cell in plan("model.dropout=0.1,0.2", "backbone.dropout=0.1", "seed=1")] == [
+        "dropout=0.1",
+        "dropout=0.2",
+    ]
+    assert [cell.folder for cell in plan("model.dropout=0,0.2", "backbone.dropout=0.1,0.2")][0] == (
+        "model.dropout=0,backbone.dropout=0.1"
+    )
+    names = [cell.folder for cell in plan("backbone.filters=[8,8],[16,16,16]", "seed=1,2")]
+    assert names[0] == "filters=8,8,seed=1" and len(set(names)) == 4
+    long = [cell.folder for cell in plan(f"model.hidden={','.join(str([8] * n) for n in range(1, 90, 40))}")]
+    assert len(set(long)) == 3 and all(len(name) <= 255 for name in long)
+
+
+def test_cells_that_compute_the_same_are_one():
+    assert len(plan("seed=1,1,2", "name=a,b")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["model.dropout=0.1,7"], ["dropout=7", "out of range"]),
+        (["optimizer=adam,sgdd"], ["optimizer=sgdd", "did you mean 'sgd'"]),
+        (["optimizer.learning_rate=interval(0,1)"], ["key=a,b,c"]),
+        (["sweep=sedes"], ["did you mean 'seeds'"]),
+        (["seed=1,2", "sweep.on_error=halt"], ["sweep.on_error", "continue, stop"]),
+        (["seed=1,2", "sweep.retries=-1"], ["sweep.retries", "at least 0"]),
+        (["seed=1,2", "hydra.launcher.jobs=0"], ["hydra.launcher.jobs: 0 is out of range"]),
+        (["seed=1,2", "hydra.launcher.job=2"], ["hydra.launcher", "job", "jobs"]),
+        (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
+        (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
+    ],
+)
+def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
+    command = [sys.executable, "-m", "cifar_research.train", "-m", *arguments, f"hydra.sweep.dir={tmp_path / 's'}"]
+    done = finish(tmp_path, command=command, code=2)
+    assert not [part for part in parts if part not in done.stderr], done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_settings_that_no_cell_would_see_are_refused(tmp_path):
+    (tmp_path / "my_conf" / "sweep").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\ntraining: {epochs: 3}\n"
+    (tmp_path / "my_conf" / "sweep" / "mine.yaml").write_text(text)
+    words = [sys.executable, "-m", "cifar_research.train", "hydra.searchpath=[file://my_conf]", "sweep=mine"]
+    done = finish(tmp_path, command=words, code=2)
+    assert "training.epochs" in done.stderr and "hydra.sweeper.params" in done.stderr
+
+
+@pytest.mark.slow
+def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
+    grid = ["-m", "schedule.how=fine,die,diverge", "seed=0,1", "sweep.retries=0"]
+    process = start(lab, *grid)
+    wait_for(lambda: (lab / "sweep" / "how=fine,seed=1" / "history.csv").exists(), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not processes_in(lab), None)  # the worker has noticed, saved and gone
+    complete = lab / "sweep" / "how=fine,seed=0" / "report.json"
+    before = complete.stat().st_mtime_ns
+    assert not (lab / "sweep" / "how=diverge,seed=1").exists()
+
+    done = finish(lab, *grid, code=1)
+    assert "2 completed, 2 diverged, 2 failed" in done.stdout
+    assert "1 of 6 cells are complete, 1 begun, 4 new" in done.stdout
+    assert complete.stat().st_mtime_ns == before
+    assert "Going on from step" in (lab / "sweep" / "how=fine,seed=1" / "output.log").read_text()
+    assert states(lab) == {
+        f"how={how},seed={seed}": state
+        for how, state in (("fine", "completed"), ("die", "failed"), ("diverge", "diverged"))
+        for seed in (0, 1)
+    }
+    assert ledger(lab)["how=die,seed=0"].reason == "its process ended with exit code 7"
+    assert "loss not finite" in ledger(lab)["how=diverge,seed=0"].reason
+    (command,) = [line for line in done.stdout.splitlines() if line.startswith("Next:") and "resume=" in line]
+    assert f"resume={lab / 'sweep'}" in command
+
+    # `resume=` repeats those that failed and no others; a grid that has grown keeps what both have.
+    reports = {path: path.stat().st_mtime_ns for path in (lab / "sweep").glob("*/report.json")}
+    base = [sys.executable, "-m", "cifar_research.train", f"resume={lab / 'sweep'}"]
+    done = finish(lab, command=[*base, "schedule.how=fine,diverge", "seed=0,1,2"])
+    assert "4 of 6 cells are complete, 0 begun, 2 new" in done.stdout and "2 cells of an earlier grid" in done.stdout
+    assert "4 completed" not in done.stdout and "3 completed, 3 diverged" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in reports} == reports
+    assert ledger(lab)["how=die,seed=1"].is_planned is False
+
+
+@pytest.mark.slow
+def test_reasons_and_retries(lab):
+    done = finish(lab, "-m", "schedule.how=raise,kill,once,fine", "hydra.launcher.jobs=2", code=1)
+    assert "2 completed, 2 failed" in done.stdout
+    found = ledger(lab)
+    assert found["how=raise"].reason.startswith("RuntimeError: no such rate")
+    assert found["how=kill"].reason == "killed by SIGKILL, as the system does when memory runs out"
+    assert [found[f"how={how}"].attempts for how in ("raise", "kill", "once", "fine")] == [2, 2, 2, 1]
+    assert "Traceback" in (lab / "sweep" / "how=raise" / "output.log").read_text()
+    assert "how=raise: RuntimeError" in done.stdout and "output.log" in done.stdout
+    assert not processes_in(lab)
+
+
+@pytest.mark.slow
+def test_on_error_stop_begins_no_other_cell(lab):
+    finish(lab, "-m", "schedule.how=raise,fine", "sweep.on_error=stop", "sweep.retries=0", code=1)
+    assert states(lab) == {"how=raise": "failed", "how=fine": "waiting"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_no_process(tmp_path, number, code):
+    more = ["-m", "optimizer.beta_1=0.8,0.9,0.7", "training.epochs=400", "hydra.launcher.jobs=2"]
+    process = start(tmp_path, *more)
+    running = [tmp_path / "sweep" / f"beta_1={value}" for value in (0.8, 0.9)]
+    wait_for(lambda: all((folder / "history.csv").exists() for folder in running), process)
+    second = finish(tmp_path, *more, code=2)
+    assert "another sweep runs here" in second.stderr
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C reaches the whole group
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == code, output + errors
+    assert "Traceback" not in output + errors and f"resume={tmp_path / 'sweep'}" in output
+    assert not processes_in(tmp_path)
+    assert states(tmp_path) == {"beta_1=0.8": "stopped", "beta_1=0.9": "stopped", "beta_1=0.7": "waiting"}
+    for folder in running:
+        assert json.loads((folder / "report.json").read_text())["status"] == "stopped"
+        assert list((folder / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+def test_workers_are_replaced_and_share_the_cores(tmp_path):
+    (tmp_path / "my_lab.py").write_text(
+        "import os\n"
+        "def tells(*, tag: int = 0):\n"
+        "    def rate(step, total_steps, steps_per_epoch):\n"
+        "        print('WORKER', os.getpid(), len(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'))\n"
+        "        return step * 0 + 1.0\n"
+        "    return rate\n"
+    )
+    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
+    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.tells\ntag: 0\n")
+    finish(tmp_path, "-m", "schedule.tag=0,1,2,3", "hydra.launcher.runs_per_process=2", "training.epochs=1")
+    told = []
+    for tag in range(4):
+        text = (tmp_path / "sweep" / f"tag={tag}" / "output.log").read_text()
+        told.append(next(line.split()[1:] for line in text.splitlines() if line.startswith("WORKER")))
+    ids = [process for process, _, _ in told]
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+    assert {int(count) for _, count, _ in told} == {len(os.sched_getaffinity(0))}
+
+
+def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
+    grid = ["-m", "seed=0,1", "training.epochs=1"]
+    finish(tmp_path, *grid)
+    path = tmp_path / "sweep" / "cells.json"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert "is damaged" in finish(tmp_path, *grid, code=2).stderr
+    path.unlink()
+    before = (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns
+    assert "2 completed" in finish(tmp_path, *grid).stdout
+    assert (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns == before
+    # Another config in the same folder: its cells get folders of their own.
+    finish(tmp_path, *grid, "training.batch_size=50")
+    assert len(list((tmp_path / "sweep").glob("seed=0-*/report.json"))) == 1
