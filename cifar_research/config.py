@@ -125,6 +125,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "tensorboard.profile_start_step": ("[]", 0, _MOST),
     "tensorboard.profile_num_steps": ("[]", 1, _MOST),
     "sweep.retries": ("[]", 0, 100),
+    "sweep.trials": ("[]", 1, 100_000),
 }
 _CHOICES = {
     "data.validation": ("holdout", "test"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from cifar_research.data.datasets import Dataset, Split
 from cifar_research.environment import Environment, stop_signals
 from cifar_research.steps import Task, eval_step, many_steps
 from cifar_research.tensorboard import Writer
+
+# Asked with an epoch's row of the history.
+Rule = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Scores:
 
 @dataclass
 class Outcome:
-    """How a training ended: `completed`, `diverged`, or `stopped` by the signal of that number."""
+    """How a training ended: `completed`, `diverged`, `pruned`, or `stopped` by the signal of that number."""
 
     status: str
     signal: int | None = None
@@ -75,11 +78,13 @@ def fit(
     writer: Writer | None,
     histograms: bool = False,
     profile: range = range(0),
+    is_hopeless: Rule | None = None,
 ) -> Outcome:
     """Train from `record.step` to the last step, a validation and a checkpoint at the end of every epoch.
 
     training: the config's section of that name; identity: kept in each checkpoint, so that a run does not go on with
-    another config or other data. `task` and `record` are changed in place; after a restart both come from a checkpoint.
+    another config or other data; is_hopeless: ends the run as `pruned` when it says so of an epoch's row. `task` and
+    `record` are changed in place; after a restart both come from a checkpoint.
     """
     steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
     total_steps = steps * training.epochs
@@ -134,6 +139,9 @@ def fit(
                     if writer and histograms:
                         writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
                     save()
+                    if is_hopeless is not None and is_hopeless(record.history[-1]) and record.step < total_steps:
+                        display.message(f"Pruned after epoch {record.epoch}: others were better by then.")
+                        return outcome("pruned")
                 elif received:
                     save()
             except FloatingPointError as error:

@@ -177,7 +177,7 @@ def read_report(path: Path) -> dict[str, Any] | None:
     """Read report.json, None if there is none; ReportError if it is damaged."""
     try:
         report = json.loads(path.read_bytes())
-        if not isinstance(report, dict) or report.get("status") not in ("completed", "diverged", "stopped"):
+        if not isinstance(report, dict) or report.get("status") not in ("completed", "diverged", "pruned", "stopped"):
             raise ValueError("it has no status")
         if not isinstance(report.get("config"), dict) or not isinstance(report["config"].get("augmentation"), dict):
             raise ValueError("it has no config")

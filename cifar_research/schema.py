@@ -72,10 +72,11 @@ class TensorBoardConfig:
 
 @dataclass
 class SweepConfig:
-    """What a sweep does about a cell that fails; a run alone takes no notice of it."""
+    """How a sweep goes about its cells; a run alone takes no notice of it."""
 
     on_error: str = "continue"
     retries: int = 1
+    trials: int | None = None  # None: the whole grid; else a search of so many
 
 
 @dataclass

@@ -35,9 +35,15 @@ Report = dict[str, Any]
 USER_ERRORS = (config.ConfigError, DataError, CheckpointError, report.ReportError)
 
 
-def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = None) -> Report:
+def run(
+    cfg: DictConfig,
+    run_dir: Path | str,
+    display: console.Display | None = None,
+    is_hopeless: loop.Rule | None = None,
+) -> Report:
     """Train, test and report one classifier in the folder `run_dir`; return what is in its report.json.
 
+    is_hopeless: asked after each epoch with its row of the history; if it says so the run ends as `pruned`, untested.
     Called again in the same folder it goes on where it stopped, or returns the report it wrote if it had ended.
     Raises a ValueError in sentences for the user: ConfigError if the config cannot work or is not the folder's,
     DataError if data is missing or damaged, CheckpointError if no checkpoint can be used.
@@ -94,6 +100,7 @@ def run(cfg: DictConfig, run_dir: Path | str, display: console.Display | None = 
                 writer=writer,
                 histograms=cfg.tensorboard.histograms,
                 profile=_profiled_steps(cfg),
+                is_hopeless=is_hopeless,
             )
             seconds["first_step"] = outcome.first_step_seconds
             seconds["train"] = sum(row["seconds"] for row in record.history) + record.seconds
@@ -316,8 +323,8 @@ def main() -> None:
     sys.exit(command(sys.argv[1:]))
 
 
-def command(arguments: Sequence[str]) -> int:
-    """Do what `cifar-train` with these arguments does, and return its exit code."""
+def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> int:
+    """Do what `cifar-train` with these arguments does, and return its exit code; is_hopeless: see `run`."""
     # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     codes: list[int] = []
@@ -326,7 +333,7 @@ def command(arguments: Sequence[str]) -> int:
         from hydra.core.hydra_config import HydraConfig
 
         try:
-            result = run(cfg, HydraConfig.get().runtime.output_dir)
+            result = run(cfg, HydraConfig.get().runtime.output_dir, is_hopeless=is_hopeless)
         except (*USER_ERRORS, OSError) as error:
             console.error(str(error))
             log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already

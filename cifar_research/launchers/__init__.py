@@ -11,8 +11,11 @@ class Launcher(Protocol):
 
     slots: int  # how many cells may be handed out at once
 
-    def start(self, key: str, arguments: list[str], run_dir: Path) -> None:
-        """Begin the command line `arguments`, whose run goes into `run_dir`; `key` is the cell's name from now on."""
+    def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
+        """Begin the command line `arguments`, whose run goes into `run_dir`; `key` is the cell's name from now on.
+
+        trial: the address of a search's study and a number in it, for a run that ends when it is hopeless.
+        """
 
     def wait(self, seconds: float) -> dict[str, int]:
         """Return the exit codes, by key, of what has ended, after so many seconds or as soon as there is one.

@@ -55,7 +55,7 @@ class Local:
     def slots(self) -> int:
         return len(self._shares)
 
-    def start(self, key: str, arguments: list[str], run_dir: Path) -> None:
+    def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         place = next(
             place for place in range(self.slots) if place not in self._workers or self._workers[place].key is None
         )
@@ -67,7 +67,7 @@ class Local:
         found.key = key
         found.runs += 1
         with contextlib.suppress(OSError):  # it died meanwhile, which `wait` sees
-            found.pipe.send((arguments, run_dir))
+            found.pipe.send((arguments, run_dir, trial))
 
     def wait(self, seconds: float) -> dict[str, int]:
         busy = [one for one in self._workers.values() if one.key is not None]
@@ -171,10 +171,10 @@ def _work(pipe: connection.Connection, share: Share) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     while True:
         try:
-            arguments, run_dir = pipe.recv()
+            arguments, run_dir, trial = pipe.recv()
         except (EOFError, OSError):
             return
-        code = worker.run_cell(arguments, run_dir)
+        code = worker.run_cell(arguments, run_dir, trial)
         try:
             pipe.send(code)
         except OSError:

@@ -17,7 +17,7 @@ _SAID = re.compile(r"(?:error: |\s*(?=[\w.]*(?:Error|Exception|Interrupt)\b))(.+
 _PATIENCE_SECONDS = 60  # for the process that trained here before, and was told to save and stop
 
 
-def run_cell(arguments: list[str], run_dir: Path) -> int:
+def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None = None) -> int:
     """Train as `cifar-train` with these arguments would, and return its exit code; errors are in output.log."""
     run_dir.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -33,7 +33,11 @@ def run_cell(arguments: list[str], run_dir: Path) -> int:
     with contextlib.suppress(Timeout), FileLock(run_dir / ".lock", timeout=_PATIENCE_SECONDS):
         pass
     try:
-        return train.command(arguments)
+        if trial is None:
+            return train.command(arguments)
+        from cifar_research.sweep import search
+
+        return train.command(arguments, search.pruner_of(trial))
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
     except BaseException:

@@ -19,7 +19,8 @@ from cifar_research import commandline, config, console, plugins, report
 from cifar_research.environment import stop_signals
 from cifar_research.launchers import worker
 from cifar_research.sweep import cells as planning
-from cifar_research.sweep.cells import Cell, Ledger
+from cifar_research.sweep import search
+from cifar_research.sweep.cells import Cell, Ledger, Plan
 from cifar_research.sweep.live import Live
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def run(arguments: Sequence[str]) -> int:
     """
     arguments = [word for word in arguments if word not in ("-m", "--multirun")]
     cfg = config.compose(planning.without_sweeps(arguments), with_hydra=True)
-    planned = planning.plan(cfg, arguments)
+    plan = Plan.of(cfg, arguments)
+    trials = cfg.sweep.trials
+    planned = plan.grid() if trials is None else None
+    space = None if trials is None else search.space(plan)
     target = str(cfg.hydra.launcher.get("_target_"))
     if target.startswith(("hydra.", "hydra_plugins.")):
         raise config.ConfigError(
@@ -67,43 +71,76 @@ def run(arguments: Sequence[str]) -> int:
         ledger = Ledger.open(folder, arguments, planned)
         for line in ledger.news:
             console.tell(line)
+        source = Grid(ledger.cells) if space is None else search.Search(folder, space, trials, cfg.seed, plan, ledger)
         launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
-        live = Live(folder, ledger.cells, launcher.slots)
+        live = Live(folder, ledger.cells, launcher.slots, trials or len(ledger.cells))
         with stop_signals() as received, contextlib.closing(launcher), live:
-            _run_cells(ledger, launcher, live, cfg.sweep, received)
-        live.summary(_failed(ledger), _next_commands(folder, ledger))
+            _run_cells(source, ledger, launcher, live, cfg.sweep, received)
+        live.summary(_failed(ledger), _next_commands(folder, ledger, source))
     if received:
         return 128 + received[0]
     return 1 if _failed(ledger) else 0
 
 
-def _run_cells(ledger: Ledger, launcher: Launcher, live: Live, settings: Any, received: list[int]) -> None:
-    """Hand out what is missing, and write down what came of it, until all have ended or a signal came."""
-    waiting = deque(cell for cell in ledger.cells if not cell.is_complete)
+class Grid:
+    """Hands out the cells of a grid that are not complete, in its order; learns nothing from them."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._waiting = deque(cell for cell in cells if not cell.is_complete)
+
+    def next(self) -> Cell | None:
+        return self._waiting.popleft() if self._waiting else None
+
+    def tell(self, cell: Cell) -> None:
+        """See search.Search.tell."""
+
+    def trial_of(self, cell: Cell) -> None:
+        """See search.Search.trial_of."""
+
+
+def _run_cells(
+    source: Grid | search.Search,
+    ledger: Ledger,
+    launcher: Launcher,
+    live: Live,
+    settings: Any,
+    received: list[int],
+) -> None:
+    """Hand out what the source has, and write down what came of it, until all have ended or a signal came."""
+    again: deque[Cell] = deque()
     running: dict[str, Cell] = {}
     is_stopping = False
-    while running or (waiting and not is_stopping):
-        while waiting and not is_stopping and len(running) < launcher.slots:
-            cell = waiting.popleft()
+    while True:
+        while not is_stopping and len(running) < launcher.slots:
+            cell = source.next() or (again.popleft() if again else None)
+            if cell is None:
+                break
+            if cell.is_complete:  # its run had ended when a kill came
+                source.tell(cell)
+                continue
             cell.attempts += 1
             ledger.update(cell, "running")
             running[cell.folder] = cell
             run_dir = ledger.folder / cell.folder
             place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
-            launcher.start(cell.folder, [*cell.overrides, *ledger.searchpath, place], run_dir)
-        ended = launcher.wait(_POLL_SECONDS)
-        for key, code in ended.items():
+            arguments = [*cell.overrides, *ledger.searchpath, place]
+            launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
+        if not running:
+            return
+        for key, code in launcher.wait(_POLL_SECONDS).items():
             cell = running.pop(key)
             state, reason = _outcome(ledger.folder / cell.folder, code, is_stopping)
             ledger.update(cell, state, reason)
             # A mistake in the config is there the next time, too.
-            if state == "failed" and code != 2 and cell.attempts <= settings.retries and not received:
-                waiting.append(cell)
+            if state == "failed" and code != 2 and cell.attempts <= settings.retries and not is_stopping:
+                again.append(cell)
                 live.retry(cell)
-            elif state == "failed" and settings.on_error == "stop" and not is_stopping:
+                continue
+            source.tell(cell)
+            live.ended(cell)
+            if state == "failed" and settings.on_error == "stop" and not is_stopping:
                 is_stopping = True
                 launcher.stop()
-            live.ended(cell)
         if received and not is_stopping:
             is_stopping = True
             live.message("Stopping: each run saves first; a second signal ends them at once.")
@@ -132,11 +169,9 @@ def _failed(ledger: Ledger) -> list[Cell]:
     return [cell for cell in ledger.cells if cell.state == "failed"]
 
 
-def _next_commands(folder: Path, ledger: Ledger) -> list[str]:
-    train = commandline.program("train")
-    if all(cell.is_complete for cell in ledger.cells):
-        return []
-    return [f"{train} resume={folder}"]
+def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
+    is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
+    return [] if is_done else [f"{commandline.program('train')} resume={folder}"]
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -10,9 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_research import config, report
@@ -52,32 +51,62 @@ def without_sweeps(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def plan(cfg: DictConfig, arguments: Sequence[str]) -> list[Cell]:
-    """Return the cells that hydra.sweeper.params and the arguments span, the last key varying fastest.
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep's command line says: the words that all its cells have, and those with several values, as parsed."""
 
-    A key on the command line replaces the values that params give it. ConfigError, naming the cell, if one of them
-    could not work; two that compute the same are one.
-    """
-    _refuse_lost_settings(cfg, arguments)
-    params = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True)
-    words = [f"{key}={value}" for key, value in params.items()]
-    words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
-    try:
-        (rows,) = BasicSweeper.split_arguments(_parse(words), None)
-    except HydraException as error:
-        raise config.ConfigError(f"{error}; give a list of values: key=a,b,c") from error
-    varied = _varied_keys(rows)
-    more = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
-    cells: dict[str, Cell] = {}
-    for row in rows:
-        cell_cfg = _checked([*row, *more], _folder_name(row, varied))
-        digest = config.config_hash(cell_cfg)
-        if digest not in cells:
-            folder = _folder_name(row, varied)
-            if any(cell.folder == folder for cell in cells.values()):
-                folder = f"{folder}-{digest}"
-            cells[digest] = Cell(folder, row, OmegaConf.to_container(cell_cfg, resolve=True))
-    return list(cells.values())
+    fixed: list[str]
+    swept: list[Any]
+    context: list[str]  # where options lie, and the sweep's own settings
+
+    @classmethod
+    def of(cls, cfg: DictConfig, arguments: Sequence[str]) -> Plan:
+        """Read hydra.sweeper.params and the arguments; a key on the command line replaces what params give it."""
+        _refuse_lost_settings(cfg, arguments)
+        params = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True)
+        words = [f"{key}={value}" for key, value in params.items()]
+        words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
+        found = {
+            override.get_key_element(): (word, override) for word, override in zip(words, _parse(words), strict=True)
+        }
+        context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
+        return cls(
+            [word for word, override in found.values() if not override.is_sweep_override()],
+            [override for _, override in found.values() if override.is_sweep_override()],
+            context,
+        )
+
+    def grid(self) -> list[Cell]:
+        """Return a cell for each combination, the last key varying fastest; two that compute the same are one.
+
+        ConfigError, naming the cell, if one of them could not work.
+        """
+        for override in self.swept:
+            if not override.is_discrete_sweep():
+                raise config.ConfigError(
+                    f"{override.input_line}: a grid takes lists of values, key=a,b,c; an interval is for a search, "
+                    "sweep.trials=<how many>"
+                )
+        choices = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in self.swept]
+        cells: dict[str, Cell] = {}
+        for row in itertools.product(*choices):
+            cell = self.cell(row)
+            digest = config.config_hash(cell.config)
+            if any(other.folder == cell.folder for other in cells.values()):
+                cell.folder = f"{cell.folder}-{digest}"
+            cells.setdefault(digest, cell)
+        return list(cells.values())
+
+    def cell(self, row: Sequence[str]) -> Cell:
+        """Return the cell with these values of what varies; ConfigError, naming it, if it could not work."""
+        name = _folder_name(row or self.fixed)
+        overrides = [*self.fixed, *row]
+        try:
+            cfg = config.compose([*overrides, *self.context])
+            config.check(cfg)
+        except config.ConfigError as error:
+            raise config.ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
+        return Cell(name, overrides, OmegaConf.to_container(cfg, resolve=True))
 
 
 def _words(arguments: Sequence[str]) -> list[str]:
@@ -91,15 +120,6 @@ def _parse(words: Sequence[str]) -> list[Any]:
         raise config.ConfigError(config.explain(error, list(words))) from error
 
 
-def _checked(words: list[str], name: str) -> DictConfig:
-    try:
-        cfg = config.compose(words)
-        config.check(cfg)
-    except config.ConfigError as error:
-        raise config.ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
-    return cfg
-
-
 def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
     """A cell's command line holds what is in params, so what a sweep's file sets beside them would be lost."""
     rest = [word for word in without_sweeps(arguments) if not word.startswith("sweep=")]
@@ -111,25 +131,11 @@ def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
             )
 
 
-def _varied_keys(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the keys with more than one value; all of them if none has."""
-    values: dict[str, set[str]] = {}
-    for row in rows:
-        for word in row:
-            key, _, value = word.partition("=")
-            values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1] or list(values)
-
-
-def _folder_name(row: Sequence[str], varied: Sequence[str]) -> str:
-    """Return `pooling=max,dropout=0.3`: what the cell has of the varied keys, fit for a file system."""
-    short = [key.lstrip("+~").rpartition(".")[2] for key in varied]
-    parts = []
-    for word in row:
-        key, _, value = word.partition("=")
-        if key in varied:
-            last = key.lstrip("+~").rpartition(".")[2]
-            parts.append(f"{last if short.count(last) == 1 else key.lstrip('+~')}={value}")
+def _folder_name(row: Sequence[str]) -> str:
+    """Return `pooling=max,dropout=0.3` for words that vary, fit for a file system."""
+    pairs = [word.lstrip("+~").partition("=")[::2] for word in row]
+    last = [key.rpartition(".")[2] for key, _ in pairs]
+    parts = [f"{end if last.count(end) == 1 else key}={value}" for (key, value), end in zip(pairs, last, strict=True)]
     whole = ",".join(parts) or "run"
     name = re.sub(r"[^\w.=,+-]+", "_", re.sub(r"[\[\]'\"{} ]", "", whole)).strip("._")
     if len(name.encode()) > _LONGEST_NAME:
@@ -156,34 +162,38 @@ class Ledger:
         return [word for word in self.arguments if word.startswith("hydra.searchpath=")]
 
     @classmethod
-    def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Cell]) -> Ledger:
-        """Hold the planned cells against what the folder has already: one that computes the same keeps its folder."""
+    def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Cell] | None) -> Ledger:
+        """Hold the planned cells against what the folder has already, all of which stays if planned is None."""
         found = read(folder)
-        before = {config.config_hash(cell.config): cell for cell in found[1]} if found else {}
-        taken = {cell.folder for cell in before.values()}
-        cells = []
-        for cell in planned:
-            digest = config.config_hash(cell.config)
-            known = before.pop(digest, None)
-            if known is not None:
-                cell.folder, cell.attempts = known.folder, known.attempts
-                cell.state, cell.reason = _found_state(folder / cell.folder, known)
-            else:
-                if cell.folder in taken or _is_of_another(folder / cell.folder, digest):
-                    cell.folder = f"{cell.folder}-{digest}"
-                cell.state, cell.reason = _found_state(folder / cell.folder, cell)
-            cells.append(cell)
-        others = list(before.values())
-        for cell in others:
+        ledger = cls(folder, list(arguments), [], found[1] if found else [])
+        for cell in list(ledger.others) if planned is None else planned:
+            ledger.add(cell)
+        for cell in ledger.others:
             cell.is_planned = False
-        ledger = cls(folder, list(arguments), cells, others)
         if found:
             ledger.news = ledger._news()
-        for cell in cells:
-            if not cell.is_complete:
-                cell.attempts = 0  # each launch gives a cell its retries anew
         ledger.write()
         return ledger
+
+    def add(self, cell: Cell) -> Cell:
+        """Take a cell in; one that computes the same as another of the folder is that one, and keeps its folder."""
+        digest = config.config_hash(cell.config)
+        for other in self.cells:
+            if config.config_hash(other.config) == digest:
+                return other
+        known = next((one for one in self.others if config.config_hash(one.config) == digest), None)
+        if known is not None:
+            self.others.remove(known)
+            cell.folder = known.folder
+            cell.state, cell.reason = known.state, known.reason
+        elif any(one.folder == cell.folder for one in [*self.cells, *self.others]) or _is_of_another(
+            self.folder / cell.folder, digest
+        ):
+            cell.folder = f"{cell.folder}-{digest}"
+        cell.state, cell.reason = _found_state(self.folder / cell.folder, cell)
+        cell.attempts, cell.is_planned = 0, True  # each launch gives a cell its retries anew
+        self.cells.append(cell)
+        return cell
 
     def update(self, cell: Cell, state: str, reason: str | None = None) -> None:
         cell.state, cell.reason = state, reason

@@ -27,14 +27,16 @@ _REDRAW_SECONDS = 1.0
 class Live:
     """The display of a sweep; a context manager. It reads the runs' own files, so the launcher does not matter.
 
-    slots: how many cells run at once, for the time left.
+    cells: the list that a search adds to; slots: how many run at once; total: how many there will be.
     """
 
-    def __init__(self, folder: Path, cells: Sequence[Cell], slots: int, console: Console | None = None) -> None:
+    def __init__(
+        self, folder: Path, cells: Sequence[Cell], slots: int, total: int, console: Console | None = None
+    ) -> None:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="replace")
         self._console = console or Console(highlight=False)
-        self._folder, self._cells, self._slots = folder, cells, slots
+        self._folder, self._cells, self._slots, self._total = folder, cells, slots, total
         self._began: dict[str, float] = {}
         self._took: list[float] = []  # seconds of the cells that ended in this launch
         self._drawn = 0.0
@@ -44,9 +46,7 @@ class Live:
         if self._live:
             self._live.start()
         else:
-            self.message(
-                f"{self._folder}: {len(self._cells)} cell{'s' * (len(self._cells) > 1)}, {self._slots} at once"
-            )
+            self.message(f"{self._folder}: {self._total} cell{'s' * (self._total > 1)}, {self._slots} at once")
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -73,9 +73,7 @@ class Live:
         _, best = self._progress(cell)
         outcome = cell.state if cell.reason is None else f"{cell.state}, {cell.reason}"
         accuracy = "" if best is None else f", best validation accuracy {best:.4f}"
-        self._line(
-            f"[{done}/{len(self._cells)}] {cell.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._left_text()}"
-        )
+        self._line(f"[{done}/{self._total}] {cell.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._left_text()}")
 
     def retry(self, cell: Cell) -> None:
         """Say that a cell will be tried again."""
@@ -143,11 +141,11 @@ class Live:
 
     def _left_text(self) -> str:
         """Return the time left, once a cell or an epoch says how long things take."""
-        left = sum(cell.state in ("waiting", "running", "stopped") for cell in self._cells)
+        left = max(0, self._total - sum(cell.is_complete or cell.state == "failed" for cell in self._cells))
         if not left:
             return ""
         now = time.monotonic()
-        waiting = left - len(self._began)
+        waiting = max(0, left - len(self._began))
         mean = sum(self._took) / len(self._took) if self._took else None
         rest = []
         for cell in self._cells:

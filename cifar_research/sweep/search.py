@@ -1,0 +1,223 @@
+"""A search: cells proposed one after another, by what came of those before, and runs that end when hopeless."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cifar_research import config, console, report
+from cifar_research.sweep.cells import Cell, Ledger, Plan
+
+optuna.logging.set_verbosity(logging.WARNING)
+STUDY = "study.db"
+_RANDOM_TRIALS = 10  # before the search has seen enough to learn from
+_TRIES = 100
+
+
+class Search:
+    """A search by tree-structured Parzen estimators (Bergstra et al. 2011), kept in study.db of the sweep's folder.
+
+    space: what each key of the command line may be; trials: how many there shall be in all, those of earlier launches
+    among them. ConfigError if the folder's study is over another space.
+    """
+
+    def __init__(
+        self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
+    ) -> None:
+        self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
+        self._url = f"sqlite:///{folder.absolute() / STUDY}"
+        storage = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": {"timeout": 60}})
+        self._study = optuna.create_study(
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+        )
+        described = json.dumps({key: repr(value) for key, value in self._space.items()}, sort_keys=True)
+        known = self._study.user_attrs.get("space", described)
+        if known != described:
+            raise config.ConfigError(
+                f"{folder}: its search is over another space, {known}; give that one again, or choose another "
+                "hydra.sweep.dir"
+            )
+        self._study.set_user_attr("space", described)
+        found = self._study.get_trials()
+        # Another seed after each restart: the same one would propose the same trials again.
+        self._study.sampler = _Unseen(self._space, seed + len(found))
+        self._numbers: dict[str, int] = {}
+        # What a kill has left half done goes on first; what has crashed is tried once more.
+        self._begun = deque(trial for trial in found if trial.state is TrialState.RUNNING)
+        self._repeated = set(self._study.user_attrs.get("repeated", []))
+        for trial in self._begun.copy():
+            if trial.params.keys() != self._space.keys():  # the kill came while it was being drawn
+                self._begun.remove(trial)
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                self._repeated.add(trial.number)
+        for trial in found:
+            if trial.user_attrs.get("crashed") and trial.number not in self._repeated:
+                self._study.enqueue_trial(trial.params)
+                self._repeated.add(trial.number)
+        self._study.set_user_attr("repeated", sorted(self._repeated))
+
+    def next(self) -> Cell | None:
+        """Return the next cell, None if the trials are done or the whole space has been tried."""
+        while self._begun or self.num_trials < self._trials:
+            try:
+                trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
+            except _ExhaustedError:
+                break
+            try:
+                cell = self._plan.cell([f"{key}={_word(value)}" for key, value in trial.params.items()])
+            except config.ConfigError as error:  # values that do not go together
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                console.error(str(error))
+                continue
+            cell = self._ledger.add(cell)
+            self._numbers[cell.folder] = trial.number
+            return cell
+        return None
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials count: all but those that wait, and those that another launch repeats."""
+        return sum(
+            trial.state is not TrialState.WAITING and trial.number not in self._repeated
+            for trial in self._study.get_trials(deepcopy=False)
+        )
+
+    def tell(self, cell: Cell) -> None:
+        """Let the search know how a cell has ended; one that was stopped stays open."""
+        number = self._numbers[cell.folder]
+        if cell.state == "failed":
+            trial = self._study.get_trials(deepcopy=False)[number]
+            self._study._storage.set_trial_user_attr(trial._trial_id, "crashed", True)
+        if cell.state in ("failed", "diverged"):
+            self._study.tell(number, state=TrialState.FAIL)
+        elif cell.state == "pruned":
+            self._study.tell(number, state=TrialState.PRUNED)
+        elif cell.state == "completed":
+            found = report.read_report(self._ledger.folder / cell.folder / "report.json")
+            self._study.tell(number, found["val"]["accuracy"])
+
+    def trial_of(self, cell: Cell) -> tuple[str, int] | None:
+        """Return the study's address and the trial's number, for the run to report its epochs."""
+        return self._url, self._numbers[cell.folder]
+
+
+def space(plan: Plan) -> dict[str, BaseDistribution]:
+    """Return what each swept key may be: a list or choice, a range, or an interval, `tag(log, interval(a, b))`.
+
+    ConfigError if nothing varies, or if one of the values could not work.
+    """
+    found = {override.get_key_element(): _distribution(override) for override in plan.swept}
+    if not found:
+        raise config.ConfigError(
+            "sweep.trials: nothing varies here; give a key several values, key=a,b or key=interval(a,b), or choose "
+            "sweep=perspectives"
+        )
+    first = {key: _ends(one)[0] for key, one in found.items()}
+    rows = [first | {key: value} for key, one in found.items() for value in _ends(one)]
+    for row in rows:
+        cfg = plan.cell([f"{key}={_word(value)}" for key, value in row.items()]).config
+        if cfg["data"]["val_fraction"] == 0 and cfg["data"]["validation"] == "holdout":
+            raise config.ConfigError(
+                "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
+            )
+    return found
+
+
+def _ends(one: BaseDistribution) -> list[Any]:
+    return list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
+
+
+def _distribution(override: Any) -> BaseDistribution:
+    sweep = override.value()
+    if not override.is_interval_sweep():
+        return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+    is_log = "log" in sweep.tags
+    kind = IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else FloatDistribution
+    try:
+        return kind(sweep.start, sweep.end, log=is_log)
+    except ValueError as error:
+        raise config.ConfigError(f"{override.key_or_group}: {error}") from error
+
+
+def _word(value: Any) -> str:
+    # Four digits: nobody needs more, and folders are named after them.
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class _ExhaustedError(Exception):
+    """Everything in the space has been tried."""
+
+
+class _Unseen(optuna.samplers.BaseSampler):
+    """Random trials, then TPE's, all their parameters at once, and none that has been before."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
+        self._space = dict(space)
+        self._random = optuna.samplers.RandomSampler(seed=seed)
+        self._tpe = optuna.samplers.TPESampler(
+            multivariate=True, constant_liar=True, n_startup_trials=_RANDOM_TRIALS, seed=seed
+        )
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Mapping[str, Any]) -> dict[str, Any]:
+        others = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        seen = {_key(one.params) for one in others if one.number != trial.number}
+        for attempt in range(_TRIES):
+            params = self._tpe.sample_relative(study, trial, self._space) if attempt < _TRIES // 2 else {}
+            if len(params) < len(self._space):
+                draw = self._random.sample_independent
+                params = {name: draw(study, trial, name, space) for name, space in self._space.items()}
+            if _key(params) not in seen:
+                return params
+        for params in _all(self._space):
+            if _key(params) not in seen:
+                return params
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        raise _ExhaustedError
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, name: str, space: BaseDistribution) -> Any:
+        return self._random.sample_independent(study, trial, name, space)
+
+
+def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, _word(value)) for name, value in params.items()))
+
+
+def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of a space of choices; nothing of one that has an interval."""
+    if not all(isinstance(one, CategoricalDistribution) for one in space.values()):
+        return
+    for values in itertools.product(*(one.choices for one in space.values())):
+        yield dict(zip(space, values, strict=True))
+
+
+def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
+    """Return what a run asks after each epoch, with its row of the history: whether it is hopeless.
+
+    Hopeless is a best validation accuracy so far below the median of the earlier trials' at the same epoch, from the
+    second on (the median stopping rule of Golovin et al. 2017), once five trials are complete.
+    """
+    url, number = trial
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    study = optuna.load_study(study_name="sweep", storage=storage, pruner=pruner)
+    live = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def is_hopeless(row: Mapping[str, Any]) -> bool:
+        known = study.get_trials(deepcopy=False)[number].intermediate_values
+        if row["epoch"] not in known:  # it is there if the run went on from a checkpoint before it
+            live.report(row["val_accuracy"], row["epoch"])
+        return live.should_prune()
+
+    return is_hopeless

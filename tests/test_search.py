@@ -1,0 +1,141 @@
+"""A search proposes nothing twice, goes on to its total, prunes what is hopeless, and outlives what diverges."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from test_sweep import SMALL, finish, processes_in, wait_for
+
+from cifar_research import config
+from cifar_research.sweep import cells, search
+
+SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval(0.0001,0.1))", "seed=range(1,4)"]
+
+
+def plan(*arguments):
+    return cells.Plan.of(config.compose(cells.without_sweeps(arguments), with_hydra=True), arguments)
+
+
+def open_search(folder, trials, *words):
+    made = plan(*words)
+    ledger = cells.Ledger.open(folder, list(words), None)
+    return search.Search(folder, search.space(made), trials, 0, made, ledger), ledger
+
+
+def study(folder):
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / search.STUDY}")
+
+
+def test_space_of_a_command_line():
+    found = search.space(plan(*SPACE, "model.hidden=[8],[16]", "backbone.kernel_size=int(interval(1,5))"))
+    assert found["optimizer"] == CategoricalDistribution(["adam", "sgd"])
+    assert found["optimizer.learning_rate"] == FloatDistribution(0.0001, 0.1, log=True)
+    assert found["seed"] == CategoricalDistribution(["1", "2", "3"])
+    assert found["model.hidden"] == CategoricalDistribution(["[8]", "[16]"])
+    assert found["backbone.kernel_size"] == IntDistribution(1, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["seed=1"], "nothing varies"),
+        (["optimizer.learning_rate=tag(log,interval(0,1))"], "optimizer.learning_rate"),
+        (["model.dropout=choice(0.1,7)"], "out of range"),
+        (["optimizer.learning_rate=interval(-1,1)"], "learning_rate"),
+        (["seed=1,2", "data.val_fraction=0"], "validation accuracy"),
+    ],
+)
+def test_a_space_that_cannot_work_is_refused(words, part):
+    with pytest.raises(config.ConfigError, match=part):
+        search.space(plan(*words))
+
+
+def test_nothing_is_proposed_twice_and_the_whole_space_is_enough(tmp_path):
+    words = ["optimizer=adam,sgd", "model.dropout=0.1,0.2,0.3", "seed=range(0,3)"]
+    source, ledger = open_search(tmp_path, 100, *words)
+    folders = []
+    while cell := source.next():
+        folders.append(cell.folder)
+        source._study.tell(source._numbers[cell.folder], 0.1 * cell.config["model"]["dropout"])
+    assert len(folders) == len(set(folders)) == 18
+    # Another launch finds them all.
+    assert open_search(tmp_path, 100, *words)[0].next() is None
+
+
+def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
+    source, ledger = open_search(tmp_path, 12, *SPACE)
+    first = []
+    for _ in range(5):
+        cell = source.next()
+        first.append(cell.folder)
+        source._study.tell(source._numbers[cell.folder], 0.5)
+    half_done = source.next()  # and now a kill
+    ledger.write()
+    source, ledger = open_search(tmp_path, 12, *SPACE)
+    again = []
+    while cell := source.next():
+        again.append(cell.folder)
+        source._study.tell(source._numbers[cell.folder], 0.5)
+    assert again[0] == half_done.folder
+    assert len(again) == 7 and not set(again) & set(first)
+    with pytest.raises(config.ConfigError, match="another space"):
+        open_search(tmp_path, 12, *SPACE[:2], "seed=range(1,5)")
+
+
+def test_what_crashed_is_repeated_and_what_diverged_is_not(tmp_path):
+    source, ledger = open_search(tmp_path, 3, *SPACE)
+    crashed, diverged = source.next(), source.next()
+    crashed.state, diverged.state = "failed", "diverged"
+    source.tell(crashed)
+    source.tell(diverged)
+    assert {trial.state for trial in study(tmp_path).trials} == {TrialState.FAIL}
+    ledger.write()
+    source, ledger = open_search(tmp_path, 3, *SPACE)
+    again = []
+    while cell := source.next():
+        again.append(cell.folder)
+        source._study.tell(source._numbers[cell.folder], 0.5)
+    assert again[0] == crashed.folder and diverged.folder not in again and len(again) == 2
+
+
+def test_hopeless_is_below_the_median_of_five(tmp_path):
+    source, _ = open_search(tmp_path, 10, *SPACE)
+    for value in (0.1, 0.2, 0.3, 0.4, 0.5):
+        number = source._numbers[source.next().folder]
+        rule = search.pruner_of((source._url, number))
+        assert not any([rule({"epoch": epoch, "val_accuracy": value}) for epoch in (1, 2, 3)])
+        source._study.tell(number, value)
+    bad, good = (source.trial_of(source.next()) for _ in range(2))
+    rule = search.pruner_of(bad)
+    assert [rule({"epoch": epoch, "val_accuracy": 0.29}) for epoch in (1, 2)] == [False, True]
+    assert search.pruner_of(bad)({"epoch": 2, "val_accuracy": 0.29})  # after a restart, too
+    assert not search.pruner_of(good)({"epoch": 2, "val_accuracy": 0.31})
+
+
+@pytest.mark.slow
+def test_a_killed_search_ends_with_its_total(tmp_path):
+    words = [
+        "sweep=perspectives", "sweep.trials=7", "optimizer=choice(adam,sgd)", "optimizer.learning_rate=choice(0.001,1e30)",
+        "experiment=first_version", "schedule=constant", "augmentation=none", "model.dropout=choice(0.0,0.3)",
+        "tensorboard.enabled=false",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "cifar_research.train", *SMALL, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(list((tmp_path / "sweep").glob("*/report.json"))) >= 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not processes_in(tmp_path), None)
+    done = finish(tmp_path, command=command)
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/report.json")]
+    assert len(reports) == 7 and len({report["config_hash"] for report in reports}) == 7
+    trials = study(tmp_path / "sweep").trials
+    values = {(t.params["optimizer"], t.params["optimizer.learning_rate"]): t.state for t in trials}
+    assert values[("sgd", "1e+30")] is TrialState.FAIL, values  # of eight combinations it is in two
+    assert len(trials) == 7 and "diverged" in done.stdout
+    assert not [trial for trial in trials if trial.state is TrialState.RUNNING]
