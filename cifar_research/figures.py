@@ -52,7 +52,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:
 
     The share of a row is its colour; the counts are written in if there are few classes.
     """
-    _save(_confusion_figure(matrix, classes), path)
+    save(_confusion_figure(matrix, classes), path)
 
 
 def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -124,7 +124,8 @@ def _without_glyph_warnings() -> Iterator[None]:
         yield
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     content = io.BytesIO()
     with _without_glyph_warnings():
         FigureCanvasAgg(figure).print_png(content)

@@ -203,6 +203,8 @@ def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
     }
     assert ledger(lab)["how=die,seed=0"].reason == "its process ended with exit code 7"
     assert "loss not finite" in ledger(lab)["how=diverge,seed=0"].reason
+    board = (lab / "sweep" / "leaderboard.md").read_text()
+    assert "failed: its process ended with exit code 7" in board and "loss not finite" in board
     (command,) = [line for line in done.stdout.splitlines() if line.startswith("Next:") and "resume=" in line]
     assert f"resume={lab / 'sweep'}" in command
 

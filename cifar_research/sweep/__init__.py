@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cifar_research.launchers import Launcher
 
 _POLL_SECONDS = 0.5
+_REPORT_EVERY_CELLS = 10
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
@@ -76,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         live = Live(folder, ledger.cells, launcher.slots, trials or len(ledger.cells))
         with stop_signals() as received, contextlib.closing(launcher), live:
             _run_cells(source, ledger, launcher, live, cfg.sweep, received)
+        _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
     if received:
         return 128 + received[0]
@@ -138,6 +142,8 @@ def _run_cells(
                 continue
             source.tell(cell)
             live.ended(cell)
+            if sum(one.is_complete for one in ledger.cells) % _REPORT_EVERY_CELLS == 0:
+                _write_report(ledger.folder)
             if state == "failed" and settings.on_error == "stop" and not is_stopping:
                 is_stopping = True
                 launcher.stop()
@@ -165,13 +171,20 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
     return "failed", worker.reason(run_dir) or f"its process ended with exit code {code}"
 
 
+def _write_report(folder: Path) -> None:
+    """Write leaderboard and figures; in a process of its own, whose memory is gone afterwards."""
+    words = [sys.executable, "-m", "cifar_research.compare", str(folder), "--write"]
+    subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
 def _failed(ledger: Ledger) -> list[Cell]:
     return [cell for cell in ledger.cells if cell.state == "failed"]
 
 
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
     is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
-    return [] if is_done else [f"{commandline.program('train')} resume={folder}"]
+    again = [] if is_done else [f"{commandline.program('train')} resume={folder}"]
+    return [*again, f"{commandline.program('report')} {folder}"]
 
 
 @contextlib.contextmanager

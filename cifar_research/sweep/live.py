@@ -93,7 +93,8 @@ class Live:
             self.message(f"failed: {cell.folder}: {cell.reason}; its log is {self._folder / cell.folder / LOG}")
         self.message(f"Everything is in {self._folder}")
         for command in next_commands:
-            self.message(f"Next: {command}   (what is complete is not run again)")
+            note = "   (what is complete is not run again)" if "resume=" in command else ""
+            self.message(f"Next: {command}{note}")
 
     def _line(self, text: str) -> None:
         if not self._live:

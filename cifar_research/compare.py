@@ -1,0 +1,108 @@
+"""cifar-report: many runs as one ranked table, with intervals, ties and main effects."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from cifar_research import commandline, console, report
+from cifar_research.comparison import runs as reading
+from cifar_research.comparison import tables
+from cifar_research.comparison.runs import Run
+
+_NOTES = (
+    "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
+    "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
+    "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which says "
+    "nothing of how another seed would do.",
+)
+
+
+def main() -> None:
+    """The command line. Exit codes: 0 done, 2 a user's mistake."""
+    parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
+    parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
+    parser.add_argument("--best", action="store_true", help="print the command that trains the best cell, and no more")
+    parser.add_argument(
+        "--write", action="store_true", help="write leaderboard.csv, leaderboard.md and figures/ into the first folder"
+    )
+    given = parser.parse_args()
+    try:
+        runs, warnings = reading.find(given.folders)
+        for warning in warnings:
+            console.error(warning)
+        if given.best:
+            sys.stdout.write(f"{best_command(runs)}\n")
+            return
+        if given.write:
+            write(Path(given.folders[0]), runs)
+        sys.stdout.write(summary(runs))
+    except (report.ReportError, report.WriteError) as error:
+        console.error(str(error))
+        sys.exit(2)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """Return what the command shows: the leaderboard, the main effects, and the study's table if it is its grid."""
+    parts = [tables.as_text(tables.leaderboard_table(runs)), *_NOTES]
+    effects, study = tables.effects_table(runs), tables.study_table(runs)
+    if len(effects) > 1:
+        parts += ["", "Main effects", tables.as_text(effects)]
+    if study is not None:
+        parts += ["", "Beside the study", tables.as_text(study)]
+    return "\n".join([*parts, ""])
+
+
+def write(folder: Path, runs: Sequence[Run]) -> None:
+    """Write leaderboard.csv, leaderboard.md and figures/ into a folder; WriteError if it cannot be written."""
+    from cifar_research.comparison import figures  # which takes half a second to import
+
+    if not folder.is_dir():
+        raise report.ReportError(f"{folder}: --write needs a folder to write into; give that one first")
+    leaderboard, effects, study = (
+        tables.leaderboard_table(runs),
+        tables.effects_table(runs),
+        tables.study_table(runs),
+    )
+    parts = ["# Leaderboard", tables.as_markdown(leaderboard), *_NOTES]
+    if len(effects) > 1:
+        parts += ["## Main effects", tables.as_markdown(effects)]
+    if study is not None:
+        parts += ["## Beside the study", tables.as_markdown(study)]
+    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(leaderboard).encode())
+    report.atomic_write(folder / "leaderboard.md", ("\n\n".join(parts) + "\n").encode())
+    (folder / "figures").mkdir(exist_ok=True)
+    figures.curves(folder / "figures" / "curves.png", tables.leaderboard(runs)[:5], reading.varied(runs))
+    if len(effects) > 1:
+        figures.effects(folder / "figures" / "effects.png", tables.effects(runs))
+    if two := tables.strongest_two(runs):
+        figures.heat_map(folder / "figures" / "heat_map.png", runs, two)
+
+
+def best_command(runs: Sequence[Run]) -> str:
+    """Return the command that trains the run with the best validation accuracy; ReportError if none has one."""
+    row = tables.leaderboard(runs)[0]
+    if row.rank is None:
+        raise report.ReportError("No run here has ended with a validation accuracy, so there is no best one; wait, or "
+                                 "give other folders")  # fmt: skip
+    folder = row.runs[0].folder
+    path = folder / ".hydra" / "overrides.yaml"
+    try:
+        words = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise report.ReportError(
+            f"{path}: cannot be read ({type(error).__name__}); the best run is {folder}"
+        ) from error
+    return shlex.join([commandline.program("train"), *words])
+
+
+if __name__ == "__main__":
+    main()

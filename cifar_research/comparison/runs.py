@@ -1,0 +1,135 @@
+"""Runs as their folders tell of them: report.json of each, and cells.json of a sweep for what has none."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_research import config, report
+from cifar_research.sweep import cells
+
+# Where a run keeps its own things; there is no other run in them.
+_OWN = {"checkpoints", "tensorboard", "figures", ".hydra"}
+GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json.
+
+    report: None if there is none; settings: as `settings` gives them; seed: the one it was drawn from.
+    """
+
+    folder: Path
+    state: str
+    reason: str | None
+    config: dict[str, Any]
+    report: dict[str, Any] | None
+    settings: dict[str, Any]
+    seed: int
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """Return the validation accuracy of the best epoch, None without one."""
+        return self._score("val", "accuracy")
+
+    @property
+    def num_val(self) -> int:
+        return self.report["data"]["sizes"]["val"] if self.report else 0
+
+    def _score(self, split: str, name: str) -> float | None:
+        scores = self.report and self.report.get(split)
+        return scores[name] if scores else None
+
+    def score(self, tag: str) -> float | None:
+        """Return `val/accuracy`, `test/loss` …, None without one."""
+        return self._score(*tag.split("/"))
+
+
+def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Return the runs in and below these folders or globs, in order, and warnings about what could not be read.
+
+    ReportError if a place does not exist, or if there is no run in any of them.
+    """
+    folders: list[Path] = []
+    for place in places:
+        found = [Path(place)] if Path(place).is_dir() else sorted(Path(name) for name in glob.glob(place))
+        found = [path for path in found if path.is_dir()]
+        if not found:
+            raise report.ReportError(f"{place}: there is no such folder; give the folder of a run or of a sweep")
+        folders += found
+    runs: dict[Path, Run] = {}
+    warnings: list[str] = []
+    for folder in folders:
+        for path, names, files in os.walk(folder):
+            names[:] = sorted(name for name in names if name not in _OWN)
+            _read(Path(path), files, runs, warnings)
+    if not runs:
+        raise report.ReportError(
+            f"{', '.join(places)}: {'; '.join(warnings) or 'there is no report.json in or below it'}; give the folder "
+            "of a run or of a sweep"
+        )
+    return list(runs.values()), warnings
+
+
+def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: list[str]) -> None:
+    if cells.LEDGER in files:
+        try:
+            for cell in cells.read(folder)[1]:
+                if cell.is_planned:  # in the grid's order, before the walk meets them
+                    run = _run(folder / cell.folder, cell, warnings)
+                    runs.setdefault((folder / cell.folder).resolve(), run)
+        except report.ReportError as error:
+            warnings.append(str(error))
+    if "report.json" in files and folder.resolve() not in runs and (run := _run(folder, None, warnings)):
+        runs[folder.resolve()] = run
+
+
+def _run(folder: Path, cell: cells.Cell | None, warnings: list[str]) -> Run | None:
+    found = None
+    try:
+        found = report.read_report(folder / "report.json")
+    except report.ReportError as error:
+        warnings.append(str(error))
+    if found is None and cell is None:
+        return None
+    state, reason = (cell.state, cell.reason) if cell else (found["status"], None)
+    if found is not None and found["status"] != "stopped":
+        state = found["status"]
+    made = found["config"] if found else cell.config
+    return Run(folder, state, reason, made, found, settings(made), made["seed"])
+
+
+def settings(made: dict[str, Any]) -> dict[str, Any]:
+    """Return {key: value} of what a run computes, as one would say it.
+
+    A group is its factory's name, `loss` = `mean_squared_error`; `augmentation` is its transforms, `flip+shift`.
+    """
+    flat = config.flatten(made)
+    free = tuple(f"{key}." for key in config.FREE_KEYS if key != "name")
+    told = {
+        key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith("_target_")
+    }
+    for group in GROUPS:
+        told[group] = str(made[group]["_target_"]).rpartition(".")[2]
+    told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
+    return told
+
+
+def varied(runs: Sequence[Run]) -> dict[str, str]:
+    """Return {key: title} of what differs between runs that have it, `seed` aside, in the order of their configs.
+
+    A title is the last part of the key, or all of it if two keys share that. What only some have, because their
+    option has it, and have alike, goes without saying.
+    """
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.settings.items():
+            values.setdefault(key, set()).add(str(value))
+    keys = [key for key, found in values.items() if len(found) > 1 and key != "seed"]
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}

@@ -1,0 +1,66 @@
+"""What a few numbers allow to say: intervals over seeds, and whether two settings differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import
+
+_LEVEL = 0.05
+
+
+def t_half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean by Student's t; nan for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return math.nan
+    return float(stdtrit(n - 1, 1 - _LEVEL / 2)) * math.sqrt(_variance(values) / n)
+
+
+def t_test(first: Mapping[int, float], second: Mapping[int, float]) -> float:
+    """Return the two-sided p-value for two settings' values by seed; nan if either has fewer than two.
+
+    Paired if the seeds are the same, since a seed is the same split of luck for both; else Welch's.
+    """
+    if min(len(first), len(second)) < 2:
+        return math.nan
+    if first.keys() == second.keys():
+        differences = [first[seed] - second[seed] for seed in first]
+        mean, error, freedom = _mean(differences), _variance(differences) / len(differences), len(differences) - 1
+    else:
+        a, b = (_variance(list(one.values())) / len(one) for one in (first, second))
+        mean, error = _mean(list(first.values())) - _mean(list(second.values())), a + b
+        freedom = error**2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1)) if error else 1.0
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(freedom, -abs(mean) / math.sqrt(error)))
+
+
+def is_within_binomial(first: float, second: float, num_first: int, num_second: int) -> bool:
+    """Say whether two accuracies on so many images each may be chance of the images, at 5 %, by the normal test."""
+    pooled = (first * num_first + second * num_second) / (num_first + num_second)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / num_first + 1 / num_second))
+    return abs(first - second) <= float(-stdtrit(1e9, _LEVEL / 2)) * error
+
+
+def is_tie(
+    first: Mapping[int, float], second: Mapping[int, float], num_first: int, num_second: int
+) -> bool:  # fmt: skip
+    """Say whether two settings' accuracies by seed are within the noise: the seeds' or that of the scored images.
+
+    With one seed each, only the images' noise is known, so the settings may still differ by luck.
+    """
+    p = t_test(first, second)
+    if not math.isnan(p) and p > _LEVEL:
+        return True
+    return is_within_binomial(_mean(list(first.values())), _mean(list(second.values())), num_first, num_second)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)

@@ -1,0 +1,210 @@
+"""The leaderboard, the main effects, and the study's own table, as rows of text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from cifar_research.comparison import statistics
+from cifar_research.comparison.runs import Run, varied
+from cifar_research.metrics import wilson_interval
+
+Table = list[list[str]]  # the header first
+_SCORES = ("val/accuracy", "test/accuracy", "train/accuracy", "val/loss")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by their seed alone. rank: 1 for the best and all that tie with it; None without a result."""
+
+    runs: list[Run]
+    rank: int | None
+    is_tie: bool
+
+    def mean(self, tag: str) -> float | None:
+        values = [value for run in self.runs if (value := run.score(tag)) is not None]
+        return sum(values) / len(values) if values else None
+
+    def interval(self, tag: str) -> str:
+        """Return the 95 % interval: ± by Student's t over seeds, or that of one run's images, in brackets."""
+        values = [value for run in self.runs if (value := run.score(tag)) is not None]
+        if len(values) > 1:
+            return f"± {statistics.t_half_width(values):.4f}"
+        if not values:
+            return "–"
+        size = self.runs[0].report["data"]["sizes"][tag.partition("/")[0]]
+        return "[{:.4f}, {:.4f}]".format(*wilson_interval(values[0], size))
+
+    def _by_seed(self) -> dict[int, float]:
+        return {run.seed: run.val_accuracy for run in self.runs}
+
+
+def leaderboard(runs: Sequence[Run]) -> list[Row]:
+    """Return the rows by mean validation accuracy, best first; then those without a result, in their order.
+
+    A row is below the best only if chance does not explain the difference, see statistics.is_tie.
+    """
+    groups: dict[str, list[Run]] = {}
+    others: list[Run] = []
+    for run in runs:
+        if run.state == "completed" and run.val_accuracy is not None:
+            alike = {key: value for key, value in run.settings.items() if key not in ("seed", "name")}
+            groups.setdefault(repr(sorted(alike.items())), []).append(run)
+        else:
+            others.append(run)
+    ranked = sorted((Row(group, None, False) for group in groups.values()), key=lambda row: -row.mean("val/accuracy"))
+    rows = []
+    for place, row in enumerate(ranked, 1):
+        best = ranked[0]
+        num = (best.runs[0].num_val, row.runs[0].num_val)
+        is_tie = statistics.is_tie(best._by_seed(), row._by_seed(), *num)
+        rows.append(Row(row.runs, 1 if is_tie else place, is_tie and place > 1))
+    return rows + [Row([run], None, False) for run in others]
+
+
+def leaderboard_table(runs: Sequence[Run]) -> Table:
+    """Return the leaderboard as text: rank, what varies, what came out."""
+    titles = varied(runs)
+    table = [["rank", *titles.values(), "n", "val accuracy", "val 95 %", "test accuracy", "test 95 %", "train accuracy",
+              "val loss", "epochs", "seconds", "state"]]  # fmt: skip
+    for row in leaderboard(runs):
+        run = row.runs[0]
+        rank = "–" if row.rank is None else f"{row.rank}{' =' if row.is_tie else ''}"
+        kept = [text_of(run.settings.get(key)) for key in titles]
+        scores = [_number(row.mean(tag)) for tag in _SCORES]
+        report = run.report or {"epochs": None, "seconds": {"total": None}}
+        state = run.state if run.reason is None else f"{run.state}: {run.reason}"
+        table.append(
+            [
+                rank,
+                *kept,
+                str(len(row.runs)),
+                scores[0],
+                row.interval("val/accuracy"),
+                scores[1],
+                row.interval("test/accuracy"),
+                *scores[2:],
+                text_of(report["epochs"]),
+                _number(report["seconds"]["total"], ".0f"),
+                state,
+            ]  # fmt: skip
+        )
+    return table
+
+
+def effects(runs: Sequence[Run]) -> dict[str, list[tuple[str, float, float, int]]]:
+    """Return, by title of what varies, (value, mean validation accuracy, half of its 95 % interval, n).
+
+    The interval is Student's t over all completed runs that have the value, whatever else they differ in.
+    """
+    found: dict[str, list[tuple[str, float, float, int]]] = {}
+    done = [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
+    for key, title in varied(runs).items():
+        values: dict[str, list[float]] = {}
+        for run in done:
+            if key in run.settings:
+                values.setdefault(text_of(run.settings[key]), []).append(run.val_accuracy)
+        # Of a key with a value of its own for each run, as a search draws them, means say nothing.
+        if values and max(map(len, values.values())) > 1:
+            found[title] = [
+                (value, sum(of) / len(of), statistics.t_half_width(of), len(of)) for value, of in values.items()
+            ]
+    return found
+
+
+def effects_table(runs: Sequence[Run]) -> Table:
+    """Return the main effects as text, the best value of each key first."""
+    table = [["what", "value", "n", "mean val accuracy", "95 %"]]
+    for title, rows in effects(runs).items():
+        for value, mean, half, n in sorted(rows, key=lambda row: -row[1]):
+            table.append([title, value, str(n), f"{mean:.4f}", "–" if math.isnan(half) else f"± {half:.4f}"])
+    return table
+
+
+def strongest_two(runs: Sequence[Run]) -> list[tuple[str, str]] | None:
+    """Return (key, title) of the two varied keys whose values' means lie furthest apart; None if fewer vary."""
+    spread = {title: max(row[1] for row in rows) - min(row[1] for row in rows) for title, rows in effects(runs).items()}
+    found = [(key, title) for key, title in varied(runs).items() if title in spread]
+    return sorted(found, key=lambda pair: -spread[pair[1]])[:2] if len(found) > 1 else None
+
+
+_STUDY_KEYS: dict[str, Callable[[Run], Any]] = {
+    "pooling": lambda run: run.settings.get("backbone.pooling"),
+    "dropout": lambda run: run.settings.get("model.dropout"),
+    "learning_rate": lambda run: run.settings.get("optimizer.learning_rate"),
+    "loss": lambda run: run.settings["loss"],
+    "optimizer": lambda run: run.settings["optimizer"],
+}
+
+
+def study_table(runs: Sequence[Run]) -> Table | None:
+    """Return the study's 24 rows in its order, ours beside its own; None if these runs are not of its grid on CIFAR-10.
+
+    Ours is the mean over seeds; ACC and LOSS_VALUE are of training, in the epoch that validated best.
+    """
+    text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text()
+    study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    wanted = [tuple(text_of(_value(row[key])) for key in _STUDY_KEYS) for row in study]
+    ours: dict[tuple[str, ...], list[Run]] = {key: [] for key in wanted}
+    for run in runs:
+        place = tuple(text_of(read(run)) for read in _STUDY_KEYS.values())
+        if place not in ours or run.config["data"]["name"] != "cifar10":
+            return None
+        ours[place].append(run)
+    table = [["LOSS", "LR", "DROPOUT", "OPT", "POOLING", "ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS", "test accuracy",
+              "study ACC", "study VAL_ACC", "study LOSS_VALUE", "study VAL_LOSS"]]  # fmt: skip
+    for place, row in zip(wanted, study, strict=True):
+        found = Row(ours[place], None, False)
+        pooling, dropout, rate, loss, optimizer = place
+        tags = ("train/accuracy", "val/accuracy", "train/loss", "val/loss", "test/accuracy")
+        names = ("accuracy", "val_accuracy", "loss_value", "val_loss")
+        table.append([loss, rate, dropout, optimizer, pooling, *(_number(found.mean(tag)) for tag in tags),
+                      *(row[name] for name in names)])  # fmt: skip
+    return table
+
+
+def as_text(table: Table) -> str:
+    """Return a table for a terminal or a log, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    is_left = [not any(row[i][:1].isdigit() for row in table[1:]) for i in range(len(widths))]
+    lines = []
+    for row in table:
+        cells = [f"{c:<{w}}" if left else f"{c:>{w}}" for c, w, left in zip(row, widths, is_left, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown(table: Table) -> str:
+    """Return a table in Markdown."""
+    rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in table]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def as_csv(table: Table) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    return text.getvalue()
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def text_of(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,196 @@
+"""Many runs as one table: found, grouped over seeds, ranked with ties, failures shown."""
+
+import copy
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from cifar_research import compare, config, report
+from cifar_research.comparison import runs, tables
+from cifar_research.sweep import cells
+
+
+def made(*words):
+    return OmegaConf.to_container(config.compose(list(words)), resolve=True)
+
+
+def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, changes=()):
+    """Write what a run would have left, with this validation accuracy."""
+    base = copy.deepcopy(base) if base else made(*words)
+    for section, key, value in changes:
+        (base[section] if section else base)[key] = value
+    scores = {"loss": 1 - accuracy, "accuracy": accuracy}
+    content = {
+        "status": status, "config": base, "seed": base["seed"], "epochs": 2, "steps": 20, "best_epoch": 2,
+        "train": scores, "val": scores, "test": scores if status == "completed" else None,
+        "data": {"name": "x", "classes": ["a"], "sizes": {"train": 45000, "val": 5000, "test": 10000}},
+        "seconds": {"total": 12.0},
+    }  # fmt: skip
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(words)))
+    report.write_report(folder / "report.json", content)
+    row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch", "val_accuracy": accuracy}
+    report.write_history(folder / "history.csv", [row, row | {"epoch": 2}])
+
+
+def table_of(*places):
+    found, _ = runs.find([str(place) for place in places])
+    header, *rows = tables.leaderboard_table(found)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_one_row_a_setting_with_interval_over_seeds(tmp_path):
+    for seed, accuracy in enumerate((0.70, 0.72, 0.71)):
+        write_run(tmp_path / f"a{seed}", ["optimizer=sgd", f"seed={seed}"], accuracy=accuracy)
+    write_run(tmp_path / "b", ["optimizer=adam", "optimizer.learning_rate=0.2"], accuracy=0.3)
+    first, second = table_of(tmp_path)
+    assert (first["optimizer"], first["rank"], first["n"], first["val accuracy"]) == ("sgd", "1", "3", "0.7100")
+    assert first["val 95 %"] == "± 0.0248"  # 4.3027 x 0.01 / sqrt(3)
+    assert (second["rank"], second["n"], second["learning_rate"]) == ("2", "1", "0.2")
+    assert second["val 95 %"].startswith("[0.29")
+    # What only one optimizer has, and a key that is alike in all, is no column.
+    assert not {"momentum", "beta_1", "epochs_", "seed", "batch_size"} & first.keys()
+
+
+def test_ties_are_marked_by_seeds_and_by_images(tmp_path):
+    def group(name, values, rate):
+        for seed, accuracy in enumerate(values):
+            words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
+            write_run(tmp_path / f"{name}{seed}", words, accuracy=accuracy)
+
+    group("best", (0.80, 0.82, 0.84), 0.1)
+    group("noisy", (0.90, 0.70, 0.77), 0.2)  # far in the mean, and so are its seeds
+    group("near", (0.795, 0.815, 0.835), 0.3)  # always below by the same, but within what 5,000 images tell
+    group("below", (0.75, 0.77, 0.79), 0.4)
+    assert [(row["learning_rate"], row["rank"]) for row in table_of(tmp_path)] == [
+        ("0.1", "1"),
+        ("0.3", "1 ="),
+        ("0.2", "1 ="),
+        ("0.4", "4"),
+    ]
+
+
+def test_one_run_each_is_held_against_the_images_alone(tmp_path):
+    for accuracy, rate in ((0.80, 1), (0.79, 2), (0.77, 3)):
+        write_run(tmp_path / str(rate), [f"optimizer.learning_rate={rate}"], accuracy=accuracy)
+    assert [row["rank"] for row in table_of(tmp_path)] == ["1", "1 =", "3"]
+
+
+def test_failed_diverged_and_pruned_are_rows(tmp_path):
+    write_run(tmp_path / "fine", ["seed=1"], accuracy=0.5)
+    write_run(tmp_path / "bad", ["seed=1", "optimizer.learning_rate=9"], status="diverged")
+    write_run(tmp_path / "weak", ["seed=1", "optimizer.learning_rate=8"], accuracy=0.9, status="pruned")
+    planned = [
+        cells.Cell("dead", ["optimizer.learning_rate=7"], made("optimizer.learning_rate=7"), "failed", "killed by X"),
+        cells.Cell("fine", ["seed=1"], made("seed=1"), "running"),
+        cells.Cell("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
+    ]
+    cells.Ledger(tmp_path, [], planned, []).write()
+    found = {row["learning_rate"]: (row["rank"], row["state"]) for row in table_of(tmp_path)}
+    assert found == {
+        "0.005": ("1", "completed"),
+        "9": ("–", "diverged"),
+        "8": ("–", "pruned"),
+        "7": ("–", "failed: killed by X"),
+    }
+
+
+def test_augmentations_and_plugins_have_their_names(tmp_path):
+    write_run(tmp_path / "a", ["augmentation=slides", "loss=mean_squared_error"])
+    write_run(tmp_path / "b", ["augmentation=none", "loss=categorical_crossentropy"])
+    write_run(tmp_path / "c", ["augmentation=slides", "augmentation.rotation.degrees=30"])
+    rows = table_of(tmp_path / "[abc]")
+    assert {row["augmentation"] for row in rows} == {"none", "rotation+horizontal_flip+vertical_flip+shift"}
+    assert {row["loss"] for row in rows} == {"mean_squared_error", "categorical_crossentropy"}
+    assert {row["degrees"] for row in rows} == {"15", "30", "–"}
+
+
+def test_main_effects(tmp_path):
+    for seed, rate, accuracy in ((0, 0.1, 0.4), (1, 0.1, 0.6), (0, 0.2, 0.7), (1, 0.2, 0.7)):
+        words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
+        write_run(tmp_path / f"{seed}{rate}", words, accuracy=accuracy)
+    found = tables.effects(runs.find([str(tmp_path)])[0])
+    (low, high) = found["learning_rate"]
+    assert low[:2] == ("0.1", pytest.approx(0.5)) and low[2] == pytest.approx(12.706 * 0.1, rel=1e-3) and low[3] == 2
+    assert high == ("0.2", pytest.approx(0.7), pytest.approx(0), 2)
+
+
+def test_the_studys_grid_stands_beside_the_study(tmp_path):
+    words = ["sweep=hyperparameters"]
+    plan = cells.Plan.of(config.compose(words, with_hydra=True), words)
+    for i, cell in enumerate(plan.grid()):
+        write_run(tmp_path / cell.folder, cell.overrides, base=cell.config, accuracy=0.5 + i / 100)
+    found, _ = runs.find([str(tmp_path)])
+    header, *rows = tables.study_table(found)
+    assert len(rows) == 24 and header[5:9] == ["ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS"]
+    assert rows[0][:5] == ["categorical_crossentropy", "0.005", "0.3", "adam", "max"]
+    assert [row[6] for row in rows] == [f"{0.5 + i / 100:.4f}" for i in range(24)]
+    best = max(rows, key=lambda row: float(row[11]))
+    assert best[:5] == ["mean_squared_error", "0.001", "0.3", "adam", "avg"] and best[10:] == [
+        "0.9796", "0.8329", "0.0033", "0.0268",
+    ]  # fmt: skip
+    assert tables.study_table(found[:5])[6][6] == "–"  # a cell that is missing
+    compare.write(tmp_path, found)
+    assert "## Beside the study" in (tmp_path / "leaderboard.md").read_text()
+    write_run(tmp_path / "other", ["data=synthetic"])
+    assert tables.study_table(runs.find([str(tmp_path)])[0]) is None
+
+
+def call(*words, code=0):
+    done = subprocess.run([sys.executable, "-m", "cifar_research.compare", *words], capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_files_are_written_and_read_back(tmp_path):
+    for i, rate in enumerate((0.1, 0.2, 0.3)):
+        for seed in (0, 1):
+            for dropout in (0.0, 0.5):
+                words = [f"seed={seed}", f"optimizer.learning_rate={rate}", f"model.dropout={dropout}"]
+                write_run(tmp_path / f"{i}{seed}{dropout}", words, accuracy=0.5 + i / 10 + seed / 100 + dropout / 50)
+    shown = call(str(tmp_path), "--write").stdout
+    header, *rows = csv.reader((tmp_path / "leaderboard.csv").read_text().splitlines())
+    assert len(rows) == 6 and dict(zip(header, rows[0], strict=True))["learning_rate"] == "0.3"
+    markdown = (tmp_path / "leaderboard.md").read_text()
+    assert "## Main effects" in markdown and rows[0][header.index("val accuracy")] in markdown and "rank" in shown
+    for name in ("curves", "effects", "heat_map"):
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_best_prints_its_command(tmp_path):
+    write_run(tmp_path / "a", ["optimizer=sgd", "model.hidden=[8, 8]"], accuracy=0.6)
+    write_run(tmp_path / "b", ["optimizer=adam"], accuracy=0.5)
+    assert call(str(tmp_path), "--best").stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
+    write_run(tmp_path / "c" / "d", ["optimizer=adam"], status="diverged")
+    assert "no best one" in call(str(tmp_path / "c"), "--best", code=2).stderr
+
+
+def test_bad_places_and_damaged_reports(tmp_path):
+    assert "no such folder" in call(str(tmp_path / "nowhere"), code=2).stderr
+    assert "no report.json" in call(str(tmp_path), code=2).stderr
+    write_run(tmp_path / "a", ["seed=1"])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "report.json").write_text('{"status": "comp')
+    done = call(str(tmp_path))
+    assert "b/report.json: is damaged" in done.stderr and "completed" in done.stdout
+    (tmp_path / "cells.json").write_text("{")
+    assert "cells.json: is damaged" in call(str(tmp_path)).stderr
+
+
+def test_five_hundred_runs_need_no_tensorflow(tmp_path):
+    base = made()
+    for i in range(500):
+        changes = [("", "seed", i % 5), ("optimizer", "learning_rate", 0.001 * (i // 5 + 1))]
+        write_run(tmp_path / str(i), base=base, accuracy=0.5 + i / 2000, changes=changes)
+    code = (
+        "import sys; from cifar_research import compare; "
+        f"sys.argv = ['cifar-report', {str(tmp_path)!r}]; compare.main(); "
+        "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if " completed" in line]) == 100
