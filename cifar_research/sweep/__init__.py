@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from hydra.types import RunMode
 
 from cifar_research import commandline, config, console, plugins, report
 from cifar_research.environment import stop_signals
 from cifar_research.launchers import worker
 from cifar_research.sweep import cells as planning
-from cifar_research.sweep import search
 from cifar_research.sweep.cells import Cell, Ledger, Plan
 from cifar_research.sweep.live import Live
 
 if TYPE_CHECKING:
     from cifar_research.launchers import Launcher
+    from cifar_research.sweep import search
 
 _POLL_SECONDS = 0.5
 _REPORT_EVERY_CELLS = 10
@@ -45,8 +46,8 @@ def is_sweep(arguments: Sequence[str]) -> bool:
         return not more
     if flags:
         return False
-    base = planning.without_sweeps(arguments)
-    return str(config.compose(base, with_hydra=True).hydra.mode) == "RunMode.MULTIRUN"
+    mode = config.compose(planning.without_sweeps(arguments), with_hydra=True).hydra.mode
+    return mode is RunMode.MULTIRUN
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,8 +60,12 @@ def run(arguments: Sequence[str]) -> int:
     cfg = config.compose(planning.without_sweeps(arguments), with_hydra=True)
     plan = Plan.of(cfg, arguments)
     trials = cfg.sweep.trials
-    planned = plan.grid() if trials is None else None
-    space = None if trials is None else search.space(plan)
+    if trials is None:
+        planned, space = plan.grid(), None
+    else:
+        from cifar_research.sweep import search  # which takes a third of a second to import
+
+        planned, space = None, search.space(plan)
     target = str(cfg.hydra.launcher.get("_target_"))
     if target.startswith(("hydra.", "hydra_plugins.")):
         raise config.ConfigError(
