@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
     parser.add_argument("--best", action="store_true", help="print the command that trains the best cell, and no more")
     parser.add_argument(
-        "--write", action="store_true", help="write leaderboard.csv, leaderboard.md and figures/ into the first folder"
+        "--write",
+        action="store_true",
+        help="write leaderboard.csv, leaderboard.md, report.html and figures/ into the first folder",
     )
     given = parser.parse_args()
     try:
@@ -52,39 +54,41 @@ def main() -> None:
 
 def summary(runs: Sequence[Run]) -> str:
     """Return what the command shows: the leaderboard, the main effects, and the study's table if it is its grid."""
-    parts = [tables.as_text(tables.leaderboard_table(runs)), *_NOTES]
-    effects, study = tables.effects_table(runs), tables.study_table(runs)
-    if len(effects) > 1:
-        parts += ["", "Main effects", tables.as_text(effects)]
-    if study is not None:
-        parts += ["", "Beside the study", tables.as_text(study)]
+    board, *others = _tables(runs).items()
+    parts = [tables.as_text(board[1]), *_NOTES]
+    for name, table in others:
+        parts += ["", name, tables.as_text(table)]
     return "\n".join([*parts, ""])
 
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
-    """Write leaderboard.csv, leaderboard.md and figures/ into a folder; WriteError if it cannot be written."""
-    from cifar_research.comparison import figures  # which takes half a second to import
+    """Write leaderboard.csv, leaderboard.md, report.html and figures/ into a folder; WriteError if it cannot be written."""
+    from cifar_research.comparison import figures, page  # which take half a second to import
 
     if not folder.is_dir():
         raise report.ReportError(f"{folder}: --write needs a folder to write into; give that one first")
-    leaderboard, effects, study = (
-        tables.leaderboard_table(runs),
-        tables.effects_table(runs),
-        tables.study_table(runs),
-    )
-    parts = ["# Leaderboard", tables.as_markdown(leaderboard), *_NOTES]
-    if len(effects) > 1:
-        parts += ["## Main effects", tables.as_markdown(effects)]
-    if study is not None:
-        parts += ["## Beside the study", tables.as_markdown(study)]
-    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(leaderboard).encode())
-    report.atomic_write(folder / "leaderboard.md", ("\n\n".join(parts) + "\n").encode())
-    (folder / "figures").mkdir(exist_ok=True)
-    figures.curves(folder / "figures" / "curves.png", tables.leaderboard(runs)[:5], reading.varied(runs))
-    if len(effects) > 1:
-        figures.effects(folder / "figures" / "effects.png", tables.effects(runs))
+    named = _tables(runs)
+    markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
+    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(named["Leaderboard"]).encode())
+    report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *_NOTES]) + "\n").encode())
+    report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, _NOTES).encode())
+    pictures, titles = folder / "figures", reading.varied(runs)
+    pictures.mkdir(exist_ok=True)
+    figures.curves(pictures / "curves.png", tables.leaderboard(runs)[:5], titles)
+    if found := tables.effects(runs):
+        figures.effects(pictures / "effects.png", found)
     if two := tables.strongest_two(runs):
-        figures.heat_map(folder / "figures" / "heat_map.png", runs, two)
+        figures.heat_map(pictures / "heat_map.png", runs, two)
+    if len(titles) > 1 and any(run.state == "completed" for run in runs):
+        figures.parallel(pictures / "parallel_coordinates.png", runs, titles)
+
+
+def _tables(runs: Sequence[Run]) -> dict[str, tables.Table]:
+    """Return the tables by their headings; the effects if something varies, the study's if this is its grid."""
+    named = {"Leaderboard": tables.leaderboard_table(runs)}
+    effects, study = tables.effects_table(runs), tables.study_table(runs)
+    named |= {"Main effects": effects} if len(effects) > 1 else {}
+    return named | ({} if study is None else {"Beside the study": study})
 
 
 def best_command(runs: Sequence[Run]) -> str:

@@ -3,11 +3,13 @@
 import copy
 import csv
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from omegaconf import OmegaConf
+from plotly.offline import get_plotlyjs
 
 from cifar_research import compare, config, report
 from cifar_research.comparison import runs, tables
@@ -157,8 +159,21 @@ def test_files_are_written_and_read_back(tmp_path):
     assert len(rows) == 6 and dict(zip(header, rows[0], strict=True))["learning_rate"] == "0.3"
     markdown = (tmp_path / "leaderboard.md").read_text()
     assert "## Main effects" in markdown and rows[0][header.index("val accuracy")] in markdown and "rank" in shown
-    for name in ("curves", "effects", "heat_map"):
+    page = (tmp_path / "report.html").read_text()
+    own = page.replace(get_plotlyjs(), "")
+    assert not re.search(r"(src|href)=|https?://|@import", own)  # opens without a network
+    assert own.count("Plotly.newPlot") == 4 and "parcoords" in own and "<th>learning_rate</th>" in own
+    for name in ("curves", "effects", "heat_map", "parallel_coordinates"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_text_in_the_page(tmp_path):
+    for i, name in enumerate(("</script><b>$x", "b")):
+        write_run(tmp_path / str(i), [f"seed={i}"], changes=[("", "name", name), ("model", "activation", name)])
+    found, _ = runs.find([str(tmp_path)])
+    compare.write(tmp_path, found)
+    own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
+    assert "<b>" not in own.replace("<\\/script><b>", "") and "&lt;b&gt;$x" in own
 
 
 def test_best_prints_its_command(tmp_path):

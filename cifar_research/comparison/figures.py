@@ -6,8 +6,10 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cifar_research import report
@@ -55,15 +57,7 @@ def effects(path: Path, found: Mapping[str, Sequence[tuple[str, float, float, in
 
 def heat_map(path: Path, runs: Sequence[Run], keys: Sequence[tuple[str, str]]) -> None:
     """Draw the mean validation accuracy for each pair of values of two (key, title), over all else."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        if run.state == "completed" and run.val_accuracy is not None:
-            place = tuple(text_of(run.settings.get(key)) for key, _ in keys)
-            values.setdefault(place, []).append(run.val_accuracy)
-    rows, columns = (list(dict.fromkeys(place[i] for place in values)) for i in (0, 1))
-    grid = np.full([len(rows), len(columns)], np.nan)
-    for (row, column), found in values.items():
-        grid[rows.index(row), columns.index(column)] = np.mean(found)
+    rows, columns, grid = grid_of(runs, [key for key, _ in keys])
     figure = Figure(figsize=(2.5 + len(columns), 1.8 + 0.6 * len(rows)), layout="constrained", dpi=150)
     axes = figure.subplots()
     drawn = axes.imshow(grid, cmap="viridis", aspect="auto")
@@ -76,3 +70,50 @@ def heat_map(path: Path, runs: Sequence[Run], keys: Sequence[tuple[str, str]]) -
         colour = "white" if grid[i, j] < middle else "black"
         axes.text(j, i, f"{grid[i, j]:.3f}", ha="center", va="center", color=colour, fontsize=8)
     save(figure, path)
+
+
+def parallel(path: Path, runs: Sequence[Run], titles: Mapping[str, str]) -> None:
+    """Draw a line a completed run through its settings to its validation accuracy, coloured by that."""
+    done = sorted((run for run in runs if run.state == "completed" and run.val_accuracy is not None),
+                  key=lambda run: run.val_accuracy)  # fmt: skip
+    columns = [(title, *levels([run.settings.get(key) for run in done])) for key, title in titles.items()]
+    columns.append(("val accuracy", [run.val_accuracy for run in done], None))
+    figure = Figure(figsize=(max(5.0, 1.9 * len(columns)), 4.2), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    heights = []
+    for x, (_, values, ticks) in enumerate(columns):
+        low, high = min(values), max(values)
+        heights.append([(value - low) / (high - low) if high > low else 0.5 for value in values])
+        axes.axvline(x, color="black", linewidth=0.8)
+        marks = {low: f"{low:.4g}", high: f"{high:.4g}"} if ticks is None else dict(enumerate(ticks))
+        for value, name in marks.items():
+            y = (value - low) / (high - low) if high > low else 0.5
+            axes.text(x, y, f" {name}".replace("$", r"\$"), fontsize=6, va="center")
+    for i, shade in enumerate(heights[-1]):
+        axes.plot(range(len(columns)), [height[i] for height in heights], color=colormaps["viridis"](shade), alpha=0.7)
+    axes.set_xticks(range(len(columns)), [title for title, *_ in columns], fontsize=8)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    save(figure, path)
+
+
+def grid_of(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[str], list[str], np.ndarray]:
+    """Return the values of two keys and the mean validation accuracy of each pair, float [rows, columns], else nan."""
+    values: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        if run.state == "completed" and run.val_accuracy is not None:
+            place = tuple(text_of(run.settings.get(key)) for key in keys)
+            values.setdefault(place, []).append(run.val_accuracy)
+    rows, columns = (list(dict.fromkeys(place[i] for place in values)) for i in (0, 1))
+    grid = np.full([len(rows), len(columns)], np.nan)
+    for (row, column), found in values.items():
+        grid[rows.index(row), columns.index(column)] = np.mean(found)
+    return rows, columns, grid
+
+
+def levels(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
+    """Return places on an axis, and its ticks' names; numbers are their own places, and None their ticks."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return [float(value) for value in values], None
+    names = list(dict.fromkeys(text_of(value) for value in values))
+    return [float(names.index(text_of(value))) for value in values], names
