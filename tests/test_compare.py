@@ -52,10 +52,10 @@ def test_one_row_a_setting_with_interval_over_seeds(tmp_path):
     first, second = table_of(tmp_path)
     assert (first["optimizer"], first["rank"], first["n"], first["val accuracy"]) == ("sgd", "1", "3", "0.7100")
     assert first["val 95 %"] == "± 0.0248"  # 4.3027 x 0.01 / sqrt(3)
-    assert (second["rank"], second["n"], second["learning_rate"]) == ("2", "1", "0.2")
+    assert (second["rank"], second["n"], second["optimizer"]) == ("2", "1", "adam")
     assert second["val 95 %"] == "[0.2875, 0.3129]"  # Wilson's, of 5,000 images
     # What only one optimizer has, and a key that is alike in all, is no column.
-    assert not {"momentum", "beta_1", "epochs_", "seed", "batch_size"} & first.keys()
+    assert not {"momentum", "beta_1", "learning_rate", "seed", "batch_size"} & first.keys()
 
 
 def test_ties_are_marked_by_seeds_and_by_images(tmp_path):

@@ -68,7 +68,11 @@ def _figures(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, Any]], dict[
     done = [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
     axis = {"title": {"text": "validation accuracy"}}
     figures = [
-        ("Curves of the best five", _curves(runs, titles), {"yaxis": axis, "xaxis": {"title": {"text": "epoch"}}})
+        (
+            "Curves of the best five",
+            _curves(runs, titles),
+            {"yaxis": axis, "xaxis": {"title": {"text": "epoch"}}, "legend": {"orientation": "h", "y": -0.2}},
+        )
     ]
     if len(found) > 0:
         traces = [

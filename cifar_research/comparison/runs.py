@@ -123,13 +123,19 @@ def settings(made: dict[str, Any]) -> dict[str, Any]:
 def varied(runs: Sequence[Run]) -> dict[str, str]:
     """Return {key: title} of what differs between runs that have it, `seed` aside, in the order of their configs.
 
-    A title is the last part of the key, or all of it if two keys share that. What only some have, because their
-    option has it, and have alike, goes without saying.
+    A title is the last part of the key, or all of it if two keys share that. What an option of a group brings with it,
+    alike in all runs that have the option, goes without saying.
     """
-    values: dict[str, set[str]] = {}
+    values: dict[str, dict[str, set[str]]] = {}  # by key and option
     for run in runs:
         for key, value in run.settings.items():
-            values.setdefault(key, set()).add(str(value))
-    keys = [key for key, found in values.items() if len(found) > 1 and key != "seed"]
+            group = key.partition(".")[0]
+            option = run.settings[group] if "." in key and group in (*GROUPS, "augmentation") else ""
+            values.setdefault(key, {}).setdefault(str(option), set()).add(str(value))
+    keys = [
+        key
+        for key, found in values.items()
+        if key != "seed" and max(map(len, found.values())) > 1  # within one option
+    ]
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
