@@ -30,9 +30,10 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = cells.read(folder)
     is_sweep = sweep is not None
-    # With -m, since the sweep may have been one by that word alone.
-    words = [*sweep[0], "hydra.mode=MULTIRUN"] if is_sweep else _run_words(folder)
-    words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume="))]
+    words = sweep[0] if is_sweep else _run_words(folder)
+    words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
+    # The sweep may have been one by -m alone.
+    words += ["hydra.mode=MULTIRUN"] if is_sweep else []
     # Among the other overrides, before them what was given then, so that what is given now wins.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):

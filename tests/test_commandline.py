@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cifar_research import commandline, config
+from cifar_research.sweep import cells
 
 
 @pytest.fixture
@@ -24,6 +25,14 @@ def test_resume_is_what_the_run_was_begun_with(run_dir):
     assert config.compose([folder], with_hydra=True).hydra.run.dir == str(run_dir)
     assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "-m"])[:5] == ["--cfg", "job", *words]
     assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "-m"])[-1] == "-m"
+
+
+def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
+    cells.Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"], [], []).write()
+    words = ["seed=1,2", "hydra.mode=MULTIRUN", "seed=3,4", f"hydra.sweep.dir='{tmp_path}'"]
+    assert commandline.expand(["seed=3,4", f"resume={tmp_path}"]) == words
+    with pytest.raises(config.ConfigError, match="contradict each other"):
+        commandline.expand([f"resume={tmp_path}", "hydra.sweep.dir=other"])
 
 
 def test_nothing_to_resume_changes_nothing():

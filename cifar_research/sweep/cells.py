@@ -209,7 +209,7 @@ class Ledger:
         begun = len(self.cells) - complete - len(added)
         lines = [f"{self.folder}: {complete} of {len(self.cells)} cells are complete, {begun} begun, {len(added)} new."]
         if self.others:
-            lines.append(f"{len(self.others)} cells of an earlier grid stay in the folder and are not run.")
+            lines.append(f"{len(self.others)} of an earlier grid stay in the folder and are not run.")
         return lines
 
 
