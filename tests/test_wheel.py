@@ -38,6 +38,7 @@ def test_wheel_holds_every_option(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"cifar_research/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     expected = conf | {str(path.relative_to(ROOT)) for path in (ROOT / "cifar_research").rglob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "cifar_research").rglob("*.csv")}
     assert expected == {name for name in names if ".dist-info/" not in name}
 
 
