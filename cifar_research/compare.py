@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--write",
         action="store_true",
-        help="write leaderboard.csv, leaderboard.md, report.html and figures/ into the first folder",
+        help="write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns into the first folder",
     )
     given = parser.parse_args()
     try:
@@ -62,13 +62,14 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
-    """Write leaderboard.csv, leaderboard.md, report.html and figures/ into a folder; WriteError if it cannot be written."""
-    from cifar_research.comparison import figures, page  # which take half a second to import
+    """Write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns; WriteError if it cannot."""
+    from cifar_research.comparison import figures, hparams, page  # which take half a second to import
 
     if not folder.is_dir():
         raise report.ReportError(f"{folder}: --write needs a folder to write into; give that one first")
     named = _tables(runs)
     markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
+    hparams.write(folder, runs)
     report.atomic_write(folder / "leaderboard.csv", tables.as_csv(named["Leaderboard"]).encode())
     report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *_NOTES]) + "\n").encode())
     report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, _NOTES).encode())

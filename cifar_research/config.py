@@ -255,6 +255,22 @@ def config_hash(cfg: Any) -> str:
     return hashlib.sha256(json.dumps(_computed(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def settings(made: dict[str, Any]) -> dict[str, Any]:
+    """Return {key: value} of what a run computes, as one would say it.
+
+    A group is its factory's name, `loss` = `mean_squared_error`; `augmentation` is its transforms, `flip+shift`.
+    """
+    flat = flatten(made)
+    free = tuple(f"{key}." for key in FREE_KEYS if key != "name")
+    told = {
+        key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith("_target_")
+    }
+    for group in PLUGIN_GROUPS:
+        told[group] = str(made[group]["_target_"]).rpartition(".")[2]
+    told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
+    return told
+
+
 def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError, naming the keys, if a run begun with config `before` cannot go on with `cfg`."""
     old, new = _computed(before), _computed(cfg)

@@ -61,11 +61,12 @@ class Writer:
         with self._writer.as_default():
             tf.summary.graph(function.graph)
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], *, with_columns: bool = True) -> None:
         """Write what the HParams page shows: settings by dotted key, and the outcomes to compare them by.
 
         A null is left out, since it would break its column's type, and a list is written as text. To be
-        called once in a run's folder, when the run has ended: TensorBoard keeps the first columns it finds.
+        called once in a run's folder, when the run has ended. with_columns: say which columns there are, which
+        TensorBoard takes from any one run; a sweep names those of its runs itself (comparison/hparams.py).
         """
         kept = {
             key: value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -73,13 +74,15 @@ class Writer:
             if value is not None
         }
         with self._writer.as_default(step=0):
-            # A domain of no values gives a column its type, and leaves other runs of the folder their values.
-            hparams_api.hparams_config(
-                hparams=[
-                    hparams_api.HParam(key, hparams_api.Discrete([], dtype=type(value))) for key, value in kept.items()
-                ],
-                metrics=[hparams_api.Metric(f"hparams/{tag}", display_name=tag) for tag in metrics],
-            )
+            if with_columns:
+                # A domain of no values gives a column its type, and leaves other runs of the folder their values.
+                hparams_api.hparams_config(
+                    hparams=[
+                        hparams_api.HParam(key, hparams_api.Discrete([], dtype=type(value)))
+                        for key, value in kept.items()
+                    ],
+                    metrics=[hparams_api.Metric(f"hparams/{tag}", display_name=tag) for tag in metrics],
+                )
             hparams_api.hparams(kept)
             # Under tags of their own: the page shows a tag's last value, the best epoch is rarely the last.
             for tag, value in metrics.items():

@@ -21,6 +21,7 @@ from cifar_research import environment as environments
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
+from cifar_research.sweep.cells import LEDGER
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -269,7 +270,8 @@ def _leave(
     if writer is not None and result["status"] != "stopped" and result["val"] is not None:
         outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
         outcomes |= {} if test is None else {"test/accuracy": test.accuracy}
-        writer.hparams(config.flatten(result["config"]), outcomes)
+        is_cell = (run_dir.parent / LEDGER).exists()
+        writer.hparams(config.settings(result["config"]), outcomes, with_columns=not is_cell)
     report.write_report(run_dir / "report.json", result)
 
 

@@ -1,4 +1,34 @@
-"""Slow tests last, so that a mistake shows early."""
+"""What several test files share; slow tests last, so that a mistake shows early."""
+
+import pytest
+
+# A user's own schedule that goes wrong in every way there is.
+MY_LAB = """
+import math, os, pathlib, signal
+
+def breaks(*, how: str = "fine"):
+    def rate(step, total_steps, steps_per_epoch):
+        if how == "raise":
+            raise RuntimeError("no such rate\\n  as this one")
+        if how == "die":
+            os._exit(7)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "once" and not pathlib.Path("once").exists():
+            pathlib.Path("once").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step * 0 + (math.inf if how == "diverge" else 1.0)
+    return rate
+"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A folder with that schedule as the option schedule=breaks."""
+    (tmp_path / "my_lab.py").write_text(MY_LAB)
+    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
+    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.breaks\nhow: fine\n")
+    return tmp_path
 
 
 def pytest_collection_modifyitems(items):

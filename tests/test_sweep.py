@@ -17,32 +17,6 @@ SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[8]",
     "training.epochs=3", "training.batch_size=20", "loss=categorical_crossentropy", "tensorboard.enabled=false",
 ]  # fmt: skip
-# A user's own schedule that goes wrong in every way there is.
-MY_LAB = """
-import math, os, pathlib, signal
-
-def breaks(*, how: str = "fine"):
-    def rate(step, total_steps, steps_per_epoch):
-        if how == "raise":
-            raise RuntimeError("no such rate\\n  as this one")
-        if how == "die":
-            os._exit(7)
-        if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "once" and not pathlib.Path("once").exists():
-            pathlib.Path("once").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step * 0 + (math.inf if how == "diverge" else 1.0)
-    return rate
-"""
-
-
-@pytest.fixture
-def lab(tmp_path):
-    (tmp_path / "my_lab.py").write_text(MY_LAB)
-    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
-    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.breaks\nhow: fine\n")
-    return tmp_path
 
 
 def words(folder, *more, with_dir=True):

@@ -14,14 +14,13 @@ from cifar_research.sweep import cells
 
 # Where a run keeps its own things; there is no other run in them.
 _OWN = {"checkpoints", "tensorboard", "figures", ".hydra"}
-GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 
 
 @dataclass(frozen=True)
 class Run:
     """One run. state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json.
 
-    report: None if there is none; settings: as `settings` gives them; seed: the one it was drawn from.
+    report: None if there is none; settings: as config.settings gives them; seed: the one it was drawn from.
     """
 
     folder: Path
@@ -101,23 +100,7 @@ def _run(folder: Path, cell: cells.Cell | None, warnings: list[str]) -> Run | No
     if found is not None and found["status"] != "stopped":
         state = found["status"]
     made = found["config"] if found else cell.config
-    return Run(folder, state, reason, made, found, settings(made), made["seed"])
-
-
-def settings(made: dict[str, Any]) -> dict[str, Any]:
-    """Return {key: value} of what a run computes, as one would say it.
-
-    A group is its factory's name, `loss` = `mean_squared_error`; `augmentation` is its transforms, `flip+shift`.
-    """
-    flat = config.flatten(made)
-    free = tuple(f"{key}." for key in config.FREE_KEYS if key != "name")
-    told = {
-        key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith("_target_")
-    }
-    for group in GROUPS:
-        told[group] = str(made[group]["_target_"]).rpartition(".")[2]
-    told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
-    return told
+    return Run(folder, state, reason, made, found, config.settings(made), made["seed"])
 
 
 def varied(runs: Sequence[Run]) -> dict[str, str]:
@@ -130,7 +113,7 @@ def varied(runs: Sequence[Run]) -> dict[str, str]:
     for run in runs:
         for key, value in run.settings.items():
             group = key.partition(".")[0]
-            option = run.settings[group] if "." in key and group in (*GROUPS, "augmentation") else ""
+            option = run.settings[group] if "." in key and group in (*config.PLUGIN_GROUPS, "augmentation") else ""
             values.setdefault(key, {}).setdefault(str(option), set()).add(str(value))
     keys = [
         key

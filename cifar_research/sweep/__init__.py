@@ -82,6 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         source = Grid(ledger.cells) if space is None else search.Search(folder, space, trials, cfg.seed, plan, ledger)
         launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
         live = Live(folder, ledger.cells, launcher.slots, trials or len(ledger.cells))
+        _write_columns(folder, ledger)
         with stop_signals() as received, contextlib.closing(launcher), live:
             _run_cells(source, ledger, launcher, live, cfg.sweep, received)
         _write_report(folder)
@@ -180,6 +181,14 @@ def _write_report(folder: Path) -> None:
     """Write leaderboard and figures; in a process of its own, whose memory is gone afterwards."""
     words = [sys.executable, "-m", "cifar_research.compare", str(folder), "--write"]
     subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+def _write_columns(folder: Path, ledger: Ledger) -> None:
+    """Name TensorBoard's columns before a run does, if it is known what will vary, which a search learns as it goes."""
+    from cifar_research.comparison import hparams, runs  # which read a sweep's cells
+
+    if ledger.cells:
+        hparams.write(folder, runs.find([str(folder)])[0])
 
 
 def _failed(ledger: Ledger) -> list[Cell]:
