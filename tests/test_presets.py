@@ -55,6 +55,11 @@ def test_option_takes_a_step(group, option):
     one_step([f"{group}={option}", "backbone.filters=[8]", "model.hidden=[16]"][: 2 if option == "linear" else 3])
 
 
+@pytest.mark.parametrize("override", ["backbone.pooling=avg", "model.pooling=avg", "model.pooling=max"])
+def test_other_pooling_takes_a_step(override):
+    one_step([override, "backbone.filters=[8]", "model.hidden=[16]"])
+
+
 def test_preset_headers_say_how_to_run_them_and_what_to_expect():
     for preset in PRESETS:
         header = Path(config.config_dir(), "experiment", f"{preset}.yaml").read_text()

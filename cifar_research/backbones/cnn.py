@@ -51,7 +51,7 @@ def cnn(
                 if batch_norm:
                     stack.append(BatchNormalization(name=f"{name}_norm"))
                 stack.append(keras.layers.Activation(activation, name=f"{name}_{activation}"))
-            stack.append(pool(name=f"block{block}_pool"))
+            stack.append(pool(2, name=f"block{block}_pool"))
             if dropout > 0:
                 stack.append(Dropout(dropout, name=f"block{block}_dropout"))
         return keras.Sequential(stack, name="cnn")
