@@ -145,7 +145,8 @@ def prepare(training: Any, seed: int) -> Environment:
 
 def _usable_cores() -> int:
     """Return how many cores this process may use, which a launcher may have made fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS", cores))
 
 
 def _strategy(name: str) -> tf.distribute.Strategy:

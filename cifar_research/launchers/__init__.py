@@ -9,13 +9,20 @@ from typing import Protocol
 class Launcher(Protocol):
     """What a sweep asks of a launcher, from one thread."""
 
-    slots: int  # how many cells may be handed out at once
+    slots: int  # how many cells run at once, known once it is open
+    queue: int  # how many may be handed out at once, of which those beyond `slots` wait their turn
+
+    def open(self, folder: Path) -> None:
+        """Get ready to run the cells of the sweep in this folder; ConfigError, saying what to do, if it cannot."""
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         """Begin the command line `arguments`, whose run goes into `run_dir`; `key` is the cell's name from now on.
 
         trial: the address of a search's study and a number in it, for a run that ends when it is hopeless.
         """
+
+    def is_queued(self, key: str) -> bool:
+        """Say whether a cell that was handed out still waits for its turn."""
 
     def wait(self, seconds: float) -> dict[str, int]:
         """Return the exit codes, by key, of what has ended, after so many seconds or as soon as there is one.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research.launchers import worker
-
-_GRACE_SECONDS = 60  # to save a checkpoint, once told to stop
 
 
 def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:
@@ -54,6 +50,14 @@ class Local:
     @property
     def slots(self) -> int:
         return len(self._shares)
+
+    queue = slots
+
+    def open(self, folder: Path) -> None:
+        """There is nothing to do: workers start with their first cell."""
+
+    def is_queued(self, key: str) -> bool:
+        return False
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         place = next(
@@ -168,7 +172,7 @@ def _work(pipe: connection.Connection, share: Share) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     if share.cores is not None:
         os.sched_setaffinity(0, share.cores)  # TensorFlow and the BLAS libraries count the cores they may use
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    worker.stop_after(lambda: connection.wait([multiprocessing.parent_process().sentinel]))
     while True:
         try:
             arguments, run_dir, trial = pipe.recv()
@@ -179,11 +183,3 @@ def _work(pipe: connection.Connection, share: Share) -> None:
             pipe.send(code)
         except OSError:
             return
-
-
-def _stop_with_parent() -> None:
-    """Save and stop when the sweep's process is gone, however it went."""
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE_SECONDS)
-    os._exit(128 + signal.SIGTERM)

@@ -70,20 +70,21 @@ def run(arguments: Sequence[str]) -> int:
     if target.startswith(("hydra.", "hydra_plugins.")):
         raise config.ConfigError(
             f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
-            "choose hydra/launcher=local"
+            "choose hydra/launcher=local, slurm or ray"
         )
     if problems := plugins.check("hydra.launcher", cfg.hydra.launcher):
         raise config.ConfigError("\n".join(problems))
     folder = Path(cfg.hydra.sweep.dir)
-    with _only_sweep_in(folder):
+    launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
+    with _only_sweep_in(folder), contextlib.closing(launcher):
+        launcher.open(folder)
         ledger = Ledger.open(folder, arguments, planned)
         for line in ledger.news:
             console.tell(line)
         source = Grid(ledger.cells) if space is None else search.Search(folder, space, trials, cfg.seed, plan, ledger)
-        launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
-        live = Live(folder, ledger.cells, launcher.slots, trials or len(ledger.cells))
+        live = Live(folder, ledger.cells, launcher, trials or len(ledger.cells))
         _write_columns(folder, ledger)
-        with stop_signals() as received, contextlib.closing(launcher), live:
+        with stop_signals() as received, live:
             _run_cells(source, ledger, launcher, live, cfg.sweep, received)
         _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
@@ -93,7 +94,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class Grid:
-    """Hands out the cells of a grid that are not complete, in its order; learns nothing from them."""
+    """Hands out the cells of a grid that are not complete, in its order."""
+
+    learns = False  # so that a cluster may have them all at once
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self._waiting = deque(cell for cell in cells if not cell.is_complete)
@@ -121,7 +124,7 @@ def _run_cells(
     running: dict[str, Cell] = {}
     is_stopping = False
     while True:
-        while not is_stopping and len(running) < launcher.slots:
+        while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
             cell = source.next() or (again.popleft() if again else None)
             if cell is None:
                 break

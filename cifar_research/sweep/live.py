@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_research import report
+from cifar_research.launchers import Launcher
 from cifar_research.launchers.worker import LOG
 from cifar_research.sweep.cells import COMPLETE, STATES, Cell
 
@@ -27,16 +28,17 @@ _REDRAW_SECONDS = 1.0
 class Live:
     """The display of a sweep; a context manager. It reads the runs' own files, so the launcher does not matter.
 
-    cells: the list that a search adds to; slots: how many run at once; total: how many there will be.
+    cells: the list that a search adds to; launcher: asked which of them wait for their turn; total: how many there
+    will be.
     """
 
     def __init__(
-        self, folder: Path, cells: Sequence[Cell], slots: int, total: int, console: Console | None = None
+        self, folder: Path, cells: Sequence[Cell], launcher: Launcher, total: int, console: Console | None = None
     ) -> None:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="replace")
         self._console = console or Console(highlight=False)
-        self._folder, self._cells, self._slots, self._total = folder, cells, slots, total
+        self._folder, self._cells, self._launcher, self._total = folder, cells, launcher, total
         self._began: dict[str, float] = {}
         self._took: list[float] = []  # seconds of the cells that ended in this launch
         self._drawn = 0.0
@@ -46,7 +48,7 @@ class Live:
         if self._live:
             self._live.start()
         else:
-            self.message(f"{self._folder}: {self._total} cell{'s' * (self._total > 1)}, {self._slots} at once")
+            self.message(f"{self._folder}: {self._total} cell{'s' * (self._total > 1)}, {self._launcher.slots} at once")
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -58,7 +60,7 @@ class Live:
         """Look again at the runs' files, at most once a second."""
         now = time.monotonic()
         for cell in self._cells:
-            if cell.state == "running":
+            if self._state(cell) == "running":
                 self._began.setdefault(cell.folder, now)
         if self._live and now - self._drawn >= _REDRAW_SECONDS:
             self._drawn = now
@@ -101,8 +103,8 @@ class Live:
             self.message(text)
 
     def _table(self) -> Table:
-        counts = Counter(cell.state for cell in self._cells)
-        title = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        counts = Counter(self._state(cell) for cell in self._cells)
+        title = ", ".join(f"{counts[state]} {state}" for state in ("queued", *STATES) if counts[state])
         table = Table(title=Text(f"{self._folder}: {title}{self._left_text()}"), title_justify="left")
         table.add_column("cell", overflow="fold")
         for name in ("state", "epoch", "best so far", "seconds"):
@@ -113,7 +115,7 @@ class Live:
             began = self._began.get(cell.folder)
             table.add_row(
                 Text(cell.folder),
-                Text(cell.state, style=_STYLES.get(cell.state, "dim")),
+                Text(self._state(cell), style=_STYLES.get(self._state(cell), "dim")),
                 epoch,
                 "–" if best is None else f"{best:.4f}",
                 "–" if began is None else f"{time.monotonic() - began:.0f}",
@@ -125,10 +127,14 @@ class Live:
     def _shown(self) -> tuple[list[Cell], int]:
         """Return the cells that fit the terminal, in the grid's order, and how many do not: what runs comes first."""
         height = max(3, shutil.get_terminal_size().lines - 8)
-        urgency = {"running": 0, "failed": 1, "diverged": 2, "stopped": 3, "waiting": 5}
-        ranked = sorted(range(len(self._cells)), key=lambda i: urgency.get(self._cells[i].state, 4))
+        urgency = {"running": 0, "failed": 1, "diverged": 2, "stopped": 3, "queued": 5, "waiting": 6}
+        ranked = sorted(range(len(self._cells)), key=lambda i: urgency.get(self._state(self._cells[i]), 4))
         kept = sorted(ranked[:height])
         return [self._cells[i] for i in kept], len(self._cells) - len(kept)
+
+    def _state(self, cell: Cell) -> str:
+        is_queued = cell.state == "running" and self._launcher.is_queued(cell.folder)
+        return "queued" if is_queued else cell.state
 
     def _progress(self, cell: Cell) -> tuple[str, float | None]:
         """Return `3/10` and the best validation accuracy so far, from the run's history.csv."""
@@ -159,5 +165,5 @@ class Live:
                     rest.append(max(0.0, mean - seconds))
         if mean is None:
             return ""
-        minutes = max(max(rest, default=0), (sum(rest) + waiting * mean) / self._slots) / 60
+        minutes = max(max(rest, default=0), (sum(rest) + waiting * mean) / self._launcher.slots) / 60
         return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"

@@ -30,6 +30,8 @@ class Search:
     among them. ConfigError if the folder's study is over another space.
     """
 
+    learns = True  # from each outcome, so that it proposes no more at once than run at once
+
     def __init__(
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:

@@ -1,0 +1,122 @@
+"""Cells as tasks of a Ray cluster that runs already; a node that dies costs no cell."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cifar_research.config import ConfigError
+from cifar_research.launchers import worker
+
+_NODE_FAILURES = 20  # that a cell may meet before it counts as failed
+_STOPPED = 128 + signal.SIGTERM
+
+
+def ray(*, address: str = "auto", jobs: int | None = None, cpus: int = 1, gpus: float = 0) -> Ray:
+    """Run each cell as a task with so many cpus and gpus (a fraction shares one), at most `jobs` at once.
+
+    address: the cluster's host:port, or auto for the one of this machine or of RAY_ADDRESS; jobs: null is as many as
+    the cluster has room for. When a node dies, Ray gives its cells to another, where they go on from their checkpoints:
+    the sweep's folder must be one that all nodes see.
+    """
+    for name, value in {"jobs": jobs, "cpus": cpus}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
+    if gpus < 0:
+        raise ValueError(f"gpus: {gpus} is out of range; it must be at least 0")
+    return Ray(address, jobs, cpus, gpus)
+
+
+class Ray:
+    """See `ray`."""
+
+    def __init__(self, address: str, jobs: int | None, cpus: int, gpus: float) -> None:
+        self._address, self._jobs, self._cpus, self._gpus = address, jobs, cpus, gpus
+        self._library: Any = None
+        self._task: Any = None
+        self._running: dict[Any, tuple[str, Path]] = {}  # by the reference to a task's result
+
+    def open(self, folder: Path) -> None:
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        try:
+            import ray as library
+        except ImportError:
+            raise ConfigError("hydra/launcher=ray needs Ray: pip install 'cifar_research[ray]'") from None
+        try:
+            library.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError, library.exceptions.RayError) as error:
+            said = str(error).strip().splitlines()
+            raise ConfigError(
+                f"hydra.launcher.address: {self._address}: no Ray cluster answers there "
+                f"({said[0] if said else type(error).__name__}); start one with ray start --head, and set "
+                "RAY_AUTH_MODE=token here too if it was started so"
+            ) from error
+        self._library = library
+        self._task = library.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=_NODE_FAILURES, max_calls=1)(
+            _run
+        )
+
+    @property
+    def slots(self) -> int:
+        """As many as fit the nodes there are at this moment."""
+        has = self._library.cluster_resources()
+        room = has.get("CPU", 0) // self._cpus
+        if self._gpus:
+            room = min(room, has.get("GPU", 0) // self._gpus)
+        return max(1, min(int(room), self._jobs or int(room)))
+
+    queue = slots
+
+    def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
+        self._running[self._task.remote(arguments, str(run_dir.absolute()), trial, self._cpus, os.getcwd())] = (
+            key,
+            run_dir,
+        )
+
+    def is_queued(self, key: str) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> dict[str, int]:
+        if not self._running:
+            time.sleep(seconds)
+            return {}
+        library = self._library
+        ended = {}
+        for reference in library.wait(list(self._running), num_returns=1, timeout=seconds)[0]:
+            key, run_dir = self._running.pop(reference)
+            try:
+                ended[key] = library.get(reference)
+            except library.exceptions.TaskCancelledError:
+                ended[key] = _STOPPED
+            except library.exceptions.RayError as error:
+                said = str(error).strip().splitlines()
+                worker.note(run_dir, f"Ray: {said[-1] if said else type(error).__name__}")
+                ended[key] = 1
+        return ended
+
+    def stop(self) -> None:
+        for reference in self._running:
+            self._library.cancel(reference)
+
+    def close(self) -> None:
+        if self._library is not None:
+            for reference in self._running:
+                self._library.cancel(reference, force=True)
+            self._library.shutdown()
+            self._library = None
+
+
+def _run(arguments: list[str], run_dir: str, trial: tuple[str, int] | None, cpus: int, folder: str) -> int:
+    """Run a cell in a process beside Ray's own, whose end is then the cell's and not the node's."""
+    process = worker.spawn(arguments, Path(run_dir), trial, cpus, folder)
+    try:
+        while process.poll() is None:  # a cancellation does not get through to a process that only waits
+            time.sleep(0.2)
+        return process.returncode
+    except BaseException:  # cancelled
+        process.terminate()
+        return process.wait()
