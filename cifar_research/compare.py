@@ -82,6 +82,10 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
         figures.heat_map(pictures / "heat_map.png", runs, two)
     if len(titles) > 1 and any(run.state == "completed" for run in runs):
         figures.parallel(pictures / "parallel_coordinates.png", runs, titles)
+    if tables.differs(runs, "backbone"):
+        figures.backbones(pictures / "backbones.png", runs)
+    if tables.differs(runs, "phases"):
+        figures.techniques(pictures / "techniques.png", runs)
 
 
 def _tables(runs: Sequence[Run]) -> dict[str, tables.Table]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from cifar_research import compare, config, report
-from cifar_research.comparison import runs, tables
+from cifar_research.comparison import figures, runs, tables
 from cifar_research.sweep import cells
 
 
@@ -20,7 +20,7 @@ def made(*words):
     return OmegaConf.to_container(config.compose(list(words)), resolve=True)
 
 
-def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, changes=()):
+def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, changes=(), more=()):
     """Write what a run would have left, with this validation accuracy."""
     base = copy.deepcopy(base) if base else made(*words)
     for section, key, value in changes:
@@ -34,9 +34,18 @@ def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, 
     }  # fmt: skip
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(words)))
-    report.write_report(folder / "report.json", content)
-    row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch", "val_accuracy": accuracy}
-    report.write_history(folder / "history.csv", [row, row | {"epoch": 2}])
+    report.write_report(folder / "report.json", content | dict(more))
+    phases = list(base["training"]["phases"])
+    row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": phases[0], "val_accuracy": accuracy}
+    report.write_history(folder / "history.csv", [row, row | {"epoch": 2, "phase": phases[-1]}])
+
+
+def write_transfer(folder, backbone, training, *, seed=0, accuracy=0.5, trainable=10, **options):
+    """Write a run of a backbone, which has 1,000 parameters a letter of its name."""
+    total = 1000 * len(backbone)
+    more = {"parameters": {"total": total, "trainable": trainable}, "forward_flops": 2000 * total}
+    words = [f"backbone={backbone}", f"training={training}", f"seed={seed}", *options.pop("words", ())]
+    write_run(folder, words, accuracy=accuracy, more=more | options)
 
 
 def table_of(*places):
@@ -165,6 +174,96 @@ def test_files_are_written_and_read_back(tmp_path):
     assert own.count("Plotly.newPlot") == 4 and "parcoords" in own and "<th>learning_rate</th>" in own
     for name in ("curves", "effects", "heat_map", "parallel_coordinates"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_backbones_and_techniques_have_pictures(tmp_path):
+    for backbone in ("vgg16", "resnet50"):
+        for training in ("feature_extraction", "combined"):
+            for seed in (0, 1):
+                folder = tmp_path / f"{backbone}{training}{seed}"
+                write_transfer(folder, backbone, training, seed=seed, accuracy=0.6 + seed / 100)
+    write_run(tmp_path / "cnn")  # has no size, as in older reports
+    (tmp_path / "cnn" / "history.csv").unlink()
+    found, _ = runs.find([str(tmp_path)])
+    compare.write(tmp_path, found)
+    for name in ("backbones", "techniques"):
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
+    assert "<h2>Backbones" in own and "<h2>Techniques" in own and '"feature extraction, trainable"' in own
+    assert own.count('"label": {"text": "backbone"') == 2  # a phase of `combined`, once a panel
+
+
+def test_one_backbone_and_technique_have_no_pictures(tmp_path):
+    for seed in (0, 1):
+        write_transfer(tmp_path / str(seed), "vgg16", "combined", seed=seed)
+    write_run(tmp_path / "other", ["backbone=cnn"], status="diverged")
+    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    assert {path.stem for path in (tmp_path / "figures").iterdir()}.isdisjoint(("backbones", "techniques"))
+    assert "<h2>Backbones" not in (own := (tmp_path / "report.html").read_text()) and "<h2>Techniques" not in own
+    write_transfer(tmp_path / "head", "vgg16", "feature_extraction")
+    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    assert (tmp_path / "figures" / "techniques.png").is_file()
+    assert not (tmp_path / "figures" / "backbones.png").exists()
+
+
+def test_pictures_without_sizes_and_histories(tmp_path):
+    write_run(tmp_path / "a", ["backbone=vgg16", "training=combined"])
+    write_run(tmp_path / "b", ["backbone=cnn"])
+    for name in "ab":
+        (tmp_path / name / "history.csv").unlink()
+    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    assert (tmp_path / "figures" / "backbones.png").is_file() and (tmp_path / "figures" / "techniques.png").is_file()
+
+
+def test_a_bar_is_the_best_row_of_its_backbone_and_technique(tmp_path):
+    for seed, accuracy in enumerate((0.70, 0.72, 0.71)):
+        more = {"seed": seed, "accuracy": accuracy, "seconds": {"total": seed}}
+        write_transfer(tmp_path / f"a{seed}", "vgg16", "combined", **more)
+    write_transfer(tmp_path / "low", "vgg16", "combined", accuracy=0.3, words=["optimizer.learning_rate=0.2"])
+    write_transfer(tmp_path / "one", "vgg16", "feature_extraction", accuracy=0.3)
+    name, (head, both) = tables.bars(runs.find([str(tmp_path)])[0])
+    assert name == "test accuracy" and (head.technique, both.technique) == ("feature extraction", "combined")
+    assert (both.accuracy, both.low, both.high) == pytest.approx((0.71, 0.71 - 0.0248, 0.71 + 0.0248), abs=1e-4)
+    assert (both.backbone, both.total, both.trainable, both.seconds) == ("VGG16", 5000, 10, 1)
+    assert (head.low, head.high) == pytest.approx((0.2911, 0.3091), abs=1e-4)  # Wilson's, of 10,000 images
+    write_transfer(tmp_path / "cnn", "cnn", "scratch", accuracy=0.4, test=None)
+    name, found = tables.bars(runs.find([str(tmp_path)])[0])
+    assert name == "validation accuracy" and [bar.backbone for bar in found] == ["cnn", "VGG16", "VGG16"]
+    assert found[0].technique == "from scratch"
+
+
+def history(*phases, accuracies=(0.5,) * 9):
+    named = zip(phases, accuracies, strict=False)
+    return [{"epoch": i, "phase": phase, "val_accuracy": accuracy} for i, (phase, accuracy) in enumerate(named, 1)]
+
+
+def test_phases_begin_where_the_history_changes():
+    one = history("head", "head", "backbone", "backbone", "all")
+    assert figures.phase_changes(one) == [(3, "backbone"), (5, "all")]
+    assert figures.phase_changes(history("scratch", "scratch")) == figures.phase_changes([]) == []
+    # Two runs that changed at different times; only the first has the name.
+    both = [history("head", "head", "head", "backbone"), history("head", "head", "backbone")]
+    assert figures.phase_marks(both) == [(2.5, "backbone"), (3.5, "")]
+
+
+def test_a_mean_curve_ends_with_the_first_run():
+    both = [history(*"aaa", accuracies=(0.1, 0.2, 0.9)), history(*"aa", accuracies=(0.3, None))]
+    epochs, values = figures.mean_curve(both)
+    assert epochs == [1, 2] and values == pytest.approx([0.2, float("nan")], nan_ok=True)
+
+
+def test_sizes_are_columns_where_they_differ(tmp_path):
+    write_transfer(tmp_path / "a", "vgg16", "combined", accuracy=0.6)
+    write_transfer(tmp_path / "b", "vgg16", "combined", words=["optimizer.learning_rate=0.2"])
+    (row, _) = table_of(tmp_path)
+    assert not {"parameters", "trainable", "MFLOP"} & row.keys()
+    write_transfer(tmp_path / "c", "vgg16", "feature_extraction", accuracy=0.4, trainable=5)
+    assert [row["trainable"] for row in table_of(tmp_path)] == ["10", "10", "5"]
+    assert not {"parameters", "MFLOP"} & table_of(tmp_path)[0].keys()
+    write_transfer(tmp_path / "d", "resnet50", "combined", accuracy=0.3)
+    write_run(tmp_path / "e", ["backbone=cnn"], accuracy=0.2)
+    found = [(row["parameters"], row["trainable"], row["MFLOP"]) for row in table_of(tmp_path)]
+    assert found == [("5000", "10", "10.0")] * 2 + [("5000", "5", "10.0"), ("8000", "10", "16.0"), ("–", "–", "–")]
 
 
 def test_names_are_text_in_the_page(tmp_path):

@@ -40,6 +40,15 @@ class Run:
     def num_val(self) -> int:
         return self.report["data"]["sizes"]["val"] if self.report else 0
 
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, those that the report knows."""
+        found = self.report or {}
+        parameters, flops = found.get("parameters", {}), found.get("forward_flops")
+        told = {"parameters": parameters.get("total"), "trainable": parameters.get("trainable"),
+                "MFLOP": None if flops is None else round(flops / 1e6, 1)}  # fmt: skip
+        return {name: value for name, value in told.items() if value is not None}
+
     def _score(self, split: str, name: str) -> float | None:
         scores = self.report and self.report.get(split)
         return scores[name] if scores else None
@@ -112,8 +121,9 @@ def varied(runs: Sequence[Run]) -> dict[str, str]:
     values: dict[str, dict[str, set[str]]] = {}  # by key and option
     for run in runs:
         for key, value in run.settings.items():
-            group = key.partition(".")[0]
-            option = run.settings[group] if "." in key and group in (*config.PLUGIN_GROUPS, "augmentation") else ""
+            group = "phases" if key.startswith(("training.phases.", "training.epochs")) else key.partition(".")[0]
+            is_of_option = "." in key and group in (*config.PLUGIN_GROUPS, "augmentation", "phases")
+            option = run.settings[group] if is_of_option else ""
             values.setdefault(key, {}).setdefault(str(option), set()).add(str(value))
     keys = [
         key

@@ -16,6 +16,14 @@ from cifar_research.metrics import wilson_interval
 
 Table = list[list[str]]  # the header first
 _SCORES = ("val/accuracy", "test/accuracy", "train/accuracy", "val/loss")
+_SIZES = ("parameters", "trainable", "MFLOP")
+# What a training of these phases is called.
+_TECHNIQUES = {
+    "scratch": "from scratch",
+    "head": "feature extraction",
+    "backbone": "fine-tuning",
+    "head+backbone": "combined",
+}
 
 
 @dataclass(frozen=True)
@@ -26,19 +34,28 @@ class Row:
     rank: int | None
     is_tie: bool
 
+    def _values(self, tag: str) -> list[float]:
+        return [value for run in self.runs if (value := run.score(tag)) is not None]
+
     def mean(self, tag: str) -> float | None:
-        values = [value for run in self.runs if (value := run.score(tag)) is not None]
+        values = self._values(tag)
         return sum(values) / len(values) if values else None
 
-    def interval(self, tag: str) -> str:
-        """Return the 95 % interval: ± by Student's t over seeds, or that of one run's images, in brackets."""
-        values = [value for run in self.runs if (value := run.score(tag)) is not None]
+    def bounds(self, tag: str) -> tuple[float, float]:
+        """Return the 95 % interval of a score there is: by Student's t over seeds, or that of one run's images."""
+        values = self._values(tag)
         if len(values) > 1:
-            return f"± {statistics.t_half_width(values):.4f}"
+            half = statistics.t_half_width(values)
+            return self.mean(tag) - half, self.mean(tag) + half
+        return wilson_interval(values[0], self.runs[0].report["data"]["sizes"][tag.partition("/")[0]])
+
+    def interval(self, tag: str) -> str:
+        """Return the 95 % interval as text: ± over seeds, or that of one run's images, in brackets."""
+        values = self._values(tag)
         if not values:
             return "–"
-        size = self.runs[0].report["data"]["sizes"][tag.partition("/")[0]]
-        return "[{:.4f}, {:.4f}]".format(*wilson_interval(values[0], size))
+        low, high = self.bounds(tag)
+        return f"± {(high - low) / 2:.4f}" if len(values) > 1 else f"[{low:.4f}, {high:.4f}]"
 
     def _by_seed(self) -> dict[int, float]:
         return {run.seed: run.val_accuracy for run in self.runs}
@@ -67,11 +84,73 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
     return rows + [Row([run], None, False) for run in others]
 
 
+@dataclass(frozen=True)
+class Bar:
+    """What a backbone reaches by a technique, and what it costs: of its best row, means over seeds.
+
+    low, high: the 95 % interval of the accuracy. total, trainable: parameters. None is what no report says.
+    """
+
+    backbone: str
+    technique: str
+    accuracy: float
+    low: float
+    high: float
+    total: float | None
+    trainable: float | None
+    seconds: float | None
+
+
+def bars(runs: Sequence[Run]) -> tuple[str, list[Bar]]:
+    """Return «test accuracy», or «validation accuracy» if some have no test, and a bar a backbone and technique.
+
+    A pair's best row stands for it, by validation, since a mean over other settings would be of what was tried. By
+    technique as `techniques` has them, then by backbone as the runs have them.
+    """
+    best: dict[tuple[str, str], Row] = {}
+    for row in leaderboard(runs):
+        if row.rank is not None:
+            best.setdefault((technique(row.runs[0]), row.runs[0].settings["backbone"]), row)
+    has_test = all(row.mean("test/accuracy") is not None for row in best.values())
+    tag = "test/accuracy" if has_test else "val/accuracy"
+    backbones = list(dict.fromkeys(run.settings["backbone"] for run in runs))
+    found = []
+    for name, backbone in ((name, backbone) for name in techniques(runs) for backbone in backbones):
+        if row := best.get((name, backbone)):
+            seconds = [value for run in row.runs if (value := run.report["seconds"]["total"]) is not None]
+            sizes = row.runs[0].sizes
+            found.append(Bar(backbone, name, row.mean(tag), *row.bounds(tag), sizes.get("parameters"),
+                             sizes.get("trainable"), sum(seconds) / len(seconds) if seconds else None))  # fmt: skip
+    return "test accuracy" if has_test else "validation accuracy", found
+
+
+def technique(run: Run) -> str:
+    """Return what a run's way of training is called, its phases' names if it has no other name."""
+    return _TECHNIQUES.get(run.settings["phases"], run.settings["phases"])
+
+
+def techniques(runs: Sequence[Run]) -> list[str]:
+    """Return the techniques of the completed runs, those with names of their own first."""
+    found = [technique(run) for run in completed(runs)]
+    return [name for name in dict.fromkeys([*_TECHNIQUES.values(), *found]) if name in found]
+
+
+def differs(runs: Sequence[Run], key: str) -> bool:
+    """Say whether a setting has more than one value among the completed runs."""
+    return len({run.settings[key] for run in completed(runs)}) > 1
+
+
+def completed(runs: Sequence[Run]) -> list[Run]:
+    """Return the completed runs that have a validation accuracy."""
+    return [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
+
+
 def leaderboard_table(runs: Sequence[Run]) -> Table:
     """Return the leaderboard as text: rank, what varies, what came out."""
     titles = varied(runs)
+    sizes = [name for name in _SIZES if len({run.sizes[name] for run in runs if name in run.sizes}) > 1]
     table = [["rank", *titles.values(), "n", "val accuracy", "val 95 %", "test accuracy", "test 95 %", "train accuracy",
-              "val loss", "epochs", "seconds", "state"]]  # fmt: skip
+              "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
     for row in leaderboard(runs):
         run = row.runs[0]
         rank = "–" if row.rank is None else f"{row.rank}{' =' if row.is_tie else ''}"
@@ -89,6 +168,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
                 scores[1],
                 row.interval("test/accuracy"),
                 *scores[2:],
+                *("–" if name not in run.sizes else str(run.sizes[name]) for name in sizes),
                 text_of(report["epochs"]),
                 _number(report["seconds"]["total"], ".0f"),
                 state,
@@ -103,10 +183,9 @@ def effects(runs: Sequence[Run]) -> dict[str, list[tuple[str, float, float, int]
     The interval is Student's t over all completed runs that have the value, whatever else they differ in.
     """
     found: dict[str, list[tuple[str, float, float, int]]] = {}
-    done = [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
     for key, title in varied(runs).items():
         values: dict[str, list[float]] = {}
-        for run in done:
+        for run in completed(runs):
             if key in run.settings:
                 values.setdefault(text_of(run.settings[key]), []).append(run.val_accuracy)
         # Of a key with a value of its own for each run, as a search draws them, means say nothing.
