@@ -17,10 +17,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import plugins
+from cifar_research import phases, plugins
 from cifar_research.schema import (
     CifarConfig,
     Config,
+    FeaturesConfig,
     ImagesConfig,
     SweepConfig,
     SyntheticConfig,
@@ -113,6 +114,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "data.train_images": ("[]", 10, _MOST),
     "data.test_images": ("[]", 10, _MOST),
     "data.seed": ("[]", 0, _MOST),
+    "features.views": ("[]", 0, 1000),
     "training.epochs": ("[]", 1, _MOST),
     "training.batch_size": ("[]", 1, _MOST),
     "training.eval_batch_size": ("[]", 1, _MOST),
@@ -140,7 +142,7 @@ def _check_keys(cfg: DictConfig) -> list[str]:
     """Refuse keys that a + on the command line has added to the framework's own sections."""
     problems = []
     sections = {"data": OmegaConf.get_type(cfg.data), "training": TrainingConfig, "tensorboard": TensorBoardConfig}
-    sections["sweep"] = SweepConfig
+    sections |= {"features": FeaturesConfig, "sweep": SweepConfig}
     for prefix, schema in {"": Config, **sections}.items():
         valid = [entry.name for entry in fields(schema)]
         for key in cfg[prefix] if prefix else cfg:
@@ -157,9 +159,11 @@ def _check_keys(cfg: DictConfig) -> list[str]:
 
 
 def _check_image_size(cfg: DictConfig) -> list[str]:
-    """Hold the images against the smallest that the backbone takes, if its factory's result says so."""
-    size = OmegaConf.select(cfg, "data.image_size") or 32
-    least = getattr(plugins.instantiate(cfg.backbone), "min_image_size", 1)
+    """Hold the images against what the backbone takes, if its factory's result says so."""
+    size, backbone = OmegaConf.select(cfg, "data.image_size") or 32, plugins.instantiate(cfg.backbone)
+    if cfg.data.standardize and getattr(backbone, "standardizes", False):
+        return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
+    least = getattr(backbone, "min_image_size", 1)
     if size < least:
         return [
             f"backbone: takes images of {least} x {least} or more, and these have {size} x {size}; give it fewer blocks"
@@ -213,10 +217,13 @@ def _check_combinations(cfg: DictConfig) -> list[str]:
         except ConfigError as error:
             problems.append(str(error))
     warmup = OmegaConf.select(cfg, "schedule.warmup_epochs")
-    if isinstance(warmup, (int, float)) and warmup >= training.epochs:
-        problems.append(
-            f"schedule.warmup_epochs: {warmup} leaves nothing of training.epochs={training.epochs}; make it shorter"
-        )
+    problems += phases.check(training)
+    for phase in [] if problems else phases.plan(cfg):
+        if isinstance(warmup, (int, float)) and warmup >= phase.epochs:
+            problems.append(
+                f"schedule.warmup_epochs: {warmup} leaves nothing of the phase {phase.name}, which has "
+                f"training.epochs={phase.epochs}; make it shorter"
+            )
     if cfg.data.name == "images" and cfg.data.dir is None:
         problems.append("data.dir: has no value; data=images needs the folder, data.dir=<folder>")
     size = cfg.data.train_size
@@ -258,15 +265,16 @@ def config_hash(cfg: Any) -> str:
 def settings(made: dict[str, Any]) -> dict[str, Any]:
     """Return {key: value} of what a run computes, as one would say it.
 
-    A group is its factory's name, `loss` = `mean_squared_error`; `augmentation` is its transforms, `flip+shift`.
+    A group is its factory's name, `loss` = `mean_squared_error`, or the application it builds; `augmentation` is its
+    transforms, `flip+shift`, and `phases` those of the training, `head+backbone`.
     """
     flat = flatten(made)
     free = tuple(f"{key}." for key in FREE_KEYS if key != "name")
-    told = {
-        key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith("_target_")
-    }
+    said = ("_target_", ".application", ".module", ".upper_blocks", ".min_image_size")  # by the group's own name
+    told = {key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith(said)}
     for group in PLUGIN_GROUPS:
-        told[group] = str(made[group]["_target_"]).rpartition(".")[2]
+        told[group] = str(made[group].get("application") or made[group]["_target_"].rpartition(".")[2])
+    told["phases"] = "+".join(made["training"].get("phases", {"scratch": None}))
     told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
     return told
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -32,12 +32,13 @@ class Dropout(keras.layers.Layer):
 
     Inputs and outputs: float [B, ...]. An element is kept with probability 1 - rate, to within 1 / 65,536, since
     16 random bits decide on it: a quarter of the random bits, and of the time, that a float uniform takes.
+    noise_shape: that of the mask, None where it is the inputs' own; 1 drops along that axis as one.
     Called with training=True outside of `random_seed`, it raises ValueError.
     """
 
-    def __init__(self, rate: float, **kwargs) -> None:
+    def __init__(self, rate: float, noise_shape: Sequence[int | None] | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.rate = rate
+        self.rate, self.noise_shape = rate, noise_shape
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not training or self.rate == 0:
@@ -48,18 +49,21 @@ class Dropout(keras.layers.Layer):
                 return inputs
             raise ValueError(f"{self.name}: call the model inside `with layers.random_seed(seed)` to train it")
         seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
-        size = tf.size(inputs)
+        shape = tf.shape(inputs)
+        if self.noise_shape is not None:
+            shape = tf.stack([shape[i] if size is None else size for i, size in enumerate(self.noise_shape)])
+        size = tf.reduce_prod(shape)
         words = tf.random.stateless_uniform(
             [(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
         )
         bits = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]
         # Compared as int32: TensorFlow has no uint16 comparison on every device.
         kept = tf.cast(bits, tf.int32) >= round(self.rate * 65_536)
-        mask = tf.cast(tf.reshape(kept, tf.shape(inputs)), inputs.dtype)
+        mask = tf.cast(tf.reshape(kept, shape), inputs.dtype)
         return inputs * mask * tf.cast(1 / (1 - self.rate), inputs.dtype)
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "rate": self.rate}
+        return {**super().get_config(), "rate": self.rate, "noise_shape": self.noise_shape}
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

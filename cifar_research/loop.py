@@ -18,8 +18,9 @@ from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints, 
 from cifar_research.console import Display
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.environment import Environment, stop_signals
-from cifar_research.steps import Task, eval_step, many_steps
+from cifar_research.environment import Environment
+from cifar_research.phases import Phase
+from cifar_research.steps import Task, View, eval_step, many_steps
 from cifar_research.tensorboard import Writer
 
 # Asked with an epoch's row of the history.
@@ -30,6 +31,7 @@ Rule = Callable[[Mapping[str, Any]], bool]
 class Record:
     """What a run remembers beside its variables; goes into every checkpoint.
 
+    phase: the number of the current one; phase_steps, phase_epochs: the steps and epochs done before each one begun.
     epoch: whole epochs done; totals: the current one's so far (losses, right answers, images); seconds: the current
     one's so far; elapsed: the seconds of earlier processes, from their first step on; best: step, epoch and value of
     the monitored metric; history: a row an epoch, as in history.csv.
@@ -37,6 +39,9 @@ class Record:
 
     step: int = 0
     epoch: int = 0
+    phase: int = 0
+    phase_steps: list[int] = field(default_factory=lambda: [0])
+    phase_epochs: list[int] = field(default_factory=lambda: [0])
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: float = 0.0
     elapsed: float = 0.0
@@ -65,9 +70,13 @@ class Outcome:
 def fit(
     task: Task,
     environment: Environment,
-    data: Dataset,
     training: Any,
+    data: Dataset,
+    phase: Phase,
     *,
+    is_last: bool,
+    received: list[int],
+    began: float,
     drop_remainder: bool,
     identity: dict[str, Any],
     evaluate: Evaluation,
@@ -80,93 +89,97 @@ def fit(
     profile: range = range(0),
     is_hopeless: Rule | None = None,
 ) -> Outcome:
-    """Train from `record.step` to the last step, a validation and a checkpoint at the end of every epoch.
+    """Train from `record.step` to the phase's last step, a validation and a checkpoint at the end of every epoch.
 
-    training: the config's section of that name; identity: kept in each checkpoint, so that a run does not go on with
-    another config or other data; is_hopeless: ends the run as `pruned` when it says so of an epoch's row. `task` and
-    `record` are changed in place; after a restart both come from a checkpoint.
+    training: the config's section of that name; is_last: whether no other phase comes after; received: the signals
+    that have come, at the first of which the run saves and stops; began: time.perf_counter() when this process's first
+    phase began; identity: kept in each checkpoint, so that a run does not go on with another config or other data;
+    is_hopeless: ends the run as `pruned` when it says so of an epoch's row. `task` and `record` are changed in place;
+    after a restart both come from a checkpoint.
     """
     steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
-    total_steps = steps * training.epochs
+    total_steps = record.phase_steps[-1] + steps * phase.epochs
     call = many_steps(task, environment.strategy)
     iterator = iter(_distributed(task, environment, data.train, training, record.step, total_steps, drop_remainder))
-    clock, began_fit = _Clock(), time.perf_counter()
-    display.start(total_steps, record.step, training.epochs)
+    clock = _Clock()
 
     def save() -> None:
         if environment.is_chief:
             arrays = {name: _numpy(variable) for name, variable in task.variables().items()}
-            elapsed = record.elapsed + time.perf_counter() - began_fit
+            elapsed = record.elapsed + time.perf_counter() - began
             checkpoints.save(record.step, Checkpoint(arrays, {**asdict(record), "elapsed": elapsed, **identity}))
+
+    def is_over() -> bool:
+        return is_last and record.step == total_steps
 
     def outcome(status: str, number: int | None = None) -> Outcome:
         return Outcome(status, number, clock.first_call_seconds)
 
-    with stop_signals() as received:
-        while record.step < total_steps and not _is_patience_over(record, training):
-            epoch_end = (record.epoch + 1) * steps
-            num_steps = min(training.steps_per_call, epoch_end - record.step)
-            if writer and profile and record.step <= profile.start < record.step + num_steps:
-                writer.profile_start()
-            began = time.perf_counter()
-            totals = call(iterator, tf.constant(num_steps), tf.constant(record.totals, tf.float64))
-            before, record.totals = record.totals, [float(value) for value in totals.numpy()]
-            clock.called(record.totals[2] - before[2], time.perf_counter() - began)
-            record.seconds += time.perf_counter() - began
-            record.step += num_steps
-            if writer and profile and record.step - num_steps < profile.stop <= record.step:
-                writer.profile_stop()
+    while record.step < total_steps and not _is_patience_over(record, training):
+        epoch_end = (record.epoch + 1) * steps
+        num_steps = min(training.steps_per_call, epoch_end - record.step)
+        if writer and profile and record.step <= profile.start < record.step + num_steps:
+            writer.profile_start()
+        began_call = time.perf_counter()
+        totals = call(iterator, tf.constant(num_steps), tf.constant(record.totals, tf.float64))
+        before, record.totals = record.totals, [float(value) for value in totals.numpy()]
+        clock.called(record.totals[2] - before[2], time.perf_counter() - began_call)
+        record.seconds += time.perf_counter() - began_call
+        record.step += num_steps
+        if writer and profile and record.step - num_steps < profile.stop <= record.step:
+            writer.profile_stop()
 
-            loss, accuracy = _means(record.totals)
-            if not math.isfinite(loss):
-                display.message(f"The loss is {loss} at step {record.step}: the run has diverged.")
-                return outcome("diverged")
-            display.progress(record.step, record.epoch + 1, loss, accuracy, clock.images_per_second())
-            is_epoch_end = record.step == epoch_end
-            if writer and (is_epoch_end or record.step % training.log_every_steps < num_steps):
-                writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
-            try:
-                if is_epoch_end:
-                    scores = evaluate(data.val) if len(data.val) else None
-                    is_best = _end_epoch(record, task, scores, clock, training)
-                    if is_best and environment.is_chief:
-                        _keep_best(task, checkpoints, record)
-                    display.epoch(record.history[-1], is_best)
-                    if environment.is_chief:
-                        report.write_history(run_dir / "history.csv", record.history)
-                    if writer:
-                        _write_validation(record, writer)
-                    if writer and histograms:
-                        writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
-                    save()
-                    if is_hopeless is not None and is_hopeless(record.history[-1]) and record.step < total_steps:
-                        display.message(f"Pruned after epoch {record.epoch}: others were better by then.")
-                        return outcome("pruned")
-                elif received:
-                    save()
-            except FloatingPointError as error:
-                display.message(f"{error}: the run has diverged.")
-                return outcome("diverged")
-            if received and record.step < total_steps:
-                return outcome("stopped", received[0])
+        loss, accuracy = _means(record.totals)
+        if not math.isfinite(loss):
+            display.message(f"The loss is {loss} at step {record.step}: the run has diverged.")
+            return outcome("diverged")
+        display.progress(record.step, record.epoch + 1, loss, accuracy, clock.images_per_second())
+        is_epoch_end = record.step == epoch_end
+        if writer and (is_epoch_end or record.step % training.log_every_steps < num_steps):
+            writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
+        try:
+            if is_epoch_end:
+                scores = evaluate(data.val) if len(data.val) else None
+                is_best = _end_epoch(record, task, phase.name, scores, clock, training)
+                if is_best and environment.is_chief:
+                    _keep_best(task, checkpoints, record)
+                display.epoch(record.history[-1], is_best)
+                if environment.is_chief:
+                    report.write_history(run_dir / "history.csv", record.history)
+                if writer:
+                    _write_validation(record, writer)
+                if writer and histograms:
+                    writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
+                save()
+                if is_hopeless is not None and is_hopeless(record.history[-1]) and not is_over():
+                    display.message(f"Pruned after epoch {record.epoch}: others were better by then.")
+                    return outcome("pruned")
+            elif received:
+                save()
+        except FloatingPointError as error:
+            display.message(f"{error}: the run has diverged.")
+            return outcome("diverged")
+        if received and not is_over():
+            return outcome("stopped", received[0])
     return outcome("completed")
 
 
 class Evaluation:
-    """Scores splits with the weights as they are, or with their averages if the task keeps them; traced once."""
+    """Scores splits with the weights as they are, or with their averages if the task keeps them; traced once.
 
-    def __init__(self, task: Task, environment: Environment, batch_size: int) -> None:
+    view: what makes sense of the splits' batches, see steps.View.
+    """
+
+    def __init__(self, task: Task, environment: Environment, batch_size: int, view: View) -> None:
         self._task, self._environment, self._batch_size = task, environment, batch_size
-        shape = task.model.input_shape[1:]
-        signature = [tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int64)]
-        self._call = tf.function(lambda images, labels: eval_step(task, images, labels), signature)
+        self._call = tf.function(lambda inputs, labels: eval_step(task, inputs, labels, view), reduce_retracing=True)
 
     def __call__(self, split: Split) -> Scores:
         """Score every image of the split, whatever the batch size."""
         device = self._environment.prefetch_device
         dataset = batches.evaluation(split, batch_size=self._batch_size, device=device)
         with averaged_weights(self._task):
-            parts = [self._call(images, labels) for images, labels in dataset]
+            parts = [self._call(inputs, labels) for inputs, labels in dataset]
         losses = np.concatenate([part[0].numpy() for part in parts])
         predictions = np.concatenate([part[1].numpy() for part in parts])
         right = predictions == split.labels[split.indices]
@@ -206,11 +219,22 @@ def restore(task: Task, record: Record, checkpoint: Checkpoint) -> None:
 
 
 def restore_best(task: Task, record: Record, checkpoints: Checkpoints) -> None:
-    """Load the best weights by validation into the model, for the one test evaluation; the averages go."""
+    """Load the best weights by validation into the model and the averages, if it keeps them."""
     arrays = read(checkpoints.best_path(record.best["step"])).arrays
     for weight in task.model.weights:
         weight.value.assign(arrays[f"model/{weight.path}"])
-    task.averages = []
+    for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
+        average.assign(weight.value)
+
+
+def next_phase(task: Task, record: Record, checkpoints: Checkpoints, *, keeps_optimizer: bool) -> None:
+    """Go from the end of a phase to the begin of the next: from the best weights so far, and a fresh optimizer."""
+    restore_best(task, record, checkpoints)
+    if not keeps_optimizer:
+        task.reset_optimizer()
+    record.phase += 1
+    record.phase_steps.append(record.step)
+    record.phase_epochs.append(record.epoch)
 
 
 class _Clock:
@@ -275,7 +299,7 @@ def _rates(task: Task, record: Record, loss: float, accuracy: float, clock: _Clo
     return scalars | ({} if speed is None else {"images_per_second": speed})
 
 
-def _end_epoch(record: Record, task: Task, scores: Scores | None, clock: _Clock, training: Any) -> bool:
+def _end_epoch(record: Record, task: Task, phase: str, scores: Scores | None, clock: _Clock, training: Any) -> bool:
     """Close the epoch: add its row to the history, and say whether it is the best so far."""
     loss, accuracy = _means(record.totals)
     record.epoch += 1
@@ -283,7 +307,7 @@ def _end_epoch(record: Record, task: Task, scores: Scores | None, clock: _Clock,
         {
             "epoch": record.epoch,
             "step": record.step,
-            "phase": "scratch",
+            "phase": phase,
             "learning_rate": float(task.learning_rate(tf.constant(float(record.step - 1)))),
             "loss": loss,
             "accuracy": accuracy,
@@ -308,9 +332,9 @@ def _end_epoch(record: Record, task: Task, scores: Scores | None, clock: _Clock,
 
 
 def _is_patience_over(record: Record, training: Any) -> bool:
-    return training.patience is not None and record.best is not None and (
-        record.epoch - record.best["epoch"] >= training.patience
-    )  # fmt: skip
+    if training.patience is None or record.best is None:
+        return False
+    return record.epoch - max(record.best["epoch"], record.phase_epochs[-1]) >= training.patience
 
 
 def _keep_best(task: Task, checkpoints: Checkpoints, record: Record) -> None:

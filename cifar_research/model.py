@@ -60,8 +60,33 @@ def classifier(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> keras.Model:
-    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out."""
+    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out; see `parts`."""
     import keras
 
     images = keras.Input(image_shape, name="images")
-    return keras.Model(images, head(backbone(image_shape)(images), num_classes), name="classifier")
+    features = backbone(image_shape)(images)
+    inputs = keras.Input(features.shape[1:], dtype=features.dtype, name="features")
+    return keras.Model(images, keras.Model(inputs, head(inputs, num_classes), name="head")(features), name="classifier")
+
+
+def parts(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Return the backbone and the head that a classifier was made of."""
+    _, backbone, head = model.layers
+    return backbone, head
+
+
+def forward_flops(model: keras.Model) -> int:
+    """Return the floating-point operations of a forward pass of one image, a multiplication and an addition as two."""
+    import tensorflow as tf
+    from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
+
+    call = tf.function(lambda images: model(images, training=False))
+    graph = call.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]])).graph
+    options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # it warns of its own use of what it calls deprecated
+    try:
+        return profile(graph, options=options).total_float_ops
+    finally:
+        logger.setLevel(level)

@@ -123,9 +123,15 @@ def gather(
     outcome: loop.Outcome,
     test: loop.Scores | None,
     seconds: dict[str, float | None],
+    trained: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return what report.json holds. `train` and `val` are those of the best epoch, `train` as measured in training."""
+    """Return what report.json holds. `train` and `val` are those of the best epoch, `train` as measured in training.
+
+    trained: how many parameters each phase trains.
+    """
     import tensorflow as tf
+
+    from cifar_research import model
 
     best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
     has_val = best is not None and best["val_loss"] is not None
@@ -144,8 +150,10 @@ def gather(
         },
         "parameters": {
             "total": task.model.count_params(),
-            "trainable": sum(int(weight.shape.num_elements()) for weight in task.weights),
+            "trainable": max(trained.values()),
+            "trainable_by_phase": dict(trained),
         },
+        "forward_flops": None if outcome.status == "stopped" else model.forward_flops(task.model),  # takes a moment
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
         "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
         "test": test and {"loss": test.loss, "accuracy": test.accuracy},

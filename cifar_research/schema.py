@@ -20,6 +20,7 @@ class DataConfig:
     validation: str = "holdout"
     split_seed: int = 0
     train_size: int | None = None
+    classes: list[str] | None = None
     standardize: bool = False
     drop_remainder: bool = False
 
@@ -43,10 +44,22 @@ class SyntheticConfig(DataConfig):
 
 
 @dataclass
+class PhaseConfig:
+    """One phase of a training. The head is always trained; `trainable` says what of the backbone is, too."""
+
+    epochs: int | None = None  # None: training.epochs
+    learning_rate: float | None = None  # None: optimizer.learning_rate
+    trainable: Any = "all"  # none, all, upper, {last: n}, {from: layer}, or a pattern of layer names
+    learning_rate_decay_by_depth: float = 1.0
+    optimizer: str = "reset"  # or keep: what it has kept of each weight in the phase before
+
+
+@dataclass
 class TrainingConfig:
     """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
 
-    epochs: int = 10
+    epochs: int = 10  # of each phase that does not say otherwise
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
     batch_size: int = 128
     eval_batch_size: int = 500
     steps_per_call: int = 1
@@ -60,6 +73,13 @@ class TrainingConfig:
     patience: int | None = None
     keep_checkpoints: int = 2
     log_every_steps: int = 50
+
+
+@dataclass
+class FeaturesConfig:
+    """How a phase with a frozen backbone comes by its features."""
+
+    views: int | None = None  # kept of each image; 0: computed every time; None: 1, and 0 with augmentation
 
 
 @dataclass
@@ -91,6 +111,7 @@ class Config:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 

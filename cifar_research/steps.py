@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,28 @@ from cifar_research.optimizers import Optimizer
 Totals = tf.Tensor
 
 
+@dataclass(frozen=True)
+class View:
+    """What a phase makes of a batch, and which part of the model it sends that through.
+
+    train: (inputs, labels, seed int32 [2]) -> (inputs, targets float32 [B, K]); evaluate: (inputs, labels) -> the same.
+    network: (inputs, training) -> logits [B, K].
+    """
+
+    train: Callable[[Any, Any, Any], tuple[Any, Any]]
+    evaluate: Callable[[Any, Any], tuple[Any, Any]]
+    network: Callable[[Any, bool], Any]
+
+
 @dataclass(eq=False)
 class Task:
-    """What a step works on: made once before training, the same for every step.
+    """What a step works on: made once before training; `enter` sets what differs between phases.
 
     augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed int32 [2]) -> the same two.
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
+    weights: those that the phase trains, with their slots; scales: what each one's learning rate is multiplied by.
+    first_step, optimizer_first_step: the updates that had been done when the phase, and the optimizer's slots, began.
     """
 
     model: keras.Model
@@ -39,27 +54,60 @@ class Task:
     precision: str = "float32"
     jit_compile: bool = False
     ema_decay: float | None = None
+    view: View = field(init=False)
     weights: list[tf.Variable] = field(init=False)
     slots: list[list[tf.Variable]] = field(init=False)
+    scales: list[float] = field(init=False)
+    first_step: int = field(init=False)
+    optimizer_first_step: int = field(init=False)
     averages: list[tf.Variable] = field(init=False)
     step: tf.Variable = field(init=False)
     loss_scale: tf.Variable = field(init=False)
     finite_steps: tf.Variable = field(init=False)
 
     def __post_init__(self) -> None:
-        self.weights = [weight.value for weight in self.model.trainable_variables]
-        self.slots = self.optimizer.init(self.weights)
+        trainable = self.model.trainable_variables
+        slots = self.optimizer.init([weight.value for weight in trainable])
+        self._kept = {weight.path: (weight.value, of) for weight, of in zip(trainable, slots, strict=True)}
+        self.enter(self._kept, images_view(self), self.learning_rate)
         averaged = self.model.weights if self.ema_decay else []
         self.averages = [tf.Variable(weight.value, trainable=False, name="average") for weight in averaged]
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.loss_scale = tf.Variable(2.0**15, trainable=False, name="loss_scale")
         self.finite_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_steps")
 
+    def enter(
+        self,
+        trained: Collection[str],
+        view: View,
+        learning_rate: Callable[[Any], Any],
+        *,
+        scales: Mapping[str, float] | None = None,
+        first_step: int = 0,
+        optimizer_first_step: int = 0,
+    ) -> None:
+        """Begin or go on with a phase that trains the weights of these paths; steps traced before are of another."""
+        found = {path: kept for path, kept in self._kept.items() if path in trained}
+        self.weights, self.slots = [weight for weight, _ in found.values()], [slots for _, slots in found.values()]
+        self.scales = [(scales or {}).get(path, 1.0) for path in found]
+        self.view, self.learning_rate = view, learning_rate
+        self.first_step, self.optimizer_first_step = first_step, optimizer_first_step
+
+    def count(self, paths: Collection[str]) -> int:
+        """Return how many numbers the trainable weights of these paths hold."""
+        return sum(int(weight.shape.num_elements()) for path, (weight, _) in self._kept.items() if path in paths)
+
+    def reset_optimizer(self) -> None:
+        """Forget what the optimizer has kept of every weight."""
+        for _, slots in self._kept.values():
+            for slot in slots:
+                slot.assign(tf.zeros_like(slot))
+
     def variables(self) -> dict[str, Any]:
         """Return everything that training changes, by a name that is the same in every process."""
         named = {f"model/{weight.path}": weight.value for weight in self.model.variables}
-        for weight, slots in zip(self.model.trainable_variables, self.slots, strict=True):
-            named |= {f"optimizer/{weight.path}/{n}": v for n, v in zip(self.optimizer.slots, slots, strict=True)}
+        for path, (_, slots) in self._kept.items():
+            named |= {f"optimizer/{path}/{n}": v for n, v in zip(self.optimizer.slots, slots, strict=True)}
         if self.ema_decay:
             pairs = zip(self.model.weights, self.averages, strict=True)
             named |= {f"ema/{weight.path}": average for weight, average in pairs}
@@ -77,8 +125,25 @@ def standardize(task: Task, images: tf.Tensor) -> tf.Tensor:
     return images if task.mean is None else (images - task.mean) / task.deviation
 
 
-def train_step(task: Task, images: tf.Tensor, labels: tf.Tensor) -> Totals:
-    """Do one update on a batch: uint8 images [B, H, W, C], labels int64 [B]. Return its totals.
+def images_view(task: Task, network: Callable[[Any, bool], Any] | None = None) -> View:
+    """Return the view of images uint8 [B, H, W, C] and labels int64 [B]: augmented to train, through the whole model.
+
+    network: another way through it, from images float32 to logits.
+    """
+
+    def train(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images, targets = task.augment(*prepare(task, images, labels), seed)
+        return standardize(task, images), targets
+
+    def evaluate(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images, targets = prepare(task, images, labels)
+        return standardize(task, images), targets
+
+    return View(train, evaluate, network or (lambda images, training: task.model(images, training=training)))
+
+
+def train_step(task: Task, inputs: tf.Tensor, labels: tf.Tensor) -> Totals:
+    """Do one update on a batch as the task's view takes it: mostly uint8 images and int64 labels. Return its totals.
 
     Augmentation and dropout are drawn from (seed, step, replica) alone. The gradient is that of the mean loss
     over the images of all replicas.
@@ -87,21 +152,19 @@ def train_step(task: Task, images: tf.Tensor, labels: tf.Tensor) -> Totals:
     seed = tf.stack([tf.constant(task.seed, tf.int32), tf.cast(task.step, tf.int32)])
     if context.num_replicas_in_sync > 1:
         seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
-    images, targets = prepare(task, images, labels)
-    images, targets = task.augment(images, targets, tf.random.experimental.stateless_fold_in(seed, 0))
-    images = standardize(task, images)
+    inputs, targets = task.view.train(inputs, labels, tf.random.experimental.stateless_fold_in(seed, 0))
     update = functools.partial(_update, task)
     if task.jit_compile:
         update = tf.function(update, jit_compile=True)
-    return update(images, targets, tf.random.experimental.stateless_fold_in(seed, 1))
+    return update(inputs, targets, tf.random.experimental.stateless_fold_in(seed, 1))
 
 
-def _update(task: Task, images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> Totals:
+def _update(task: Task, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> Totals:
     """Forward, backward, update: the part that XLA compiles if training.jit_compile says so."""
     context = tf.distribute.get_replica_context()
-    num_images = _all_sum(context, tf.cast(tf.shape(images)[0], tf.float32))
+    num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
     with tf.GradientTape() as tape, layers.random_seed(seed):
-        logits = tf.cast(task.model(images, training=True), tf.float32)
+        logits = tf.cast(task.view.network(inputs, True), tf.float32)
         losses = task.loss(logits, targets)
         objective = tf.reduce_sum(losses) / num_images
         if task.model.losses:  # penalties on weights that a model of the user's may bring
@@ -114,7 +177,9 @@ def _update(task: Task, images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) 
     step = tf.cast(task.step, tf.float32)
 
     def apply() -> None:
-        task.optimizer.apply(task.weights, task.slots, gradients, task.learning_rate(step), step + 1)
+        rate, update = task.learning_rate(step), step - task.optimizer_first_step + 1
+        rates = [rate if scale == 1 else rate * scale for scale in task.scales]
+        task.optimizer.apply(task.weights, task.slots, gradients, rates, update)
 
     if task.precision == "float16":
         gradients = [gradient / task.loss_scale for gradient in gradients]
@@ -122,18 +187,24 @@ def _update(task: Task, images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) 
     else:
         apply()
     if task.ema_decay:
-        _average(task, step)
+        _average(task, step - task.first_step)
     _add(task.step, tf.constant(1, tf.int64))
 
     right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
-    sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), tf.cast(tf.shape(images)[0], tf.float32)]
+    sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), tf.cast(tf.shape(inputs)[0], tf.float32)]
     return tf.cast(tf.stack(sums), tf.float64)
 
 
-def eval_step(task: Task, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Score a batch without changing anything: return losses float32 [B] and predicted classes int64 [B]."""
-    images, targets = prepare(task, images, labels)
-    logits = tf.cast(task.model(standardize(task, images), training=False), tf.float32)
+def eval_step(
+    task: Task, inputs: tf.Tensor, labels: tf.Tensor, view: View | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Score a batch without changing anything: return losses float32 [B] and predicted classes int64 [B].
+
+    view: what makes sense of the batch; None is the task's own.
+    """
+    view = view or task.view
+    inputs, targets = view.evaluate(inputs, labels)
+    logits = tf.cast(view.network(inputs, False), tf.float32)
     return task.loss(logits, targets), tf.argmax(logits, -1)
 
 

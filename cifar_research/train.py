@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -16,8 +17,9 @@ import hydra
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, plugins, report, sweep
+from cifar_research import commandline, config, console, phases, report, sweep
 from cifar_research import environment as environments
+from cifar_research.backbones.weights import WeightsError
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Report = dict[str, Any]
 # What a user can mend and needs no traceback for; anything else is a mistake of ours, or of a user's own module.
-USER_ERRORS = (config.ConfigError, DataError, CheckpointError, report.ReportError)
+USER_ERRORS = (config.ConfigError, DataError, WeightsError, CheckpointError, report.ReportError)
 
 
 def run(
@@ -68,10 +70,12 @@ def run(
 
         with _timed(seconds, "import"):
             environment = environments.prepare(cfg.training, cfg.seed)
-            from cifar_research import loop, tensorboard
+            from cifar_research import loop, steps, tasks, tensorboard
 
         with environment.strategy.scope():
-            task = _task(cfg, data)
+            task = tasks.build(cfg, data)
+            if checkpoint is None:
+                tasks.load_weights(cfg, task)
         checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()
         if checkpoint is not None:
             loop.restore(task, record, checkpoint)
@@ -82,36 +86,54 @@ def run(
             if checkpoint is None:
                 _describe(writer, cfg, task, data)
         with display, contextlib.closing(writer) if writer else contextlib.nullcontext():
-            display.announce(_announcement(cfg, task, data, environment, run_dir))
+            plan = phases.plan(cfg)
+            # Of all phases, so that a layer's name misspelt in the last one costs no training of the first.
+            trained = {phase.name: tasks.num_trained(task, phase) for phase in plan}
+            display.announce(_announcement(cfg, task, data, environment, run_dir, max(trained.values())))
             if checkpoint is not None:
                 display.message(f"Going on from step {record.step}.")
-            evaluate = loop.Evaluation(task, environment, cfg.training.eval_batch_size)
-            outcome = loop.fit(
-                task,
-                environment,
-                data,
-                cfg.training,
-                evaluate=evaluate,
-                drop_remainder=cfg.data.drop_remainder,
-                identity={"config": OmegaConf.to_container(cfg, resolve=True), "fingerprint": data.fingerprint},
-                record=record,
-                checkpoints=checkpoints,
-                run_dir=run_dir,
-                display=display,
-                writer=writer,
-                histograms=cfg.tensorboard.histograms,
-                profile=_profiled_steps(cfg),
-                is_hopeless=is_hopeless,
-            )
-            seconds["first_step"] = outcome.first_step_seconds
+            evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
+            evaluate_images = evaluate(steps.images_view(task))
+            display.start(tasks.total_steps(cfg, data), record.step, phases.total_epochs(cfg.training))
+            with environments.stop_signals() as received:
+                fit = functools.partial(
+                    loop.fit,
+                    task,
+                    environment,
+                    cfg.training,
+                    received=received,
+                    began=time.perf_counter(),
+                    drop_remainder=cfg.data.drop_remainder,
+                    identity={"config": OmegaConf.to_container(cfg, resolve=True), "fingerprint": data.fingerprint},
+                    record=record,
+                    checkpoints=checkpoints,
+                    run_dir=run_dir,
+                    display=display,
+                    writer=writer,
+                    histograms=cfg.tensorboard.histograms,
+                    profile=_profiled_steps(cfg),
+                    is_hopeless=is_hopeless,
+                )
+                for number in range(record.phase, len(plan)):
+                    if number > record.phase:
+                        keeps = plan[number].keeps_optimizer
+                        loop.next_phase(task, record, checkpoints, keeps_optimizer=keeps)
+                    began_enter = time.perf_counter()
+                    seen, view = tasks.enter(cfg, task, data, plan, record)
+                    record.seconds += time.perf_counter() - began_enter  # features may have been computed
+                    evaluate_phase = evaluate_images if seen is data else evaluate(view)
+                    outcome = fit(seen, plan[number], evaluate=evaluate_phase, is_last=number == len(plan) - 1)
+                    seconds.setdefault("first_step", outcome.first_step_seconds)
+                    if outcome.status != "completed":
+                        break
             seconds["train"] = sum(row["seconds"] for row in record.history) + record.seconds
             test = None
             if outcome.status == "completed" and is_chief:
                 with _timed(seconds, "evaluate"):
                     loop.restore_best(task, record, checkpoints)
-                    test = evaluate(data.test)
+                    test = evaluate_images(data.test)
             seconds["total"] = record.elapsed + time.perf_counter() - began
-            result = report.gather(cfg, task, data, environment, record, outcome, test, seconds)
+            result = report.gather(cfg, task, data, environment, record, outcome, test, seconds, trained)
             if is_chief:
                 _leave(run_dir, result, task, data, record, test, writer)
             display.results(result, run_dir, _next_commands(result, run_dir))
@@ -133,37 +155,6 @@ def _begun(cfg: DictConfig, run_dir: Path) -> tuple[Report | None, Checkpoint | 
     return None, checkpoint
 
 
-def _task(cfg: DictConfig, data: Dataset) -> steps.Task:
-    """Build the model and all that a step needs; called inside the strategy's scope."""
-    from cifar_research import augmentation, model, steps
-    from cifar_research.data import batches
-
-    classifier = model.classifier(
-        plugins.instantiate(cfg.backbone),
-        plugins.instantiate(cfg.model),
-        data.train.images.shape[1:],
-        len(data.classes),
-    )
-    optimizer, schedule = plugins.instantiate(cfg.optimizer), plugins.instantiate(cfg.schedule)
-    steps_per_epoch = batches.steps_per_epoch(len(data.train), cfg.training.batch_size, cfg.data.drop_remainder)
-    total_steps = steps_per_epoch * cfg.training.epochs
-    mean, deviation = data.train.channel_statistics() if cfg.data.standardize else (None, None)
-    return steps.Task(
-        model=classifier,
-        loss=plugins.instantiate(cfg.loss),
-        optimizer=optimizer,
-        augment=augmentation.compose(config.transforms(cfg)),
-        learning_rate=lambda step: optimizer.learning_rate * schedule(step, total_steps, steps_per_epoch),
-        num_classes=len(data.classes),
-        seed=cfg.seed,
-        mean=mean,
-        deviation=deviation,
-        precision=cfg.training.precision,
-        jit_compile=cfg.training.jit_compile,
-        ema_decay=cfg.training.ema_decay,
-    )
-
-
 def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -> None:
     """Refuse what can only be seen once the data is there."""
     if checkpoint is not None and checkpoint.meta["fingerprint"] != data.fingerprint:
@@ -171,7 +162,7 @@ def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -
             f"data: this run was begun with the images of fingerprint {checkpoint.meta['fingerprint']}, and what is "
             f"found now has {data.fingerprint}; give the data.dir it had, or choose another hydra.run.dir"
         )
-    steps = -(-len(data.train) // cfg.training.batch_size) * cfg.training.epochs
+    steps = -(-len(data.train) // cfg.training.batch_size) * phases.total_epochs(cfg.training)
     if (cfg.tensorboard.profile_start_step or 0) >= steps:
         raise config.ConfigError(
             f"tensorboard.profile_start_step: {cfg.tensorboard.profile_start_step} is not among the {steps} steps of "
@@ -185,13 +176,12 @@ def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -
 
 
 def _announcement(
-    cfg: DictConfig, task: steps.Task, data: Dataset, environment: Environment, run_dir: Path
+    cfg: DictConfig, task: steps.Task, data: Dataset, environment: Environment, run_dir: Path, trainable: int
 ) -> dict[str, str]:
     training = cfg.training
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
-    trainable = sum(int(weight.shape.num_elements()) for weight in task.weights)
     return {
-        "Run": f"{cfg.name}, seed {cfg.seed}, {training.epochs} epochs of batches of {training.batch_size}",
+        "Run": f"{cfg.name}, seed {cfg.seed}, {_epochs_text(cfg)} of batches of {training.batch_size}",
         "Data": f"{data.name}: {sizes}, {len(data.classes)} classes",
         **({"Note": data.note} if data.note else {}),
         "Model": f"{_plugin(cfg.backbone)} + {_plugin(cfg.model)}",
@@ -207,7 +197,14 @@ def _announcement(
 
 
 def _plugin(node: DictConfig) -> str:
-    return node._target_.rpartition(".")[2]
+    return node.get("application") or node._target_.rpartition(".")[2]
+
+
+def _epochs_text(cfg: DictConfig) -> str:
+    """Return `10 epochs`, or how many each phase has."""
+    plan = phases.plan(cfg)
+    parts = [f"{phase.epochs} epochs" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan]
+    return ", ".join(parts)
 
 
 def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, data: Dataset) -> None:

@@ -341,3 +341,30 @@ def test_unwritable_cache_says_which_key_to_change(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"data\.cache_dir"):
         datasets.load(config.compose(["data=synthetic", f"data.cache_dir={tmp_path / 'file' / 'below'}"]).data)
+
+
+CLASSES = ["data=synthetic", "data.train_images=300", "data.test_images=100"]
+
+
+def test_classes_are_chosen_in_the_order_given():
+    whole = datasets.load(config.compose(CLASSES).data)
+    first, second = whole.classes[7], whole.classes[2]
+    some = datasets.load(config.compose([*CLASSES, f"data.classes=[{first},{second}]"]).data)
+    assert some.classes == (first, second) and some.fingerprint == whole.fingerprint
+    for name in ("train", "val", "test"):
+        every, chosen = getattr(whole, name), getattr(some, name)
+        rows = [i for i in every.indices if every.labels[i] in (7, 2)]
+        assert list(chosen.indices) == rows
+        assert [chosen.labels[i] for i in rows] == [[7, 2].index(every.labels[i]) for i in rows]
+    few = datasets.load(config.compose([*CLASSES, f"data.classes=[{first},{second}]", "data.train_size=10"]).data)
+    assert sorted(few.train.labels[few.train.indices]) == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("chosen", "part"),
+    [("[shp,circle]", "there is no class 'shp'"), ("[{0}]", "at least two"), ("[{0},{0}]", "different")],
+)
+def test_bad_classes_are_named(chosen, part):
+    whole = datasets.load(config.compose(CLASSES).data)
+    with pytest.raises(datasets.DataError, match=part):
+        datasets.load(config.compose([*CLASSES, f"data.classes={chosen.format(whole.classes[0])}"]).data)

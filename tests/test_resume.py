@@ -100,6 +100,33 @@ def test_killed_at_random_moments_it_ends_identical_to_the_bit(uninterrupted, tm
     assert_same(result(folder), result(uninterrupted))
 
 
+# Two phases: a frozen backbone, whose augmented features are kept, and then its last layers as well.
+PHASES = [
+    "training=combined", "training.epochs=3", "training.phases.backbone.trainable={last:2}",
+    "training.phases.backbone.learning_rate=0.01", "training.phases.backbone.learning_rate_decay_by_depth=0.5",
+    "features.views=2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["reset", "keep"])
+def test_killed_before_at_and_after_a_change_of_phase_it_ends_identical_to_the_bit(tmp_path, mode):
+    words = [*PHASES, f"training.phases.backbone.optimizer={mode}"]
+    overrides = [word for word in OVERRIDES if not word.startswith("training.epochs")] + words
+    finish(tmp_path / "whole", overrides=overrides)
+    expected, folder = result(tmp_path / "whole"), tmp_path / "run"
+    assert [row["phase"] for row in expected[1]] == ["head"] * 3 + ["backbone"] * 3
+    for target in (1, 3, 4):
+        process = start(folder, overrides=overrides)
+        wait_for(
+            lambda target=target: checkpoints(folder)[-1:] >= [folder / "checkpoints" / f"step-{target * 12:08d}.ckpt"],
+            process,
+        )
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(folder, overrides=overrides)
+    assert_same(result(folder), expected)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path, number, code):
     folder = tmp_path / "run"

@@ -62,7 +62,7 @@ def some_batches(count, size=32):
 def swap_layers(ours):
     """Return a copy of a model on Keras's own layers, with the same weights."""
     stack = [keras.Input(ours.input_shape[1:])]
-    for layer in [*ours.layers[1].layers, *ours.layers[2:]]:
+    for layer in (layer for part in model.parts(ours) for layer in part.layers):
         if isinstance(layer, layers.BatchNormalization):
             stack.append(keras.layers.BatchNormalization())
         elif not isinstance(layer, keras.layers.InputLayer):

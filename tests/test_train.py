@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_research import config, console, report, train
+from cifar_research import config, console, report, tasks, train
 from cifar_research.data import datasets
 
 SMALL = [
@@ -85,7 +85,7 @@ def test_weights_that_are_left_are_those_that_were_tested(finished):
     folder, _ = finished
     cfg = config.compose(SMALL)
     data = datasets.load(cfg.data)
-    task = train._task(cfg, data)
+    task = tasks.build(cfg, data)
     task.model.load_weights(folder / "model.weights.h5")
     images = data.test.images[data.test.indices].astype(np.float32) / 255
     accuracy = (task.model(images).numpy().argmax(1) == data.test.labels[data.test.indices]).mean()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from cifar_research.backbones import weights as loading
+
 if TYPE_CHECKING:
     import keras
 
@@ -20,11 +22,13 @@ def cnn(
     batch_norm: bool = False,
     dropout: float = 0.0,
     activation: Activation = "relu",
+    weights: str = "none",
 ) -> Callable[[tuple[int, int, int]], keras.Model]:
     """Blocks of convolutions, each block ended by 2 x 2 pooling and, if asked for, dropout.
 
     filters: output channels by block; `convolutions` of them a block, stride 1, zero-padded.
     batch_norm: between each convolution and its activation.
+    weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
     Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
     [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. Its `min_image_size`, 2^n, is what config.check reads.
     ValueError names what is out of range.
@@ -36,6 +40,7 @@ def cnn(
             raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: {dropout} is out of range; it must be at least 0 and below 1")
+    loading.check(weights)
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
@@ -54,7 +59,10 @@ def cnn(
             stack.append(pool(2, name=f"block{block}_pool"))
             if dropout > 0:
                 stack.append(Dropout(dropout, name=f"block{block}_dropout"))
-        return keras.Sequential(stack, name="cnn")
+        model = keras.Sequential(stack, name="cnn")
+        model.upper_blocks = f"block{len(filters)}_conv1"
+        return model
 
+    build.load_weights = lambda model: loading.load(model, weights)
     build.min_image_size = 2 ** len(filters)
     return build

@@ -52,7 +52,8 @@ def training(
     def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chosen = indices(element // mine, len(split), batch_size, steps, seed)
         replica, size = first_replica + element % mine, tf.size(chosen, tf.int64)
-        return _gather(split, chosen[size * replica // replicas : size * (replica + 1) // replicas])
+        view = element // mine // steps % split.views
+        return _gather(split, chosen[size * replica // replicas : size * (replica + 1) // replicas], view)
 
     dataset = tf.data.Dataset.range(initial_step * mine, total_steps * mine)
     return _ahead(dataset.map(batch), device)
@@ -62,24 +63,27 @@ def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> t
     """Yield (images, labels) of every image of the split, once, in order; the last batch may be smaller."""
 
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _gather(split, tf.range(first, tf.minimum(first + batch_size, len(split))))
+        return _gather(split, tf.range(first, tf.minimum(first + batch_size, len(split))), 0)
 
     return _ahead(tf.data.Dataset.range(0, len(split), batch_size).map(batch), device)
 
 
-def _gather(split: Split, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Read the chosen images of the split and their labels, straight from its memory map.
+def _gather(split: Split, chosen: tf.Tensor, view: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Read the chosen images of the split and their labels, in one of its views, straight from its memory map.
 
     By numpy, since a TensorFlow constant of the images would be a copy of them, or two, in every process.
     """
 
-    def read(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = split.indices[chosen]
-        return split.images[rows], split.labels[rows].astype(np.int64)
+    rows_a_view = len(split.images) // split.views
 
-    images, labels = tf.numpy_function(read, [chosen], (tf.uint8, tf.int64), stateful=False)
+    def read(chosen: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = split.indices[chosen] + view * rows_a_view
+        return split.images[rows], split.labels[rows]
+
+    types = tuple(tf.as_dtype(array.dtype) for array in (split.images, split.labels))
+    images, labels = tf.numpy_function(read, [chosen, tf.cast(view, tf.int64)], types, stateful=False)
     images.set_shape([None, *split.images.shape[1:]])
-    labels.set_shape([None])
+    labels.set_shape([None, *split.labels.shape[1:]])
     return images, labels
 
 

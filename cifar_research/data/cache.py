@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,45 +47,60 @@ def root(cache_dir: str | None) -> Path:
 
 
 def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -> Source:
-    """Return what `decode` returns, memory-mapped from a cache in `folder` that is made if it is not there.
+    """Return what `decode` returns, memory-mapped from a cache in `folder`; see `kept`."""
 
-    identity: whatever the decoded arrays depend on, as JSON knows it: other files or settings, another cache.
-    A damaged cache is made anew, with a warning. Two processes that want the same one make it once.
+    def make(target: Path) -> dict[str, Any]:
+        source, digest = decode(), hashlib.sha256()
+        for name in _ARRAYS:
+            array = np.ascontiguousarray(getattr(source, name))
+            digest.update(array)
+            np.save(target / f"{name}.npy", array, allow_pickle=False)
+        return {"classes": source.classes, "note": source.note, "fingerprint": digest.hexdigest()[:16]}
+
+    arrays, meta = kept(folder, name, identity, _ARRAYS, make)
+    return Source(**arrays, classes=tuple(meta["classes"]), note=meta["note"], fingerprint=meta["fingerprint"])
+
+
+def kept(
+    folder: Path, name: str, identity: Any, names: Sequence[str], make: Callable[[Path], dict[str, Any]]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return arrays by name, memory-mapped from a cache in `folder` that `make` fills if it is not there, and its facts.
+
+    identity: whatever the arrays depend on, as JSON knows it: other files or settings, another cache. make: writes
+    <name>.npy of each of `names` into the folder it is given, and returns facts for JSON. A damaged cache is made anew,
+    with a warning. Two processes that want the same one make it once. DataError if it cannot be written.
     """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     target = folder / f"{name}-{key}"
     try:
-        if (source := _read(target)) is not None:
-            return source
+        if (found := _read(target, names, warns=False)) is not None:
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if (source := _read(target)) is None:
-                _make(target, decode())
-                source = _read(target)
+            if (found := _read(target, names)) is None:
+                _make(target, names, make)
+                found = _read(target, names)
     except OSError as error:
         raise DataError(
             f"{target}: cannot be written or read ({error.strerror or error}); choose another data.cache_dir, or set "
             "CIFAR_CACHE_DIR"
         ) from error
-    assert source is not None
-    return source
+    assert found is not None
+    return found
 
 
-def _make(target: Path, source: Source) -> None:
+def _make(target: Path, names: Sequence[str], make: Callable[[Path], dict[str, Any]]) -> None:
+    for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        files, digest = {}, hashlib.sha256()
-        for name in _ARRAYS:
-            array = np.ascontiguousarray(getattr(source, name))
-            digest.update(array)
+        meta, files = make(temporary), {}
+        for name in names:
             path = temporary / f"{name}.npy"
-            with path.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-        meta = {"classes": source.classes, "note": source.note, "fingerprint": digest.hexdigest()[:16], "files": files}
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        (temporary / "meta.json").write_text(json.dumps({**meta, "files": files}, indent=1))
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)  # damaged, or _read had returned it
@@ -95,24 +110,27 @@ def _make(target: Path, source: Source) -> None:
         raise
 
 
-def _read(target: Path) -> Source | None:
+def _read(
+    target: Path, names: Sequence[str], *, warns: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Return the cache, None if there is none or it is damaged."""
     try:
         meta = json.loads((target / "meta.json").read_bytes())
         arrays = {}
-        for name in _ARRAYS:
+        for name in names:
             path, facts = target / f"{name}.npy", meta["files"][name]
             # All of it, every time: a tenth of a second, and the pages are wanted anyway.
             if path.stat().st_size != facts["bytes"] or _crc32(path) != facts["crc32"]:
                 raise ValueError(f"{path.name} has changed")
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Source(**arrays, classes=tuple(meta["classes"]), note=meta["note"], fingerprint=meta["fingerprint"])
+        return arrays, meta
     except FileNotFoundError as error:
-        if target.exists():
+        if target.exists() and warns:
             log.warning("%s: the cache is damaged (%s is missing); making it anew", target, error.filename)
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: the cache is damaged (%s); making it anew", target, error)
+        if warns:
+            log.warning("%s: the cache is damaged (%s); making it anew", target, error)
         return None
 
 

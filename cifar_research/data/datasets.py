@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from cifar_research.data import cache, cifar, images, synthetic
 from cifar_research.data.cache import DataError, Source
+from cifar_research.plugins import nearest
 
 __all__ = ["DataError", "Dataset", "Split", "load"]
 
@@ -17,12 +19,14 @@ __all__ = ["DataError", "Dataset", "Split", "load"]
 class Split:
     """Some rows of a source: images uint8 [N, H, W, C] and labels int64 [N] of all of it, and which rows are meant.
 
-    Kept apart so that the images stay the memory map that every run on the machine shares.
+    Kept apart so that the images stay the memory map that every run on the machine shares. Of a backbone's features,
+    images are float32 [views N, ...] and labels may be targets float32 [views N, K]: `views` copies, one an epoch.
     """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,20 +71,46 @@ def load(data: Any) -> Dataset:
     else:
         held_out = images.hold_out(source.train_labels, data.val_fraction, data.split_seed)
         val = Split(source.train_images, source.train_labels, everything[held_out])
-    rows = everything[~held_out]
+    rows, labels, classes = everything[~held_out], source.train_labels, source.classes
+    if data.classes is not None:
+        chosen = _chosen(data.classes, classes)
+        classes, labels = tuple(classes[i] for i in chosen), _renumbered(labels, chosen)
+        rows, val, test = (rows[labels[rows] >= 0], _only(val, chosen), _only(test, chosen))
     if data.train_size is not None:
-        rows = _subset(rows, source.train_labels, data.train_size, data.split_seed)
+        rows = _subset(rows, labels, data.train_size, data.split_seed)
     if not len(rows):
         raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training image; lower it")
     return Dataset(
         name=data.name,
-        classes=source.classes,
-        train=Split(source.train_images, source.train_labels, rows),
+        classes=classes,
+        train=Split(source.train_images, labels, rows),
         val=val,
         test=test,
         fingerprint=source.fingerprint,
         note="; ".join(notes) or None,
     )
+
+
+def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the numbers of the classes of these names, in the order given."""
+    for name in names:
+        if name not in classes:
+            raise DataError(f"data.classes: there is no class {name!r}{nearest(name, classes)}")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise DataError(f"data.classes: {list(names)} must be at least two different ones of {', '.join(classes)}")
+    return [classes.index(name) for name in names]
+
+
+def _renumbered(labels: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """Return labels counted among the chosen classes; those of others are -1."""
+    numbers = np.full(max(int(labels.max()), *chosen) + 1, -1, np.int64)
+    numbers[list(chosen)] = np.arange(len(chosen))
+    return numbers[labels]
+
+
+def _only(split: Split, chosen: Sequence[int]) -> Split:
+    labels = _renumbered(split.labels, chosen)
+    return Split(split.images, labels, split.indices[labels[split.indices] >= 0])
 
 
 def _source(data: Any) -> Source:

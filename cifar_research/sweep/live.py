@@ -16,7 +16,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
-from cifar_research import report
+from cifar_research import phases, report
 from cifar_research.launchers import Launcher
 from cifar_research.launchers.worker import LOG
 from cifar_research.sweep.cells import COMPLETE, STATES, Cell
@@ -138,7 +138,7 @@ class Live:
 
     def _progress(self, cell: Cell) -> tuple[str, float | None]:
         """Return `3/10` and the best validation accuracy so far, from the run's history.csv."""
-        epochs = cell.config["training"]["epochs"]
+        epochs = phases.total_epochs(cell.config["training"])
         try:
             rows = report.read_history(self._folder / cell.folder / "history.csv")
         except (report.ReportError, OSError):

@@ -1,0 +1,95 @@
+"""Backbones of keras.applications, with the weights they were trained to, or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from cifar_research.backbones import weights as loading
+
+if TYPE_CHECKING:
+    import keras
+
+
+def pretrained(
+    *,
+    application: str,
+    module: str,
+    weights: str = "imagenet",
+    image_size: int,
+    min_image_size: int = 32,
+    batch_norm: Literal["inference", "train"] | None = None,
+    upper_blocks: str,
+    options: dict | None = None,
+) -> Callable[[tuple[int, int, int]], keras.Model]:
+    """A model of keras.applications without its top: `keras.applications.<module>.<application>`.
+
+    weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or the folder of a run of ours, whose backbone it is.
+    image_size: what images are resized to, bilinearly, before the application's own preprocessing.
+    batch_norm: `inference` leaves every moving statistic as the weights brought it, in trained layers too, as one does
+    in fine-tuning; `train` moves those of trained layers; null is inference with weights, and train without.
+    upper_blocks: the first of the layers that `trainable: upper` means.
+    options: more of the application's own arguments, such as MobileNetV2's alpha.
+    Returns a function from the image shape (H, W, 3) to a Keras model: float [B, H, W, 3] in [0, 1] in, feature map
+    out. ValueError names what is out of range.
+    """
+    if image_size < min_image_size:
+        raise ValueError(
+            f"image_size: {image_size} is too small for {application}, which takes {min_image_size} or more"
+        )
+    if image_size > 1024:
+        raise ValueError(f"image_size: {image_size} is out of range; it must be at most 1024")
+    loading.check(weights)
+    if batch_norm == "inference" and weights == "none":
+        raise ValueError(
+            "batch_norm: inference leaves moving statistics as they are, and weights=none brings none; choose train"
+        )
+    mode = batch_norm or ("train" if weights == "none" else "inference")
+
+    def make(of: str | None) -> Any:
+        import keras
+
+        home = getattr(keras.applications, module, None)
+        if not hasattr(home, application):
+            raise ValueError(f"application: keras.applications.{module} has no {application!r}")
+        try:
+            return getattr(home, application)(
+                include_top=False, weights=of, input_shape=(image_size, image_size, 3), **(options or {})
+            )
+        except TypeError as error:
+            raise ValueError(f"options: {application} refuses them: {error}") from error
+
+    def build(image_shape: tuple[int, int, int]) -> keras.Model:
+        import keras
+
+        if image_shape[-1] != 3:
+            raise ValueError(f"{application} takes images of 3 channels, and these have {image_shape[-1]}")
+        images = keras.Input(image_shape, name="images")
+        # In float32, whatever the precision of the layers: a pixel of 255 has no room in bfloat16's eight bits.
+        pixels = images
+        if image_shape[:2] != (image_size, image_size):
+            pixels = keras.ops.image.resize(pixels, (image_size, image_size), interpolation="bilinear")
+        pixels = getattr(keras.applications, module).preprocess_input(pixels * 255.0)
+        copy = keras.models.clone_model(make(None), clone_function=_ours)
+        model = keras.Model(images, copy(pixels), name=module)
+        model.upper_blocks = upper_blocks
+        model.runs_in_inference = mode == "inference"
+        return model
+
+    build.load_weights = lambda model: loading.load(model, weights, make)
+    build.standardizes = True
+    return build
+
+
+def _ours(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return a copy of a layer, on our fused kernels and stateless masks where Keras has its own."""
+    import keras
+
+    from cifar_research.layers import BatchNormalization, Dropout
+
+    settings = layer.get_config()
+    if type(layer) is keras.layers.BatchNormalization:
+        return BatchNormalization.from_config(settings)
+    if type(layer) is keras.layers.Dropout:
+        return Dropout(settings["rate"], noise_shape=settings["noise_shape"], name=settings["name"])
+    return layer.__class__.from_config(settings)

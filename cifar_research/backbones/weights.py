@@ -1,0 +1,148 @@
+"""Where a backbone's first weights come from: ImageNet, a file, or the folder of another run."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+_SUFFIXES = (".weights.h5", ".h5", ".keras")
+FILE = "model.weights.h5"
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, or that are another model's, in a sentence with their path."""
+
+
+def check(weights: str) -> None:
+    """Raise ValueError, before TensorFlow is imported, if this can be no weights: see pretrained."""
+    if weights in ("imagenet", "none"):
+        return
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        for name in ("report.json", FILE):
+            if not (path / name).is_file():
+                raise ValueError(
+                    f"weights: {weights} has no {name}; give the folder of a run that was completed, or a file"
+                )
+    elif not path.is_file():
+        raise ValueError(f"weights: {weights} is neither imagenet, none, a file, nor the folder of a run")
+    elif not path.name.endswith(_SUFFIXES):
+        raise ValueError(f"weights: {weights} is no file of weights; give one that ends in {', '.join(_SUFFIXES)}")
+
+
+def load(backbone: keras.Model, chosen: str, make: Callable[[str | None], Any] | None = None) -> None:
+    """Put weights into a backbone, layer by layer in order; WeightsError, naming the first that does not fit.
+
+    make: returns the same model of keras.applications, without a top, with the weights it is told; None for a backbone
+    that is none of theirs.
+    """
+    import keras
+
+    if chosen == "none":
+        return
+    path = Path(chosen).expanduser()
+    if chosen == "imagenet":
+        source = _imagenet(make)
+    elif path.is_dir():
+        source = _of_run(path)
+    elif path.name.endswith(".keras"):
+        try:
+            source = keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise WeightsError(f"backbone.weights: {path} cannot be read ({_first_line(error)})") from error
+    else:
+        source = keras.models.clone_model(backbone) if make is None else make(None)
+        try:
+            source.load_weights(path)
+        except (OSError, ValueError, KeyError) as error:
+            hint = (
+                "; it is a whole classifier: give its run's folder, whose backbone is taken"
+                if path.name == FILE
+                else ""
+            )
+            raise WeightsError(
+                f"backbone.weights: {path} does not fit {backbone.name} ({_first_line(error)}){hint}"
+            ) from error
+    _copy(source.weights, backbone.weights, chosen, backbone.name)
+
+
+def _copy(source: Sequence[Any], target: Sequence[Any], chosen: str, name: str) -> None:
+    told = {weight.path: tuple(weight.shape) for weight in source}
+    for weight in target:
+        if weight.path not in told:
+            raise WeightsError(
+                f"backbone.weights: {chosen} is of another network: it has no {weight.path}, which {name} has"
+            )
+        if told[weight.path] != tuple(weight.shape):
+            raise WeightsError(
+                f"backbone.weights: {weight.path} is {tuple(weight.shape)} in {name} and {told[weight.path]} in "
+                f"{chosen}; give both the same settings"
+            )
+    # A head above the backbone is left out, however many classes it has; a layer amid the others is another network's.
+    wanted = [weight.path for weight in target]
+    if odd := [path for path in list(told)[: len(wanted)] if path not in wanted]:
+        raise WeightsError(f"backbone.weights: {chosen} is of another network: {name} has no {odd[0]}, which it has")
+    values = {weight.path: weight for weight in source}
+    for weight in target:
+        weight.assign(values[weight.path])
+
+
+def _imagenet(make: Callable[[str | None], Any] | None) -> Any:
+    if make is None:
+        raise WeightsError(
+            "backbone.weights: imagenet is not to be had for this backbone; choose none, or a run's folder"
+        )
+    try:
+        return make("imagenet")
+    except Exception as error:  # noqa: BLE001 — Keras raises Exception itself for a failed download
+        if isinstance(error, ValueError) and str(error).startswith("options:"):
+            raise
+        kept = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+        found = re.search(r"https?://\S+(?<!:)", str(error))
+        url = found.group(0) if found else "the file of weights"
+        raise WeightsError(
+            f"backbone.weights: imagenet: {url.rpartition('/')[2]} could not be downloaded and verified "
+            f"({_first_line(error)}); fetch {url} where there is a network and put it into {kept}, or choose "
+            "backbone.weights=none, a file, or the folder of a run"
+        ) from error
+
+
+def _of_run(folder: Path) -> keras.Model:
+    """Return the backbone of a completed run, with its weights, whatever its head."""
+    from omegaconf import OmegaConf
+
+    from cifar_research import model, plugins, report
+
+    found = report.read_report(folder / "report.json")
+    made = found["config"]
+    node, size = dict(made["backbone"]), made["data"].get("image_size", 32)
+    node |= {"weights": "none"} if "weights" in node else {}  # what it began with does not matter any more
+    node |= {"batch_norm": None} if node.get("batch_norm") == "inference" else {}
+    try:
+        whole = model.classifier(
+            plugins.instantiate(OmegaConf.create(node)),
+            plugins.instantiate(OmegaConf.create(made["model"])),
+            (size, size, 3),
+            len(found["data"]["classes"]),
+        )
+        with warnings.catch_warnings():  # Keras tells of lists of layers that it has loaded by another name
+            warnings.simplefilter("ignore", UserWarning)
+            whole.load_weights(folder / FILE)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"backbone.weights: {folder / FILE} cannot be loaded into the model that its report.json describes "
+            f"({_first_line(error)}); give another run"
+        ) from error
+    return model.parts(whole)[0]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

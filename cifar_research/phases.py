@@ -1,0 +1,151 @@
+"""The phases of a training: which weights each trains, how fast, and for how long."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cifar_research import plugins
+
+if TYPE_CHECKING:
+    import keras
+
+_WORDS = ("none", "all", "upper")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase; see schema.PhaseConfig. learning_rate: before the schedule, which runs anew over each phase."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    trainable: str | Mapping[str, Any]
+    learning_rate_decay_by_depth: float
+    keeps_optimizer: bool
+
+    @property
+    def is_backbone_frozen(self) -> bool:
+        return self.trainable == "none"
+
+
+def plan(cfg: Any) -> list[Phase]:
+    """Return the phases of a whole config, in their order."""
+    training, rate = cfg["training"], cfg["optimizer"]["learning_rate"]
+    return [
+        Phase(
+            name=name,
+            epochs=_epochs(phase, training),
+            learning_rate=rate if phase["learning_rate"] is None else phase["learning_rate"],
+            trainable=phase["trainable"],
+            learning_rate_decay_by_depth=phase["learning_rate_decay_by_depth"],
+            keeps_optimizer=phase["optimizer"] == "keep",
+        )
+        for name, phase in training["phases"].items()
+    ]
+
+
+def total_epochs(training: Mapping[str, Any]) -> int:
+    """Return how many epochs all phases have together; `training` is the config's section of that name."""
+    return sum(_epochs(phase, training) for phase in training["phases"].values())
+
+
+def _epochs(phase: Mapping[str, Any], training: Mapping[str, Any]) -> int:
+    return training["epochs"] if phase["epochs"] is None else phase["epochs"]
+
+
+def check(training: Any) -> list[str]:
+    """Return what is wrong with training.phases, a sentence each, as far as it can be seen without the model."""
+    if not training.phases:
+        return ["training.phases: there is none, so nothing would be trained; choose training=scratch, or add one"]
+    problems = []
+    for name, phase in training.phases.items():
+        key = f"training.phases.{name}"
+        if phase is None:
+            problems.append(f"{key}: null is no phase; leave it out with ~{key}")
+            continue
+        if phase.epochs is not None and phase.epochs < 1:
+            problems.append(f"{key}.epochs: {phase.epochs} is out of range; it must be at least 1")
+        if phase.learning_rate is not None and not 0 < phase.learning_rate < float("inf"):
+            problems.append(f"{key}.learning_rate: {phase.learning_rate} is out of range; it must be above 0")
+        if not 0 < phase.learning_rate_decay_by_depth <= 1:
+            problems.append(
+                f"{key}.learning_rate_decay_by_depth: {phase.learning_rate_decay_by_depth} is out of range; it must be "
+                "above 0 and at most 1"
+            )
+        if phase.optimizer not in ("reset", "keep"):
+            hint = plugins.nearest(phase.optimizer, ("reset", "keep"))
+            problems.append(f"{key}.optimizer: {phase.optimizer!r} is not one of reset, keep{hint}")
+        problems += _check_trainable(f"{key}.trainable", phase.trainable)
+    return problems
+
+
+def _check_trainable(key: str, value: Any) -> list[str]:
+    says = "give none, all, upper, {last: 20}, {from: <layer>} or a pattern of layer names like block5_*"
+    if isinstance(value, str) and value:
+        return []
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in ("last", "from"):
+        return [f"{key}: {value!r} is no choice of layers; {says}"]
+    ((how, what),) = value.items()
+    if how == "last" and (not isinstance(what, int) or isinstance(what, bool) or what < 1):
+        return [f"{key}.last: {what!r} is no number of layers; it must be at least 1"]
+    if how == "from" and not (isinstance(what, str) and what):
+        return [f"{key}.from: {what!r} is no layer's name; {says}"]
+    return []
+
+
+def leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return a model's layers in its order, those of models within it in their place."""
+    parts = [leaves(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
+    return [layer for part in parts for layer in part]
+
+
+def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) -> list[keras.layers.Layer]:
+    """Return the backbone's layers that a phase trains, those with weights alone.
+
+    `last` counts layers with weights; `from` is every layer from that one on, in the model's order; `upper` is `from`
+    what the backbone calls its upper blocks. ConfigError, naming the nearest layer, if there is no such layer.
+    """
+    from cifar_research.config import ConfigError  # which imports this module
+
+    everything = leaves(backbone)
+    layers = [layer for layer in everything if layer.weights]
+    if trainable == "none":
+        return []
+    if trainable == "all":
+        return layers
+    if trainable == "upper":
+        first = getattr(backbone, "upper_blocks", None)
+        if first is None:
+            raise ConfigError(
+                "training.phases: trainable: upper needs a backbone that names its upper blocks, and "
+                f"{backbone.name} does not; give {{from: <layer>}} or {{last: <n>}}"
+            )
+        trainable = {"from": first}
+    names = [layer.name for layer in everything]
+    if isinstance(trainable, str):
+        found = [layer for layer in layers if fnmatch.fnmatchcase(layer.name, trainable)]
+        if not found:
+            raise ConfigError(
+                f"training.phases: trainable: no layer with weights of {backbone.name} is called {trainable!r}"
+                f"{plugins.nearest(trainable, [layer.name for layer in layers])}"
+            )
+        return found
+    if "last" in trainable:
+        return layers[-trainable["last"] :]
+    first = trainable["from"]
+    if first not in names:
+        raise ConfigError(
+            f"training.phases: trainable.from: {backbone.name} has no layer {first!r}{plugins.nearest(first, names)}"
+        )
+    return [layer for layer in everything[names.index(first) :] if layer.weights]
+
+
+def rate_scales(layers: Sequence[keras.layers.Layer], decay: float) -> dict[str, float]:
+    """Return, by weight, what its learning rate is multiplied by: decay^n for the n-th trained layer from the top.
+
+    Discriminative fine-tuning (Howard and Ruder 2018); the head, above them all, keeps the whole rate.
+    """
+    return {weight.path: decay**depth for depth, layer in enumerate(reversed(layers), 1) for weight in layer.weights}

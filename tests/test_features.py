@@ -1,0 +1,122 @@
+"""A frozen backbone's features: the same as computed every time, kept once, made anew when damaged."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cifar_research import checkpoint, report
+from cifar_research.data import cache
+
+# SGD, because Adam makes whole steps of the rounding errors that are all the gradient of a bias before batch
+# normalisation, and a batch of another size is rounded otherwise.
+FROZEN = [
+    "data=synthetic", "data.train_images=300", "data.test_images=60", "backbone.filters=[8,8]",
+    "backbone.batch_norm=true", "model=wide", "model.hidden=[16]", "training=feature_extraction", "training.epochs=3",
+    "training.batch_size=32", "optimizer=sgd", "optimizer.learning_rate=0.003",
+    "loss=categorical_crossentropy", "tensorboard.enabled=false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that runs a command in the cache of this test, and returns the folder."""
+    monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run(name, *more):
+        words = [sys.executable, "-m", "cifar_research.train", *FROZEN, *more, f"hydra.run.dir={tmp_path / name}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        run.output = done.stdout + done.stderr
+        return tmp_path / name
+
+    return run
+
+
+def kept(tmp_path):
+    return sorted(path.parent for path in (tmp_path / "cache").glob("features-*/meta.json"))
+
+
+def losses(folder):
+    return [[row[name] for name in ("loss", "val_loss")] for row in report.read_history(folder / "history.csv")]
+
+
+def weights(folder):
+    arrays = checkpoint.read(sorted((folder / "checkpoints").glob("step-*.ckpt"))[-1]).arrays
+    return {name: value for name, value in arrays.items() if "block" in name and name.startswith("model/")}
+
+
+def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
+    first, second = run("kept"), run("computed", "features.views=0")
+    np.testing.assert_allclose(losses(first), losses(second), atol=1e-5)
+    # Training and validation; the run that computes keeps none, and another seed shares them but not its random backbone.
+    assert len(kept(tmp_path)) == 2
+    before = weights(run("again", "training.epochs=1"))
+    assert len(kept(tmp_path)) == 2
+    assert all((before[name] == value).all() for name, value in weights(first).items())
+    run("other", "seed=1")
+    assert len(kept(tmp_path)) == 4
+    run("precise", "training.precision=bfloat16")
+    assert len(kept(tmp_path)) == 6
+
+
+def test_another_seed_shares_the_features_of_the_same_weights(run, tmp_path):
+    first = run("pretrained", "training=scratch")
+    run("one", f"backbone.weights={first}", "backbone.filters=[8,8]")
+    run("two", f"backbone.weights={first}", "seed=5")
+    assert len(kept(tmp_path)) == 2
+
+
+def test_views_are_augmented_and_taken_in_turn(run, tmp_path):
+    folder = run("views", "augmentation=flip", "features.views=2", "seed=0")
+    targets = [np.load(path / "targets.npy") for path in kept(tmp_path)]
+    assert sorted(map(len, targets)) == [30, 540]
+    (features,) = [np.load(path / "features.npy") for path in kept(tmp_path) if len(np.load(path / "targets.npy")) > 30]
+    assert 0.2 < (features[:270] != features[270:]).any(1).mean() < 0.8  # half are flipped in one and not in the other
+    assert len(losses(folder)) == 3
+    mixed = run("mixed", "augmentation=mixup", "features.views=1")
+    soft = max((np.load(path / "targets.npy") for path in kept(tmp_path)), key=lambda one: (one.max(1) < 1).sum())
+    assert (soft.max(1) < 1).mean() > 0.5
+    np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-5)
+    assert len(losses(mixed)) == 3
+
+
+def test_damaged_features_are_made_anew_with_a_warning(run, tmp_path):
+    expected = losses(run("first"))
+    for folder in kept(tmp_path):
+        content = bytearray((folder / "features.npy").read_bytes())
+        content[-3] ^= 1
+        (folder / "features.npy").write_bytes(content)
+    assert losses(run("second")) == expected
+    assert run.output.count("the cache is damaged") == 2 and "making it anew" in run.output
+
+
+def test_the_command_clears_them(run, tmp_path):
+    run("first")
+    words = [sys.executable, "-m", "cifar_research.data"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.count("features-") == 2 and done.stdout.count("synthetic-") == 1
+    done = subprocess.run([*words, "--clear", "features"], capture_output=True, text=True, check=True)
+    assert done.stdout.count("deleted") == 2
+    assert not kept(tmp_path) and len(list((tmp_path / "cache").glob("synthetic-*/meta.json"))) == 1
+    done = subprocess.run([*words, "--dir", str(tmp_path / "no")], capture_output=True, text=True, check=True)
+    assert "Nothing is cached" in done.stdout
+
+
+def test_what_a_killed_process_left_is_swept_up(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        np.save(folder / "a.npy", np.arange(3))
+        return {}
+
+    cache.kept(tmp_path, "features", [1], ["a"], make)
+    (target,) = tmp_path.glob("features-*/")
+    left = tmp_path / f".{target.name}.left"
+    left.mkdir()
+    (left / "a.npy").touch()
+    (target / "a.npy").unlink()
+    arrays, _ = cache.kept(tmp_path, "features", [1], ["a"], make)
+    assert not left.exists() and len(made) == 2 and list(arrays["a"]) == [0, 1, 2]

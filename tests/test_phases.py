@@ -1,0 +1,183 @@
+"""Phases: what each trains, at which rate, and what stays as it was, to the bit."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cifar_research import config, loop, phases, steps, tasks
+from cifar_research.data.datasets import Dataset, Split
+
+BASE = ["backbone.filters=[4,8]", "backbone.batch_norm=true", "model.hidden=[8]", "loss=categorical_crossentropy"]
+MOBILENET = ["experiment=transfer", "backbone.image_size=32", "backbone.options.alpha=0.35"]
+SGD = ["optimizer=sgd", "optimizer.learning_rate=0.1"]
+
+
+def random_data(count=16, size=32):
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    split = Split(images, np.arange(count) % 10, np.arange(count))
+    classes = tuple(f"class {i}" for i in range(10))
+    return Dataset(name="random", classes=classes, train=split, val=split, test=split, fingerprint="random", note=None)
+
+
+def entered(*overrides, phase=0, base=BASE):
+    """Return a task in one of its phases, and the data as that sees it."""
+    cfg = config.compose([*base, *overrides])
+    config.check(cfg)
+    data = random_data()
+    task = tasks.build(cfg, data)
+    tasks.load_weights(cfg, task)
+    record = loop.Record(phase=phase, phase_steps=[0] * (phase + 1), phase_epochs=[0] * (phase + 1))
+    seen, _ = tasks.enter(cfg, task, data, phases.plan(cfg), record)
+    return task, seen
+
+
+def step(task, seen, count=1):
+    call = tf.function(lambda images, labels: steps.train_step(task, images, labels))
+    for _ in range(count):
+        totals = call(seen.train.images[:16], seen.train.labels[:16]).numpy()
+    assert np.isfinite(totals).all() and totals[2] == 16
+
+
+def values(task):
+    return {weight.path.removeprefix("cnn/"): weight.value.numpy() for weight in task.model.weights}
+
+
+def changed(task, seen, count=1):
+    """Return the paths of the weights that a step changes, moving statistics among them."""
+    before = values(task)
+    step(task, seen, count)
+    return {path for path, value in values(task).items() if (value != before[path]).any()}
+
+
+def layers_of(paths):
+    return {path.partition("/")[0] for path in paths}
+
+
+def test_ordinary_training_is_one_phase_of_all_weights():
+    (phase,) = phases.plan(config.compose([]))
+    assert (phase.name, phase.epochs, phase.learning_rate, phase.trainable) == ("scratch", 10, 0.005, "all")
+    assert phases.total_epochs(config.compose(["training.epochs=3"]).training) == 3
+
+
+def test_phases_take_epochs_and_rates_of_their_own():
+    words = ["training=combined", "training.epochs=4", "training.phases.head.epochs=2", "optimizer.learning_rate=0.01"]
+    cfg = config.compose(words)
+    found = [(p.name, p.epochs, p.learning_rate, p.trainable) for p in phases.plan(cfg)]
+    assert found == [("head", 2, 0.01, "none"), ("backbone", 4, 0.0001, "upper")]
+    assert phases.total_epochs(cfg.training) == 6
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("none", set()),
+        ("all", {"block1_conv1", "block1_conv1_norm", "block2_conv1", "block2_conv1_norm"}),
+        ("upper", {"block2_conv1", "block2_conv1_norm"}),
+        ("{last:1}", {"block2_conv1_norm"}),
+        ("{from:block1_pool}", {"block2_conv1", "block2_conv1_norm"}),
+        ("block?_conv1", {"block1_conv1", "block2_conv1"}),
+    ],
+)
+def test_what_is_trained(trainable, expected):
+    task, seen = entered("training=fine_tuning", f"training.phases.backbone.trainable={trainable}", "augmentation=flip")
+    moved = layers_of(changed(task, seen, 2))
+    assert {layer for layer in moved if layer.startswith("block")} == expected
+    assert {"head_dense1", "logits"} <= moved
+    assert tasks.num_trained(task, phases.plan(config.compose(["training=feature_extraction"]))[0]) < task.count(
+        [weight.path for weight in task.model.weights]
+    )
+
+
+def test_moving_statistics_of_what_is_frozen_stay_to_the_bit():
+    task, seen = entered("training=feature_extraction", "augmentation=flip")
+    assert not [path for path in changed(task, seen, 3) if path.startswith("block")]
+    task, seen = entered("training=combined", phase=1)
+    moved = changed(task, seen, 3)
+    assert not [path for path in moved if path.startswith("block1")]
+    assert "block2_conv1_norm/moving_mean" in moved
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("inference", False), ("train", True)])
+def test_batch_norm_of_a_pretrained_backbone(tmp_path, mode, moves):
+    weights = save_mobilenet(tmp_path)
+    words = [f"backbone.weights={weights}", f"backbone.batch_norm={mode}", "training=scratch"]
+    task, seen = entered(*words, base=MOBILENET)
+    moved = [path for path in changed(task, seen, 2) if path.endswith(("moving_mean", "moving_variance"))]
+    assert bool(moved) is moves
+    assert "Conv_1_bn/gamma" in {weight.path for weight in task.model.weights}
+
+
+def save_mobilenet(folder):
+    import keras
+
+    path = folder / "mobilenet.weights.h5"
+    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3), alpha=0.35).save_weights(
+        path
+    )
+    return path
+
+
+def test_rates_fall_with_depth():
+    words = ["training=scratch", "training.phases.scratch.learning_rate_decay_by_depth=0.5", *SGD]
+    whole, seen = entered("training=scratch", *SGD)
+    before = values(whole)
+    fallen, _ = entered(*words)
+    for weight in fallen.model.weights:
+        weight.assign(before[weight.path.removeprefix("cnn/")])
+    step(whole, seen)
+    step(fallen, seen)
+    depth = {"block2_conv1_norm": 1, "block2_conv1": 2, "block1_conv1_norm": 3, "block1_conv1": 4, "logits": 0}
+    for layer, n in depth.items():
+        name = f"{layer}/{'gamma' if layer.endswith('norm') else 'kernel'}"
+        moves = [values(task)[name] - before[name] for task in (whole, fallen)]
+        np.testing.assert_allclose(moves[1], moves[0] * 0.5**n, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "is_kept"), [("reset", False), ("keep", True)])
+def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
+    from cifar_research.checkpoint import Checkpoints
+
+    task, seen = entered("training=combined", f"training.phases.backbone.optimizer={mode}", "augmentation=flip")
+    record, kept = loop.Record(), Checkpoints(tmp_path, 1)
+    step(task, seen, 2)
+    record.step, record.epoch, record.best = 2, 1, {"step": 2, "epoch": 1, "value": 0.5}
+    loop._keep_best(task, kept, record)
+    best = values(task)
+    step(task, seen)
+    loop.next_phase(task, record, kept, keeps_optimizer=is_kept)
+    assert (record.phase, record.phase_steps, record.phase_epochs) == (1, [0, 2], [0, 1])
+    assert all((value == best[path]).all() for path, value in values(task).items())
+    slots = [value.numpy().any() for name, value in task.variables().items() if name.startswith("optimizer/logits/k")]
+    assert all(slots) is is_kept and any(slots) is is_kept
+
+
+BAD = [
+    ("~training.phases.scratch", ["training.phases", "there is none"]),
+    ("training.phases.scratch.epochs=0", ["training.phases.scratch.epochs", "0", "at least 1"]),
+    ("training.phases.scratch.learning_rate=-1", ["training.phases.scratch.learning_rate", "-1"]),
+    ("training.phases.scratch.learning_rate_decay_by_depth=2", ["learning_rate_decay_by_depth", "2"]),
+    ("training.phases.scratch.optimizer=kep", ["optimizer", "kep", "did you mean 'keep'"]),
+    ("training.phases.scratch.epoch=1", ["training.phases.scratch.epoch"]),
+    ("training.phases.scratch.trainable=3", ["trainable", "3"]),
+    ("training.phases.scratch.trainable={last:0}", ["trainable.last", "0"]),
+    ("training.phases.scratch.trainable={lst:2}", ["trainable", "lst"]),
+    ("training.phases.scratch=null", ["training.phases.scratch"]),
+    ("features.views=-1", ["features.views", "-1"]),
+    ("schedule=cosine schedule.warmup_epochs=3 training=combined training.phases.head.epochs=2", ["warmup", "head"]),
+]
+
+
+@pytest.mark.parametrize(("words", "parts"), BAD)
+def test_bad_phases_are_refused(words, parts):
+    with pytest.raises(config.ConfigError) as error:
+        config.check(config.compose(words.split()))
+    assert not [part for part in parts if part not in str(error.value)], str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "part"),
+    [("{from:block2_conv}", "did you mean 'block2_conv1'"), ("block9_*", "no layer"), ("blok2_conv1", "did you mean")],
+)
+def test_unknown_layers_are_named(trainable, part):
+    with pytest.raises(config.ConfigError, match=part):
+        entered("training=fine_tuning", f"training.phases.backbone.trainable={trainable}")

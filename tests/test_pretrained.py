@@ -1,0 +1,252 @@
+"""Pretrained backbones: where their weights come from, and that every technique takes a step with every augmentation."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_phases import MOBILENET, entered
+
+from cifar_research import augmentation, checkpoint, config, layers, model, plugins, steps, train
+from cifar_research.backbones.weights import WeightsError
+
+BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50")
+SIZE_32 = ["experiment=transfer", "backbone.image_size=32", "backbone.weights=none"]
+AUGMENTATIONS = ("none", "flip", "slides", "crop_flip", "cutmix")
+
+
+def application(alpha=0.35, **settings):
+    settings = {"include_top": False, "weights": None, "input_shape": (32, 32, 3), "alpha": alpha} | settings
+    return keras.applications.MobileNetV2(**settings)
+
+
+def built(*overrides):
+    """Return the task that a mobilenet's config builds, with its weights."""
+    task, _ = entered("training=scratch", *overrides, base=MOBILENET)
+    return task
+
+
+def assert_same_weights(backbone, source):
+    assert len(backbone.weights) == len(source.weights)
+    for ours, theirs in zip(backbone.weights, source.weights, strict=True):
+        assert ours.path == theirs.path
+        assert (ours.value.numpy() == theirs.value.numpy()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_technique_takes_a_step_with_every_augmentation(backbone):
+    transforms = {
+        name: augmentation.compose(config.transforms(config.compose([f"augmentation={name}"])))
+        for name in AUGMENTATIONS
+    }
+    for technique in ("feature_extraction", "fine_tuning", "combined"):
+        for phase in range(2 if technique == "combined" else 1):
+            words = [f"backbone={backbone}", f"training={technique}", "features.views=0"]
+            task, seen = entered(*words, phase=phase, base=SIZE_32)
+            for name, transform in transforms.items():
+                task.augment = transform
+                totals = steps.train_step(task, seen.train.images[:4], tf.constant(seen.train.labels[:4])).numpy()
+                assert totals[2] == 4 and np.isfinite(totals).all(), (technique, name)
+            # What autograph makes of it is what runs are made of.
+            totals = tf.function(lambda a, b, task=task: steps.train_step(task, a, b))(
+                seen.train.images[:4], seen.train.labels[:4]
+            )
+            assert np.isfinite(totals.numpy()).all()
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"])
+def test_it_computes_what_the_application_computes(backbone):
+    cfg = config.compose([*SIZE_32, f"backbone={backbone}", "backbone.image_size=64"])
+    build = plugins.instantiate(cfg.backbone)
+    ours = build((32, 32, 3))
+    home = getattr(keras.applications, cfg.backbone.module)
+    theirs = getattr(home, cfg.backbone.application)(include_top=False, weights=None, input_shape=(64, 64, 3))
+    for mine, its in zip(ours.weights, theirs.weights, strict=True):
+        mine.assign(its)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    resized = tf.image.resize(images, (64, 64)) * 255
+    np.testing.assert_allclose(ours(images), theirs(home.preprocess_input(resized)), rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norm_and_dropout_are_ours():
+    cfg = config.compose([*SIZE_32, "backbone=efficientnet_v2_b0"])
+    from cifar_research import phases
+
+    found = phases.leaves(plugins.instantiate(cfg.backbone)((32, 32, 3)))
+    assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
+    for kind, ours in (
+        (keras.layers.BatchNormalization, layers.BatchNormalization),
+        (keras.layers.Dropout, layers.Dropout),
+    ):
+        assert all(isinstance(layer, ours) for layer in found if isinstance(layer, kind))
+
+
+def test_a_mask_of_a_noise_shape_is_one_for_each_image():
+    with layers.random_seed(tf.constant([1, 2])):
+        kept = layers.Dropout(0.5, noise_shape=(None, 1, 1, 1))(tf.ones([64, 4, 4, 3]), training=True).numpy()
+    assert (kept == kept[:, :1, :1, :1]).all() and 0.2 < (kept == 0).mean() < 0.8
+
+
+def test_weights_of_files(tmp_path):
+    source = application()
+    source.save_weights(tmp_path / "a.weights.h5")
+    source.save(tmp_path / "a.keras")
+    for name in ("a.weights.h5", "a.keras"):
+        assert_same_weights(model.parts(built(f"backbone.weights={tmp_path / name}").model)[0], source)
+
+
+def test_weights_of_a_run_whatever_its_head(tmp_path):
+    small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
+    words = [*MOBILENET, "backbone.weights=none", "model=wide", "model.hidden=[8]", "training=scratch", *small]
+    train.run(config.compose([*words, "tensorboard.enabled=false"]), tmp_path / "run")
+    task = built(f"backbone.weights={tmp_path / 'run'}")
+    whole = built("backbone.weights=none", "model=wide", "model.hidden=[8]")
+    whole.model.load_weights(tmp_path / "run" / "model.weights.h5")
+    assert_same_weights(model.parts(task.model)[0], model.parts(whole.model)[0])
+    (best,) = (tmp_path / "run" / "checkpoints").glob("best-*.ckpt")
+    saved = checkpoint.read(best).arrays
+    for weight in model.parts(task.model)[0].weights:
+        assert (weight.value.numpy() == saved[f"model/{weight.path}"]).all()
+
+    with pytest.raises(WeightsError, match="give its run's folder"):
+        built(f"backbone.weights={tmp_path / 'run' / 'model.weights.h5'}")
+    with pytest.raises(WeightsError, match=r"Conv1/kernel is \(3, 3, 3, 24\).* and \(3, 3, 3, 16\)"):
+        built(f"backbone.weights={tmp_path / 'run'}", "backbone.options.alpha=0.75")
+    (tmp_path / "run" / "model.weights.h5").write_bytes(b"\x89HDF half")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        built(f"backbone.weights={tmp_path / 'run'}")
+    (tmp_path / "run" / "model.weights.h5").unlink()
+    with pytest.raises(config.ConfigError, match=r"has no model\.weights\.h5"):
+        built(f"backbone.weights={tmp_path / 'run'}")
+
+
+def test_a_head_in_the_file_is_left_out_whatever_its_classes(tmp_path):
+    source = application(include_top=True, classes=7)
+    source.save_weights(tmp_path / "top.weights.h5")
+    source.save(tmp_path / "top.keras")
+    for name in ("top.weights.h5", "top.keras"):
+        backbone = model.parts(built(f"backbone.weights={tmp_path / name}").model)[0]
+        for ours, theirs in zip(backbone.weights, source.weights[:-2], strict=True):
+            assert (ours.value.numpy() == theirs.value.numpy()).all()
+    keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save(tmp_path / "vgg.keras")
+    with pytest.raises(WeightsError, match="is of another network"):
+        built(f"backbone.weights={tmp_path / 'vgg.keras'}")
+
+
+def test_a_keras_file_cannot_run_code(tmp_path):
+    inner = keras.layers.Lambda(lambda x: x)
+    keras.Sequential([keras.Input((3,)), inner]).save(tmp_path / "evil.keras")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        built(f"backbone.weights={tmp_path / 'evil.keras'}")
+    with zipfile.ZipFile(tmp_path / "empty.keras", "w"):
+        pass
+    with pytest.raises(WeightsError, match="cannot be read"):
+        built(f"backbone.weights={tmp_path / 'empty.keras'}")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("backbone.image_size=24", ["image_size", "24", "MobileNetV2", "32"]),
+        ("backbone.image_size=2000", ["image_size", "2000", "1024"]),
+        ("backbone.weights=nowhere", ["weights", "nowhere", "neither"]),
+        ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
+        ("backbone.batch_norm=false", ["batch_norm", "False"]),
+        ("backbone.alpha=0.35", ["alpha"]),
+        ("data.standardize=true", ["data.standardize", "preprocessing"]),
+        ("backbone=mobilenet", ["mobilenet_v2"]),
+    ],
+)
+def test_bad_settings_are_refused_before_tensorflow(words, parts):
+    with pytest.raises(config.ConfigError) as error:
+        config.check(config.compose(["experiment=transfer", *words.split()]))
+    assert not [part for part in parts if part not in str(error.value)], str(error.value)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    content, length = b"", 0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.length))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server of EfficientNetV2's weights, whose hash Keras checks; its address stands in for Keras's own."""
+    from keras.src.applications import efficientnet_v2
+    from keras.src.utils import file_utils
+
+    source = keras.applications.EfficientNetV2B0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    path = tmp_path / "served.weights.h5"
+    source.save_weights(path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(Server, "content", path.read_bytes())
+    monkeypatch.setattr(Server, "length", path.stat().st_size)
+    monkeypatch.setattr(efficientnet_v2, "BASE_WEIGHTS_PATH", f"http://127.0.0.1:{server.server_port}/")
+    known = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(efficientnet_v2.WEIGHTS_HASHES, "b0", ("", known))
+    (tmp_path / "keras").mkdir()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path / "keras"))
+    # Keras saves in the newer format by this name alone, and its own weights are of the older one.
+    suffix = ".weights.h5"
+    get_file = file_utils.get_file
+    monkeypatch.setattr(
+        efficientnet_v2.file_utils,
+        "get_file",
+        lambda name, url, **more: get_file(name.removesuffix(".h5") + suffix, url, **more),
+    )
+    yield source
+    server.shutdown()
+    server.server_close()
+
+
+def efficientnet():
+    words = ["experiment=transfer", "backbone=efficientnet_v2_b0", "backbone.image_size=32", "training=scratch"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        task, _ = entered(*words, base=[])
+    return model.parts(task.model)[0]
+
+
+def test_imagenet_weights_are_downloaded_verified_and_kept(hub, tmp_path, monkeypatch):
+    assert_same_weights(efficientnet(), hub)
+    assert len(list((tmp_path / "keras" / "models").glob("*.h5"))) == 1
+    monkeypatch.setattr(Server, "content", b"")
+    assert_same_weights(efficientnet(), hub)  # from what was kept
+
+
+def test_other_bytes_than_the_hash_says_are_refused(hub, monkeypatch):
+    monkeypatch.setattr(Server, "content", Server.content[:-1] + b"x")
+    with pytest.raises(WeightsError, match="hash"):
+        efficientnet()
+
+
+def test_half_a_file_is_refused_and_not_kept(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(Server, "content", Server.content[: len(Server.content) // 2])
+    with pytest.raises(WeightsError, match="imagenet"):
+        efficientnet()
+    assert not list((tmp_path / "keras" / "models").glob("*.h5"))
+
+
+def test_without_a_server_one_sentence_names_the_file_and_the_folder(hub, tmp_path, monkeypatch):
+    from keras.src.applications import efficientnet_v2
+
+    monkeypatch.setattr(efficientnet_v2, "BASE_WEIGHTS_PATH", "http://127.0.0.1:9/")
+    with pytest.raises(WeightsError) as error:
+        efficientnet()
+    told = str(error.value)
+    assert "efficientnetv2-b0_notop.h5" in told and str(tmp_path / "keras" / "models") in told and "\n" not in told
