@@ -220,10 +220,12 @@ def _check_combinations(cfg: DictConfig) -> list[str]:
     problems += phases.check(training)
     for phase in [] if problems else phases.plan(cfg):
         if isinstance(warmup, (int, float)) and warmup >= phase.epochs:
-            problems.append(
-                f"schedule.warmup_epochs: {warmup} leaves nothing of the phase {phase.name}, which has "
-                f"training.epochs={phase.epochs}; make it shorter"
+            key = (
+                "training.epochs"
+                if training.phases[phase.name].epochs is None
+                else f"training.phases.{phase.name}.epochs"
             )
+            problems.append(f"schedule.warmup_epochs: {warmup} leaves nothing of {key}={phase.epochs}; make it shorter")
     if cfg.data.name == "images" and cfg.data.dir is None:
         problems.append("data.dir: has no value; data=images needs the folder, data.dir=<folder>")
     size = cfg.data.train_size

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_research import layers, model
-from cifar_research.data import batches, cache
+from cifar_research import model
+from cifar_research.data import cache
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.steps import Task, View, prepare, standardize
 
-if TYPE_CHECKING:
-    import keras
-
 NAME = "features"
+VERSION = 1  # of what is computed below; a change of it makes all that is kept anew
+_BATCH = 256
 
 
 def num_views(cfg: Any) -> int:
@@ -31,59 +32,68 @@ def num_views(cfg: Any) -> int:
     return cfg.features.views if has_augmentation else min(cfg.features.views, 1)
 
 
-def keep(cfg: Any, task: Task, data: Dataset, views: int) -> tuple[Dataset, View]:
+def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], None]) -> tuple[Dataset, View]:
     """Return the data set as the backbone's features, and what makes sense of them.
 
-    A feature is what the head makes its vector of, float32: pooled, if the head's first layer pools. They are kept in
-    the data cache's folder, by all that they depend on, so that the runs of a sweep share them.
+    A feature is what the head makes its vector of, float32: pooled, if the head begins with pooling. They are kept in
+    the data cache's folder, by all that they depend on, so that the runs of a sweep share them; tell is called before
+    they are computed.
     """
     backbone, head = model.parts(task.model)
     pool, rest = _split(head)
-    shape = pool.output_shape[1:] if pool else backbone.output_shape[1:]
+    shape = rest.input_shape[1:]
 
     @tf.function(reduce_retracing=True)
     def extract(images: tf.Tensor) -> tf.Tensor:
         found = backbone(standardize(task, images), training=False)
-        return tf.cast(pool(found) if pool else found, tf.float32)
+        return tf.cast(found if pool is None else pool(found), tf.float32)
 
     augments = any(node is not None for node in cfg.augmentation.values())
+    augment = tf.function(task.augment, reduce_retracing=True)
     identity = {
+        "version": [VERSION, keras.__version__],
         "backbone": [cfg.backbone._target_, *_settings(cfg.backbone)],
         "weights": _digest(*(weight.value.numpy() for weight in backbone.weights)),
-        "pool": pool and type(pool).__name__,
+        "pool": None if pool is None else [type(pool).__name__, list(shape)],
         "precision": task.precision,
         "fingerprint": data.fingerprint,
         "standardize": None if task.mean is None else [*map(float, task.mean), *map(float, task.deviation)],
     }
     of_training = identity | {"views": [views, cfg.seed, _plain(cfg.augmentation)]} if augments else identity
-    root, size = cache.root(cfg.data.cache_dir), cfg.training.eval_batch_size
 
-    def features(split: Split, identity: dict[str, Any], views: int, augment: Callable[..., Any] | None) -> Split:
-        rows = {"rows": _digest(split.indices, split.labels[split.indices])}
+    def features(split: Split, identity: dict[str, Any], views: int, augments: bool) -> Split:
+        # Rows of the test set's images may have the numbers and labels of some of the training set's.
+        place = "test" if split.images is data.test.images else "training"
+        identity = identity | {"rows": [place, _digest(split.indices, split.labels[split.indices])]}
 
         def make(folder: Path) -> dict[str, Any]:
-            kept = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (views * len(split), *shape))
+            tell(f"Computing the backbone's features of {views * len(split):,} images; they are kept for later runs.")
+            kept = _memory_map(folder / "features.npy", (views * len(split), *shape))
             targets = np.empty((views * len(split), task.num_classes), np.float32)
-            end = 0
             for view in range(views):
-                for number, (images, labels) in enumerate(batches.evaluation(split, batch_size=size)):
-                    pixels, soft = prepare(task, images, labels)
-                    if augment is not None:
+                # Mixing takes its partners from the batch, and a data set may be sorted by class.
+                order = np.random.default_rng([cfg.seed, view]).permutation(len(split)) if augments else None
+                for begin in range(0, len(split), _BATCH):
+                    rows = (
+                        np.arange(begin, min(begin + _BATCH, len(split))) if order is None else order[begin:][:_BATCH]
+                    )
+                    chosen = split.indices[rows]
+                    pixels, soft = prepare(task, split.images[chosen], split.labels[chosen])
+                    if augments:
                         seed = tf.constant([cfg.seed, view], tf.int32)
-                        pixels, soft = augment(pixels, soft, tf.random.experimental.stateless_fold_in(seed, number))
-                    begin, end = end, end + len(pixels)
-                    kept[begin:end], targets[begin:end] = extract(pixels).numpy(), soft.numpy()
+                        pixels, soft = augment(pixels, soft, tf.random.experimental.stateless_fold_in(seed, begin))
+                    kept[view * len(split) + rows] = extract(pixels).numpy()
+                    targets[view * len(split) + rows] = soft.numpy()
             kept.flush()
             np.save(folder / "targets.npy", targets, allow_pickle=False)
             return {"identity": identity}
 
-        arrays, _ = cache.kept(root, NAME, identity | rows, ("features", "targets"), make)
-        targets = arrays["targets"] if augment is not None else split.labels[split.indices]
-        return Split(arrays["features"], targets, np.arange(len(split)), views)
+        arrays, _ = cache.kept(cache.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
+        labels = arrays["targets"] if augments else split.labels[split.indices]
+        return Split(arrays["features"], labels, np.arange(len(split)), views)
 
-    with layers.random_seed(tf.constant([cfg.seed, 0])):
-        train = features(data.train, of_training, views, tf.function(task.augment) if augments else None)
-        val = features(data.val, identity, 1, None) if len(data.val) else data.val
+    train = features(data.train, of_training, views, augments)
+    val = features(data.val, identity, 1, False) if len(data.val) else data.val
     kept = Dataset(data.name, data.classes, train, val, data.test, data.fingerprint, data.note)
 
     def targets(labels: tf.Tensor) -> tf.Tensor:
@@ -93,17 +103,25 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int) -> tuple[Dataset, View
         train=lambda inputs, labels, seed: (inputs, targets(labels)),
         evaluate=lambda inputs, labels: (inputs, targets(labels)),
         network=lambda inputs, training: rest(inputs, training=training),
+        penalties=lambda: rest.losses,
     )
 
 
 def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
     """Return the pooling that a head begins with, None if it begins otherwise, and the head from there on."""
-    import keras
-
-    pool = next((layer for layer in head.layers if layer.name == "head_pool"), None)
-    if pool is None:
+    layers = getattr(head, "layers", [])
+    if len(layers) < 2 or layers[1].name != "head_pool" or layers[1].weights:
         return None, head
-    return keras.Model(head.input, pool.output), keras.Model(pool.output, head.output)
+    return layers[1], keras.Model(layers[1].output, head.output)
+
+
+def _memory_map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Make a .npy file and map it, whole on the disk: writing where there is no room left would kill the process."""
+    kept = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return kept
 
 
 def _settings(node: Any) -> list[str]:

@@ -39,11 +39,9 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             value, epoch = (min if name == "loss" else max)(known, key=lambda pair: pair[0])
             label = f"best, {value:.3f} in epoch {epoch}"
             axes.plot(epoch, value, "*", color=_VAL, markersize=13, label=label)
-        for before, after in itertools.pairwise(rows):
-            if before["phase"] != after["phase"]:
-                axes.axvline(after["epoch"] - 0.5, color="grey", linestyle=":", linewidth=1)
-                place = (after["epoch"] - 0.4, 0.02)
-                axes.annotate(after["phase"], place, xycoords=("data", "axes fraction"), color="grey")
+        for epoch, phase in phase_changes(rows):
+            axes.axvline(epoch - 0.5, color="grey", linestyle=":", linewidth=1)
+            axes.annotate(phase, (epoch - 0.4, 0.02), xycoords=("data", "axes fraction"), color="grey")
         axes.set(title=name.capitalize(), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(rows) == 1:
@@ -53,6 +51,15 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     save(figure, path)
+
+
+def phase_changes(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Return the first epoch and the name of each phase of a history but the first."""
+    return [
+        (after["epoch"], after["phase"])
+        for before, after in itertools.pairwise(rows)
+        if before["phase"] != after["phase"]
+    ]
 
 
 def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:

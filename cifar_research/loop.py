@@ -23,6 +23,7 @@ from cifar_research.phases import Phase
 from cifar_research.steps import Task, View, eval_step, many_steps
 from cifar_research.tensorboard import Writer
 
+_CHIEF_SECONDS = 120  # for the chief to write what the other workers read
 # Asked with an epoch's row of the history.
 Rule = Callable[[Mapping[str, Any]], bool]
 
@@ -172,12 +173,15 @@ class Evaluation:
 
     def __init__(self, task: Task, environment: Environment, batch_size: int, view: View) -> None:
         self._task, self._environment, self._batch_size = task, environment, batch_size
-        self._call = tf.function(lambda inputs, labels: eval_step(task, inputs, labels, view), reduce_retracing=True)
+        self._view, self._call = view, None
 
     def __call__(self, split: Split) -> Scores:
         """Score every image of the split, whatever the batch size."""
         device = self._environment.prefetch_device
         dataset = batches.evaluation(split, batch_size=self._batch_size, device=device)
+        if self._call is None:  # with the sizes of batches left open, since the last one is often smaller
+            task, view = self._task, self._view
+            self._call = tf.function(lambda *batch: eval_step(task, *batch, view), dataset.element_spec)
         with averaged_weights(self._task):
             parts = [self._call(inputs, labels) for inputs, labels in dataset]
         losses = np.concatenate([part[0].numpy() for part in parts])
@@ -227,8 +231,18 @@ def restore_best(task: Task, record: Record, checkpoints: Checkpoints) -> None:
         average.assign(weight.value)
 
 
-def next_phase(task: Task, record: Record, checkpoints: Checkpoints, *, keeps_optimizer: bool) -> None:
-    """Go from the end of a phase to the begin of the next: from the best weights so far, and a fresh optimizer."""
+def next_phase(
+    task: Task, environment: Environment, record: Record, checkpoints: Checkpoints, *, keeps_optimizer: bool
+) -> None:
+    """Go from the end of a phase to the begin of the next, which starts from the best weights so far.
+
+    keeps_optimizer: go on with what the optimizer has kept of each weight, instead of anew.
+    """
+    end = time.monotonic() + _CHIEF_SECONDS
+    while not environment.is_chief and not checkpoints.best_path(record.best["step"]).exists():
+        if time.monotonic() > end:
+            break  # and let the reading tell what is missing
+        time.sleep(0.1)  # the chief writes it, and is not always first
     restore_best(task, record, checkpoints)
     if not keeps_optimizer:
         task.reset_optimizer()

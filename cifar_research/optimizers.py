@@ -36,16 +36,18 @@ class Optimizer:
             for weight in weights
         ]
 
-    def apply(self, weights, slots, gradients, learning_rates, step) -> None:
+    def apply(self, weights, slots, gradients, learning_rates, steps) -> None:
         """Update every weight once, each at its own learning rate.
 
-        gradients: float32, of the weights' shapes; step: 1 at the first update.
+        gradients: float32, of the weights' shapes; steps: how often each one has been updated, with this time.
         """
         import tensorflow as tf
 
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-        for weight, kept, gradient, learning_rate in zip(weights, slots, gradients, learning_rates, strict=True):
+        for weight, kept, gradient, learning_rate, step in zip(
+            weights, slots, gradients, learning_rates, steps, strict=True
+        ):
             if self.weight_decay and weight.shape.rank > 1:
                 _subtract(weight, weight * (learning_rate * self.weight_decay))
             self.update(weight, kept, gradient, learning_rate, step)

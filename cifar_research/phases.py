@@ -12,8 +12,6 @@ from cifar_research import plugins
 if TYPE_CHECKING:
     import keras
 
-_WORDS = ("none", "all", "upper")
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -49,7 +47,8 @@ def plan(cfg: Any) -> list[Phase]:
 
 def total_epochs(training: Mapping[str, Any]) -> int:
     """Return how many epochs all phases have together; `training` is the config's section of that name."""
-    return sum(_epochs(phase, training) for phase in training["phases"].values())
+    # Configs of before there were phases have one.
+    return sum(_epochs(phase, training) for phase in training.get("phases", {"scratch": {"epochs": None}}).values())
 
 
 def _epochs(phase: Mapping[str, Any], training: Mapping[str, Any]) -> int:
@@ -97,9 +96,15 @@ def _check_trainable(key: str, value: Any) -> list[str]:
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return a model's layers in its order, those of models within it in their place."""
-    parts = [leaves(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
-    return [layer for part in parts for layer in part]
+    """Return a model's layers in its order, those of models within it in their place.
+
+    A model that is neither sequential nor functional counts as one layer: it may have weights of its own, and any order.
+    """
+    import keras
+
+    if not isinstance(model, (keras.Sequential, keras.src.models.functional.Functional)):
+        return [model]
+    return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
 
 
 def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) -> list[keras.layers.Layer]:

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from cifar_research import layers
+from cifar_research.config import ConfigError
 from cifar_research.optimizers import Optimizer
 
 # Sums over images, float64 [3]: of the losses, of the right answers, of the images. Added up one step after the
@@ -23,12 +24,13 @@ class View:
     """What a phase makes of a batch, and which part of the model it sends that through.
 
     train: (inputs, labels, seed int32 [2]) -> (inputs, targets float32 [B, K]); evaluate: (inputs, labels) -> the same.
-    network: (inputs, training) -> logits [B, K].
+    network: (inputs, training) -> logits [B, K]; penalties: what its last call has added to the loss.
     """
 
     train: Callable[[Any, Any, Any], tuple[Any, Any]]
     evaluate: Callable[[Any, Any], tuple[Any, Any]]
     network: Callable[[Any, bool], Any]
+    penalties: Callable[[], list[Any]]
 
 
 @dataclass(eq=False)
@@ -39,7 +41,7 @@ class Task:
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
     weights: those that the phase trains, with their slots; scales: what each one's learning rate is multiplied by.
-    first_step, optimizer_first_step: the updates that had been done when the phase, and the optimizer's slots, began.
+    first_step: the updates that had been done when the phase began; optimizer_first_steps: when each weight's slots did.
     """
 
     model: keras.Model
@@ -59,14 +61,19 @@ class Task:
     slots: list[list[tf.Variable]] = field(init=False)
     scales: list[float] = field(init=False)
     first_step: int = field(init=False)
-    optimizer_first_step: int = field(init=False)
+    optimizer_first_steps: list[int] = field(init=False)
     averages: list[tf.Variable] = field(init=False)
     step: tf.Variable = field(init=False)
     loss_scale: tf.Variable = field(init=False)
     finite_steps: tf.Variable = field(init=False)
 
     def __post_init__(self) -> None:
-        trainable = self.model.trainable_variables
+        trainable, paths = self.model.trainable_variables, [weight.path for weight in self.model.weights]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise ConfigError(
+                f"backbone or model: two weights are called {twice[0]!r}, and checkpoints go by names; give their "
+                "layers different ones"
+            )
         slots = self.optimizer.init([weight.value for weight in trainable])
         self._kept = {weight.path: (weight.value, of) for weight, of in zip(trainable, slots, strict=True)}
         self.enter(self._kept, images_view(self), self.learning_rate)
@@ -84,14 +91,15 @@ class Task:
         *,
         scales: Mapping[str, float] | None = None,
         first_step: int = 0,
-        optimizer_first_step: int = 0,
+        optimizer_first_steps: Mapping[str, int] | None = None,
     ) -> None:
         """Begin or go on with a phase that trains the weights of these paths; steps traced before are of another."""
         found = {path: kept for path, kept in self._kept.items() if path in trained}
         self.weights, self.slots = [weight for weight, _ in found.values()], [slots for _, slots in found.values()]
         self.scales = [(scales or {}).get(path, 1.0) for path in found]
         self.view, self.learning_rate = view, learning_rate
-        self.first_step, self.optimizer_first_step = first_step, optimizer_first_step
+        self.first_step = first_step
+        self.optimizer_first_steps = [(optimizer_first_steps or {}).get(path, 0) for path in found]
 
     def count(self, paths: Collection[str]) -> int:
         """Return how many numbers the trainable weights of these paths hold."""
@@ -139,7 +147,8 @@ def images_view(task: Task, network: Callable[[Any, bool], Any] | None = None) -
         images, targets = prepare(task, images, labels)
         return standardize(task, images), targets
 
-    return View(train, evaluate, network or (lambda images, training: task.model(images, training=training)))
+    whole = network or (lambda images, training: task.model(images, training=training))
+    return View(train, evaluate, whole, lambda: task.model.losses)
 
 
 def train_step(task: Task, inputs: tf.Tensor, labels: tf.Tensor) -> Totals:
@@ -167,8 +176,8 @@ def _update(task: Task, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) 
         logits = tf.cast(task.view.network(inputs, True), tf.float32)
         losses = task.loss(logits, targets)
         objective = tf.reduce_sum(losses) / num_images
-        if task.model.losses:  # penalties on weights that a model of the user's may bring
-            objective += tf.add_n(task.model.losses) / context.num_replicas_in_sync
+        if penalties := task.view.penalties():  # on weights, which a model of the user's may bring
+            objective += tf.add_n(penalties) / context.num_replicas_in_sync
         if task.precision == "float16":
             objective *= task.loss_scale
     gradients = tape.gradient(objective, task.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -177,9 +186,11 @@ def _update(task: Task, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) 
     step = tf.cast(task.step, tf.float32)
 
     def apply() -> None:
-        rate, update = task.learning_rate(step), step - task.optimizer_first_step + 1
+        rate = task.learning_rate(step)
         rates = [rate if scale == 1 else rate * scale for scale in task.scales]
-        task.optimizer.apply(task.weights, task.slots, gradients, rates, update)
+        updates = {first: step - first + 1 for first in task.optimizer_first_steps}
+        counts = [updates[first] for first in task.optimizer_first_steps]
+        task.optimizer.apply(task.weights, task.slots, gradients, rates, counts)
 
     if task.precision == "float16":
         gradients = [gradient / task.loss_scale for gradient in gradients]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifar_research import augmentation, config, features, model, phases, plugins, steps
@@ -46,12 +46,22 @@ def load_weights(cfg: DictConfig, task: steps.Task) -> None:
     load = getattr(plugins.instantiate(cfg.backbone), "load_weights", None)
     if load is not None:
         load(model.parts(task.model)[0])
+    for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
+        average.assign(weight.value)
 
 
 def enter(
-    cfg: DictConfig, task: steps.Task, data: Dataset, plan: Sequence[phases.Phase], record: loop.Record
+    cfg: DictConfig,
+    task: steps.Task,
+    data: Dataset,
+    plan: Sequence[phases.Phase],
+    record: loop.Record,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Dataset, steps.View]:
-    """Set the task to the record's phase; return the data as the phase sees it, and what makes sense of it."""
+    """Set the task to the record's phase; return the data as the phase sees it, and what makes sense of it.
+
+    tell: is called with a line for the user before something takes long.
+    """
     phase, first_step = plan[record.phase], record.phase_steps[-1]
     backbone, head = model.parts(task.model)
     layers = phases.trained_layers(phase.trainable, backbone)
@@ -65,32 +75,52 @@ def enter(
     phase_data, view = data, steps.images_view(task, network)
     views = features.num_views(cfg) if phase.is_backbone_frozen else 0
     if views:
-        phase_data, view = features.keep(cfg, task, data, views)
+        phase_data, view = features.keep(cfg, task, data, views, tell)
     steps_an_epoch, schedule = steps_per_epoch(cfg, data), plugins.instantiate(cfg.schedule)
     num_steps = steps_an_epoch * phase.epochs
     task.enter(
-        [weight.path for layer in [*layers, head] for weight in layer.trainable_variables],
+        trained_paths(task, phase),
         view,
         lambda step: phase.learning_rate * schedule(step - first_step, num_steps, steps_an_epoch),
         scales=phases.rate_scales(layers, phase.learning_rate_decay_by_depth),
         first_step=first_step,
-        optimizer_first_step=max(
-            begin for one, begin in zip(plan, record.phase_steps, strict=False) if begin == 0 or not one.keeps_optimizer
-        ),
+        optimizer_first_steps=_optimizer_first_steps(task, plan, record),
     )
     return phase_data, view
 
 
-def num_trained(task: steps.Task, phase: phases.Phase) -> int:
+def _optimizer_first_steps(task: steps.Task, plan: Sequence[phases.Phase], record: loop.Record) -> dict[str, int]:
+    """Return, by weight, the step at which it was first trained since the optimizer last began anew.
+
+    Of each, because what Adam keeps of a weight that was frozen until now has seen no gradient yet.
+    """
+    first: dict[str, int] = {}
+    for phase, begin in zip(plan, record.phase_steps, strict=False):
+        if not phase.keeps_optimizer:
+            first = {}
+        for path in trained_paths(task, phase):
+            first.setdefault(path, begin)
+    return first
+
+
+def trained_paths(task: steps.Task, phase: phases.Phase) -> list[str]:
+    """Return the paths of the weights that a phase trains, moving statistics perhaps among them."""
     backbone, head = model.parts(task.model)
-    layers = phases.trained_layers(phase.trainable, backbone)
-    paths = {weight.path for layer in layers for weight in layer.weights} | {weight.path for weight in head.weights}
-    return task.count(paths)
+    return [
+        weight.path for layer in [*phases.trained_layers(phase.trainable, backbone), head] for weight in layer.weights
+    ]
+
+
+def num_trained(task: steps.Task, phase: phases.Phase) -> int:
+    """Return how many parameters a phase trains."""
+    return task.count(trained_paths(task, phase))
 
 
 def steps_per_epoch(cfg: DictConfig, data: Dataset) -> int:
+    """Return how many batches an epoch has."""
     return batches.steps_per_epoch(len(data.train), cfg.training.batch_size, cfg.data.drop_remainder)
 
 
 def total_steps(cfg: DictConfig, data: Dataset) -> int:
+    """Return how many updates all phases do together."""
     return steps_per_epoch(cfg, data) * phases.total_epochs(cfg.training)

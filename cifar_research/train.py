@@ -95,37 +95,39 @@ def run(
             evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
             evaluate_images = evaluate(steps.images_view(task))
             display.start(tasks.total_steps(cfg, data), record.step, phases.total_epochs(cfg.training))
-            with environments.stop_signals() as received:
-                fit = functools.partial(
-                    loop.fit,
-                    task,
-                    environment,
-                    cfg.training,
-                    received=received,
-                    began=time.perf_counter(),
-                    drop_remainder=cfg.data.drop_remainder,
-                    identity={"config": OmegaConf.to_container(cfg, resolve=True), "fingerprint": data.fingerprint},
-                    record=record,
-                    checkpoints=checkpoints,
-                    run_dir=run_dir,
-                    display=display,
-                    writer=writer,
-                    histograms=cfg.tensorboard.histograms,
-                    profile=_profiled_steps(cfg),
-                    is_hopeless=is_hopeless,
-                )
-                for number in range(record.phase, len(plan)):
-                    if number > record.phase:
-                        keeps = plan[number].keeps_optimizer
-                        loop.next_phase(task, record, checkpoints, keeps_optimizer=keeps)
-                    began_enter = time.perf_counter()
-                    seen, view = tasks.enter(cfg, task, data, plan, record)
-                    record.seconds += time.perf_counter() - began_enter  # features may have been computed
-                    evaluate_phase = evaluate_images if seen is data else evaluate(view)
-                    outcome = fit(seen, plan[number], evaluate=evaluate_phase, is_last=number == len(plan) - 1)
-                    seconds.setdefault("first_step", outcome.first_step_seconds)
-                    if outcome.status != "completed":
-                        break
+            fit = functools.partial(
+                loop.fit,
+                task,
+                environment,
+                cfg.training,
+                began=time.perf_counter(),
+                drop_remainder=cfg.data.drop_remainder,
+                identity={"config": OmegaConf.to_container(cfg, resolve=True), "fingerprint": data.fingerprint},
+                record=record,
+                checkpoints=checkpoints,
+                run_dir=run_dir,
+                display=display,
+                writer=writer,
+                histograms=cfg.tensorboard.histograms,
+                profile=_profiled_steps(cfg),
+                is_hopeless=is_hopeless,
+            )
+            for number in range(record.phase, len(plan)):
+                if number > record.phase:
+                    keeps = plan[number].keeps_optimizer
+                    loop.next_phase(task, environment, record, checkpoints, keeps_optimizer=keeps)
+                began_enter = time.perf_counter()
+                # Outside of stop_signals: all is saved, and a signal may end a computation of features at once.
+                seen, view = tasks.enter(cfg, task, data, plan, record, display.message)
+                record.seconds += time.perf_counter() - began_enter
+                evaluate_phase = evaluate_images if seen is data else evaluate(view)
+                is_last = number == len(plan) - 1
+                with environments.stop_signals() as received:
+                    outcome = fit(seen, plan[number], evaluate=evaluate_phase, is_last=is_last, received=received)
+                if seconds.get("first_step") is None:
+                    seconds["first_step"] = outcome.first_step_seconds
+                if outcome.status != "completed":
+                    break
             seconds["train"] = sum(row["seconds"] for row in record.history) + record.seconds
             test = None
             if outcome.status == "completed" and is_chief:

@@ -1,5 +1,7 @@
 """A frozen backbone's features: the same as computed every time, kept once, made anew when damaged."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -31,6 +33,7 @@ def run(tmp_path, monkeypatch):
         run.output = done.stdout + done.stderr
         return tmp_path / name
 
+    run.cache = tmp_path / "cache"
     return run
 
 
@@ -120,3 +123,32 @@ def test_what_a_killed_process_left_is_swept_up(tmp_path):
     (target / "a.npy").unlink()
     arrays, _ = cache.kept(tmp_path, "features", [1], ["a"], make)
     assert not left.exists() and len(made) == 2 and list(arrays["a"]) == [0, 1, 2]
+
+
+def scores(folder):
+    found = json.loads((folder / "report.json").read_text())
+    return found["val"], found["test"]
+
+
+def test_other_pooling_and_other_images_have_features_of_their_own(run, tmp_path):
+    words = ["data.test_images=300", "data.val_fraction=0", "data.validation=test", "model=linear"]
+    average, maximum = run("avg", *words), run("max", *words, "model.pooling=max")
+    assert losses(average) != losses(maximum)
+    # Three hundred images of each split, of the same classes: the features of one must not stand in for the other's.
+    assert scores(average)[0] == pytest.approx(scores(average)[1], rel=1e-6)
+    assert len(kept(tmp_path)) == 4
+
+
+def test_averages_begin_with_the_weights_that_were_loaded(run):
+    source = run("source", "training=scratch")
+    words = [f"backbone.weights={source}", "data.validation=test", "data.val_fraction=0", "training.ema_decay=0.9"]
+    val, test = scores(run("frozen", *words, "training.epochs=1"))
+    assert val == pytest.approx(test, rel=1e-6)
+
+
+def test_views_do_not_depend_on_the_batches_of_evaluation(run):
+    words = ["augmentation=slides", "features.views=1", "training.epochs=1"]
+    first = losses(run("first", *words))
+    for folder in list(run.cache.glob("features-*/")):
+        shutil.rmtree(folder)
+    assert losses(run("second", *words, "training.eval_batch_size=20"))[0][0] == pytest.approx(first[0][0], abs=1e-6)

@@ -37,9 +37,8 @@ PEERS = {
 def updates(optimizer, weights, gradients):
     slots = optimizer.init(weights)
     for step, gradient in enumerate(gradients, 1):
-        optimizer.apply(
-            weights, slots, gradient, [tf.constant(optimizer.learning_rate)] * len(weights), tf.constant(float(step))
-        )
+        rates, steps = ([tf.constant(float(value))] * len(weights) for value in (optimizer.learning_rate, step))
+        optimizer.apply(weights, slots, gradient, rates, steps)
     return [weight.numpy() for weight in weights]
 
 
@@ -79,7 +78,7 @@ def test_every_optimizer_descends_and_is_reproducible(option):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(weight**2)
             rate = tf.constant(optimizer.learning_rate)
-            optimizer.apply([weight], slots, tape.gradient(loss, [weight]), [rate], number)
+            optimizer.apply([weight], slots, tape.gradient(loss, [weight]), [rate], [number])
             return loss
 
         return [step(tf.constant(float(number))).numpy() for number in range(1, 41)]

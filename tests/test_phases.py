@@ -1,5 +1,7 @@
 """Phases: what each trains, at which rate, and what stays as it was, to the bit."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -144,7 +146,7 @@ def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
     loop._keep_best(task, kept, record)
     best = values(task)
     step(task, seen)
-    loop.next_phase(task, record, kept, keeps_optimizer=is_kept)
+    loop.next_phase(task, types.SimpleNamespace(is_chief=True), record, kept, keeps_optimizer=is_kept)
     assert (record.phase, record.phase_steps, record.phase_epochs) == (1, [0, 2], [0, 1])
     assert all((value == best[path]).all() for path, value in values(task).items())
     slots = [value.numpy().any() for name, value in task.variables().items() if name.startswith("optimizer/logits/k")]
@@ -181,3 +183,63 @@ def test_bad_phases_are_refused(words, parts):
 def test_unknown_layers_are_named(trainable, part):
     with pytest.raises(config.ConfigError, match=part):
         entered("training=fine_tuning", f"training.phases.backbone.trainable={trainable}")
+
+
+def test_what_the_optimizer_counts_begins_with_each_weights_first_update():
+    words = ["training=combined", "training.phases.backbone.optimizer=keep", "training.phases.backbone.trainable=all"]
+    cfg = config.compose([*BASE, *words])
+    task = tasks.build(cfg, random_data())
+    record = loop.Record(phase=1, phase_steps=[0, 7], phase_epochs=[0, 1])
+    tasks.enter(cfg, task, random_data(), phases.plan(cfg), record)
+    found = dict(zip(task._kept, task.optimizer_first_steps, strict=True))
+    assert {step for path, step in found.items() if "block" in path} == {7}
+    assert {step for path, step in found.items() if "logits" in path} == {0}
+
+
+BACKBONES = """
+def twins():
+    def build(image_shape):
+        import keras
+        def branch():
+            return keras.Sequential([keras.Input(image_shape), keras.layers.Conv2D(4, 3, name="same")], name="branch")
+        images = keras.Input(image_shape)
+        one, two = branch(), branch()
+        two.name = "other"
+        return keras.Model(images, keras.layers.Add()([one(images), two(images)]))
+    return build
+
+def token():
+    import keras
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.Conv2D(4, 3, name="inner")
+            self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
+        def call(self, images):
+            return self.inner(images) * self.scale
+    return lambda image_shape: Net()
+"""
+
+
+@pytest.fixture
+def own_backbones(tmp_path, monkeypatch):
+    (tmp_path / "own_backbones.py").write_text(BACKBONES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_subclassed_backbone_is_trained_with_its_own_weights_and_frozen_as_a_whole(
+    own_backbones, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path))
+    base = ["~backbone", "+backbone={_target_: own_backbones.token}", "model=linear", "optimizer.learning_rate=0.1"]
+    task, seen = entered(base=base)
+    assert {"inner", "scale"} <= {path.split("/")[-2] if "kernel" in path else path.split("/")[-1]
+                                  for path in changed(task, seen)}  # fmt: skip
+    task, seen = entered("training=feature_extraction", base=base)
+    assert seen.train.images.shape == (16, 4)
+    assert all("logits" in path for path in changed(task, seen))
+
+
+def test_weights_of_one_name_are_refused(own_backbones):
+    with pytest.raises(config.ConfigError, match="two weights are called"):
+        entered(base=["~backbone", "+backbone={_target_: own_backbones.twins}", "model=linear"])

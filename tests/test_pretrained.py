@@ -160,6 +160,7 @@ def test_a_keras_file_cannot_run_code(tmp_path):
         ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
         ("backbone.batch_norm=false", ["batch_norm", "False"]),
         ("backbone.alpha=0.35", ["alpha"]),
+        ("+backbone.options.pooling=avg", ["backbone.options", "pooling"]),
         ("data.standardize=true", ["data.standardize", "preprocessing"]),
         ("backbone=mobilenet", ["mobilenet_v2"]),
     ],
@@ -168,6 +169,19 @@ def test_bad_settings_are_refused_before_tensorflow(words, parts):
     with pytest.raises(config.ConfigError) as error:
         config.check(config.compose(["experiment=transfer", *words.split()]))
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("backbone.application=MobilNetV2", "keras.applications has no"),
+        ("+backbone.options.alhpa=1", "refuses its settings"),
+        ("backbone.weights=imagenet backbone.options.alpha=0.33", "refuses its settings"),
+    ],
+)
+def test_settings_that_keras_refuses_are_told(words, part):
+    with pytest.raises(WeightsError, match=part):
+        built("backbone.weights=none", *words.split())
 
 
 class Server(http.server.BaseHTTPRequestHandler):

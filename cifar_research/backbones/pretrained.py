@@ -39,6 +39,10 @@ def pretrained(
         )
     if image_size > 1024:
         raise ValueError(f"image_size: {image_size} is out of range; it must be at most 1024")
+    if taken := {"include_top", "weights", "input_shape", "input_tensor", "pooling", "classes"} & set(options or {}):
+        raise ValueError(
+            f"options: {', '.join(sorted(taken))}: this is not {application}'s own to choose here; leave it out"
+        )
     loading.check(weights)
     if batch_norm == "inference" and weights == "none":
         raise ValueError(
@@ -51,19 +55,25 @@ def pretrained(
 
         home = getattr(keras.applications, module, None)
         if not hasattr(home, application):
-            raise ValueError(f"application: keras.applications.{module} has no {application!r}")
+            raise loading.WeightsError(
+                f"backbone.application: keras.applications has no {module}.{application}; see keras.io/api/applications"
+            )
         try:
             return getattr(home, application)(
                 include_top=False, weights=of, input_shape=(image_size, image_size, 3), **(options or {})
             )
-        except TypeError as error:
-            raise ValueError(f"options: {application} refuses them: {error}") from error
+        except (TypeError, ValueError) as error:
+            if of == "imagenet" and "hash" in str(error):
+                raise  # which is the download's
+            raise loading.WeightsError(f"backbone: {application} refuses its settings: {error}") from error
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
         if image_shape[-1] != 3:
-            raise ValueError(f"{application} takes images of 3 channels, and these have {image_shape[-1]}")
+            raise loading.WeightsError(
+                f"backbone: {application} takes images of 3 channels, and these have {image_shape[-1]}"
+            )
         images = keras.Input(image_shape, name="images")
         # In float32, whatever the precision of the layers: a pixel of 255 has no room in bfloat16's eight bits.
         pixels = images

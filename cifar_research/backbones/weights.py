@@ -17,7 +17,7 @@ FILE = "model.weights.h5"
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had, or that are another model's, in a sentence with their path."""
+    """A backbone that cannot be had as it is asked for, or whose weights cannot, in a sentence with their path."""
 
 
 def check(weights: str) -> None:
@@ -101,9 +101,9 @@ def _imagenet(make: Callable[[str | None], Any] | None) -> Any:
         )
     try:
         return make("imagenet")
+    except WeightsError:
+        raise
     except Exception as error:  # noqa: BLE001 — Keras raises Exception itself for a failed download
-        if isinstance(error, ValueError) and str(error).startswith("options:"):
-            raise
         kept = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
         found = re.search(r"https?://\S+(?<!:)", str(error))
         url = found.group(0) if found else "the file of weights"

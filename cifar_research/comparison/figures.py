@@ -20,7 +20,7 @@ from cifar_research import report
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
 from cifar_research.comparison.tables import Row, text_of
-from cifar_research.figures import save
+from cifar_research.figures import phase_changes, save
 
 History = list[dict[str, Any]]  # a row an epoch, see report.read_history
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
@@ -205,12 +205,6 @@ def mean_curve(of: Sequence[History]) -> tuple[list[int], list[float]]:
     rows = list(zip(*of, strict=False))
     values = [[np.nan if one["val_accuracy"] is None else one["val_accuracy"] for one in row] for row in rows]
     return [row[0]["epoch"] for row in rows], [sum(one) / len(one) for one in values]
-
-
-def phase_changes(history: History) -> list[tuple[int, str]]:
-    """Return the first epoch and the name of each phase but the first."""
-    return [(after["epoch"], after["phase"]) for before, after in itertools.pairwise(history)
-            if before["phase"] != after["phase"]]  # fmt: skip
 
 
 def phase_marks(of: Sequence[History]) -> list[tuple[float, str]]:

@@ -6,12 +6,12 @@ import argparse
 import shutil
 import sys
 
-from cifar_research import console
+from cifar_research import console, plugins
 from cifar_research.data import cache
 
 
 def main() -> None:
-    """The command line. Exit codes: 0 done, 1 something could not be deleted."""
+    """The command line. Exit codes: 0 done, 1 something could not be deleted, 2 a name that is not there."""
     parser = argparse.ArgumentParser(prog="cifar-cache", description="List what is cached, or delete it.")
     parser.add_argument("--dir", help="the folder, as data.cache_dir; else $CIFAR_CACHE_DIR or the user's cache folder")
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")
@@ -29,6 +29,12 @@ def main() -> None:
                 code = 1
                 continue
         print(f"{size / 1e6:10,.1f} MB  {folder}{'  deleted' if is_meant else ''}")
+    names = {folder.name.rpartition("-")[0] for folder in found}
+    if given.clear not in (None, "all", *names):
+        console.error(
+            f"--clear {given.clear}: nothing of this name is cached{plugins.nearest(given.clear, [*names, 'all'])}"
+        )
+        code = 2
     if not found:
         print(f"Nothing is cached in {root}")
     sys.exit(code)

@@ -59,8 +59,11 @@ def slurm(
     for name, value in {"requeues": requeues, "gpus": gpus}.items():
         if value < 0:
             raise ValueError(f"{name}: {value} is out of range; it must be at least 0")
+    if memory_gb is not None and not memory_gb > 0:
+        raise ValueError(f"memory_gb: {memory_gb} is out of range; it must be above 0")
     more: dict[str, Any] = {"requeue": True, **(sbatch or {})}
-    given = {"partition": partition, "gpus_per_node": gpus or None, "mem": memory_gb and f"{int(memory_gb * 1024)}MB"}
+    memory = None if memory_gb is None else f"{int(memory_gb * 1024)}MB"
+    given = {"partition": partition, "gpus_per_node": None if gpus == 0 else gpus, "mem": memory}
     parameters = {
         "job_name": "cifar",
         "time": minutes,
