@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from test_phases import MOBILENET, entered
 
-from cifar_research import augmentation, checkpoint, config, layers, model, plugins, steps, train
+from cifar_research import augmentation, checkpoint, config, layers, model, phases, plugins, steps, train
 from cifar_research.backbones.weights import WeightsError
 
 BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50")
@@ -77,8 +77,6 @@ def test_it_computes_what_the_application_computes(backbone):
 
 def test_batch_norm_and_dropout_are_ours():
     cfg = config.compose([*SIZE_32, "backbone=efficientnet_v2_b0"])
-    from cifar_research import phases
-
     found = phases.leaves(plugins.instantiate(cfg.backbone)((32, 32, 3)))
     assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
     for kind, ours in (
@@ -86,6 +84,14 @@ def test_batch_norm_and_dropout_are_ours():
         (keras.layers.Dropout, layers.Dropout),
     ):
         assert all(isinstance(layer, ours) for layer in found if isinstance(layer, kind))
+
+
+@pytest.mark.parametrize(("mode", "momentum"), [("train", 0.99), ("inference", 0.999)])
+def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
+    application().save_weights(tmp_path / "a.weights.h5")
+    task = built(f"backbone.weights={tmp_path / 'a.weights.h5'}", f"backbone.batch_norm={mode}")
+    found = [layer.momentum for layer in phases.leaves(model.parts(task.model)[0]) if hasattr(layer, "momentum")]
+    assert set(found) == {momentum}
 
 
 def test_a_mask_of_a_noise_shape_is_one_for_each_image():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,9 @@ from cifar_research.backbones import weights as loading
 
 if TYPE_CHECKING:
     import keras
+
+# MobileNetV2's 0.999 remembers the random weights of the start for thousands of steps, more than a small run has.
+_MOST_MOMENTUM = 0.99
 
 
 def pretrained(
@@ -27,7 +31,7 @@ def pretrained(
     weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or the folder of a run of ours, whose backbone it is.
     image_size: what images are resized to, bilinearly, before the application's own preprocessing.
     batch_norm: `inference` leaves every moving statistic as the weights brought it, in trained layers too, as one does
-    in fine-tuning; `train` moves those of trained layers; null is inference with weights, and train without.
+    in fine-tuning; `train` moves those of trained layers, with a momentum of 0.99 at the most; null is inference with weights, and train without.
     upper_blocks: the first of the layers that `trainable: upper` means.
     options: more of the application's own arguments, such as MobileNetV2's alpha.
     Returns a function from the image shape (H, W, 3) to a Keras model: float [B, H, W, 3] in [0, 1] in, feature map
@@ -80,7 +84,7 @@ def pretrained(
         if image_shape[:2] != (image_size, image_size):
             pixels = keras.ops.image.resize(pixels, (image_size, image_size), interpolation="bilinear")
         pixels = getattr(keras.applications, module).preprocess_input(pixels * 255.0)
-        copy = keras.models.clone_model(make(None), clone_function=_ours)
+        copy = keras.models.clone_model(make(None), clone_function=functools.partial(_ours, mode=mode))
         model = keras.Model(images, copy(pixels), name=module)
         model.upper_blocks = upper_blocks
         model.runs_in_inference = mode == "inference"
@@ -91,7 +95,7 @@ def pretrained(
     return build
 
 
-def _ours(layer: keras.layers.Layer) -> keras.layers.Layer:
+def _ours(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:
     """Return a copy of a layer, on our fused kernels and stateless masks where Keras has its own."""
     import keras
 
@@ -99,6 +103,8 @@ def _ours(layer: keras.layers.Layer) -> keras.layers.Layer:
 
     settings = layer.get_config()
     if type(layer) is keras.layers.BatchNormalization:
+        if mode == "train":
+            settings["momentum"] = min(settings["momentum"], _MOST_MOMENTUM)
         return BatchNormalization.from_config(settings)
     if type(layer) is keras.layers.Dropout:
         return Dropout(settings["rate"], noise_shape=settings["noise_shape"], name=settings["name"])
