@@ -11,8 +11,9 @@ from cifar_research.backbones import weights as loading
 if TYPE_CHECKING:
     import keras
 
-# MobileNetV2's 0.999 remembers the random weights of the start for thousands of steps, more than a small run has.
-_MOST_MOMENTUM = 0.99
+# Moving variances start at 1. In a layer whose own is a hundredth of that, what is left of the start after 500 steps at
+# 0.99, or 5,000 at MobileNetV2's 0.999, still outweighs it, and fifty such layers in a row classify by chance.
+_MOST_MOMENTUM = 0.9
 
 
 def pretrained(
@@ -31,7 +32,8 @@ def pretrained(
     weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or the folder of a run of ours, whose backbone it is.
     image_size: what images are resized to, bilinearly, before the application's own preprocessing.
     batch_norm: `inference` leaves every moving statistic as the weights brought it, in trained layers too, as one does
-    in fine-tuning; `train` moves those of trained layers, with a momentum of 0.99 at the most; null is inference with weights, and train without.
+    in fine-tuning; `train` moves those of trained layers, with a momentum of 0.9 at the most; null is inference with
+    weights, and train without.
     upper_blocks: the first of the layers that `trainable: upper` means.
     options: more of the application's own arguments, such as MobileNetV2's alpha.
     Returns a function from the image shape (H, W, 3) to a Keras model: float [B, H, W, 3] in [0, 1] in, feature map
