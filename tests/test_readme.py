@@ -27,7 +27,7 @@ def test_command_composes(command):
     words = shlex.split(command)[1:]
     if sweep.is_sweep(words):
         words = [word for word in words if word != "-m"]
-        plan = cells.Plan.of(config.compose(cells.without_sweeps(words), with_hydra=True), words)
+        plan = cells.Plan.of(cells.base(words), words)
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell
     else:
         config.check(config.compose(words))

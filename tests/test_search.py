@@ -19,7 +19,7 @@ SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval
 
 
 def plan(*arguments):
-    return cells.Plan.of(config.compose(cells.without_sweeps(arguments), with_hydra=True), arguments)
+    return cells.Plan.of(cells.base(arguments), arguments)
 
 
 def open_search(folder, trials, *words):

@@ -68,8 +68,7 @@ def processes_in(folder):
 
 
 def plan(*arguments):
-    base = config.compose(cells.without_sweeps(arguments), with_hydra=True)
-    return cells.Plan.of(base, arguments).grid()
+    return cells.Plan.of(cells.base(arguments), arguments).grid()
 
 
 def test_the_studys_grid_has_its_24_cells_in_its_order():
@@ -103,6 +102,13 @@ def test_sweeps_compose_with_experiments_and_overrides():
     assert {cell.config["name"] for cell in planned} == {"wide"}
     assert [cell.folder for cell in plan("sweep=seeds", "seed=7,8")] == ["seed=7", "seed=8"]
     assert len(plan("sweep=hyperparameters", "experiment=enlarged", "model.dropout=0.4")) == 12
+
+
+def test_keys_of_an_option_that_only_the_cells_choose():
+    planned = plan("sweep=backbones", "backbone.image_size=64", "backbone.weights=none", "training=scratch,fine_tuning")
+    assert len(planned) == 6 and {cell.config["backbone"]["image_size"] for cell in planned} == {64}
+    with pytest.raises(config.ConfigError, match="backbone=vgg16.*image_sise"):
+        plan("backbone=vgg16,resnet50", "backbone.image_sise=64", "model=linear")
 
 
 def test_folders_are_named_after_what_varies():

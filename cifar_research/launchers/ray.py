@@ -13,6 +13,9 @@ from cifar_research.config import ConfigError
 from cifar_research.launchers import worker
 
 _NODE_FAILURES = 20  # that a cell may meet before it counts as failed
+_STOP = (
+    ".stop"  # in a run's folder, which all nodes see: a cancellation does not always get through to a task that runs
+)
 _STOPPED = 128 + signal.SIGTERM
 
 
@@ -72,6 +75,7 @@ class Ray:
     queue = slots
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
+        (run_dir / _STOP).unlink(missing_ok=True)
         self._running[self._task.remote(arguments, str(run_dir.absolute()), trial, self._cpus, os.getcwd())] = (
             key,
             run_dir,
@@ -99,8 +103,10 @@ class Ray:
         return ended
 
     def stop(self) -> None:
-        for reference in self._running:
-            self._library.cancel(reference)
+        for reference, (_, run_dir) in self._running.items():
+            if run_dir.is_dir():
+                (run_dir / _STOP).touch()
+            self._library.cancel(reference)  # which reaches those that have not begun
 
     def close(self) -> None:
         if self._library is not None:
@@ -114,9 +120,12 @@ def _run(arguments: list[str], run_dir: str, trial: tuple[str, int] | None, cpus
     """Run a cell in a process beside Ray's own, whose end is then the cell's and not the node's."""
     process = worker.spawn(arguments, Path(run_dir), trial, cpus, folder)
     try:
-        while process.poll() is None:  # a cancellation does not get through to a process that only waits
+        while process.poll() is None:
             time.sleep(0.2)
-        return process.returncode
+            if (Path(run_dir) / _STOP).exists():
+                process.terminate()
+                break
+        return process.wait()
     except BaseException:  # cancelled
         process.terminate()
         return process.wait()

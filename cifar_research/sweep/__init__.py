@@ -46,7 +46,7 @@ def is_sweep(arguments: Sequence[str]) -> bool:
         return not more
     if flags:
         return False
-    mode = config.compose(planning.without_sweeps(arguments), with_hydra=True).hydra.mode
+    mode = planning.base(arguments).hydra.mode
     return mode is RunMode.MULTIRUN
 
 
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     before anything is written, if a cell's config could not work.
     """
     arguments = [word for word in arguments if word not in ("-m", "--multirun")]
-    cfg = config.compose(planning.without_sweeps(arguments), with_hydra=True)
+    cfg = planning.base(arguments)
     plan = Plan.of(cfg, arguments)
     trials = cfg.sweep.trials
     if trials is None:

@@ -51,6 +51,22 @@ def without_sweeps(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def base(arguments: Sequence[str]) -> DictConfig:
+    """Return what a sweep's words compose but for those with several values: its hydra section, its name, its seed.
+
+    A key that an option has which only the cells choose, as in backbone=a,b backbone.size=1, is left to the cells, which
+    check it. ConfigError if the rest does not compose.
+    """
+    words = without_sweeps(arguments)
+    try:
+        return config.compose(words, with_hydra=True)
+    except config.ConfigError:
+        kept = [word for word in words if not re.match(r"[+~]*(?!hydra\.|sweep\.)\w+\.", word)]
+        if kept == words:
+            raise
+        return config.compose(kept, with_hydra=True)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a sweep's command line says: the words that all its cells have, and those with several values, as parsed."""
@@ -123,8 +139,10 @@ def _parse(words: Sequence[str]) -> list[Any]:
 def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
     """A cell's command line holds what is in params, so what a sweep's file sets beside them would be lost."""
     rest = [word for word in without_sweeps(arguments) if not word.startswith("sweep=")]
-    alone = config.flatten(config.compose(rest))
-    for key, value in config.flatten({key: value for key, value in cfg.items() if key != "hydra"}).items():
+    alone, whole = (
+        config.flatten({key: value for key, value in one.items() if key != "hydra"}) for one in (base(rest), cfg)
+    )
+    for key, value in whole.items():
         if key != "name" and not key.startswith("sweep.") and alone.get(key, ...) != value:
             raise config.ConfigError(
                 f"{key}: the sweep's file sets it outside of hydra.sweeper.params, where no cell sees it; move it there"
