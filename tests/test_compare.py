@@ -308,3 +308,10 @@ def test_five_hundred_runs_need_no_tensorflow(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if " completed" in line]) == 100
+
+
+def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):
+    write_transfer(tmp_path / "a", "vgg16", "scratch", words=["backbone.weights=some/run"])
+    write_transfer(tmp_path / "b", "vgg16", "scratch", words=["backbone.weights=none"])
+    found, _ = runs.find([str(tmp_path)])
+    assert [tables.technique(run) for run in found] == ["all weights", "from scratch"]

@@ -24,6 +24,7 @@ _TECHNIQUES = {
     "backbone": "fine-tuning",
     "head+backbone": "combined",
 }
+_ALL_WEIGHTS = "all weights"  # trained from the start, but not from scratch
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def bars(runs: Sequence[Run]) -> tuple[str, list[Bar]]:
 
 def technique(run: Run) -> str:
     """Return what a run's way of training is called, its phases' names if it has no other name."""
+    if run.settings["phases"] == "scratch" and run.settings.get("backbone.weights", "none") != "none":
+        return _ALL_WEIGHTS
     return _TECHNIQUES.get(run.settings["phases"], run.settings["phases"])
 
 
