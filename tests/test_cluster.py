@@ -226,3 +226,25 @@ def test_a_cell_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_pat
     process.stdin.close()  # as the end of this process would
     assert process.wait(120) == 128 + signal.SIGTERM
     assert "CPU, 1 threads" in (tmp_path / "run" / "output.log").read_text()
+
+
+def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
+    """A second signal would end it before it has saved, and a stop comes by the file and by the cancellation."""
+    told, polls = [], iter([None, None, KeyboardInterrupt, None, 143])
+
+    class Process:
+        returncode = 143
+
+        def poll(self):
+            value = next(polls)
+            if value is KeyboardInterrupt:
+                raise value
+            return value
+
+        def terminate(self):
+            told.append(1)
+
+    monkeypatch.setattr(worker, "spawn", lambda *arguments: Process())
+    (tmp_path / ray_launcher._STOP).touch()
+    assert ray_launcher._run([], str(tmp_path), None, 1, str(tmp_path)) == 143
+    assert told == [1]

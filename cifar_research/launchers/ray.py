@@ -13,9 +13,8 @@ from cifar_research.config import ConfigError
 from cifar_research.launchers import worker
 
 _NODE_FAILURES = 20  # that a cell may meet before it counts as failed
-_STOP = (
-    ".stop"  # in a run's folder, which all nodes see: a cancellation does not always get through to a task that runs
-)
+# In a run's folder, which all nodes see: a cancellation does not always get through to a task that runs.
+_STOP = ".stop"
 _STOPPED = 128 + signal.SIGTERM
 
 
@@ -76,10 +75,8 @@ class Ray:
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         (run_dir / _STOP).unlink(missing_ok=True)
-        self._running[self._task.remote(arguments, str(run_dir.absolute()), trial, self._cpus, os.getcwd())] = (
-            key,
-            run_dir,
-        )
+        task = self._task.remote(arguments, str(run_dir.absolute()), trial, self._cpus, os.getcwd())
+        self._running[task] = (key, run_dir)
 
     def is_queued(self, key: str) -> bool:
         return False
@@ -118,14 +115,16 @@ class Ray:
 
 def _run(arguments: list[str], run_dir: str, trial: tuple[str, int] | None, cpus: int, folder: str) -> int:
     """Run a cell in a process beside Ray's own, whose end is then the cell's and not the node's."""
-    process = worker.spawn(arguments, Path(run_dir), trial, cpus, folder)
-    try:
-        while process.poll() is None:
-            time.sleep(0.2)
-            if (Path(run_dir) / _STOP).exists():
+    process, is_told = worker.spawn(arguments, Path(run_dir), trial, cpus, folder), False
+    while True:
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                if not is_told and (Path(run_dir) / _STOP).exists():
+                    process.terminate()
+                    is_told = True
+            return process.returncode
+        except BaseException:  # cancelled; once, since a second signal would end the run before it has saved
+            if not is_told:
                 process.terminate()
-                break
-        return process.wait()
-    except BaseException:  # cancelled
-        process.terminate()
-        return process.wait()
+                is_told = True
