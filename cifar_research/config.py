@@ -18,9 +18,11 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research import phases, plugins
+from cifar_research.augmentation.views import VIEWS
 from cifar_research.schema import (
     CifarConfig,
     Config,
+    EvaluationConfig,
     FeaturesConfig,
     ImagesConfig,
     SweepConfig,
@@ -131,6 +133,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
 }
 _CHOICES = {
     "data.validation": ("holdout", "test"),
+    "evaluation.views": VIEWS,
     "training.precision": ("float32", "bfloat16", "float16"),
     "training.strategy": ("none", "mirrored", "multi_worker"),
     "training.monitor": ("accuracy", "loss"),
@@ -142,7 +145,7 @@ def _check_keys(cfg: DictConfig) -> list[str]:
     """Refuse keys that a + on the command line has added to the framework's own sections."""
     problems = []
     sections = {"data": OmegaConf.get_type(cfg.data), "training": TrainingConfig, "tensorboard": TensorBoardConfig}
-    sections |= {"features": FeaturesConfig, "sweep": SweepConfig}
+    sections |= {"evaluation": EvaluationConfig, "features": FeaturesConfig, "sweep": SweepConfig}
     for prefix, schema in {"": Config, **sections}.items():
         valid = [entry.name for entry in fields(schema)]
         for key in cfg[prefix] if prefix else cfg:
@@ -164,6 +167,17 @@ def _check_image_size(cfg: DictConfig) -> list[str]:
     if cfg.data.standardize and getattr(backbone, "standardizes", False):
         return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
     least = getattr(backbone, "min_image_size", 1)
+    for name, phase in cfg.training.phases.items():
+        if phase.image_size is not None and not least <= phase.image_size <= size:
+            return [
+                f"training.phases.{name}.image_size: {phase.image_size} is out of range; it must be at least {least}, "
+                f"which the backbone needs, and at most {size}, the images' own"
+            ]
+        if phase.image_size is not None and cfg.model.get("pooling") == "flatten":
+            return [
+                f"training.phases.{name}.image_size: {phase.image_size} needs a head that takes maps of any size; "
+                "set model.pooling=avg or max"
+            ]
     if size < least:
         return [
             f"backbone: takes images of {least} x {least} or more, and these have {size} x {size}; give it fewer blocks"
@@ -218,14 +232,16 @@ def _check_combinations(cfg: DictConfig) -> list[str]:
             problems.append(str(error))
     warmup = OmegaConf.select(cfg, "schedule.warmup_epochs")
     problems += phases.check(training)
-    for phase in [] if problems else phases.plan(cfg):
-        if isinstance(warmup, (int, float)) and warmup >= phase.epochs:
+    plan = [] if problems else phases.plan(cfg)
+    for number, phase in enumerate(plan):
+        epochs = sum(plan[n].epochs for n in phases.schedule_span(plan, number))
+        if isinstance(warmup, (int, float)) and warmup >= epochs:
             key = (
                 "training.epochs"
                 if training.phases[phase.name].epochs is None
                 else f"training.phases.{phase.name}.epochs"
             )
-            problems.append(f"schedule.warmup_epochs: {warmup} leaves nothing of {key}={phase.epochs}; make it shorter")
+            problems.append(f"schedule.warmup_epochs: {warmup} leaves nothing of {key}={epochs}; make it shorter")
     if cfg.data.name == "images" and cfg.data.dir is None:
         problems.append("data.dir: has no value; data=images needs the folder, data.dir=<folder>")
     size = cfg.data.train_size

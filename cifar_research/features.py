@@ -81,7 +81,9 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
                     pixels, soft = prepare(task, split.images[chosen], split.labels[chosen])
                     if augments:
                         seed = tf.constant([cfg.seed, view], tf.int32)
-                        pixels, soft = augment(pixels, soft, tf.random.experimental.stateless_fold_in(seed, begin))
+                        pixels, soft = augment(
+                            pixels, soft, tf.random.experimental.stateless_fold_in(seed, begin), seed
+                        )
                     kept[view * len(split) + rows] = extract(pixels).numpy()
                     targets[view * len(split) + rows] = soft.numpy()
             kept.flush()

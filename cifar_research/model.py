@@ -18,23 +18,28 @@ def head(
     dropout: float = 0.0,
     batch_norm: bool = False,
     activation: Activation = "relu",
+    bias: bool = True,
+    scale: float = 1.0,
 ) -> Callable[[Any, int], Any]:
     """Dense layers from a feature map to logits.
 
     pooling: how [B, h, w, C] becomes a vector: flattened, or its average or maximum over h and w.
     hidden: units of each hidden dense layer; batch_norm: between each of them and its activation.
     dropout: once, before the output layer, as in the study.
+    bias: whether the output layer has one; scale: what logits are multiplied by, a small number keeps early ones small.
     Returns a function (feature map, num_classes) -> logits float [B, num_classes].
     """
     if hidden and min(hidden) < 1:
         raise ValueError(f"hidden: {hidden} must be a list of numbers, each at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: {dropout} is out of range; it must be at least 0 and below 1")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale: {scale} is out of range; it must be above 0")
 
     def build(features: Any, num_classes: int) -> Any:
         import keras
 
-        from cifar_research.layers import BatchNormalization, Dropout
+        from cifar_research.layers import Activation, BatchNormalization, Dropout
 
         to_vector = {
             "flatten": keras.layers.Flatten,
@@ -46,11 +51,13 @@ def head(
             vector = keras.layers.Dense(units, name=f"head_dense{number}")(vector)
             if batch_norm:
                 vector = BatchNormalization(name=f"head_dense{number}_norm")(vector)
-            vector = keras.layers.Activation(activation, name=f"head_dense{number}_{activation}")(vector)
+            vector = Activation(activation, name=f"head_dense{number}_{activation}")(vector)
         if dropout > 0:
             vector = Dropout(dropout, name="head_dropout")(vector)
-        return keras.layers.Dense(num_classes, name="logits")(vector)
+        logits = keras.layers.Dense(num_classes, use_bias=bias, name="logits")(vector)
+        return logits if scale == 1 else keras.layers.Rescaling(scale, name="logits_scale")(logits)
 
+    build.pools = pooling != "flatten"
     return build
 
 
@@ -65,7 +72,9 @@ def classifier(
 
     images = keras.Input(image_shape, name="images")
     features = backbone(image_shape)(images)
-    inputs = keras.Input(features.shape[1:], dtype=features.dtype, name="features")
+    # A head that pools takes maps of any size, so that a phase may train on smaller images.
+    height_and_width = (None, None) if getattr(head, "pools", False) else features.shape[1:3]
+    inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
     return keras.Model(images, keras.Model(inputs, head(inputs, num_classes), name="head")(features), name="classifier")
 
 

@@ -18,6 +18,7 @@ class Optimizer:
     update: (weight, slots, gradient, learning_rate, step) -> None, in place; `step`, float32, is 1 at the first.
     slots: names of the values kept for each weight, of its shape, float32, 0 at first.
     weight_decay: decoupled (Loshchilov and Hutter 2019); weights of rank 1, biases and norms, are spared.
+    bias_scale: what the learning rate of weights of rank 1 is multiplied by.
     clip_norm: gradients are scaled down to this global norm (Pascanu et al. 2013).
     """
 
@@ -26,6 +27,7 @@ class Optimizer:
     update: Callable[[Any, Sequence[Any], Any, Any, Any], None]
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    bias_scale: float = 1.0
 
     def init(self, weights: Sequence[Any]) -> list[list[Any]]:
         """Return the slot variables, a list for each weight."""
@@ -50,6 +52,8 @@ class Optimizer:
         ):
             if self.weight_decay and weight.shape.rank > 1:
                 _subtract(weight, weight * (learning_rate * self.weight_decay))
+            if self.bias_scale != 1 and weight.shape.rank <= 1:
+                learning_rate = learning_rate * self.bias_scale
             self.update(weight, kept, gradient, learning_rate, step)
 
 
@@ -106,11 +110,22 @@ def adamw(
 
 
 def sgd(
-    *, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, clip_norm: float | None = None
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    bias_scale: float = 1.0,
+    clip_norm: float | None = None,
 ) -> Optimizer:
-    """Stochastic gradient descent, with momentum (Sutskever et al. 2013) if it is not 0."""
-    _check(learning_rate, clip_norm)
+    """Stochastic gradient descent, with momentum (Sutskever et al. 2013) if it is not 0.
+
+    weight_decay: decoupled (Loshchilov and Hutter 2019). bias_scale: biases and norms learn so many times faster
+    (Jordan 2024, arXiv 2404.00498).
+    """
+    _check(learning_rate, clip_norm, weight_decay=weight_decay)
     _check_shares(momentum=momentum)
+    _check_positive(bias_scale=bias_scale)
     if nesterov and momentum == 0:
         raise ValueError("nesterov: true needs a momentum above 0; set momentum=0.9 or nesterov=false")
 
@@ -120,17 +135,77 @@ def sgd(
         if not slots:
             tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=learning_rate, delta=gradient)
         else:
-            # Keras's form, in which the momentum holds the learning rate: v = m v - r g; w += v, or m v - r g.
-            tf.raw_ops.ResourceApplyKerasMomentum(
-                var=weight.handle,
-                accum=slots[0].handle,
-                lr=learning_rate,
-                grad=gradient,
-                momentum=momentum,
-                use_nesterov=nesterov,
-            )
+            _momentum_step(weight, slots[0], gradient, learning_rate, momentum, nesterov)
 
-    return Optimizer(learning_rate, ("momentum",) if momentum else (), update, clip_norm=clip_norm)
+    return Optimizer(learning_rate, ("momentum",) if momentum else (), update, weight_decay, clip_norm, bias_scale)
+
+
+def muon(
+    *,
+    learning_rate: float,
+    momentum: float = 0.6,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    iterations: int = 3,
+    other_scale: float = 1.0,
+    bias_scale: float = 1.0,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """Muon (Jordan et al. 2024): momentum, made nearly orthogonal by Newton-Schulz iterations, for convolutions.
+
+    A kernel [h, w, C, K] is seen as a matrix [h w C, K]. Its update has the spectral norm 1, and each filter is kept
+    at the norm 1 on average, as in the authors' airbench94_muon, since a normalisation follows: learning_rate is the
+    share of that by which it turns. All other weights are updated by SGD with the same momentum, at other_scale times
+    the rate; those of rank 1 at bias_scale times that again.
+    iterations: of the quintic iteration; three are enough in practice, since singular values need only be near 1.
+    """
+    _check(learning_rate, clip_norm, weight_decay=weight_decay)
+    _check_shares(momentum=momentum)
+    _check_positive(other_scale=other_scale, bias_scale=bias_scale)
+    if nesterov and momentum == 0:
+        raise ValueError("nesterov: true needs a momentum above 0; set momentum=0.6 or nesterov=false")
+    if not 1 <= iterations <= 20:
+        raise ValueError(f"iterations: {iterations} is out of range; it must be at least 1 and at most 20")
+
+    def update(weight, slots, gradient, learning_rate, step):
+        import tensorflow as tf
+
+        (kept,) = slots
+        if weight.shape.rank != 4:
+            _momentum_step(weight, kept, gradient, learning_rate * other_scale, momentum, nesterov)
+            return
+        moved = kept * momentum + gradient
+        _assign(kept, moved)
+        direction = gradient + moved * momentum if nesterov else moved
+        filters = weight.shape[-1]
+        matrix = orthogonalized(tf.reshape(direction, [-1, filters]), iterations)
+        normed = weight * (filters**0.5 / (tf.norm(weight) + 1e-7))
+        _assign(weight, normed - learning_rate * tf.reshape(matrix, weight.shape))
+
+    return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm, bias_scale)
+
+
+def orthogonalized(matrix, iterations: int):
+    """Return nearly U V^T of the matrix U S V^T, float32 [n, m], by Newton-Schulz iterations (Jordan et al. 2024).
+
+    The quintic's coefficients were chosen for speed: singular values end between about 0.7 and 1.2. In bfloat16, which
+    it was made for, where the processor has matrix units for it; that is decided by `layers.has_matrix_units`.
+    """
+    import tensorflow as tf
+
+    from cifar_research.layers import has_matrix_units
+
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = tf.transpose(matrix) if tall else matrix
+    x = x / (tf.norm(x) + 1e-7)
+    if has_matrix_units():
+        x = tf.cast(x, tf.bfloat16)
+    a, b, c = (tf.constant(value, x.dtype) for value in (3.4445, -4.7750, 2.0315))
+    for _ in range(iterations):
+        gram = tf.matmul(x, x, transpose_b=True)
+        x = a * x + tf.matmul(b * gram + c * tf.matmul(gram, gram), x)
+    x = tf.cast(x, tf.float32)
+    return tf.transpose(x) if tall else x
 
 
 def rmsprop(
@@ -184,6 +259,22 @@ def lion(
         _subtract(momentum, (1 - beta_2) * (momentum - gradient))
 
     return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm)
+
+
+def _momentum_step(weight, kept, gradient, learning_rate, momentum: float, nesterov: bool) -> None:
+    """Move a weight in Keras's form, in which the momentum holds the learning rate: v = m v - r g; w += v, or m v - r g."""
+    import tensorflow as tf
+
+    tf.raw_ops.ResourceApplyKerasMomentum(
+        var=weight.handle, accum=kept.handle, lr=learning_rate, grad=gradient, momentum=momentum, use_nesterov=nesterov
+    )
+
+
+def _assign(variable, value) -> None:
+    """Set this replica's copy, see `_subtract`."""
+    import tensorflow as tf
+
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 
 def _subtract(variable, value) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase; see schema.PhaseConfig. learning_rate: before the schedule, which runs anew over each phase."""
+    """One phase; see schema.PhaseConfig. learning_rate: before the schedule."""
 
     name: str
     epochs: int
@@ -23,6 +23,8 @@ class Phase:
     trainable: str | Mapping[str, Any]
     learning_rate_decay_by_depth: float
     keeps_optimizer: bool
+    continues_schedule: bool = False
+    image_size: int | None = None
 
     @property
     def is_backbone_frozen(self) -> bool:
@@ -40,9 +42,21 @@ def plan(cfg: Any) -> list[Phase]:
             trainable=phase["trainable"],
             learning_rate_decay_by_depth=phase["learning_rate_decay_by_depth"],
             keeps_optimizer=phase["optimizer"] == "keep",
+            continues_schedule=phase["schedule"] == "continue",
+            image_size=phase["image_size"],
         )
         for name, phase in training["phases"].items()
     ]
+
+
+def schedule_span(plan: Sequence[Phase], number: int) -> range:
+    """Return the numbers of the phases that share one schedule with the phase of this number."""
+    first, last = number, number + 1
+    while first and plan[first].continues_schedule:
+        first -= 1
+    while last < len(plan) and plan[last].continues_schedule:
+        last += 1
+    return range(first, last)
 
 
 def total_epochs(training: Mapping[str, Any]) -> int:
@@ -74,9 +88,15 @@ def check(training: Any) -> list[str]:
                 f"{key}.learning_rate_decay_by_depth: {phase.learning_rate_decay_by_depth} is out of range; it must be "
                 "above 0 and at most 1"
             )
-        if phase.optimizer not in ("reset", "keep"):
-            hint = plugins.nearest(phase.optimizer, ("reset", "keep"))
-            problems.append(f"{key}.optimizer: {phase.optimizer!r} is not one of reset, keep{hint}")
+        for setting, choices in {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}.items():
+            if phase[setting] not in choices:
+                hint = plugins.nearest(phase[setting], choices)
+                problems.append(f"{key}.{setting}: {phase[setting]!r} is not one of {', '.join(choices)}{hint}")
+        if phase.image_size is not None and phase.trainable == "none":
+            problems.append(
+                f"{key}.image_size: {phase.image_size} does not go with trainable=none, whose features are computed "
+                "once; leave it out"
+            )
         problems += _check_trainable(f"{key}.trainable", phase.trainable)
     return problems
 

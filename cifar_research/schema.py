@@ -52,6 +52,8 @@ class PhaseConfig:
     trainable: Any = "all"  # none, all, upper, {last: n}, {from: layer}, or a pattern of layer names
     learning_rate_decay_by_depth: float = 1.0
     optimizer: str = "reset"  # or keep: what it has kept of each weight in the phase before
+    schedule: str = "anew"  # or continue: one schedule over this phase and the ones before that it continues
+    image_size: int | None = None  # train on images resized to so many pixels squared; None: as they are
 
 
 @dataclass
@@ -73,6 +75,11 @@ class TrainingConfig:
     patience: int | None = None
     keep_checkpoints: int = 2
     log_every_steps: int = 50
+
+
+@dataclass
+class EvaluationConfig:
+    views: str = "none"  # flip, flip_shift: logits averaged over views of each image, see augmentation/views.py
 
 
 @dataclass
@@ -111,6 +118,7 @@ class Config:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from cifar_research import layers
+from cifar_research.augmentation.views import averaged
 from cifar_research.config import ConfigError
 from cifar_research.optimizers import Optimizer
 
@@ -37,7 +38,7 @@ class View:
 class Task:
     """What a step works on: made once before training; `enter` sets what differs between phases.
 
-    augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed int32 [2]) -> the same two.
+    augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the same two.
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
     weights: those that the phase trains, with their slots; scales: what each one's learning rate is multiplied by.
@@ -47,10 +48,11 @@ class Task:
     model: keras.Model
     loss: Callable[[Any, Any], Any]
     optimizer: Optimizer
-    augment: Callable[[Any, Any, Any], tuple[Any, Any]]
+    augment: Callable[..., tuple[Any, Any]]
     learning_rate: Callable[[Any], Any]
     num_classes: int
     seed: int
+    steps_per_epoch: int = 1
     mean: Any = None
     deviation: Any = None
     precision: str = "float32"
@@ -133,14 +135,24 @@ def standardize(task: Task, images: tf.Tensor) -> tf.Tensor:
     return images if task.mean is None else (images - task.mean) / task.deviation
 
 
-def images_view(task: Task, network: Callable[[Any, bool], Any] | None = None) -> View:
+def images_view(
+    task: Task,
+    network: Callable[[Any, bool], Any] | None = None,
+    *,
+    views: str = "none",
+    image_size: int | None = None,
+) -> View:
     """Return the view of images uint8 [B, H, W, C] and labels int64 [B]: augmented to train, through the whole model.
 
-    network: another way through it, from images float32 to logits.
+    network: another way through it, from images float32 to logits; views: over which those of a test are averaged;
+    image_size: what images are resized to in training, after augmentation.
     """
 
     def train(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images, targets = task.augment(*prepare(task, images, labels), seed)
+        epoch_seed = tf.stack([tf.constant(task.seed, tf.int32), tf.cast(task.step // task.steps_per_epoch, tf.int32)])
+        images, targets = task.augment(*prepare(task, images, labels), seed, epoch_seed)
+        if image_size is not None:
+            images = tf.image.resize(images, [image_size, image_size], "area")
         return standardize(task, images), targets
 
     def evaluate(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -148,7 +160,7 @@ def images_view(task: Task, network: Callable[[Any, bool], Any] | None = None) -
         return standardize(task, images), targets
 
     whole = network or (lambda images, training: task.model(images, training=training))
-    return View(train, evaluate, whole, lambda: task.model.losses)
+    return View(train, evaluate, averaged(whole, views), lambda: task.model.losses)
 
 
 def train_step(task: Task, inputs: tf.Tensor, labels: tf.Tensor) -> Totals:

@@ -33,6 +33,7 @@ def build(cfg: DictConfig, data: Dataset) -> steps.Task:
         learning_rate=lambda step: optimizer.learning_rate,  # until a phase is entered
         num_classes=len(data.classes),
         seed=cfg.seed,
+        steps_per_epoch=steps_per_epoch(cfg, data),
         mean=mean,
         deviation=deviation,
         precision=cfg.training.precision,
@@ -41,11 +42,16 @@ def build(cfg: DictConfig, data: Dataset) -> steps.Task:
     )
 
 
-def load_weights(cfg: DictConfig, task: steps.Task) -> None:
-    """Give a backbone that says how the weights it is to begin with; a run that goes on has them."""
+def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
+    """Give a backbone that says how the weights it is to begin with; a run that goes on has them.
+
+    It is handed its own model and the first training images, as the model will see them.
+    """
     load = getattr(plugins.instantiate(cfg.backbone), "load_weights", None)
     if load is not None:
-        load(model.parts(task.model)[0])
+        split = data.train
+        images, _ = steps.prepare(task, split.images[split.indices[:5_000]], split.labels[split.indices[:5_000]])
+        load(model.parts(task.model)[0], steps.standardize(task, images).numpy())
     for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
         average.assign(weight.value)
 
@@ -72,16 +78,17 @@ def enter(
     def network(images: Any, training: bool) -> Any:
         return head(backbone(images, training=training and not is_inference), training=training)
 
-    phase_data, view = data, steps.images_view(task, network)
+    phase_data, view = data, steps.images_view(task, network, image_size=phase.image_size)
     views = features.num_views(cfg) if phase.is_backbone_frozen else 0
     if views:
         phase_data, view = features.keep(cfg, task, data, views, tell)
     steps_an_epoch, schedule = steps_per_epoch(cfg, data), plugins.instantiate(cfg.schedule)
-    num_steps = steps_an_epoch * phase.epochs
+    span = phases.schedule_span(plan, record.phase)
+    first_of_schedule, num_steps = record.phase_steps[span.start], steps_an_epoch * sum(plan[n].epochs for n in span)
     task.enter(
         trained_paths(task, phase),
         view,
-        lambda step: phase.learning_rate * schedule(step - first_step, num_steps, steps_an_epoch),
+        lambda step: phase.learning_rate * schedule(step - first_of_schedule, num_steps, steps_an_epoch),
         scales=phases.rate_scales(layers, phase.learning_rate_decay_by_depth),
         first_step=first_step,
         optimizer_first_steps=_optimizer_first_steps(task, plan, record),

@@ -75,7 +75,7 @@ def run(
         with environment.strategy.scope():
             task = tasks.build(cfg, data)
             if checkpoint is None:
-                tasks.load_weights(cfg, task)
+                tasks.load_weights(cfg, task, data)
         checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()
         if checkpoint is not None:
             loop.restore(task, record, checkpoint)
@@ -93,7 +93,7 @@ def run(
             if checkpoint is not None:
                 display.message(f"Going on from step {record.step}.")
             evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
-            evaluate_images = evaluate(steps.images_view(task))
+            evaluate_images = evaluate(steps.images_view(task, views=cfg.evaluation.views))
             display.start(tasks.total_steps(cfg, data), record.step, phases.total_epochs(cfg.training))
             fit = functools.partial(
                 loop.fit,

@@ -20,6 +20,7 @@ OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 TRANSFORMS = {
     "horizontal_flip": augmentation.horizontal_flip(),
     "vertical_flip": augmentation.vertical_flip(),
+    "alternating_flip": augmentation.alternating_flip(),
     "shift_pixels": augmentation.shift(pixels=5, padding="edge"),
     "shift_fraction": augmentation.shift(fraction=0.2, padding="reflect"),
     "rotation": augmentation.rotation(degrees=30),
@@ -34,7 +35,8 @@ TRANSFORMS = {
     "cutmix": augmentation.cutmix(alpha=1.0),
     "strong": augmentation.compose(config.transforms(config.compose(["augmentation=[strong,mixup]"]))),
 }
-WITHIN_IMAGES = sorted(set(TRANSFORMS) - {"mixup", "cutmix", "strong"})
+# What becomes of an image hangs on others with the last three, and on its pixels alone with the first.
+WITHIN_IMAGES = sorted(set(TRANSFORMS) - {"alternating_flip", "mixup", "cutmix", "strong"})
 HEIGHT, WIDTH, CLASSES = 12, 16, 5
 rng = np.random.default_rng(0)
 IMAGES = rng.random((37, HEIGHT, WIDTH, 3), dtype=np.float32)
@@ -163,6 +165,31 @@ def test_flip_equals_numpy(factory, axis):
 
 
 NUMPY_PADDING = {"edge": "edge", "reflect": "reflect", "zeros": "constant"}
+
+
+def test_alternating_flip_shows_both_sides_in_two_epochs_and_other_halves_with_another_seed():
+    flip = augmentation.alternating_flip()
+    many = np.random.default_rng(3).random((500, 8, 8, 3), dtype=np.float32)
+    targets = np.zeros((500, CLASSES), np.float32)
+    turned = many[:, :, ::-1]
+    epochs = [apply(flip, many, targets, (7, epoch))[0] for epoch in range(3)]
+    is_turned = (epochs[0] == turned).all(axis=(1, 2, 3))
+    assert 200 < is_turned.sum() < 300
+    np.testing.assert_array_equal(epochs[0][~is_turned], many[~is_turned])
+    np.testing.assert_array_equal(epochs[1], np.where(is_turned[:, None, None, None], many, turned))
+    np.testing.assert_array_equal(epochs[2], epochs[0])
+    with_another_seed = (apply(flip, many, targets, (8, 0))[0] == turned).all(axis=(1, 2, 3))
+    assert 200 < (is_turned != with_another_seed).sum() < 300
+
+
+def test_composition_gives_the_epoch_to_those_that_go_by_it():
+    flip, shift = augmentation.alternating_flip(), TRANSFORMS["shift_pixels"]
+    both = augmentation.compose({"flip": flip, "shift": shift})
+    arguments = [tf.constant(IMAGES), tf.constant(TARGETS), tf.constant(SEED)]
+    for epoch in range(2):
+        turned = flip(*arguments[:2], tf.constant([5, epoch]))
+        expected = shift(*turned, tf.random.experimental.stateless_fold_in(tf.constant(SEED), 1))
+        assert_same(both(*arguments, tf.constant([5, epoch])), expected)
 
 
 def shifted(image, down, right, padding):

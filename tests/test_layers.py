@@ -1,5 +1,7 @@
 """The fused layers equal Keras's: forward, backward, moving statistics."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -81,3 +83,65 @@ def test_dropout_is_a_function_of_seed_and_name():
 def test_dropout_without_a_seed_is_an_error():
     with pytest.raises(ValueError, match="random_seed"):
         layers.Dropout(0.5, name="lost")(tf.ones([2, 2]), training=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_without_scale_equals_keras(training):
+    inputs = tf.random.stateless_normal([8, 5, 5, 4], [1, 2])
+    ours, theirs = layers.BatchNormalization(scale=False), keras.layers.BatchNormalization(scale=False)
+    np.testing.assert_allclose(ours(inputs, training=training), theirs(inputs, training=training), atol=1e-5)
+    np.testing.assert_allclose(ours.moving_variance.value, theirs.moving_variance.value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "elu", "tanh", "leaky_relu"])
+@pytest.mark.parametrize("is_portable", [False, True])
+def test_activation_equals_keras(name, is_portable):
+    inputs = tf.random.stateless_normal([16, 5, 5, 3], [1, 2])
+    upstream = tf.random.stateless_normal([16, 5, 5, 3], [3, 4])
+    results = []
+    for layer in (layers.Activation(name), keras.layers.Activation(name)):
+        with tf.GradientTape() as tape, layers.portable() if is_portable else contextlib.nullcontext():
+            tape.watch(inputs)
+            outputs = layer(inputs)
+        results.append((outputs, tape.gradient(outputs, inputs, upstream)))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_portable_holds_no_compiled_function():
+    layer, inputs = layers.Activation("gelu"), tf.TensorSpec([None, 4])
+    with layers.portable():
+        plain = tf.function(lambda x: layer(x)).get_concrete_function(inputs)
+    compiled = tf.function(lambda x: layer(x)).get_concrete_function(inputs)
+    assert not [op for op in plain.graph.get_operations() if "PartitionedCall" in op.type]
+    assert [op for op in compiled.graph.get_operations() if "PartitionedCall" in op.type]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 3)])
+@pytest.mark.parametrize("height", [1, 3, 7])
+def test_filter_gradient_by_products_equals_the_library(size, height):
+    images = tf.random.stateless_normal([4, height, 6, 5], [1, 2])
+    upstream = tf.random.stateless_normal([4, height, 6, 8], [3, 4])
+    kernel = tf.random.stateless_normal([*size, 5, 8], [5, 6])
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        outputs = tf.nn.conv2d(images, kernel, 1, "SAME")
+    expected = tape.gradient(outputs, kernel, upstream)
+    np.testing.assert_allclose(layers.filter_gradient(images, upstream, size), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_convolution_by_products_equals_keras(monkeypatch):
+    monkeypatch.setattr(layers, "_products_pay", lambda images, kernel: True)
+    images = tf.random.stateless_normal([4, 7, 7, 6], [1, 2])
+    results = []
+    for make in (layers.Conv2D, keras.layers.Conv2D):
+        layer = make(8, 3, padding="same")
+        layer.build(images.shape)
+        layer.set_weights([tf.random.stateless_normal([3, 3, 6, 8], [3, 4]), np.ones(8, "float32")])
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images)
+            loss = tf.reduce_sum(outputs**2)
+        results.append([outputs, *tape.gradient(loss, [images, layer.kernel.value, layer.bias.value])])
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)

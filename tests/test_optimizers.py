@@ -22,6 +22,10 @@ PEERS = {
         optimizers.sgd(learning_rate=0.01, momentum=0.9, nesterov=True),
         lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
     ),
+    "sgd_decay": (
+        optimizers.sgd(learning_rate=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
+    ),
     "rmsprop": (optimizers.rmsprop(learning_rate=0.01), lambda: keras.optimizers.RMSprop(0.01)),
     "lion": (
         optimizers.lion(learning_rate=0.01, weight_decay=0.1),
@@ -93,3 +97,38 @@ def test_weight_decay_spares_vectors():
     matrix, vector = tf.Variable([[1.0]]), tf.Variable([1.0])
     updates(optimizer, [matrix, vector], [[tf.zeros([1, 1]), tf.zeros([1])]])
     assert matrix.numpy() == pytest.approx(0.95) and vector.numpy() == 1
+
+
+def test_bias_scale_multiplies_the_rate_of_vectors_alone():
+    ordinary, scaled = (optimizers.sgd(learning_rate=0.01, bias_scale=scale) for scale in (1.0, 64.0))
+    before = [weight.numpy() for weight in weights()]
+    moved = [
+        [a - b for a, b in zip(updates(o, weights(), gradients(1)), before, strict=True)] for o in (ordinary, scaled)
+    ]
+    np.testing.assert_array_equal(moved[0][0], moved[1][0])
+    np.testing.assert_allclose(moved[0][1] * 64, moved[1][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_orthogonalized_keeps_directions_and_evens_out_singular_values(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype("float32")
+    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    got = optimizers.orthogonalized(tf.constant(matrix), 8).numpy()
+    assert np.linalg.svd(got, compute_uv=False) == pytest.approx(1, abs=0.35)
+    cosine = (got * (left @ right)).sum() / np.linalg.norm(got) / np.linalg.norm(left @ right)
+    assert cosine > 0.97
+
+
+def test_muon_turns_kernels_by_its_rate_and_leaves_the_rest_to_sgd():
+    rng = np.random.default_rng(0)
+    shapes = [(3, 3, 8, 16), (20, 10), (10,)]
+    values, given = ([rng.normal(size=shape).astype("float32") for shape in shapes] for _ in range(2))
+    muon = optimizers.muon(learning_rate=0.1, momentum=0.6, iterations=8, other_scale=0.5, bias_scale=3.0)
+    got = updates(muon, [tf.Variable(value) for value in values], [[tf.constant(value) for value in given]])
+    sgd = optimizers.sgd(learning_rate=0.05, momentum=0.6, nesterov=True, bias_scale=3.0)
+    rest = updates(sgd, [tf.Variable(value) for value in values[1:]], [[tf.constant(value) for value in given[1:]]])
+    for one, other in zip(got[1:], rest, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    normed = values[0] * 4 / np.linalg.norm(values[0])
+    singular = np.linalg.svd((normed - got[0]).reshape(-1, 16), compute_uv=False)
+    assert singular == pytest.approx(0.1, abs=0.035)

@@ -27,7 +27,7 @@ def entered(*overrides, phase=0, base=BASE):
     config.check(cfg)
     data = random_data()
     task = tasks.build(cfg, data)
-    tasks.load_weights(cfg, task)
+    tasks.load_weights(cfg, task, data)
     record = loop.Record(phase=phase, phase_steps=[0] * (phase + 1), phase_epochs=[0] * (phase + 1))
     seen, _ = tasks.enter(cfg, task, data, phases.plan(cfg), record)
     return task, seen
@@ -97,6 +97,35 @@ def test_moving_statistics_of_what_is_frozen_stay_to_the_bit():
     moved = changed(task, seen, 3)
     assert not [path for path in moved if path.startswith("block1")]
     assert "block2_conv1_norm/moving_mean" in moved
+
+
+def test_one_schedule_over_phases_that_continue_it():
+    words = ["schedule=one_cycle", "schedule.peak_at=0", "training=combined", "training.phases.head.epochs=1"]
+    words += [
+        "training.phases.backbone.epochs=3",
+        "training.phases.backbone.learning_rate=0.1",
+        "training.batch_size=4",
+    ]
+    words += ["optimizer.learning_rate=0.2"]
+    for choice, expected in (("anew", [0.1, 0.0]), ("continue", [0.075, 0.0])):
+        cfg = config.compose([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
+        data, plan = random_data(), phases.plan(cfg)
+        task = tasks.build(cfg, data)
+        tasks.enter(cfg, task, data, plan, loop.Record(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
+        rates = [float(task.learning_rate(tf.constant(step))) for step in (4.0, 16.0)]
+        assert rates == pytest.approx(expected)
+    assert phases.schedule_span(plan, 0) == phases.schedule_span(plan, 1) == range(2)
+
+
+def test_a_phase_on_smaller_images_trains_on_them_and_tests_on_whole_ones():
+    words = ["model.pooling=avg", "training.phases.scratch.image_size=16", "training=scratch"]
+    task, seen = entered(*words)
+    step(task, seen)
+    inputs, _ = task.view.train(seen.train.images[:4], seen.train.labels[:4], tf.constant([0, 0]))
+    assert inputs.shape == (4, 16, 16, 3)
+    pixels = seen.train.images[:4] / np.float32(255)
+    np.testing.assert_allclose(inputs, pixels.reshape(4, 16, 2, 16, 2, 3).mean((2, 4)), atol=1e-6)
+    assert task.view.evaluate(seen.val.images[:4], seen.val.labels[:4])[0].shape == (4, 32, 32, 3)
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("inference", False), ("train", True)])

@@ -31,7 +31,7 @@ def make_task(batch_norm=False, dropout=0.0, loss="mean_squared_error", optimize
         "model": model.classifier(backbone, head, (16, 16, 3), 10),
         "loss": plugins.instantiate(config.compose([f"loss={loss}"]).loss),
         "optimizer": optimizer,
-        "augment": lambda images, targets, seed: (images, targets),
+        "augment": lambda images, targets, seed, epoch_seed: (images, targets),
         "learning_rate": lambda step: tf.constant(optimizer.learning_rate),
         "num_classes": 10,
         "seed": 0,
@@ -108,7 +108,7 @@ def test_twenty_steps_equal_train_on_batch(loss, batch_norm, optimizer):
 def test_one_trace_whatever_the_batch_and_the_call():
     traces = []
 
-    def augment(images, targets, seed):
+    def augment(images, targets, seed, epoch_seed):
         traces.append(images.shape)
         return images, targets
 

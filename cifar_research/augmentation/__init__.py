@@ -25,6 +25,7 @@ from cifar_research.augmentation.colour import (
 )
 from cifar_research.augmentation.contract import Transform
 from cifar_research.augmentation.geometry import (
+    alternating_flip,
     crop,
     flip,
     horizontal_flip,
@@ -44,6 +45,7 @@ __all__ = [
     "adjust_brightness",
     "adjust_contrast",
     "adjust_saturation",
+    "alternating_flip",
     "blend",
     "brightness",
     "compose",
@@ -69,14 +71,21 @@ __all__ = [
 
 
 def compose(transforms: Mapping[str, Transform]) -> Transform:
-    """Return one transform that applies these in order, each with its own seed; of none, the identity."""
+    """Return one transform that applies these in order, each with its own seed; of none, the identity.
+
+    It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, which is what a
+    transform with the attribute `by_epoch` is given instead of a seed of its own; without it, they are given `seed`.
+    """
     ordered = tuple(transforms.values())
 
-    def transform(images, targets, seed):
+    def transform(images, targets, seed, epoch_seed=None):
         import tensorflow as tf
 
         for i, one in enumerate(ordered):
-            images, targets = one(images, targets, tf.random.experimental.stateless_fold_in(seed, i))
+            own = tf.random.experimental.stateless_fold_in(seed, i)
+            if getattr(one, "by_epoch", False):
+                own = seed if epoch_seed is None else epoch_seed
+            images, targets = one(images, targets, own)
         return images, targets
 
     return transform

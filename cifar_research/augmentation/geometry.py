@@ -22,6 +22,27 @@ def vertical_flip(*, probability: float = 0.5) -> Transform:
     return _flip("rows", probability)
 
 
+def alternating_flip() -> Transform:
+    """Mirror a random half of the images left and right in the first epoch, the others in the next, and so on.
+
+    So every two epochs see each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6). The halves depend on the
+    run's seed and on an image's own pixels: give it before transforms that change them.
+    """
+
+    def transform(images, targets, seed):
+        import tensorflow as tf
+
+        grey = tf.cast(tf.round(images * 255), tf.int32)
+        # A sum of products, whose bits from the middle up depend on all pixels and on the seed.
+        weights = tf.random.stateless_uniform(grey.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
+        sums = tf.reduce_sum(grey * weights, axis=[1, 2, 3])
+        is_first = tf.bitwise.bitwise_and(tf.bitwise.right_shift(sums, 12), 1) == 1
+        return flip(images, is_first != (seed[1] % 2 == 1), axis="columns"), targets
+
+    transform.by_epoch = True
+    return transform
+
+
 def _flip(axis: Literal["rows", "columns"], probability: float) -> Transform:
     check_range("probability", probability, 0, 1)
 

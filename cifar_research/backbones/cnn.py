@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cifar_research.backbones import weights as loading
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import keras
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
+Initialization = Literal["glorot", "dirac"]
 
 
 def cnn(
@@ -22,12 +23,14 @@ def cnn(
     batch_norm: bool = False,
     dropout: float = 0.0,
     activation: Activation = "relu",
+    initialization: Initialization = "glorot",
     weights: str = "none",
 ) -> Callable[[tuple[int, int, int]], keras.Model]:
     """Blocks of convolutions, each block ended by 2 x 2 pooling and, if asked for, dropout.
 
     filters: output channels by block; `convolutions` of them a block, stride 1, zero-padded.
     batch_norm: between each convolution and its activation.
+    initialization: `glorot` (Glorot and Bengio 2010), or `dirac`, see `initializer`.
     weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
     Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
     [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. Its `min_image_size`, 2^n, is what config.check reads.
@@ -45,17 +48,17 @@ def cnn(
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
-        from cifar_research.layers import BatchNormalization, Dropout
+        from cifar_research.layers import Activation, BatchNormalization, Conv2D, Dropout
 
         pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
         stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
         for block, channels in enumerate(filters, 1):
             for number in range(1, convolutions + 1):
-                name = f"block{block}_conv{number}"
-                stack.append(keras.layers.Conv2D(channels, kernel_size, padding="same", name=name))
+                name, kernel = f"block{block}_conv{number}", initializer(initialization)
+                stack.append(Conv2D(channels, kernel_size, padding="same", kernel_initializer=kernel, name=name))
                 if batch_norm:
                     stack.append(BatchNormalization(name=f"{name}_norm"))
-                stack.append(keras.layers.Activation(activation, name=f"{name}_{activation}"))
+                stack.append(Activation(activation, name=f"{name}_{activation}"))
             stack.append(pool(2, name=f"block{block}_pool"))
             if dropout > 0:
                 stack.append(Dropout(dropout, name=f"block{block}_dropout"))
@@ -63,6 +66,27 @@ def cnn(
         model.upper_blocks = f"block{len(filters)}_conv1"
         return model
 
-    build.load_weights = lambda model: loading.load(model, weights)
+    build.load_weights = lambda model, images: loading.load(model, weights)
     build.min_image_size = 2 ** len(filters)
     return build
+
+
+def initializer(name: Initialization) -> Any:
+    """Return a Keras initializer of convolution kernels [h, w, C, K].
+
+    `dirac`: the first min(C, K) filters pass their channel on as it is (Zagoruyko and Komodakis 2017), the rest are
+    Glorot's.
+    """
+    import keras
+
+    class Dirac(keras.initializers.GlorotUniform):
+        def __call__(self, shape, dtype=None):
+            import tensorflow as tf
+
+            height, width, channels, filters = shape
+            passed = min(channels, filters)
+            identity = tf.eye(channels, passed, dtype=dtype or tf.float32)[tf.newaxis, tf.newaxis]
+            around = [[(height - 1) // 2, height // 2], [(width - 1) // 2, width // 2], [0, 0], [0, 0]]
+            return tf.concat([tf.pad(identity, around), super().__call__(shape, dtype)[..., passed:]], axis=-1)
+
+    return Dirac() if name == "dirac" else keras.initializers.GlorotUniform()

@@ -92,7 +92,7 @@ def pretrained(
         model.runs_in_inference = mode == "inference"
         return model
 
-    build.load_weights = lambda model: loading.load(model, weights, make)
+    build.load_weights = lambda model, images: loading.load(model, weights, make)
     build.standardizes = True
     return build
 

@@ -1,6 +1,6 @@
 """Train one of the study's five models with plain `keras.fit`, as the yardstick for our own loop.
 
-    .venv/bin/python scripts/keras_fit.py wide FOLDER [--epochs 10] [--seed 0] [--json OUT.json]
+    .venv/bin/python scripts/peers/keras_fit.py wide FOLDER [--epochs 10] [--seed 0] [--json OUT.json]
 
 FOLDER holds `cifar-10-batches-bin`. Nothing of cifar_research is imported: the model, the data and the
 loop are what a Keras user would write, so that the comparison is with Keras and not with ourselves.

@@ -1,0 +1,101 @@
+"""The network of airbench94: made for the shortest time to 94 % (Jordan 2024, arXiv 2404.00498)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cifar_research.backbones import weights as loading
+from cifar_research.backbones.cnn import Activation, Initialization, initializer
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+
+def airbench(
+    *,
+    filters: list[int],
+    whitening_size: int = 2,
+    whitening_epsilon: float = 0.0005,
+    batch_norm_momentum: float = 0.6,
+    initialization: Initialization = "dirac",
+    activation: Activation = "gelu",
+    weights: str = "none",
+) -> Callable[[tuple[int, int, int]], keras.Model]:
+    """A whitening layer, then blocks of convolution, pooling, normalisation, convolution, normalisation.
+
+    filters: output channels by block. Normalisation has biases and no scales, and its moving statistics forget fast:
+    batch_norm_momentum is the share they keep.
+    whitening_size: the first layer takes patches of so many pixels squared to their principal components, each divided
+    by the root of its variance plus whitening_epsilon, and to the negatives of those (section 3.1). It is computed from
+    the training images before the first step; it is trained only if a phase's `trainable` holds it:
+    {from: block1_conv1} leaves it as it is.
+    weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
+    Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
+    [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded down, after n blocks.
+    """
+    if not filters or min(filters) < 1:
+        raise ValueError(f"filters: {filters} must be a list of at least one number, each at least 1")
+    if not 1 <= whitening_size <= 8:
+        raise ValueError(f"whitening_size: {whitening_size} is out of range; it must be at least 1 and at most 8")
+    if not 0 < whitening_epsilon < float("inf"):
+        raise ValueError(f"whitening_epsilon: {whitening_epsilon} is out of range; it must be above 0")
+    if not 0 <= batch_norm_momentum < 1:
+        raise ValueError(
+            f"batch_norm_momentum: {batch_norm_momentum} is out of range; it must be at least 0 and below 1"
+        )
+    loading.check(weights)
+
+    def build(image_shape: tuple[int, int, int]) -> keras.Model:
+        import keras
+
+        from cifar_research import layers
+
+        def normalised(name: str) -> list[keras.layers.Layer]:
+            norm = layers.BatchNormalization(
+                momentum=batch_norm_momentum, epsilon=1e-5, scale=False, name=f"{name}_norm"
+            )
+            return [norm, layers.Activation(activation, name=f"{name}_{activation}")]
+
+        def convolution(channels: int, name: str) -> keras.layers.Layer:
+            kernel = initializer(initialization)
+            return layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=kernel, name=name)
+
+        stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
+        width = 2 * image_shape[-1] * whitening_size**2
+        stack.append(keras.layers.Conv2D(width, whitening_size, name="whitening"))
+        stack.append(layers.Activation(activation, name=f"whitening_{activation}"))
+        for block, channels in enumerate(filters, 1):
+            first, second = f"block{block}_conv1", f"block{block}_conv2"
+            stack += [convolution(channels, first), keras.layers.MaxPooling2D(2, name=f"block{block}_pool")]
+            stack += [*normalised(first), convolution(channels, second), *normalised(second)]
+        model = keras.Sequential(stack, name="airbench")
+        model.upper_blocks = f"block{len(filters)}_conv1"
+        return model
+
+    def load_weights(model: keras.Model, images: np.ndarray) -> None:
+        if weights == "none":
+            layer = model.get_layer("whitening")
+            layer.set_weights([whitening(images, whitening_size, whitening_epsilon), layer.get_weights()[1]])
+        else:
+            loading.load(model, weights)
+
+    build.load_weights = load_weights
+    build.min_image_size = whitening_size - 1 + 2 ** len(filters)
+    return build
+
+
+def whitening(images: np.ndarray, size: int, epsilon: float) -> Any:
+    """Return the kernel float32 [size, size, C, 2 size^2 C] that whitens patches of images, float [N, H, W, C].
+
+    Its first half are the patches' principal components, strongest first, over the root of variance plus epsilon.
+    """
+    import numpy as np
+
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
+    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size * size * images.shape[-1]).astype(np.float64)
+    variances, components = np.linalg.eigh(patches.T @ patches / len(patches))
+    scaled = (components / np.sqrt(np.maximum(variances, 0) + epsilon))[:, ::-1]
+    kernel = np.concatenate([scaled, -scaled], axis=1)
+    return kernel.reshape(size, size, images.shape[-1], -1).astype(np.float32)

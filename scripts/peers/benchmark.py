@@ -1,0 +1,235 @@
+"""Measure the framework beside keras.fit and PyTorch on the same work, and write what was found as Markdown and JSON.
+
+    scripts/benchmark                 everything, about an hour and a half on two cores
+    scripts/benchmark --quick         the headlines, five minutes
+    scripts/benchmark --models wide --batch-sizes 128 --parts training
+
+Each peer is a process of its own (see worker.py), all work on the same random images, and they take turns: a round is a
+block of every peer, and a block an epoch of at least 50 steps through the peer's real pipeline, shuffled and augmented.
+The first block is for warming up and does not count. Ratios are taken within a round, and their median is told, since a
+machine is faster at one minute than at another. No checkpoint, no validation is in any of these times.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import parts
+from tables import markdown
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TORCH = ("torch==2.13.0", "numpy==2.4.6")
+
+
+@dataclass
+class Peer:
+    """One peer in one configuration, and what was measured of it: seconds of each block."""
+
+    name: str
+    kind: str  # ours, keras, torch
+    precision: str = "float32"
+    steps_per_call: int = 1
+    input: str = "numpy"
+    images: int = 0
+    facts: dict = field(default_factory=dict)
+    train: list = field(default_factory=list)
+    evaluate: list = field(default_factory=list)
+    matrix: list = field(default_factory=list)
+    peak_memory_bytes: int = 0
+
+    def rate(self, what="train"):
+        return self.images / statistics.median(getattr(self, what))
+
+
+def peers(quick, kinds, has_bfloat16):
+    many = 50
+    every = [
+        Peer("ours, float32", "ours"),
+        Peer("ours, float32, 50 steps a call", "ours", steps_per_call=many),
+        Peer("ours, bfloat16", "ours", "bfloat16"),
+        Peer("ours, bfloat16, 50 steps a call", "ours", "bfloat16", many),
+        Peer("keras.fit, float32, numpy", "keras"),
+        Peer("keras.fit, float32, tf.data", "keras", input="tf.data"),
+        Peer("keras.fit, float32, tf.data, 50 steps a call", "keras", steps_per_call=many, input="tf.data"),
+        Peer("keras.fit, bfloat16, numpy", "keras", "bfloat16"),
+        Peer("keras.fit, bfloat16, tf.data", "keras", "bfloat16", input="tf.data"),
+        Peer("keras.fit, bfloat16, tf.data, 50 steps a call", "keras", "bfloat16", many, "tf.data"),
+        Peer("PyTorch, float32", "torch"),
+        Peer("PyTorch, bfloat16", "torch", "bfloat16"),
+    ]
+    if quick:
+        every = [every[i] for i in (1, 3, 4, 8, 11)]
+    return [peer for peer in every if peer.kind in kinds and (has_bfloat16 or peer.precision != "bfloat16")]
+
+
+class Worker:
+    """A peer's process; `ask` hands it a word and returns its answer."""
+
+    def __init__(self, command):
+        environment = os.environ | {"PYTHONPATH": str(HERE), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 — open for as long as the process
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        self.facts = self.answer()
+
+    def ask(self, word):
+        time.sleep(0.3)  # for the threads of the one before to go to sleep
+        print(word, file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            sys.exit(f"error: {' '.join(self.process.args)} ended:\n{self.log.read()}")
+        return json.loads(line)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start(peer, python, model, batch_size, steps):
+    peer.images = steps * batch_size
+    script = {"ours": "ours.py", "keras": "keras_peer.py", "torch": "torch_peer.py"}[peer.kind]
+    options = ["--batch-size", batch_size, "--images", peer.images, "--precision", peer.precision]
+    options += ["--steps-per-call", min(peer.steps_per_call, steps), "--input", peer.input]
+    return Worker([python, HERE / script, model, *options])
+
+
+def training(pythons, chosen, model, batch_size, steps, rounds, tell):
+    """Let the chosen peers take turns on one model; return them with what was measured."""
+    workers = []
+    for peer in chosen:
+        tell(f"{model}, batch {batch_size}: starting {peer.name}")
+        worker = start(peer, pythons[peer.kind], model, batch_size, steps)
+        peer.facts = worker.facts
+        workers.append(worker)
+    for number in range(rounds + 1):
+        for peer, worker in zip(chosen, workers, strict=True):
+            tell(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}")
+            words = ["train", "evaluate", *(["matrix"] if peer.kind == "ours" else [])]
+            for word in words:
+                answer = worker.ask(word)
+                peer.peak_memory_bytes = answer["peak_memory_bytes"]
+                if answer["loss"] != answer["loss"]:  # not a number
+                    sys.exit(f"error: {peer.name} gives {answer['loss']} for {word}; its figures would mean nothing")
+                if number:
+                    getattr(peer, word).append(answer["seconds"])
+    for worker in workers:
+        worker.close()
+    return chosen
+
+
+def torch_python(tell):
+    """Return the Python of PyTorch's environment, which is made beside .venv the first time."""
+    folder = ROOT / ".venv-torch"
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        tell(f"installing {' '.join(TORCH)} into {folder}")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *TORCH], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"error: {done.stderr.strip()}\nPyTorch could not be installed; leave it out: --peers ours keras")
+        (folder / "complete").touch()
+    return python
+
+
+def hardware():
+    flags, name = "", platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        lines = {key.strip(): value.strip() for key, value in lines.items()}
+        flags, name = lines.get("flags", ""), lines.get("model name", name)
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
+    gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout if _has("nvidia-smi") else ""
+    return {"processor": name, "cores": len(os.sched_getaffinity(0)), "units": units, "gpus": gpus.splitlines()}
+
+
+def _has(program):
+    return any((Path(folder) / program).exists() for folder in os.environ["PATH"].split(os.pathsep))
+
+
+def versions(pythons):
+    """Return the versions of what each peer runs on, asked of its own environment."""
+    names = {"ours": ["tensorflow", "keras", "numpy"], "torch": ["torch"]}
+    code = "import sys, importlib.metadata as m; print(*(f'{n}={m.version(n)}' for n in sys.argv[1:]))"
+    found = {"python": platform.python_version()}
+    for kind in pythons.keys() & names.keys():
+        done = subprocess.run([pythons[kind], "-c", code, *names[kind]], capture_output=True, text=True, check=True)
+        found |= dict(pair.split("=") for pair in done.stdout.split())
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the study's two models at batch 128, five peers")
+    parser.add_argument("--models", nargs="+", choices=["first_version", "wide", "augmented", "fast"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int)
+    parser.add_argument("--peers", nargs="+", choices=["ours", "keras", "torch"], default=["ours", "keras", "torch"])
+    parser.add_argument("--parts", nargs="+", choices=["training", *parts.PARTS], default=["training", *parts.PARTS])
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--steps", type=int, default=50, help="in a block; default: %(default)s")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "benchmark", help="default: %(default)s")
+    args = parser.parse_args()
+    models = args.models or (
+        ["first_version", "wide"] if args.quick else ["first_version", "wide", "augmented", "fast"]
+    )
+    batch_sizes = args.batch_sizes or ([128] if args.quick else [128, 512])
+    rounds = args.rounds or (3 if args.quick else 5)
+
+    def tell(text):
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    machine = hardware()
+    has_bfloat16 = bool(machine["gpus"]) or any("bf16" in unit for unit in machine["units"])
+    if not has_bfloat16:
+        tell("this processor has no bfloat16, so it is left out")
+    pythons = {"ours": sys.executable, "keras": sys.executable}
+    if "torch" in args.peers and "training" in args.parts:
+        pythons["torch"] = torch_python(tell)
+    found = {"command": " ".join(["scripts/benchmark", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
+    found |= {"hardware": machine, "versions": versions(pythons), "steps": args.steps, "rounds": rounds}
+    found |= {"training": []}
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    def write():
+        (args.output / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
+        (args.output / "benchmark.md").write_text(markdown(found))
+
+    if "training" in args.parts:
+        for model in models:
+            for batch_size in batch_sizes:
+                chosen = peers(args.quick, args.peers, has_bfloat16)
+                measured = training(pythons, chosen, model, batch_size, args.steps, rounds, tell)
+                found["training"].append(
+                    {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}
+                )
+                write()
+    for name in parts.PARTS:
+        if name in args.parts:
+            found[name] = parts.PARTS[name](Worker, args.quick, args.steps, rounds, tell)
+            write()
+    print(markdown(found))
+    tell(f"written to {args.output}/benchmark.md and benchmark.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A worker of the benchmark that trains with keras.fit, as its users write it; nothing of cifar_research is imported."""
+
+import keras
+import tensorflow as tf
+import worker
+from keras import layers
+
+
+def study(preset):
+    normalised = preset != "first_version"
+    stack = [layers.Input((32, 32, 3))]
+    if preset == "augmented":
+        stack += [
+            layers.RandomRotation(15 / 360, fill_mode="nearest"),
+            layers.RandomFlip("horizontal_and_vertical"),
+            layers.RandomTranslation(0.1, 0.1, fill_mode="nearest"),
+        ]
+    for filters in (32, 64, 128):
+        for _ in range(2 if preset == "augmented" else 1):
+            stack.append(layers.Conv2D(filters, 3, padding="same"))
+            stack += [layers.BatchNormalization()] if normalised else []
+            stack.append(layers.Activation("relu"))
+        stack.append(layers.MaxPooling2D())
+    stack.append(layers.Flatten())
+    for units in (512, 256) if normalised else (256,):
+        stack.append(layers.Dense(units))
+        stack += [layers.BatchNormalization()] if normalised else []
+        stack.append(layers.Activation("relu"))
+    stack += [layers.Dropout(0.3)] if normalised else []
+    # The softmax in float32, as Keras's guide to mixed precision says.
+    return keras.Sequential([*stack, layers.Dense(10), layers.Activation("softmax", dtype="float32")])
+
+
+def fast():
+    """airbench94's network (Jordan 2024), with Keras's layers, flips and shifts."""
+    stack = [
+        layers.Input((32, 32, 3)),
+        layers.RandomFlip("horizontal"),
+        layers.RandomTranslation(1 / 16, 1 / 16, fill_mode="reflect"),
+        layers.Conv2D(24, 2, trainable=False),
+        layers.Activation(worker.FAST_ACTIVATION),
+    ]
+    for filters in (64, 256, 256):
+        for pools in (True, False):
+            stack.append(layers.Conv2D(filters, 3, padding="same", use_bias=False))
+            stack += [layers.MaxPooling2D()] if pools else []
+            stack.append(layers.BatchNormalization(momentum=0.6, scale=False))
+            stack.append(layers.Activation(worker.FAST_ACTIVATION))
+    stack += [layers.GlobalMaxPooling2D(), layers.Dense(10, use_bias=False), layers.Rescaling(1 / 9)]
+    return keras.Sequential([*stack, layers.Activation("softmax", dtype="float32")])
+
+
+class Keras:
+    """A model, compiled, and its images as numpy arrays in [0, 1] or as a tf.data pipeline that scales them."""
+
+    def __init__(self, options):
+        keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.precision])
+        keras.utils.set_random_seed(0)
+        self.batch_size = options.batch_size
+        is_fast = options.model == "fast"
+        self.model = fast() if is_fast else study(options.model)
+        self.model.compile(
+            keras.optimizers.SGD(0.01, momentum=0.85, nesterov=True) if is_fast else keras.optimizers.Adam(0.005),
+            keras.losses.CategoricalCrossentropy(label_smoothing=0.2) if is_fast else "mean_squared_error",
+            metrics=["accuracy"],
+            steps_per_execution=options.steps_per_call,
+        )
+        images, labels = worker.images(options.images)
+        self.arrays = images.astype("float32") / 255, keras.utils.to_categorical(labels, 10)
+        self.pipeline = None
+        if options.input == "tf.data":
+
+            def scaled(images, labels):
+                return tf.cast(images, tf.float32) / 255, tf.one_hot(labels, 10)
+
+            shuffled = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(options.images)
+            batches = shuffled.batch(options.batch_size, drop_remainder=True)
+            self.pipeline = batches.map(scaled, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def train(self):
+        if self.pipeline is not None:
+            history = self.model.fit(self.pipeline, epochs=1, verbose=0)
+        else:
+            history = self.model.fit(*self.arrays, batch_size=self.batch_size, epochs=1, verbose=0)
+        return history.history["loss"][0]
+
+    def evaluate(self):
+        return self.model.evaluate(*self.arrays, batch_size=500, verbose=0)[0]
+
+    def sweep(self):
+        """Train eight models, one learning rate each, for two epochs: what a sweep is without a framework."""
+        for number in range(8):
+            keras.backend.clear_session()
+            model = study("wide")
+            model.compile(keras.optimizers.Adam(0.001 * (number + 1)), "mean_squared_error", metrics=["accuracy"])
+            model.fit(*self.arrays, batch_size=self.batch_size, epochs=2, verbose=0)
+            loss = model.evaluate(*self.arrays, batch_size=500, verbose=0)[0]
+        return loss
+
+    def facts(self):
+        return {"parameters": self.model.count_params()}
+
+
+if __name__ == "__main__":
+    worker.serve(Keras)

@@ -1,0 +1,68 @@
+"""A worker of the benchmark that trains with this framework: see worker.py for what it is asked and answers."""
+
+import numpy as np
+import worker
+
+from cifar_research import config
+
+
+class Ours:
+    """One preset at one batch size, precision and number of steps a call; its own augmentation and pipeline."""
+
+    def __init__(self, options):
+        words = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
+        words += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
+        self.cfg = config.compose([*words, "data.drop_remainder=true"])
+        from cifar_research import environment, loop, phases, steps, tasks
+        from cifar_research.data.datasets import Dataset, Split
+
+        self.environment = environment.prepare(self.cfg.training, self.cfg.seed)
+        import tensorflow as tf
+
+        self.tf = tf
+        images, labels = worker.images(options.images)
+        split = Split(images, labels, np.arange(len(images)))
+        data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
+        self.task = tasks.build(self.cfg, data)
+        tasks.load_weights(self.cfg, self.task, data)
+        record = loop.Record()
+        _, view = tasks.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
+        self.call = steps.many_steps(self.task, self.environment.strategy)
+        self.steps = len(images) // options.batch_size
+        arguments = (self.task, self.environment, split, self.cfg.training, 0, 1_000 * self.steps, True)
+        self.iterator = iter(loop._distributed(*arguments))
+        self.split = split
+        self.evaluation = loop.Evaluation(self.task, self.environment, self.cfg.training.eval_batch_size, view)
+
+    def train(self):
+        totals, done = self.tf.zeros([3], self.tf.float64), 0
+        while done < self.steps:
+            number = min(self.cfg.training.steps_per_call, self.steps - done)
+            totals = self.call(self.iterator, self.tf.constant(number), totals)
+            loss = float(totals[0])  # as the loop does, which looks at it after every call
+            done += number
+        return loss / float(totals[2])
+
+    def evaluate(self):
+        return self.evaluation(self.split).loss
+
+    def matrix(self):
+        """Multiply matrices, as fast as this machine can at this precision: 20 times 2 * 2048^3 operations."""
+        tf = self.tf
+        kind = tf.bfloat16 if self.cfg.training.precision == "bfloat16" else tf.float32
+        product = self.square = getattr(self, "square", tf.cast(tf.random.normal([2048, 2048]), kind))
+        for _ in range(20):
+            product = tf.matmul(self.square, self.square)
+        return float(product[0, 0])
+
+    def facts(self):
+        from cifar_research import model
+
+        return {
+            "parameters": self.task.model.count_params(),
+            "forward_flops": model.forward_flops(self.task.model),
+        }
+
+
+if __name__ == "__main__":
+    worker.serve(Ours)

@@ -1,0 +1,102 @@
+"""What the benchmark measures beside training: augmentation alone, start-up, and a sweep of eight cells."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SMALL = ["data=synthetic", "tensorboard.enabled=false"]
+
+
+def pipeline(worker, quick, steps, rounds, tell):
+    """Return images/s of the study's augmentation by three pipelines, and milliseconds a batch inside a step."""
+    words, batch = ("step", "ours", "keras", "tf_image"), 128
+    process = worker([sys.executable, HERE / "pipelines.py", "wide", "--images", batch * steps])
+    seconds = {word: [] for word in words}
+    for number in range(rounds + 1):
+        tell(f"pipeline: round {number} of {rounds}")
+        for word in words:
+            answer = process.ask(word)
+            if number:
+                seconds[word].append(answer["seconds"])
+    process.close()
+    medians = {word: statistics.median(times) for word, times in seconds.items()}
+    return {
+        "seconds": seconds,
+        "images_per_second": {word: batch * steps / median for word, median in medians.items()},
+        "step_milliseconds": 1e3 * medians["step"] / steps,
+    }
+
+
+def start_up(worker, quick, steps, rounds, tell):
+    """Return seconds from the command to the end of its first step: when history.csv of a one-step run appears."""
+    times = {"warm": [], "cold": []}
+    words = [*SMALL, "data.train_images=128", "data.test_images=10", "data.val_fraction=0", "training.epochs=1"]
+    for number in range(rounds + 1):
+        for kind in times:
+            if kind == "cold" and not _forget_files():
+                continue
+            tell(f"start-up: round {number} of {rounds}, {kind}")
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder, "run")
+                began = time.time()
+                command = [sys.executable, "-m", "cifar_research.train", "experiment=wide", *words]
+                subprocess.run([*command, f"hydra.run.dir={run}"], cwd=ROOT, check=True, capture_output=True)
+                if number:
+                    # Written first at the end of the only step, and again at the end: the graph of it is kept.
+                    times[kind].append(min(path.stat().st_mtime for path in _written(run)) - began)
+    return {"seconds": {kind: values for kind, values in times.items() if values}}
+
+
+def _written(run):
+    """Return what a run writes right after its first step, the checkpoint of which comes after no other work."""
+    return [path for path in (run / "checkpoints").iterdir() if path.is_file()]
+
+
+def _forget_files():
+    """Make the system forget the files it has read, so that a start reads them from the disk; False if it may not."""
+    try:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return False
+    return True
+
+
+def sweep(worker, quick, steps, rounds, tell):
+    """Return seconds of eight cells of `wide`, two epochs each, whole commands: ours by one and two jobs, and Keras's."""
+    images = 2_560 if quick else 12_800
+    rates = ",".join(f"{0.001 * number:g}" for number in range(1, 9))
+    base = [
+        *SMALL,
+        "experiment=wide",
+        f"data.train_images={images}",
+        f"data.test_images={images}",
+        "data.val_fraction=0",
+    ]
+    base += ["training.epochs=2", "training.precision=bfloat16", "training.steps_per_call=20"]
+    seconds = {"ours, 1 job": [], "ours, 2 jobs": [], "keras.fit": []}
+    for number in range(1, (1 if quick else 3) + 1):
+        for name, times in seconds.items():
+            tell(f"sweep: round {number}, {name}")
+            began = time.perf_counter()
+            if name == "keras.fit":
+                process = worker([sys.executable, HERE / "keras_peer.py", "wide", "--images", images])
+                process.ask("sweep")
+                process.close()
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    words = [*base, f"optimizer.learning_rate={rates}", f"hydra.sweep.dir={folder}/sweep"]
+                    words += [f"hydra.launcher.jobs={name.split()[1]}"]
+                    command = [sys.executable, "-m", "cifar_research.train", "-m", *words]
+                    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+    return {"images": images, "seconds": seconds}
+
+
+PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep}

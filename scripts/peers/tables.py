@@ -1,0 +1,108 @@
+"""The benchmark's findings as Markdown: ratios first, then what they are made of."""
+
+import statistics
+
+
+def markdown(found):
+    """Return a document of what benchmark.py found; a part that was not measured is left out."""
+    machine, versions = found["hardware"], found["versions"]
+    gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
+    lines = [
+        "# Benchmark",
+        "",
+        f"`{found['command']}`, {found['date']}: {machine['cores']} cores of {machine['processor']} "
+        f"({', '.join(machine['units']) or 'no vector units'}){gpus}; "
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        + f". Medians of {found['rounds']} rounds, blocks of {found['steps']} steps; the spread is lowest to highest.",
+    ]
+    for result in found["training"]:
+        lines += _training(result)
+    if "pipeline" in found:
+        lines += _pipeline(found)
+    if "start_up" in found:
+        lines += ["", "## Command to the end of the first step, `wide`", "", "| | seconds | spread |", "|---|---|---|"]
+        for kind, seconds in found["start_up"]["seconds"].items():
+            lines.append(f"| {kind} | {statistics.median(seconds):.1f} | {_spread(seconds, '.1f')} |")
+    if "sweep" in found:
+        lines += _sweep(found["sweep"])
+    return "\n".join(lines) + "\n"
+
+
+def _training(result):
+    peers = result["peers"]
+    lines = ["", f"## {result['model']}, batch {result['batch_size']}"]
+    ours = [peer for peer in peers if peer["kind"] == "ours"]
+    others = [peer for peer in peers if peer["kind"] != "ours"]
+    if ours and others:
+        lines += ["", "| ratio of images/s, training | median | spread |", "|---|---|---|"]
+    for precision in ("bfloat16", "float32"):
+        mine = _fastest([peer for peer in ours if peer["precision"] == precision])
+        for kind, name in (("keras", "keras.fit"), ("torch", "PyTorch")):
+            of_kind = [peer for peer in others if peer["kind"] == kind]
+            same = [peer for peer in of_kind if peer["precision"] == precision]
+            for label, rival in (("the best", _fastest(of_kind)), (f"{precision}", _fastest(same))):
+                if mine and rival and not (precision == "float32" and label == "the best"):
+                    ratios = [b / a for a, b in zip(mine["train"], rival["train"], strict=True)]
+                    lines.append(
+                        f"| ours, {precision}, over {label} {name} | {statistics.median(ratios):.2f} | "
+                        f"{_spread(ratios, '.2f')} |"
+                    )
+    lines += ["", "| | images/s, training | spread | images/s, evaluation | peak memory, MB | of the matrix rate |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for peer in peers:
+        rates = [peer["images"] / seconds for seconds in peer["train"]]
+        scored = peer["images"] / statistics.median(peer["evaluate"])
+        lines.append(
+            f"| {peer['name']} | {statistics.median(rates):,.0f} | {_spread(rates, ',.0f')} | {scored:,.0f} | "
+            f"{peer['peak_memory_bytes'] / 1e6:,.0f} | {_share(peer)} |"
+        )
+    return lines
+
+
+def _fastest(peers):
+    return min(peers, key=lambda peer: statistics.median(peer["train"]), default=None)
+
+
+def _share(peer):
+    """Return how much of the rate of 2048 x 2048 products a training reaches, backward counted as two forwards."""
+    if not peer["matrix"]:
+        return ""
+    matrix = 20 * 2 * 2048**3 / statistics.median(peer["matrix"])
+    reached = 3 * peer["facts"]["forward_flops"] * peer["images"] / statistics.median(peer["train"])
+    return f"{reached / matrix:.2f} of {matrix / 1e9:,.0f} GFLOP/s"
+
+
+def _pipeline(found):
+    rates, milliseconds = found["pipeline"]["images_per_second"], found["pipeline"]["step_milliseconds"]
+    names = {"ours": "ours, a batch at a time", "keras": "Keras layers, a batch at a time"}
+    names |= {"tf_image": "`tf.image`, an image at a time, without rotation"}
+    lines = [
+        "",
+        "## Augmentation `slides` in `tf.data`, batch 128",
+        "",
+        "| | images/s | ours over it |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {rates[key]:,.0f} | {rates['ours'] / rates[key]:.1f} |" for key, name in names.items()]
+    lines += ["", f"Inside a traced step it takes {milliseconds:.2f} ms a batch"]
+    for result in found["training"]:
+        mine = _fastest([peer for peer in result["peers"] if peer["kind"] == "ours"])
+        if result["model"] == "wide" and result["batch_size"] == 128 and mine:
+            step = 1e3 * statistics.median(mine["train"]) / found["steps"]
+            share = milliseconds / (step + milliseconds)
+            lines[-1] += f", {share:.1%} of a step of `wide` with it ({mine['name']}: {step:.1f} ms without)"
+    lines[-1] += "."
+    return lines
+
+
+def _sweep(sweep):
+    medians = {name: statistics.median(seconds) for name, seconds in sweep["seconds"].items()}
+    lines = ["", f"## Eight cells of `wide`, two epochs of {sweep['images']:,} images each, whole commands", ""]
+    lines += ["| | seconds | over it, ours with 1 job |", "|---|---|---|"]
+    return lines + [
+        f"| {name} | {seconds:.1f} | {seconds / medians['ours, 1 job']:.2f} |" for name, seconds in medians.items()
+    ]
+
+
+def _spread(values, form):
+    return f"{min(values):{form}} – {max(values):{form}}"

@@ -1,0 +1,129 @@
+"""Time whole runs of a preset over seeds, and airbench94 in PyTorch (torch_recipe.py) in turn with them.
+
+    scripts/time_to_accuracy FOLDER                      seeds 0, 1 and 2 of experiment=fast and of the PyTorch recipe
+    scripts/time_to_accuracy FOLDER --seeds 0 1 2 3 4 --no-torch --target 0.92 experiment=fast training.epochs=16
+
+FOLDER holds `cifar-10-batches-bin`. Seconds are told three times: of the whole command, start-up and evaluation in it;
+of training; and of training at its steady rate, without tracing and the first call. The seconds to a target are those
+until the first epoch whose validation reached it, so that they need data.val_fraction above 0.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmark import HERE, ROOT, hardware, torch_python, versions
+from scipy import stats
+
+
+def ours(folder, words, seed, target):
+    """Train once by the command line, and return what its report says."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place, "run")
+        fixed = [f"data.dir={folder}", f"seed={seed}", f"hydra.run.dir={run}", "tensorboard.enabled=false"]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "cifar_research.train", *words, *fixed], capture_output=True, text=True, cwd=ROOT
+        )
+        whole = time.perf_counter() - began
+        if done.returncode:
+            sys.exit(f"error: {' '.join(words)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}")
+        report = json.loads((run / "report.json").read_text())
+        history = [line.split(",") for line in (run / "history.csv").read_text().splitlines()]
+    rows = [dict(zip(history[0], row, strict=True)) for row in history[1:]]
+    images = report["steps"] * report["config"]["training"]["batch_size"]
+    reached = None
+    if target is not None:
+        spent = 0.0
+        for row in rows:
+            spent += float(row["seconds"])
+            if row["val_accuracy"] and float(row["val_accuracy"]) >= target:
+                reached = spent
+                break
+    return {
+        "test_accuracy": report["test"]["accuracy"],
+        "command_seconds": whole,
+        "train_seconds": report["seconds"]["train"],
+        "steady_seconds": images / report["images_per_second"],
+        "evaluate_seconds": report["seconds"]["evaluate"],
+        "target_seconds": reached,
+        "flops": 3 * report["forward_flops"] * images,
+    }
+
+
+def torch(python, folder, seed):
+    """Train once by PyTorch's recipe, and return what it says of itself."""
+    began = time.perf_counter()
+    command = [python, HERE / "torch_recipe.py", folder, "--seed", seed]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: torch_recipe.py ended with exit code {done.returncode}:\n{done.stderr}")
+    return json.loads(done.stdout) | {"command_seconds": time.perf_counter() - began}
+
+
+def interval(values):
+    """Return `mean ± half of the 95 % interval` by Student's t, or the value alone."""
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.4f} ± {half:.4f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*", help="of the run; default: experiment=fast")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's recipe out")
+    parser.add_argument("--target", type=float, help="a validation accuracy; the seconds until it are told")
+    parser.add_argument("--json", type=Path, default=ROOT / "outputs" / "time_to_accuracy.json")
+    args = parser.parse_intermixed_args()
+    folder = args.folder.resolve()
+    if not (folder / "cifar-10-batches-bin" / "test_batch.bin").is_file():
+        parser.error(f"{folder} has no cifar-10-batches-bin/test_batch.bin; name the folder that holds those batches")
+
+    def tell(text):
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    words = args.overrides or ["experiment=fast"]
+    pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_python(tell)})
+    runs = {"ours": []} | ({} if args.no_torch else {"PyTorch": []})
+    found = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
+    found |= {"versions": versions(pythons), "seeds": args.seeds, "runs": runs}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for name in runs:
+            tell(f"seed {seed}: {name}")
+            one = ours(folder, words, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
+            runs[name].append(one)
+            tell(f"seed {seed}: {name}, test accuracy {one['test_accuracy']:.4f} in {one['command_seconds']:.0f} s")
+            args.json.write_text(json.dumps(found, indent=1) + "\n")  # so that nothing is lost if it is stopped
+
+    print(f"{'':9}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
+    for name, of in runs.items():
+        seconds = [
+            statistics.mean([run[key] for run in of]) if key in of[0] else float("nan")
+            for key in ("command_seconds", "train_seconds", "steady_seconds", "evaluate_seconds")
+        ]
+        accuracy = interval([run["test_accuracy"] for run in of])
+        print(f"{name:9}{accuracy:>18}{seconds[0]:>12.0f}{seconds[1]:>12.0f}{seconds[2]:>11.0f}{seconds[3]:>15.1f}")
+    if runs["ours"][0]["flops"]:
+        print(f"floating-point operations of a training of ours: {runs['ours'][0]['flops']:.3g}")
+    if args.target is not None:
+        reached = [run["target_seconds"] for run in runs["ours"]]
+        told = [f"{seconds:.0f} s" if seconds else "not reached" for seconds in reached]
+        print(f"validation accuracy {args.target}: {', '.join(told)}")
+    if "PyTorch" in runs:
+        pairs = zip(runs["ours"], runs["PyTorch"], strict=True)
+        ratios = [mine["command_seconds"] / its["command_seconds"] for mine, its in pairs]
+        print(f"seconds of the command, ours over PyTorch's: {statistics.median(ratios):.2f}")
+    tell(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The benchmark measures what it says: every peer trains, ratios are taken within rounds, and no time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PEERS = ROOT / "scripts" / "peers"
+TORCH = ROOT / ".venv-torch" / "bin" / "python"
+
+
+def run(*words, python=sys.executable):
+    done = subprocess.run([python, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """A folder in the published binary layout, 20 images a file."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
+        rows = rng.integers(0, 256, (20, 3073), np.uint8)
+        rows[:, 0] = np.arange(20) % 10
+        rows.tofile(folder / name)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n")
+    return tmp_path
+
+
+def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
+    monkeypatch.syspath_prepend(PEERS)
+    import tables
+
+    def peer(name, kind, precision, train):
+        base = {"facts": {"forward_flops": 1e6}, "evaluate": [1.0] * 3, "peak_memory_bytes": 2e9, "images": 1200}
+        matrix = [0.5] * 3 if kind == "ours" else []
+        return base | {"name": name, "kind": kind, "precision": precision, "train": train, "matrix": matrix}
+
+    peers = [
+        peer("ours, bfloat16", "ours", "bfloat16", [1.0, 2.0, 4.0]),
+        peer("keras.fit, bfloat16", "keras", "bfloat16", [9.0, 9.0, 9.0]),
+        peer("keras.fit, float32", "keras", "float32", [3.0, 4.0, 40.0]),
+    ]
+    machine = {"processor": "P", "cores": 2, "units": [], "gpus": []}
+    found = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 3, "steps": 50}
+    found |= {"training": [{"model": "wide", "batch_size": 128, "peers": peers}]}
+    found |= {
+        "pipeline": {"images_per_second": {"ours": 8.0, "keras": 4.0, "tf_image": 2.0}, "step_milliseconds": 10.0}
+    }
+    found |= {"sweep": {"images": 5, "seconds": {"ours, 1 job": [2.0], "ours, 2 jobs": [1.0], "keras.fit": [8.0]}}}
+    text = tables.markdown(found)
+    assert "| ours, bfloat16, over the best keras.fit | 3.00 | 2.00 – 10.00 |" in text
+    assert "| ours, bfloat16, over bfloat16 keras.fit | 4.50 | 2.25 – 9.00 |" in text
+    assert text.index("ratio") < text.index("images/s, evaluation")
+    assert "| ours, bfloat16 | 600 | 300 – 1,200 | 1,200 | 2,000 | 0.00 of 687 GFLOP/s |" in text
+    assert "20.0% of a step of `wide`" in text  # 10 ms beside 40 ms a step
+    assert "| keras.fit | 8.0 | 4.00 |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["wide", "fast"])
+def test_every_peer_trains_and_what_was_found_is_written(tmp_path, model):
+    small = ["--models", model, "--batch-sizes", 8, "--steps", 2, "--rounds", 1, "--output", tmp_path]
+    kinds = ["ours", "keras", *(["torch"] if TORCH.exists() else [])]
+    parts = ["training", "pipeline"] if model == "wide" else ["training"]
+    done = run(PEERS / "benchmark.py", "--quick", *small, "--peers", *kinds, "--parts", *parts)
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    (result,) = found["training"]
+    assert {peer["kind"] for peer in result["peers"]} == set(kinds)
+    for peer in result["peers"]:
+        assert len(peer["train"]) == len(peer["evaluate"]) == 1 and peer["images"] == 16
+        assert peer["peak_memory_bytes"] > 1e8
+    # All peers build the same network; PyTorch does not count moving statistics.
+    sizes = {peer["facts"]["parameters"] for peer in result["peers"] if peer["kind"] != "torch"}
+    assert len(sizes) == 1
+    assert (tmp_path / "benchmark.md").read_text() in done.stdout
+    assert f"## {model}, batch 8" in done.stdout and ("`slides`" in done.stdout) == ("pipeline" in parts)
+
+
+@pytest.mark.slow
+def test_time_to_accuracy_tells_of_each_seed(tmp_path, batches):
+    small = ["experiment=fast", "training.batch_size=20", "training.epochs=1", "data.cache_dir=" + str(tmp_path)]
+    words = [batches, "--no-torch", "--seeds", 3, 4, "--json", tmp_path / "found.json", *small]
+    done = run(PEERS / "time_to_accuracy.py", *words)
+    runs = json.loads((tmp_path / "found.json").read_text())["runs"]["ours"]
+    assert len(runs) == 2 and all(0 <= one["test_accuracy"] <= 1 and one["flops"] > 1e8 for one in runs)
+    assert all(one["command_seconds"] > one["train_seconds"] > 0 for one in runs)
+    assert "±" in done.stdout
+
+
+def test_time_to_accuracy_refuses_a_folder_without_batches(tmp_path):
+    done = subprocess.run([sys.executable, PEERS / "time_to_accuracy.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and "cifar-10-batches-bin" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TORCH.exists(), reason="PyTorch's environment is made by scripts/benchmark")
+def test_torch_recipe_trains(batches):
+    words = [PEERS / "torch_recipe.py", batches, "--epochs", 2, "--batch-size", 20]
+    found = json.loads(run(*words, python=TORCH).stdout)
+    assert np.isfinite(found["loss"]) and 0 <= found["test_accuracy"] <= 1
