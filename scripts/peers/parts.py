@@ -99,4 +99,19 @@ def sweep(worker, quick, steps, rounds, tell):
     return {"images": images, "seconds": seconds}
 
 
-PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep}
+def memory(worker, quick, steps, rounds, tell):
+    """Return the peak of each process that trains `first_version` for an epoch on as many images as CIFAR-10 has."""
+    images, peaks = 50_048, {}
+    for name, script, options in (
+        ("ours, bfloat16", "ours.py", ["--precision", "bfloat16", "--steps-per-call", 50]),
+        ("keras.fit, float32, numpy", "keras_peer.py", []),
+        ("keras.fit, float32, tf.data", "keras_peer.py", ["--input", "tf.data"]),
+    ):
+        tell(f"memory: {name}")
+        process = worker([sys.executable, HERE / script, "first_version", "--images", images, *options])
+        peaks[name] = process.ask("train")["peak_memory_bytes"]
+        process.close()
+    return {"images": images, "peak_bytes": peaks}
+
+
+PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep, "memory": memory}

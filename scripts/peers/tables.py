@@ -25,6 +25,12 @@ def markdown(found):
             lines.append(f"| {kind} | {statistics.median(seconds):.1f} | {_spread(seconds, '.1f')} |")
     if "sweep" in found:
         lines += _sweep(found["sweep"])
+    if "memory" in found:
+        peaks = found["memory"]["peak_bytes"]
+        lines += ["", f"## Peak memory of an epoch of `first_version` over {found['memory']['images']:,} images", ""]
+        lines += ["| | MB | ours over it |", "|---|---|---|"]
+        mine = peaks["ours, bfloat16"]
+        lines += [f"| {name} | {peak / 1e6:,.0f} | {mine / peak:.2f} |" for name, peak in peaks.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -49,7 +49,8 @@ def ours(folder, words, seed, target):
         "test_accuracy": report["test"]["accuracy"],
         "command_seconds": whole,
         "train_seconds": report["seconds"]["train"],
-        "steady_seconds": images / report["images_per_second"],
+        # There is no steady rate in a run of one call.
+        "steady_seconds": images / (report["images_per_second"] or float("nan")),
         "evaluate_seconds": report["seconds"]["evaluate"],
         "target_seconds": reached,
         "flops": 3 * report["forward_flops"] * images,
