@@ -3,9 +3,11 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ from cifar_research.data import datasets, synthetic
 from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
 
 SMALL = [
-    "data=synthetic", "data.train_images=300", "data.test_images=120", "training.epochs=2", "backbone.filters=[8,8]",
-    "model.hidden=[16]", "tensorboard.enabled=false", "optimizer.learning_rate=0.003",
+    "data=synthetic", "data.train_images=600", "data.test_images=120", "training.epochs=6", "training.batch_size=32",
+    "backbone.filters=[8,8]", "model.hidden=[16]", "tensorboard.enabled=false", "loss=categorical_crossentropy",
 ]  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def cache(tmp_path_factory):
 def runs(tmp_path_factory, cache):
     """The folder of a sweep by hand: three runs of the same classes, two of them alike but for their seed."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=1"]}.items():
+    for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
         train.run(config.compose([*SMALL, *words]), folder / name)
     return folder
 
@@ -211,6 +213,7 @@ def test_evaluation_equals_what_is_computed_apart(evaluated):
     classifier, data = trained.load(run), datasets.load(config.compose(SMALL).data)
     logits, labels = classifier.logits(data.test.images), data.test.labels
     assert found["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert found["test"]["accuracy"] > 0.3  # it has learnt something
     assert found["test"]["accuracy"] == found["reported_accuracy"] == classifier.report["test"]["accuracy"]
     assert found["test"]["loss"] == pytest.approx(classifier.report["test"]["loss"], rel=1e-5)
     assert (found["confusion"] == metrics.confusion_matrix(labels, logits.argmax(1), 10)).all()
@@ -219,7 +222,7 @@ def test_evaluation_equals_what_is_computed_apart(evaluated):
     )
     rows = data.val.indices
     fitted = calibration.fit_temperature(classifier.logits(data.val.images[rows]), data.val.labels[rows])
-    assert found["temperature"] == pytest.approx(fitted) and found["temperature_images"] == len(rows) == 30
+    assert found["temperature"] == pytest.approx(fitted) and found["temperature_images"] == len(rows) == 60
     assert classifier.temperature == found["temperature"]  # which the next one to load it takes
     assert f"{found['test']['accuracy']:.4f}" in text and "s of corruptions" in text
 
@@ -414,6 +417,17 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
         ([run, "--against", stopped], "this run was not completed"),
     ):
         assert message in call(*words, code=2).stderr, words
+
+
+def test_the_readmes_commands_are_understood():
+    lines = re.findall(
+        r"^    scripts/evaluate (.*)$", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) >= 3
+    for line in lines:
+        given = evaluate._parser().parse_intermixed_args(shlex.split(line))
+        words = [word for word in given.runs if images.is_override(word)]
+        images._section({"data": {"name": "cifar10"}}, words)
 
 
 def test_bad_command_lines_do_not_import_tensorflow():

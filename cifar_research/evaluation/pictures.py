@@ -17,7 +17,7 @@ from cifar_research.evaluation.measures import arrays
 from cifar_research.figures import plain, save
 from cifar_research.trained import Classifier
 
-_RIGHT, _GAP, _GREY = "#4477aa", "#cc6677", "0.55"
+_RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
 _NUM_EVIDENCE = 4  # images of Grad-CAM that are classified rightly, and as many that are not
 
 
@@ -73,8 +73,8 @@ def _evidence(path: Path, classifier: Classifier, data: Dataset, result: dict[st
     columns = []
     for place, row in enumerate(rows):
         guess, truth = data.classes[predictions[row]], data.classes[labels[row]]
-        maps = [(f"predicted: {guess}", heat[0][place])]
-        columns.append(maps if guess == truth else [*maps, (f"truth: {truth}", heat[1][place])])
+        maps = [(f"for {guess}", heat[0][place])]
+        columns.append(maps if guess == truth else [*maps, (f"for {truth}", heat[1][place])])
     evidence(path, pictures[rows], columns)
 
 
@@ -88,10 +88,10 @@ def reliability(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     middles = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     for (top, bottom), (title, bins) in zip(grid.T, found.items(), strict=True):
         accuracy, confidence = np.nan_to_num(bins["accuracy"]), np.nan_to_num(bins["confidence"])
-        width = 0.92 / NUM_BINS
-        top.bar(middles, accuracy, width, color=_RIGHT, label="accuracy")
-        low = np.minimum(accuracy, confidence)
-        top.bar(middles, np.abs(confidence - accuracy), width, bottom=low, color=_GAP, alpha=0.5, label="gap")
+        low, width = np.minimum(accuracy, confidence), 0.92 / NUM_BINS
+        top.bar(middles, low, width, color=_RIGHT, label="accuracy")
+        top.bar(middles, accuracy - low, width, bottom=low, color=_UNSURE, label="accuracy beyond confidence")
+        top.bar(middles, confidence - low, width, bottom=low, color=_SURE, label="confidence beyond accuracy")
         top.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
         top.set(title=title, xlim=(0, 1), ylim=(0, 1))
         bottom.bar(middles, bins["counts"] / bins["counts"].sum(), width, color=_GREY)
@@ -148,19 +148,19 @@ def gallery(path: Path, images: np.ndarray, titles: Sequence[str], columns: int 
     save(figure, path)
 
 
-def evidence(path: Path, images: np.ndarray, columns: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
-    """Draw Grad-CAM: a row an image, uint8 [H, W, 3], and beside it its heat maps, each (title, [H, W] in [0, 1])."""
-    most = 1 + max(map(len, columns))
-    figure = Figure(figsize=(1.9 * most, 2.0 * len(images)), layout="constrained", dpi=110)
-    grid = figure.subplots(len(images), most, squeeze=False)
-    for row, image, maps in zip(grid, images, columns, strict=True):
-        for axes in row:
+def evidence(path: Path, images: np.ndarray, maps: Sequence[Sequence[tuple[str, np.ndarray]]]) -> None:
+    """Draw Grad-CAM: a column an image, uint8 [H, W, 3], and below it its heat maps, each (title, [H, W] in [0, 1])."""
+    rows = 1 + max(map(len, maps))
+    figure = Figure(figsize=(1.6 * len(images), 1.75 * rows), layout="constrained", dpi=110)
+    grid = figure.subplots(rows, len(images), squeeze=False)
+    for column, image, of_image in zip(grid.T, images, maps, strict=True):
+        for axes in column:
             axes.axis("off")
-        row[0].imshow(image, interpolation="nearest")
-        for axes, (title, heat) in zip(row[1:], maps, strict=False):
+        column[0].imshow(image, interpolation="nearest")
+        for axes, (title, heat) in zip(column[1:], of_image, strict=False):
             axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.imshow(heat, cmap="jet", vmin=0, vmax=1, alpha=0.45, interpolation="bilinear")
-            axes.set_title(plain(title), fontsize=8)
+            axes.set_title(plain(title if heat.any() else f"{title}, none"), fontsize=7)
     save(figure, path)
 
 

@@ -62,7 +62,10 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         )
         made.append(Section("Robustness", [text, _corruptions(result), figures["corruptions"], figures["corrupted"]]))
     if "grad_cam" in figures:
-        text = "Grad-CAM (Selvaraju et al. 2017): where the last feature map holds evidence for a class."
+        text = (
+            "Grad-CAM (Selvaraju et al. 2017): where the last feature map holds evidence for the predicted class, and below "
+            "it for the true one where that is another. «None»: its mean gradient speaks for the class nowhere."
+        )
         made.append(Section("Evidence", [text, figures["grad_cam"]]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
     made.append(Section("Run", [f"{result['run']}, config {result['config_hash']}. Seconds: {seconds}."]))
