@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,30 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+@contextlib.contextmanager
+def counted(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show how many of `total` pieces of work are done; call what is yielded with the name of each before it begins."""
+    console = Console(highlight=False)
+    begun, last_line = 0, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bar = None
+        if console.is_interactive:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            progress = stack.enter_context(Progress(*columns, TimeElapsedColumn(), console=console, transient=True))
+            bar = progress.add_task(title, total=total)
+
+        def begin(name: str) -> None:
+            nonlocal begun, last_line
+            begun += 1
+            if bar is not None:
+                progress.update(bar, completed=begun - 1, description=f"{title}: {name}")
+            elif time.monotonic() - last_line >= _PLAIN_SECONDS:
+                last_line = time.monotonic()
+                tell(f"{title}: {name}, {begun} of {total}")
+
+        yield begin
 
 
 def tell(text: str) -> None:

@@ -93,21 +93,30 @@ def stop_signals() -> Iterator[list[int]]:
         give_back()
 
 
+def import_tensorflow() -> list[Any]:
+    """Import TensorFlow and Keras without their noise, let GPU memory grow as it is needed, and return the GPUs."""
+    with quiet():
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        if not tf.config.experimental.get_memory_growth(gpu):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
+
+
 def prepare(training: Any, seed: int) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
 
     May be called again in one process; what TensorFlow cannot change any more (the number of threads, determinism
     once it is on) then stays, and a ConfigError says so where that would change the results.
     """
-    with quiet():
-        import keras
-        import tensorflow as tf
-        from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public one
+    gpus = import_tensorflow()
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public one
 
-        gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        if not tf.config.experimental.get_memory_growth(gpu):
-            tf.config.experimental.set_memory_growth(gpu, True)
     if training.threads is not None and tf.config.threading.get_intra_op_parallelism_threads() != training.threads:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(training.threads)

@@ -88,7 +88,7 @@ def mistakes_image(images: np.ndarray, labels: Sequence[str], predictions: Seque
         axes.axis("off")
     for axes, image, label, prediction in zip(grid[: len(images)], images, labels, predictions, strict=True):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(_plain(f"{label} → {prediction}"), fontsize=8)
+        axes.set_title(plain(f"{label} → {prediction}"), fontsize=8)
     return _pixels(figure)
 
 
@@ -104,7 +104,7 @@ def _confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted class", ylabel="true class")
     if is_small:
         ticks = range(len(classes))
-        names = [_plain(name) for name in classes]
+        names = [plain(name) for name in classes]
         axes.set_xticks(ticks, names, rotation=45, ha="right")
         axes.set_yticks(ticks, names)
         for i, j in itertools.product(ticks, ticks):
@@ -114,7 +114,7 @@ def _confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Return a class's name as matplotlib writes it as it is: a $ would begin a formula."""
     return name.replace("$", r"\$")
 

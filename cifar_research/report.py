@@ -147,6 +147,10 @@ def gather(
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
             "fingerprint": data.fingerprint,
             "note": data.note,
+            # What data.standardize takes out by channel, so that a model can be used without its data.
+            "standardization": None
+            if task.mean is None
+            else {"mean": task.mean.tolist(), "deviation": task.deviation.tolist()},
         },
         "parameters": {
             "total": task.model.count_params(),

@@ -11,38 +11,19 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from cifar_research import report
+from cifar_research import report, webpage
 from cifar_research.comparison import figures as pictures
 from cifar_research.comparison import tables
 from cifar_research.comparison.figures import COLOURS, PALE, colours, grid_of, levels, mean_curve
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.comparison.tables import Table, text_of
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222 }
-div.wide { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; font-size: 13px }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th { cursor: pointer; background: #f4f4f4 } th:hover { background: #e4e4e4 } p { color: #555; max-width: 60rem }
-"""
-# A click on a header sorts by it, another one the other way round; numbers as numbers, what is none last.
-_SORT = """
-document.querySelectorAll("th").forEach(head => head.addEventListener("click", () => {
-  const table = head.closest("table"), place = head.cellIndex, body = table.tBodies[0];
-  const down = head.dataset.down !== "1"; head.dataset.down = down ? "1" : "0";
-  const key = row => { const text = row.cells[place].textContent, number = parseFloat(text.replace(/^[^0-9.-]+/, ""));
-    return isNaN(number) ? text : number };
-  [...body.rows].sort((a, b) => { const x = key(a), y = key(b);
-    if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
-    return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1) }).forEach(row => body.append(row));
-}));
-"""
-
 
 def page(title: str, runs: Sequence[Run], named: Mapping[str, Table], notes: Sequence[str]) -> str:
     """Return the page: the tables by their headings, then the figures that these runs allow."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for heading, table in named.items():
-        parts += [f"<h2>{html.escape(heading)}</h2>", _table(table)]
+        parts += [f"<h2>{html.escape(heading)}</h2>", webpage.table(table)]
     parts += [f"<p>{html.escape(note)}</p>" for note in notes]
     for place, (heading, traces, layout) in enumerate(_figures(runs)):
         common = {"template": "none", "margin": {"t": 20}, "height": 460} | layout
@@ -50,17 +31,10 @@ def page(title: str, runs: Sequence[Run], named: Mapping[str, Table], notes: Seq
         drawn = [json.dumps(_finite(one)).replace("</", r"<\/") for one in (traces, common)]
         parts += [f"<h2>{heading}</h2>", f'<div id="figure{place}"></div>',
                   f'<script>Plotly.newPlot("figure{place}", {drawn[0]}, {drawn[1]}, {{responsive: true}})</script>']  # fmt: skip
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{webpage.STYLE}</style>'
     script = f"<script>{get_plotlyjs()}</script>"
     body = "\n".join(parts)
-    return f"<!DOCTYPE html>\n<html><head>{head}{script}</head><body>\n{body}\n<script>{_SORT}</script></body></html>\n"
-
-
-def _table(table: Table) -> str:
-    head, *rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-                   for tag, row in zip(["th", *["td"] * (len(table) - 1)], table, strict=True)]  # fmt: skip
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<!DOCTYPE html>\n<html><head>{head}{script}</head><body>\n{body}\n<script>{webpage.SORT}</script></body></html>\n"
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifar_research.data import cache
 from cifar_research.data.cache import DataError, Source
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, in a sentence with its name."""
 
 
 def load(data_dir: str, cache_root: Path, image_size: int, test_fraction: float, split_seed: int) -> Source:
@@ -51,7 +58,8 @@ def _load(folder: Path, cache_root: Path, image_size: int, test_fraction: float,
         for c in part.values()
         for f in c
     ]
-    identity = [str(folder.resolve()), image_size, fraction, split_seed if test is None else None, listed]
+    # The last word tells caches with images the way up that their EXIF says from earlier ones.
+    identity = [str(folder.resolve()), image_size, fraction, split_seed if test is None else None, listed, "upright"]
 
     def decode() -> Source:
         images, labels = _decode(train, image_size)
@@ -95,18 +103,50 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
+def decode(source: Any, size: int) -> np.ndarray:
+    """Return the pixels of an image as uint8 [size, size, 3], the way up that its EXIF says.
+
+    source: a file, by its path or open for reading in binary, a PIL image, or an array uint8 [h, w, 3]. Any mode becomes
+    RGB, any size is resized bilinearly without regard to its proportions. ImageError if it cannot be read.
+    """
+    try:
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+                raise ValueError(f"{source.dtype} {list(source.shape)} is not uint8 [h, w, 3]")
+            return source if source.shape[:2] == (size, size) else _resized(Image.fromarray(source), size)
+        if isinstance(source, Image.Image):
+            return _resized(source, size)
+        with Image.open(source, formats=_formats()) as image:
+            return _resized(image, size)
+    except Exception as error:  # Pillow's decoders raise many kinds
+        name = source if isinstance(source, (str, Path)) else getattr(source, "name", type(source).__name__)
+        reason = "it is of no format known here" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Return the formats to look for. Pillow knows more, and hands some of them to other programs."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _resized(image: Image.Image, size: int) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65_535) // 257).astype(np.uint8))
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
 def _decode(classes: dict[str, list[Path]], size: int) -> tuple[np.ndarray, np.ndarray]:
     def read(path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as image:
-                if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
-                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-                image = image.convert("RGB")
-                if image.size != (size, size):
-                    image = image.resize((size, size), Image.Resampling.BILINEAR)
-                return np.asarray(image)
-        except Exception as error:  # Pillow's decoders raise many kinds
-            raise DataError(f"{path}: cannot be read as an image ({error}); replace it or remove it") from error
+            return decode(path, size)
+        except ImageError as error:
+            raise DataError(f"{error}; replace it or remove it") from error
 
     files = [path for paths in classes.values() for path in paths]
     with ThreadPoolExecutor() as pool:

@@ -1,0 +1,196 @@
+"""cifar-evaluate: what a finished run can do, how sure it may be of itself, and whether another one can do more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cifar_research import config, console, report, trained
+from cifar_research.comparison import runs as reading
+from cifar_research.comparison import tables
+from cifar_research.data.datasets import DataError
+from cifar_research.evaluation import against, images, measures
+from cifar_research.sweep.cells import LEDGER
+
+USER_ERRORS = (config.ConfigError, DataError, trained.RunError, report.ReportError, report.WriteError)
+_NUM_CORRUPTED = 2_000
+
+
+def main() -> None:
+    """The command line. Exit codes: 0 done, 2 a user's mistake."""
+    given = _parser().parse_intermixed_args()
+    try:
+        words = [word for word in [*given.runs, *(given.against or [])] if images.is_override(word)]
+        first = _folders([word for word in given.runs if word not in words])
+        if given.against is not None:
+            if given.views or given.cifar10_1 or given.corruptions != _NUM_CORRUPTED:
+                raise config.ConfigError("--against: compares on the test images alone; leave the other options out")
+            second = _folders([word for word in given.against if word not in words])
+            tell = compare(first, second, words)
+        else:
+            options = {"views": given.views, "corrupted": given.corruptions, "cifar10_1": given.cifar10_1}
+            tell = "\n\n".join(evaluate(run, words, **options) for run in first)
+        sys.stdout.write(f"{tell}\n")
+    except USER_ERRORS as error:
+        console.error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def evaluate(
+    run: Path,
+    words: Sequence[str] = (),
+    *,
+    views: str | None = None,
+    corrupted: int | None = _NUM_CORRUPTED,
+    cifar10_1: str | None = None,
+) -> str:
+    """Evaluate a completed run and write what comes out beside it; return that as text for a terminal.
+
+    words: overrides of its data section; views: `flip` or `flip_shift`, to be held against none; corrupted: the number
+    of test images that are corrupted, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
+    Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
+    One of USER_ERRORS says what a user can mend.
+    """
+    began = time.perf_counter()
+    # Data before TensorFlow: what is missing or damaged is told at once.
+    found = trained.read(run)
+    data, is_own = images.load(found, words)
+    new_images = None if cifar10_1 is None else images.cifar10_1(cifar10_1, data.classes)
+    folder = _folder(run / "evaluation" if is_own else run / "evaluation" / data.name)
+    classifier = trained.load(run)
+    seconds = {"load": time.perf_counter() - began}
+    measured, logits = measures.measure(
+        classifier, data, is_own=is_own, views=views, corrupted=corrupted, cifar10_1=new_images
+    )
+
+    from cifar_research.evaluation import document, pictures, sections
+
+    began = time.perf_counter()
+    drawn = pictures.draw(folder, classifier, data, measured, logits)
+    seconds |= measured["seconds"] | {"figures": time.perf_counter() - began}
+    facts = {"run": str(run), "config_hash": found["config_hash"], "versions": report.versions()}
+    result = measured | facts | {"seconds": seconds}
+    told = sections.evaluation(result, drawn)
+    document.write(folder, "report", f"{found['config']['name']}: evaluation", told)
+    # Last, since it is what says that an evaluation is there.
+    target = run if is_own else folder
+    report.atomic_write(target / trained.EVALUATION, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    return f"{sections.summary(result)}\n\nEverything is in {folder}, and in {target / trained.EVALUATION}"
+
+
+def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] = ()) -> str:
+    """Hold a group of runs against another one on the same test images; return the comparison as text.
+
+    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run. One of USER_ERRORS says what a user can
+    mend: runs of different classes or image sizes are not compared.
+    """
+    reports = [trained.read(run) for run in [*first, *second]]
+    for run, found in zip([*first, *second], reports, strict=True):
+        if found["data"]["classes"] != reports[0]["data"]["classes"]:
+            raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
+    data, _ = images.load(reports[0], words)
+    pictures, labels = measures.arrays(data.test)
+    folder, logits = _folder(first[0] / "evaluation"), []
+    with console.counted("Classifying", len(reports)) as begin:
+        for run in [*first, *second]:
+            begin(run.name)
+            classifier = trained.load(run)
+            if classifier.image_shape != pictures.shape[1:]:
+                raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
+            logits.append(classifier.logits(pictures))
+    one, other = np.stack(logits[: len(first)]), np.stack(logits[len(first) :])
+    seeds = [found["seed"] for found in reports]
+    result = against.compare(one, other, labels, data.classes, (seeds[: len(first)], seeds[len(first) :]))
+    result |= {
+        "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": data.note},
+        "classes": list(data.classes),
+        "differences": against.differences(one, other, labels),
+    }
+    from cifar_research.evaluation import document, sections
+    from cifar_research.evaluation import pictures as drawing
+
+    name, drawn = f"against_{second[0].resolve().name}", []
+    if few := result["differences"][:20]:
+        path = folder / "figures" / f"{name}.png"
+        titles = [sections.difference_title(row, data.classes) for row in few]
+        drawing.gallery(path, pictures[[row["index"] for row in few]], titles)
+        drawn.append(path)
+    document.write(folder, name, "Two classifiers on the same images", sections.comparison(result, drawn))
+    report.atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)).encode())
+    report.atomic_write(folder / f"{name}.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    return f"{sections.comparison_summary(result)}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
+
+
+def _folder(folder: Path) -> Path:
+    """Make the folder that an evaluation is written into; ReportError if it cannot be made."""
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise report.ReportError(
+            f"{folder}: cannot be made ({error.strerror}); make {folder.parent} writable"
+        ) from error
+    return folder
+
+
+def _folders(places: Sequence[str]) -> list[Path]:
+    """Return the runs that folders, globs of them or sweeps name; of a sweep, those that were completed."""
+    found: dict[Path, Path] = {}
+    for place in places:
+        folder = Path(place).expanduser()
+        if (folder / ".hydra").is_dir() and not (folder / LEDGER).exists() or (folder / "report.json").exists():
+            here = [folder]
+        elif re.match(r"[\w.]+=", place) and not folder.exists():
+            raise config.ConfigError(
+                f"{place}: is no folder, and only the data of a run can be overridden: data.key=value"
+            )
+        else:
+            here = [run.folder for run in reading.find([str(folder)])[0] if run.state == "completed"]
+            if not here:
+                raise report.ReportError(f"{place}: no run in it was completed; wait, or give another folder")
+        found |= {run.resolve(): run for run in here}
+    if not found:
+        raise config.ConfigError("RUN: no folder was given; give that of a run, or of a sweep")
+    return list(found.values())
+
+
+def _count(text: str) -> int | None:
+    """Return what --corruptions says: 0 for none, None for all."""
+    if text in ("none", "all"):
+        return 0 if text == "none" else None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, all or a number of images")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cifar-evaluate", description="Evaluate completed runs, or compare two groups."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN|data.KEY=VALUE", help="folders of runs or sweeps, or globs of "
+                        "them, and overrides of their data: data=cifar10 data.dir=FOLDER")  # fmt: skip
+    parser.add_argument("--against", nargs="+", metavar="RUN", help="compare with these runs, by McNemar's test")
+    parser.add_argument(
+        "--views", choices=("flip", "flip_shift"), help="also average over test-time views of each image"
+    )
+    parser.add_argument("--corruptions", type=_count, default=_NUM_CORRUPTED, metavar="none|all|NUMBER",
+                        help="how many test images to corrupt in 15 ways at 5 severities (2000)")  # fmt: skip
+    parser.add_argument("--cifar10-1", metavar="FOLDER", help="also test on CIFAR-10.1, whose v6 files are in FOLDER")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

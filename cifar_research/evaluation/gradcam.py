@@ -1,0 +1,40 @@
+"""Grad-CAM: where in an image the evidence for a class lies (Selvaraju et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cifar_research import model as models
+
+
+def maps(model: Any, inputs: Any, classes: np.ndarray) -> np.ndarray:
+    """Return heat maps float32 [B, h, w], at the size of the backbone's last feature map.
+
+    model: a classifier as model.classifier builds it; inputs: float [B, H, W, C] as it takes them; classes: int [B], the
+    class whose evidence is asked for.
+    Each is relu(sum_k a_k A_k) of the feature map's channels A_k, where a_k is the mean over h and w of the logit's
+    gradient by A_k. ValueError if the backbone ends in something else than a feature map [B, h, w, C].
+    """
+    import tensorflow as tf
+
+    backbone, head = models.parts(model)
+    features = backbone(inputs, training=False)
+    if len(features.shape) != 4:
+        raise ValueError(f"backbone: ends in {list(features.shape)}, and Grad-CAM needs a feature map [B, h, w, C]")
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        logits = tf.cast(head(features, training=False), tf.float32)
+        asked = tf.gather(logits, classes, batch_dims=1)
+    gradients = tape.gradient(asked, features, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    weights = tf.reduce_mean(tf.cast(gradients, tf.float32), [1, 2], keepdims=True)
+    return tf.nn.relu(tf.reduce_sum(weights * tf.cast(features, tf.float32), -1)).numpy()
+
+
+def enlarged(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return maps float32 [B, h, w] at (H, W), bilinear, each scaled to a maximum of 1; one without evidence is 0."""
+    from PIL import Image
+
+    grown = np.stack([np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR)) for one in heat])
+    return grown / np.maximum(grown.max((1, 2), keepdims=True), 1e-12)

@@ -1,0 +1,114 @@
+"""The images that a run is tested on: its own test set, another data set of the same classes, CIFAR-10.1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from cifar_research import config
+from cifar_research.config import ConfigError
+from cifar_research.data import datasets
+from cifar_research.data.datasets import DataError, Dataset
+
+# What, beside the images themselves, decides which of them are held out.
+_SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
+_OVERRIDE = re.compile(r"data(\.\w+)*=")
+
+
+def is_override(word: str) -> bool:
+    """Say whether a word of the command line is `data=…` or `data.key=…`."""
+    return _OVERRIDE.match(word) is not None
+
+
+def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, bool]:
+    """Return the data to test a run on, and whether its splits are those that the run was trained with.
+
+    report: the run's; words: overrides of its data section, data=OPTION or data.key=value. Another option than the
+    run's begins with that option's defaults. ConfigError for words that do not compose; DataError if the data cannot be
+    had, or has other classes or another size than the run's.
+    """
+    section = _section(report["config"], words)
+    data = datasets.load(section)
+    classes = tuple(report["data"]["classes"])
+    if len(data.classes) != len(classes):
+        raise DataError(
+            f"data: {data.name} has {len(data.classes)} classes, and the run was trained on {len(classes)}: "
+            f"{_some(classes)}; give data of those classes"
+        )
+    if data.classes != classes:
+        raise DataError(
+            f"data: {data.name} has the classes {_some(data.classes)}, and the run was trained on {_some(classes)}; "
+            "give data of those classes"
+        )
+    size = _image_size(report["config"])
+    if data.test.images.shape[1:] != (size, size, 3):
+        found = " x ".join(map(str, data.test.images.shape[1:]))
+        raise DataError(f"data: its images are {found}, and the run takes {size} x {size} x 3; set data.image_size")
+    if not len(data.test):
+        raise DataError(f"data: {data.name} has no test images; give data that has some")
+    own = report["config"]["data"]
+    is_own = data.fingerprint == report["data"]["fingerprint"] and all(
+        own.get(key) == OmegaConf.to_container(section).get(key) for key in _SPLIT_KEYS
+    )
+    return data, is_own
+
+
+def cifar10_1(folder: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 2,000 new test images of CIFAR-10.1 v6, uint8 [N, 32, 32, 3], and labels int64 [N] (Recht et al. 2018).
+
+    folder: holds cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published. DataError if they are missing or
+    damaged, or if a run of these classes knows nothing of theirs. Nothing is unpickled.
+    """
+    if len(classes) != 10 or list(classes) != sorted(classes) or "airplane" not in classes:
+        raise DataError(f"--cifar10-1: has the ten classes of CIFAR-10, and the run has {_some(classes)}; leave it out")
+    arrays = []
+    for name in ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"):
+        path = Path(folder).expanduser() / name
+        try:
+            arrays.append(np.load(path, allow_pickle=False))
+        except FileNotFoundError:
+            raise DataError(f"--cifar10-1: there is no {path}; give the folder that holds the published file") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read as an array ({error}); download it again") from error
+    images, labels = arrays
+    is_sound = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and labels.shape == images.shape[:1]
+    if not is_sound or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
+        raise DataError(
+            f"{folder}: images {images.dtype} {list(images.shape)} and labels {labels.dtype} {list(labels.shape)} are "
+            "not uint8 [N, 32, 32, 3] and integers [N]; download both files again"
+        )
+    if labels.min() < 0 or labels.max() > 9:
+        raise DataError(f"{folder}: a label is {labels.min()} or {labels.max()}, and they go from 0 to 9")
+    return images, labels.astype(np.int64)
+
+
+def _section(own: Mapping[str, Any], words: Sequence[str]) -> Any:
+    """Return the data section that a run's config and overrides of it make."""
+    name = own["data"]["name"]
+    chosen = next((word.removeprefix("data=") for word in words if word.startswith("data=")), name)
+    keys = [word for word in words if not word.startswith("data=")]
+    if any(word.startswith("data.name=") for word in keys):
+        raise ConfigError("data.name: goes with its option's keys; choose data=OPTION instead")
+    cfg = config.compose([f"data={chosen}", *keys])
+    if cfg.data.name == name:
+        given = {word.partition("=")[0].removeprefix("data.") for word in keys}
+        for key, value in own["data"].items():
+            if key not in given and key in cfg.data:
+                cfg.data[key] = value
+    elif "image_size" in cfg.data and not any(word.startswith("data.image_size=") for word in keys):
+        cfg.data.image_size = _image_size(own)
+    config.check(cfg)
+    return cfg.data
+
+
+def _image_size(own: Mapping[str, Any]) -> int:
+    return own["data"].get("image_size") or 32
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (" …" if len(names) > 10 else "")

@@ -1,0 +1,209 @@
+"""What evaluation.json and a comparison say, as tables and sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_research.comparison.tables import Table, as_text
+from cifar_research.evaluation import corruptions, scores
+from cifar_research.evaluation.document import Section
+
+Result = Mapping[str, Any]
+
+
+def summary(result: Result) -> str:
+    """Return what a terminal shows of an evaluation."""
+    parts = [as_text(_accuracies(result)), as_text(_calibration(result)), as_text(_by_class(result))]
+    if note := result["data"]["note"]:
+        parts.append(f"Note: {note}")
+    seconds = sum(result["seconds"].values())
+    corrupted = result["seconds"].get("corruptions")
+    parts.append(f"{seconds:.0f} s in all" + (f", {corrupted:.0f} s of corruptions." if corrupted else "."))
+    return "\n\n".join(parts)
+
+
+def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
+    """Return the sections of a run's evaluation; figures: by name, those that were drawn."""
+    test = result["test"]
+    first: list[Any] = [
+        _accuracies(result),
+        f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. Intervals are 95 %, "
+        "Wilson's, of the images: they say nothing of how another seed would do.",
+    ]
+    reported = result["reported_accuracy"]
+    if reported is not None and abs(reported - test["accuracy"]) > 5e-4:
+        first.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
+    if not result["data"]["is_own"]:
+        first.append("These are not the images, or not the splits, that the run was trained with.")
+    if note := result["data"]["note"]:
+        first.append(f"Note: {note}.")
+    macro = scores.macro(result["by_class"])
+    means = ", ".join(f"{name} {value:.4f}" for name, value in macro.items())
+    pairs = [["truth", "prediction", "images", "share of the class"]]
+    pairs += [[row["truth"], row["prediction"], str(row["images"]), f"{row['share']:.4f}"]
+              for row in result["confused_pairs"]]  # fmt: skip
+    made = [
+        Section("Accuracy", first),
+        Section("Classes", [_by_class(result), f"Means over the classes: {means}."]),
+        Section("Confusion", [figures["confusion"], *([pairs] if len(pairs) > 1 else [])]),
+        Section("Calibration", [_calibration(result), _of_temperature(result), figures["reliability"]]),
+    ]
+    if "misclassified" in figures:
+        text = "The misclassified test images whose wrong class is the likeliest, truth → prediction, its probability."
+        made.append(Section("Worst mistakes", [text, figures["misclassified"]]))
+    if "corruptions" in result:
+        found = result["corruptions"]
+        text = (
+            f"Mean over {len(found['means'])} corruptions and 5 severities: {found['mean']:.4f}, of the same "
+            f"{found['images']:,} test images uncorrupted {found['clean']:.4f}. The families are those of CIFAR-10-C "
+            "(Hendrycks and Dietterich 2019), made here from a seed: compare runs by them, and not with published figures."
+        )
+        made.append(Section("Robustness", [text, _corruptions(result), figures["corruptions"], figures["corrupted"]]))
+    if "grad_cam" in figures:
+        text = (
+            "Grad-CAM (Selvaraju et al. 2017): where the last feature map holds evidence for the predicted class, and below "
+            "it for the true one where that is another. «None»: its mean gradient speaks for the class nowhere."
+        )
+        made.append(Section("Evidence", [text, figures["grad_cam"]]))
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
+    made.append(Section("Run", [f"{result['run']}, config {result['config_hash']}. Seconds: {seconds}."]))
+    return made
+
+
+def _accuracies(result: Result) -> Table:
+    named = {f"{result['data']['name']} test": result["test"]}
+    if "views" in result:
+        named |= {f"views: {name}": found for name, found in result["views"].items()}
+    if "cifar10_1" in result:
+        named["CIFAR-10.1 v6"] = result["cifar10_1"]
+    table = [["images of", "images", "accuracy", "95 % interval", "cross-entropy"]]
+    for name, found in named.items():
+        low, high = found["interval"]
+        table.append([name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{low:.4f} – {high:.4f}",
+                      f"{found['cross_entropy']:.4f}"])  # fmt: skip
+    if "corruptions" in result:
+        found = result["corruptions"]
+        table.append([f"{len(found['means'])} corruptions", f"{found['images']:,}", f"{found['mean']:.4f}", "–", "–"])
+    return table
+
+
+def _by_class(result: Result) -> Table:
+    table = [["class", "images", "precision", "recall", "F1"]]
+    for row in result["by_class"]:
+        numbers = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+        table.append([row["class"], f"{row['images']:,}", *numbers])
+    return table
+
+
+def _calibration(result: Result) -> Table:
+    table = [["calibration", "temperature", "ECE", "cross-entropy", "Brier score", "mean confidence"]]
+    for name, how in (("as trained", "before"), ("scaled", "after")):
+        found = result["calibration"][how]
+        numbers = (f"{found[key]:.4f}" for key in ("temperature", "ece", "cross_entropy", "brier", "confidence"))
+        table.append([name, *numbers])
+    return table
+
+
+def _of_temperature(result: Result) -> str:
+    num = result["temperature_images"]
+    ece = (
+        f"ECE is over {result['calibration']['bins']} equal bins of confidence (Guo et al. 2017); accuracy does not change "
+        "with the temperature."
+    )
+    if num is not None:
+        return f"The temperature was fitted on {num:,} validation images. {ece}"
+    origin = "that of an earlier evaluation" if result["temperature"] != 1 else "1, since none has been fitted"
+    return f"There were no validation images of the run's own to fit a temperature on; it is {origin}. {ece}"
+
+
+def _corruptions(result: Result) -> Table:
+    found = result["corruptions"]
+    table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
+    for name, values in found["accuracies"].items():
+        table.append([name.replace("_", " "), *(f"{value:.4f}" for value in (found["means"][name], *values))])
+    return table
+
+
+def comparison_summary(result: Result) -> str:
+    """Return what a terminal shows of a comparison."""
+    return "\n\n".join([as_text(_groups(result)), as_text(_fourfold(result)), *_verdicts(result)])
+
+
+def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
+    """Return the sections of a comparison; figures: of the images where the two differ."""
+    by_class = [["class", "images", "first", "second", "only first right", "only second right", "p", "p, Holm"]]
+    for row in result["by_class"]:
+        by_class.append([row["class"], f"{row['images']:,}", _number(row["first"]), _number(row["second"]),
+                         str(row["only_first"]), str(row["only_second"]), f"{row['p']:.3g}",
+                         f"{row['p_holm']:.3g}"])  # fmt: skip
+    runs = [f"{name.capitalize()}: {', '.join(folders)}." for name, folders in result["runs"].items()]
+    made = [
+        Section("Accuracy", [*runs, _groups(result), _fourfold(result), *_verdicts(result)]),
+        Section("By class", [by_class, "p, Holm: adjusted for the number of classes (Holm 1979)."]),
+    ]
+    if few := differences(result)[:21]:
+        text = (
+            f"The first {len(few) - 1} of {len(result['differences']):,} images that one gets right and the other does "
+            "not, by the difference of the probabilities of their true class; the CSV file has all."
+        )
+        made.append(Section("Where they differ", [text, few, *figures]))
+    return made
+
+
+def differences(result: Result) -> Table:
+    """Return the images that one group gets right and the other does not, a row each."""
+    table = [["image", "truth", "first", "probability", "runs right", "second", "probability", "runs right"]]
+    names = result["classes"]
+    for row in result["differences"]:
+        table.append([str(row["index"]), names[row["label"]], names[row["first"]], f"{row['first_probability']:.4f}",
+                      f"{row['first_share']:.2f}", names[row["second"]], f"{row['second_probability']:.4f}",
+                      f"{row['second_share']:.2f}"])  # fmt: skip
+    return table
+
+
+def difference_title(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return what stands above a picture of an image where two groups differ."""
+    return f"{names[row['label']]}\n{names[row['first']]} | {names[row['second']]}"
+
+
+def _groups(result: Result) -> Table:
+    table = [["group", "runs", "mean accuracy", "95 % interval", "accuracy of the vote"]]
+    for name in ("first", "second"):
+        found = result[name]
+        low, high = found["interval"]
+        table.append([name, str(len(found["accuracies"])), f"{found['mean']:.4f}", f"{low:.4f} – {high:.4f}",
+                      f"{found['vote']:.4f}"])  # fmt: skip
+    return table
+
+
+def _fourfold(result: Result) -> Table:
+    found = result["table"]
+    return [
+        ["images", "second right", "second wrong"],
+        ["first right", f"{found['both_right']:,}", f"{found['only_first']:,}"],
+        ["first wrong", f"{found['only_second']:,}", f"{found['both_wrong']:,}"],
+    ]
+
+
+def _verdicts(result: Result) -> list[str]:
+    found = result["table"]
+    said = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
+    votes = "The votes of the groups' runs" if len(result["first"]["accuracies"]) > 1 or len(
+        result["second"]["accuracies"]) > 1 else "The two"  # fmt: skip
+    told = [
+        f"{votes} {said} on these images: McNemar's exact test, {found['only_first']:,} images that only the first gets "
+        f"right against {found['only_second']:,}, p = {result['p']:.3g}. It speaks of these trained weights, and not of "
+        "how other seeds would do."
+    ]
+    if result["p_of_seeds"] is not None:
+        paired = "paired" if sorted(result["first"]["seeds"]) == sorted(result["second"]["seeds"]) else "Welch's"
+        told.append(f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {paired} t-test over seeds.")
+    if note := result["data"]["note"]:
+        told.append(f"Note: {note}.")
+    return told
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

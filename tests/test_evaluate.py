@@ -1,0 +1,473 @@
+"""A finished run evaluated and compared: every figure against an independent one, files, page and mistakes."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from omegaconf import OmegaConf
+from PIL import Image
+from scipy import stats
+
+from cifar_research import config, evaluate, metrics, train, trained
+from cifar_research.data import datasets, synthetic
+from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
+
+SMALL = [
+    "data=synthetic", "data.train_images=600", "data.test_images=120", "training.epochs=6", "training.batch_size=32",
+    "backbone.filters=[8,8]", "model.hidden=[16]", "tensorboard.enabled=false", "loss=categorical_crossentropy",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CIFAR_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache):
+    """The folder of a sweep by hand: three runs of the same classes, two of them alike but for their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
+        train.run(config.compose([*SMALL, *words]), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs):
+    """The run a0, evaluated with everything there is, and what the terminal shows."""
+    text = evaluate.evaluate(runs / "a0", views="flip_shift", corrupted=40)
+    return runs / "a0", json.loads((runs / "a0" / "evaluation.json").read_text()), text
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Logits float32 [400, 4] that say something of the labels int64 [400]."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    return (rng.normal(size=(400, 4)) + 1.5 * np.eye(4)[labels]).astype(np.float32), labels
+
+
+def test_scores_against_scikit_learn(drawn):
+    logits, labels = drawn
+    found, predictions = scores.summary(logits, labels), logits.argmax(1)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
+    interval = stats.binomtest(found["right"], 400).proportion_ci(method="wilson")
+    assert found["interval"] == pytest.approx([interval.low, interval.high], abs=1e-6)
+    probabilities = trained.softmax(logits.astype(np.float64))
+    assert found["cross_entropy"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities))
+    rows = scores.by_class(labels, predictions, "abcd")
+    expected = sklearn.metrics.classification_report(labels, predictions, target_names=list("abcd"), output_dict=True)
+    for row in rows:
+        assert [row["precision"], row["recall"], row["f1"], row["images"]] == pytest.approx(
+            [expected[row["class"]][key] for key in ("precision", "recall", "f1-score", "support")]
+        )
+    assert scores.macro(rows)["f1"] == pytest.approx(expected["macro avg"]["f1-score"])
+
+
+def test_a_class_that_nothing_is_taken_for_has_no_precision():
+    rows = scores.by_class(np.array([0, 1, 1]), np.array([0, 0, 0]), "abc")
+    assert [row["precision"] for row in rows] == pytest.approx([1 / 3, 0, 0])
+    assert [row["images"] for row in rows] == [1, 2, 0]
+
+
+def test_confused_pairs_by_hand():
+    matrix = np.array([[5, 3, 0], [1, 9, 0], [4, 0, 2]])
+    found = scores.confused_pairs(matrix, "abc")
+    assert [(row["truth"], row["prediction"], row["images"]) for row in found] == [("c", "a", 4), ("a", "b", 3),
+                                                                                  ("b", "a", 1)]  # fmt: skip
+    assert found[0]["share"] == pytest.approx(4 / 6) and len(scores.confused_pairs(matrix, "abc", most=1)) == 1
+
+
+def test_the_worst_mistakes_are_the_surest(drawn):
+    logits, labels = drawn
+    found = scores.worst(logits, labels, most=5)
+    sure = [row["probability"] for row in found]
+    wrong = logits.argmax(1) != labels
+    assert sure == sorted(sure, reverse=True) and sure[0] == pytest.approx(trained.softmax(logits).max(1)[wrong].max())
+    assert all(row["label"] == labels[row["index"]] != row["prediction"] for row in found)
+    assert scores.worst(np.eye(3), np.arange(3)) == []
+
+
+def test_expected_calibration_error_by_hand():
+    # Two bins: of 0.5 to 1, three images of mean confidence 0.8, two right; of 0 to 0.5, one of 0.4, right.
+    probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.3, 0.7, 0], [0.4, 0.3, 0.3]])
+    labels = np.array([0, 1, 1, 0])
+    found = calibration.reliability(probabilities, labels, 2)
+    assert found["counts"].tolist() == [1, 3]
+    assert found["accuracy"] == pytest.approx([1, 2 / 3]) and found["confidence"] == pytest.approx([0.4, 0.8])
+    assert calibration.expected_error(probabilities, labels, 2) == pytest.approx((0.6 + 3 * (0.8 - 2 / 3)) / 4)
+    # A confidence on a bin's edge belongs below; empty bins count nothing.
+    edge = calibration.reliability(np.array([[0.5, 0.5]]), np.array([0]), 2)
+    assert edge["counts"].tolist() == [1, 0] and np.isnan(edge["accuracy"][1])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_temperature_recovers_the_one_that_labels_were_drawn_with(temperature):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (40_000, 5)).astype(np.float32)
+    powers = trained.softmax(logits / temperature)
+    labels = (powers.cumsum(1) < rng.random((len(logits), 1))).sum(1).clip(0, 4)
+    found = calibration.fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.03)
+    least = scores.cross_entropy(logits / found, labels)
+    assert all(least < scores.cross_entropy(logits / other, labels) for other in (found * 0.98, found * 1.02))
+    before, after = (calibration.measures(logits, labels, t) for t in (1.0, found))
+    assert after["ece"] < 0.01 and (temperature == 1 or before["ece"] > 0.05)
+    assert after["brier"] <= before["brier"] and after["confidence"] == pytest.approx((logits.argmax(1) == labels).mean(),
+                                                                                    abs=0.01)  # fmt: skip
+
+
+def test_temperature_stays_within_its_bounds():
+    labels = np.arange(3)
+    assert calibration.fit_temperature(np.eye(3), labels) == calibration.LOWEST  # never wrong
+    assert calibration.fit_temperature(-np.eye(3), labels) == calibration.HIGHEST  # always
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (5, 5), (3, 12), (120, 88), (30, 1)])
+def test_mcnemar_against_the_binomial_test(counts):
+    expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1
+    assert against.mcnemar(*counts) == pytest.approx(expected)
+
+
+def test_holm_by_hand():
+    assert against.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert against.holm([0.9, 0.8]) == [1, 1]
+
+
+def test_a_vote_goes_to_most_and_then_to_the_surest():
+    def sure(number, of=3):
+        return np.log(np.eye(3)[number] * (of - 1) + 1)
+
+    three = np.stack([[sure(0), sure(2)], [sure(1, 90), sure(2)], [sure(0), sure(1)]])
+    assert against.vote(three)[0].tolist() == [0, 2]
+    assert against.vote(three[:2])[0].tolist() == [1, 2]  # one vote each
+    winners, probability = against.vote(three[:1])
+    assert winners.tolist() == [0, 2] and probability == pytest.approx([3 / 5, 3 / 5])
+
+
+def test_comparison_by_hand(drawn):
+    logits, labels = drawn
+    rng = np.random.default_rng(5)
+    first, second = (logits + rng.normal(0, 1, (3, *logits.shape)) for _ in range(2))
+    second -= np.eye(4)[labels] / 2
+    found = against.compare(first, second, labels, "abcd", ([0, 1, 2], [0, 1, 2]))
+    right = [(against.vote(one)[0] == labels) for one in (first, second)]
+    table = found["table"]
+    assert sum(table.values()) == 400 and table["only_first"] == (right[0] & ~right[1]).sum()
+    assert found["p"] == pytest.approx(stats.binomtest(table["only_first"],
+                                                       table["only_first"] + table["only_second"]).pvalue)  # fmt: skip
+    accuracies = [(one.argmax(2) == labels).mean(1) for one in (first, second)]
+    assert found["first"]["accuracies"] == pytest.approx(accuracies[0])
+    assert found["p_of_seeds"] == pytest.approx(stats.ttest_rel(*accuracies).pvalue)
+    # Two runs of one seed in a group are not paired with anything.
+    welch = against.compare(first, second, labels, "abcd", ([0, 0, 0], [0, 1, 2]))["p_of_seeds"]
+    assert welch == pytest.approx(stats.ttest_ind(*accuracies, equal_var=False).pvalue)
+    assert sum(row["only_first"] for row in found["by_class"]) == table["only_first"]
+    rows = against.differences(first, second, labels)
+    assert len(rows) == table["only_first"] + table["only_second"]
+    assert {row["index"] for row in rows} == set(np.flatnonzero(right[0] != right[1]))
+    alone = against.compare(first[:1], first[:1], labels, "abcd", ([0], [0]))
+    assert alone["p"] == 1 and alone["p_of_seeds"] is None
+
+
+def test_grad_cam_of_a_linear_case():
+    import keras
+
+    # A backbone that passes two channels on, and a head whose logits weight their means: the gradient is w / (h w).
+    inputs = keras.Input((2, 2, 2))
+    backbone = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    features = keras.Input((2, 2, 2))
+    dense = keras.layers.Dense(2, use_bias=False)
+    head = keras.Model(features, dense(keras.layers.GlobalAveragePooling2D()(features)))
+    pictures = keras.Input((2, 2, 2))
+    model = keras.Model(pictures, head(backbone(pictures)))
+    weights = np.array([[4.0, -8.0], [-4.0, 4.0]])  # [channels, classes]
+    dense.set_weights([weights])
+    image = np.array([[[[1, 0], [0, 1]], [[2, 1], [3, 3]]]], np.float32)
+    found = gradcam.maps(model, np.repeat(image, 2, 0), np.array([0, 1]))
+    assert found[0] == pytest.approx(np.maximum(image[0] @ weights[:, 0] / 4, 0)) and found[0].max() == 1
+    assert found[1] == pytest.approx(np.maximum(image[0] @ weights[:, 1] / 4, 0))
+    large = gradcam.enlarged(found * 7, (8, 8))
+    assert large.shape == (2, 8, 8) and large.max((1, 2)) == pytest.approx([1, 1]) and large.min() >= 0
+    assert not gradcam.enlarged(np.zeros((1, 2, 2), np.float32), (4, 4)).any()
+    flat = keras.Model(inputs, keras.layers.Flatten()(inputs))
+    ends = keras.Input((8,))
+    model = keras.Model(pictures, keras.Model(ends, keras.layers.Dense(2)(ends))(flat(pictures)))
+    with pytest.raises(ValueError, match="needs a feature map"):
+        gradcam.maps(model, image, np.array([0]))
+
+
+def test_evaluation_equals_what_is_computed_apart(evaluated):
+    run, found, text = evaluated
+    classifier, data = trained.load(run), datasets.load(config.compose(SMALL).data)
+    logits, labels = classifier.logits(data.test.images), data.test.labels
+    assert found["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert found["test"]["accuracy"] > 0.3  # it has learnt something
+    assert found["test"]["accuracy"] == found["reported_accuracy"] == classifier.report["test"]["accuracy"]
+    assert found["test"]["loss"] == pytest.approx(classifier.report["test"]["loss"], rel=1e-5)
+    assert (found["confusion"] == metrics.confusion_matrix(labels, logits.argmax(1), 10)).all()
+    assert found["calibration"]["before"]["ece"] == pytest.approx(
+        calibration.expected_error(trained.softmax(logits), labels), abs=1e-6
+    )
+    rows = data.val.indices
+    fitted = calibration.fit_temperature(classifier.logits(data.val.images[rows]), data.val.labels[rows])
+    assert found["temperature"] == pytest.approx(fitted) and found["temperature_images"] == len(rows) == 60
+    assert classifier.temperature == found["temperature"]  # which the next one to load it takes
+    assert f"{found['test']['accuracy']:.4f}" in text and "s of corruptions" in text
+
+
+def test_views_are_averaged(evaluated):
+    run, found, _ = evaluated
+    assert set(found["views"]) == {"none", "flip_shift"} and found["views"]["none"]["right"] == found["test"]["right"]
+    from cifar_research.augmentation.views import averaged
+
+    classifier = trained.load(run)
+    plain = classifier.network
+    classifier.network = averaged(plain, "flip_shift")
+    data = datasets.load(config.compose(SMALL).data)
+    right = (classifier.logits(data.test.images).argmax(1) == data.test.labels).sum()
+    assert found["views"]["flip_shift"]["right"] == right
+
+
+def test_corruptions_are_of_the_same_images(evaluated):
+    run, found, _ = evaluated
+    found = found["corruptions"]
+    assert list(found["accuracies"]) == list(corruptions.NAMES) and found["images"] == 40
+    rows = np.sort(np.random.default_rng(0).permutation(120)[:40])
+    data = datasets.load(config.compose(SMALL).data)
+    corrupted = corruptions.corrupt(data.test.images[rows], "fog", 4, [0, 0])
+    right = trained.load(run).logits(corrupted).argmax(1) == data.test.labels[rows]
+    assert found["accuracies"]["fog"][3] == pytest.approx(right.mean())
+    assert found["mean"] == pytest.approx(np.mean(list(found["accuracies"].values())))
+
+
+def test_files_of_an_evaluation(evaluated):
+    run, found, _ = evaluated
+    folder = run / "evaluation"
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures == {"confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam"}
+    for path in (folder / "figures").iterdir():
+        assert np.asarray(Image.open(path).convert("L")).std() > 5, path  # it shows something
+    page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert not re.search(r"https?://|@import|src=\"(?!data:)|href=", page) and page.count("data:image/png") == 6
+    for link in re.findall(r"\]\(([^)]+)\)", markdown):
+        assert (folder / link).is_file()
+    for heading in ("Accuracy", "Classes", "Confusion", "Calibration", "Worst mistakes", "Robustness", "Evidence"):
+        assert f"<h2>{heading}</h2>" in page and f"## {heading}" in markdown
+    assert f"{found['test']['accuracy']:.4f}" in page and f"{found['by_class'][3]['f1']:.4f}" in markdown
+
+
+def test_a_page_escapes_what_names_hold(tmp_path):
+    document.write(tmp_path, "x", "a <b>", [document.Section("<i>", ["1 < 2", [["<u>", "|"], ["c", "d"]]])])
+    page = (tmp_path / "x.html").read_text()
+    assert not re.search("<[ibu]>", page) and "&lt;u&gt;" in page
+    assert r"| <u> | \| |" in (tmp_path / "x.md").read_text()
+
+
+def test_other_images_leave_the_runs_own_evaluation(evaluated):
+    run, found, _ = evaluated
+    before = (run / "evaluation.json").read_bytes()
+    evaluate.evaluate(run, ["data.seed=5", "data.test_images=50"], corrupted=0)
+    other = json.loads((run / "evaluation" / "synthetic" / "evaluation.json").read_text())
+    assert (run / "evaluation.json").read_bytes() == before
+    assert other["test"]["images"] == 50 and not other["data"]["is_own"] and "corruptions" not in other
+    assert other["temperature"] == found["temperature"] and other["temperature_images"] is None
+    assert "not the images" in (run / "evaluation" / "synthetic" / "report.md").read_text()
+
+
+def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
+    run, found, _ = evaluated
+    pictures, labels = synthetic.draw(60, 9, split=1)
+    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        folder = tmp_path / "mine" / synthetic.CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{place}.png")
+    words = ["data=images", f"data.dir={tmp_path / 'mine'}"]
+    is_sorted = list(synthetic.CLASSES) == sorted(synthetic.CLASSES)
+    if is_sorted:
+        data, is_own = images.load(trained.read(run), words)
+        assert data.classes == synthetic.CLASSES and not is_own
+    shutil.rmtree(tmp_path / "mine" / synthetic.CLASSES[0])
+    with pytest.raises(datasets.DataError, match="has 9 classes, and the run was trained on 10"):
+        images.load(trained.read(run), words)
+
+
+def test_the_runs_own_data_section_is_kept(evaluated):
+    found = trained.read(evaluated[0])
+    data, is_own = images.load(found, [])
+    assert len(data.test) == 120 and is_own
+    assert not images.load(found, ["data.split_seed=3"])[1]  # what is then held out was trained on
+    with pytest.raises(config.ConfigError, match="data.sed: there is no such key; did you mean 'seed'"):
+        images.load(found, ["data.sed=3"])
+    with pytest.raises(config.ConfigError, match="data.name: "):
+        images.load(found, ["data.name=cifar10"])
+
+
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def write_cifar10_1(folder, pictures, labels):
+    np.save(folder / "cifar10.1_v6_data.npy", pictures)
+    np.save(folder / "cifar10.1_v6_labels.npy", labels)
+
+
+def test_cifar10_1_is_read_and_refused(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    with pytest.raises(datasets.DataError, match="there is no .*cifar10.1_v6_data.npy"):
+        images.cifar10_1(str(tmp_path), CIFAR)
+    write_cifar10_1(tmp_path, pictures, np.arange(20, dtype=np.int32) % 10)
+    found, labels = images.cifar10_1(str(tmp_path), CIFAR)
+    assert (found == pictures).all() and labels.dtype == np.int64 and labels[13] == 3
+    with pytest.raises(datasets.DataError, match="the ten classes of CIFAR-10"):
+        images.cifar10_1(str(tmp_path), synthetic.CLASSES)
+    for bad in (np.arange(19) % 10, np.full(20, 10), np.arange(20) / 10):
+        write_cifar10_1(tmp_path, pictures, bad)
+        with pytest.raises(datasets.DataError, match=re.escape(str(tmp_path))):
+            images.cifar10_1(str(tmp_path), CIFAR)
+    write_cifar10_1(tmp_path, np.array([print], dtype=object), np.zeros(1, int))  # a pickle
+    with pytest.raises(datasets.DataError, match="cannot be read as an array"):
+        images.cifar10_1(str(tmp_path), CIFAR)
+    content = (tmp_path / "cifar10.1_v6_labels.npy").read_bytes()
+    (tmp_path / "cifar10.1_v6_data.npy").write_bytes(content[:30])
+    with pytest.raises(datasets.DataError, match="download it again"):
+        images.cifar10_1(str(tmp_path), CIFAR)
+
+
+def test_an_evaluation_on_cifar10_1(runs, tmp_path):
+    # A run whose classes are called as those of CIFAR-10: ten are ten.
+    run = tmp_path / "named"
+    shutil.copytree(runs / "b0", run)
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | {"data": report["data"] | {"classes": CIFAR}}))
+    pictures, labels = synthetic.draw(40, 3, split=1)
+    write_cifar10_1(tmp_path, pictures, labels)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(synthetic, "CLASSES", CIFAR)
+    patch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))  # it knows the names
+    with patch.context():
+        text = evaluate.evaluate(run, cifar10_1=str(tmp_path), corrupted=0)
+    patch.undo()
+    found = json.loads((run / "evaluation.json").read_text())["cifar10_1"]
+    assert found["images"] == 40 and "CIFAR-10.1 v6" in text
+    assert found["right"] == (trained.load(run).logits(pictures).argmax(1) == labels).sum()
+
+
+def call(*words, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_research.evaluate", *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_two_runs_are_compared_from_the_command_line(runs):
+    shown = call(runs / "a0", "--against", runs / "b0").stdout
+    folder = runs / "a0" / "evaluation"
+    found = json.loads((folder / "against_b0.json").read_text())
+    data = datasets.load(config.compose(SMALL).data)
+    right = [trained.load(runs / name).logits(data.test.images).argmax(1) == data.test.labels for name in ("a0", "b0")]
+    table = found["table"]
+    assert table["only_first"] == (right[0] & ~right[1]).sum() and table["both_right"] == (right[0] & right[1]).sum()
+    assert found["p"] == pytest.approx(against.mcnemar(table["only_first"], table["only_second"]))
+    assert "McNemar's exact test" in shown and f"p = {found['p']:.3g}" in shown
+    header, *rows = csv.reader((folder / "against_b0.csv").read_text().splitlines())
+    assert len(rows) == table["only_first"] + table["only_second"] and header[0] == "image"
+    assert "data:image/png" in (folder / "against_b0.html").read_text()
+    assert "## Where they differ" in (folder / "against_b0.md").read_text()
+
+
+def test_groups_of_runs_are_compared(runs):
+    text = evaluate.compare([runs / "a0", runs / "a1"], [runs / "b0"])
+    found = json.loads((runs / "a0" / "evaluation" / "against_b0.json").read_text())
+    assert len(found["first"]["accuracies"]) == 2 and found["p_of_seeds"] is None and "votes of the groups" in text
+    assert evaluate._folders([str(runs)]) == [runs / "a0", runs / "a1", runs / "b0"]
+
+
+def test_mistakes_on_the_command_line(runs, tmp_path):
+    begun = tmp_path / "begun"
+    (begun / ".hydra").mkdir(parents=True)
+    stopped = tmp_path / "stopped"
+    shutil.copytree(runs / "b0", stopped)
+    report = json.loads((stopped / "report.json").read_text()) | {"status": "stopped"}
+    (stopped / "report.json").write_text(json.dumps(report))
+    run = runs / "b0"
+    for words, message in (
+        ([tmp_path / "nowhere"], "there is no such folder"),
+        ([begun], "this run has not ended"),
+        ([stopped], "this run was not completed, it is stopped"),
+        ([run, "seed=1"], "only the data of a run can be overridden"),
+        (["data=cifar10"], "no folder was given"),
+        ([run, "data=cifar11"], "data: there is no option 'cifar11'; did you mean"),
+        ([run, "data=images", f"data.dir={tmp_path / 'none'}"], "is no folder"),
+        ([run, "--corruptions", "few"], "'few' is not none, all or a number"),
+        ([run, "--views", "mirror"], "invalid choice: 'mirror'"),
+        ([run, "--cifar10-1", tmp_path], "the ten classes of CIFAR-10"),
+        ([run, "--against", run, "--views", "flip"], "leave the other options out"),
+        ([run, "--against", stopped], "this run was not completed"),
+    ):
+        assert message in call(*words, code=2).stderr, words
+
+
+def test_the_readmes_commands_are_understood():
+    lines = re.findall(
+        r"^    scripts/evaluate (.*)$", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) >= 3
+    for line in lines:
+        given = evaluate._parser().parse_intermixed_args(shlex.split(line))
+        words = [word for word in given.runs if images.is_override(word)]
+        images._section({"data": {"name": "cifar10"}}, words)
+
+
+def test_bad_command_lines_do_not_import_tensorflow():
+    words = "import sys; from cifar_research import evaluate; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words]).returncode == 0
+
+
+def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs / "b0", other)
+    report = json.loads((other / "report.json").read_text())
+    report["data"]["classes"] = list(CIFAR)
+    (other / "report.json").write_text(json.dumps(report))
+    with pytest.raises(datasets.DataError, match="was trained on other classes"):
+        evaluate.compare([runs / "b0"], [other])
+    with pytest.raises(datasets.DataError, match="has the classes .*, and the run was trained on airplane"):
+        images.load(trained.read(other), [])
+
+
+def test_without_validation_there_is_no_temperature_to_fit(runs, tmp_path):
+    cfg = config.compose([*SMALL, "data.val_fraction=0", "training.epochs=1"])
+    assert OmegaConf.select(cfg, "data.val_fraction") == 0
+    train.run(cfg, tmp_path / "run")
+    evaluate.evaluate(tmp_path / "run", corrupted=0)
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["temperature"] == 1 and found["temperature_images"] is None
+    assert "none has been fitted" in (tmp_path / "run" / "evaluation" / "report.md").read_text()
+
+
+@pytest.mark.browser
+def test_the_page_opens_in_a_browser(evaluated, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium fonts-dejavu-core")
+    run, found, _ = evaluated
+    page = run / "evaluation" / "report.html"
+    picture = tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1200,3000"]
+    words = [chromium, *flags, f"--user-data-dir={tmp_path / 'browser'}", f"file://{page}"]
+    subprocess.run([*words, f"--screenshot={picture}"], capture_output=True, timeout=180, check=True)
+    assert np.asarray(Image.open(picture).convert("L")).std() > 10
+    dom = subprocess.run([*words, "--dump-dom"], capture_output=True, text=True, timeout=180, check=True).stdout
+    assert f"{found['test']['accuracy']:.4f}" in dom
