@@ -77,7 +77,7 @@ def _read(folder: Path, name: str) -> Any:
         raise ConfigError(
             f"resume: {folder} is no run's folder, there is no {path}; give the folder of a run"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"resume: {path} cannot be read ({type(error).__name__}); give its command again") from error
     wanted = list if name == "overrides.yaml" else dict
     if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):

@@ -260,7 +260,7 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
         raise report.ReportError(
             f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise report.ReportError(
             f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
             "which then finds its runs by their folders"
