@@ -353,7 +353,10 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         console.error(config.explain(error, list(arguments)))
         return 2
     except OSError as error:
-        console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        # Of Hydra's own files, on a full disk, it tells no name.
+        place = error.filename or next((word for word in arguments if word.startswith("hydra.run.dir=")), "outputs")
+        is_told = isinstance(error, report.WriteError) or not error.strerror
+        console.error(str(error) if is_told else f"{place}: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         console.error("interrupted")

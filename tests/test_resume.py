@@ -68,7 +68,8 @@ def result(folder):
 def assert_same(first, second):
     assert first[0].keys() == second[0].keys()
     assert not [name for name in first[0] if first[0][name] != second[0][name]]
-    assert first[1:] == second[1:]
+    assert first[1] == second[1] and first[2].keys() == second[2].keys()
+    assert not {key: (value, second[2][key]) for key, value in first[2].items() if value != second[2][key]}
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,9 @@ def _read(
         if target.exists() and warns:
             log.warning("%s: the cache is damaged (%s is missing); making it anew", target, error.filename)
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy's reader of headers raises many kinds
         if warns:
             log.warning("%s: the cache is damaged (%s); making it anew", target, error)
         return None
