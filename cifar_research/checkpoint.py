@@ -56,9 +56,12 @@ def read(path: Path) -> Checkpoint:
     try:
         with np.load(io.BytesIO(content[begin:]), allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
-        return Checkpoint(loaded, json.loads(loaded.pop("meta.json").tobytes()))
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: is damaged ({error})") from error
+        meta = json.loads(loaded.pop("meta.json").tobytes())
+        if not isinstance(meta, dict):
+            raise ValueError("it remembers nothing")
+        return Checkpoint(loaded, meta)
+    except Exception as error:  # one that was made to fit its checksum may raise anything at all
+        raise CheckpointError(f"{path}: is damaged ({error!r})") from error
 
 
 def _best_of(path: Path) -> int | None:
@@ -98,7 +101,7 @@ class Checkpoints:
             path.unlink()
         try:
             needed = {self.best_path(best) for path in self._steps() if (best := _best_of(path)) is not None}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except Exception:  # a damaged archive may raise anything at all
             return  # better to keep a best too many than to guess what a damaged file spoke of
         for path in self.folder.glob("best-*.ckpt"):
             if path not in needed:
@@ -117,6 +120,9 @@ class Checkpoints:
                     read(self.best_path(best["step"]))
             except CheckpointError as error:
                 problems.append(str(error))
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                problems.append(f"{path}: is damaged (its best weights are {error!r})")
                 continue
             for problem in problems:
                 log.warning("%s; going on from %s", problem, path.name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cifar_research import trust
 from cifar_research.config import ConfigError
 from cifar_research.sweep import cells
 
@@ -17,7 +18,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra takes them; ConfigError if there is no run to resume.
 
     `resume=FOLDER` becomes the overrides that the run in FOLDER was begun with, before those given now, and its
-    folder. A shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
+    folder; whom the run allowed to be called is for the command to say again, since the folder may be a stranger's. A
+    shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
     arguments = [re.sub(r"^(\+{0,2}[\w.]+=)~/", rf"\g<1>{Path.home()}/", argument) for argument in arguments]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
@@ -30,7 +32,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = cells.read(folder)
     is_sweep = sweep is not None
-    words = sweep[0] if is_sweep else _run_words(folder)
+    words = trust.without_allowances(sweep[0] if is_sweep else _run_words(folder))
     words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
     # The sweep may have been one by -m alone.
     words += ["hydra.mode=MULTIRUN"] if is_sweep else []
@@ -59,7 +61,9 @@ def _run_words(folder: Path) -> list[str]:
     # Where more options lie; Hydra keeps such words apart from the others.
     hydra = _read(folder, "hydra.yaml")
     try:
-        return words + [word for word in hydra["hydra"]["overrides"]["hydra"] if word.startswith("hydra.searchpath=")]
+        more = hydra["hydra"]["overrides"]["hydra"]
+        # A pkg:// would be imported.
+        return words + [word for word in more if word.startswith("hydra.searchpath=") and "pkg://" not in word]
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(f"resume: {folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
 
@@ -73,7 +77,7 @@ def _read(folder: Path, name: str) -> Any:
         raise ConfigError(
             f"resume: {folder} is no run's folder, there is no {path}; give the folder of a run"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"resume: {path} cannot be read ({type(error).__name__}); give its command again") from error
     wanted = list if name == "overrides.yaml" else dict
     if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):

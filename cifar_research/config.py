@@ -11,13 +11,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import phases, plugins
+from cifar_research import phases, plugins, trust
 from cifar_research.augmentation.views import VIEWS
 from cifar_research.schema import (
     CifarConfig,
@@ -35,7 +36,7 @@ PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 # A run may go on in its folder although these differ: none of them changes what is computed.
 FREE_KEYS = (
     "name", "data.dir", "data.cache_dir", "data.download", "training.keep_checkpoints", "training.log_every_steps",
-    "tensorboard", "sweep",
+    "tensorboard", "sweep", "allow_targets",
 )  # fmt: skip
 
 
@@ -54,14 +55,33 @@ def config_dir() -> str:
 
 
 def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
-    """Return the config that these command-line overrides compose; ConfigError says what is wrong with them."""
+    """Return the config that these command-line overrides compose; ConfigError says what is wrong with them.
+
+    What they say of allow_targets is allowed in this process from then on, and refused if a file says it; so is what a
+    file tells Hydra to run.
+    """
     overrides = list(overrides)
     try:
-        return _compose(overrides, with_hydra)
+        cfg = _compose(overrides, with_hydra)
     except HYDRA_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
     except ValueError as error:  # Hydra's own for group=null and group=3
         raise ConfigError(f"{' '.join(overrides)}: {error}; name an option of the group") from error
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark or error.context_mark
+        raise ConfigError(
+            f"{place.name}, line {place.line + 1}: is no YAML that can be read: {error.problem}"
+        ) from error
+    except Exception as error:  # Hydra and OmegaConf raise many kinds for files that hold something else than settings
+        told = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise ConfigError(f"{' '.join(overrides)}: cannot be composed ({told}); look at the files it names") from error
+    try:
+        problems = trust.problems(cfg, overrides)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, overrides)) from error
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return cfg
 
 
 def _compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:

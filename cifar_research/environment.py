@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ from cifar_research.config import ConfigError
 if TYPE_CHECKING:
     import tensorflow as tf
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SAME_WISH_SECONDS = 0.5
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -71,8 +75,14 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGTERM or SIGINT in a list instead of ending; the second one ends the process at once."""
+def stop_signals(*, within_calls: bool = False) -> Iterator[list[int]]:
+    """Collect the first stop signal in a list instead of ending; the second one ends the process at once.
+
+    They are SIGTERM, SIGINT, and SIGUSR1, which batch systems send ahead of a time limit (`sbatch --signal=USR1@60`).
+    within_calls: end in the middle of a native call, too, where Python hears of no signal until it returns, with 128
+    and the signal's number as exit code; what comes within half a second of the first is the same wish, since a
+    terminal, a launcher and a cluster may each pass it on.
+    """
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -81,16 +91,51 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(*before.popitem())
 
     def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        give_back()
+        if not received:
+            received.append(number)
+        if not within_calls:
+            give_back()
 
-    with contextlib.suppress(ValueError):  # outside of the main thread, signals are someone else's
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, handle)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):  # outside of the main thread, signals are someone else's
+            for number in _STOP_SIGNALS:
+                before[number] = signal.signal(number, handle)
+            if within_calls:
+                stack.enter_context(_watched(received))
+        try:
+            yield received
+        finally:
+            give_back()
+
+
+@contextlib.contextmanager
+def _watched(received: list[int]) -> Iterator[None]:
+    """Let a thread see signals as they come, by the pipe that Python's own handler writes their numbers to."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        first = None
+        while number := os.read(reader, 1):
+            if number[0] not in _STOP_SIGNALS:
+                continue
+            if first is None:
+                first = time.monotonic()
+                if not received:
+                    received.append(number[0])
+            elif time.monotonic() - first > _SAME_WISH_SECONDS:
+                os._exit(128 + number[0])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield received
+        yield
     finally:
-        give_back()
+        signal.set_wakeup_fd(earlier)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 def import_tensorflow() -> list[Any]:

@@ -87,7 +87,8 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
                     kept[view * len(split) + rows] = extract(pixels).numpy()
                     targets[view * len(split) + rows] = soft.numpy()
             kept.flush()
-            np.save(folder / "targets.npy", targets, allow_pickle=False)
+            with cache.needs(targets.nbytes):
+                np.save(folder / "targets.npy", targets, allow_pickle=False)
             return {"identity": identity}
 
         arrays, _ = cache.kept(cache.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
@@ -121,8 +122,9 @@ def _memory_map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Make a .npy file and map it, whole on the disk: writing where there is no room left would kill the process."""
     kept = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        size = path.stat().st_size
+        with cache.needs(size), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
     return kept
 
 

@@ -145,13 +145,14 @@ def fit(
                 if is_best and environment.is_chief:
                     _keep_best(task, checkpoints, record)
                 display.epoch(record.history[-1], is_best)
-                if environment.is_chief:
-                    report.write_history(run_dir / "history.csv", record.history)
                 if writer:
                     _write_validation(record, writer)
                 if writer and histograms:
                     writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
                 save()
+                # After it, so that a history without a checkpoint tells that checkpoints were lost.
+                if environment.is_chief:
+                    report.write_history(run_dir / "history.csv", record.history)
                 if is_hopeless is not None and is_hopeless(record.history[-1]) and not is_over():
                     display.message(f"Pruned after epoch {record.epoch}: others were better by then.")
                     return outcome("pruned")
@@ -208,7 +209,7 @@ def averaged_weights(task: Task) -> Iterator[None]:
 
 
 def restore(task: Task, record: Record, checkpoint: Checkpoint) -> None:
-    """Put everything that a checkpoint remembers back; CheckpointError if its variables are not the task's."""
+    """Put everything that a checkpoint remembers back; CheckpointError if it is not this task's."""
     variables = task.variables()
     if variables.keys() != checkpoint.arrays.keys():
         odd = sorted(variables.keys() ^ checkpoint.arrays.keys())
@@ -216,6 +217,15 @@ def restore(task: Task, record: Record, checkpoint: Checkpoint) -> None:
             f"The checkpoint's variables are not this model's, whose code has changed since: {', '.join(odd[:5])}; "
             "put the code back, or choose another hydra.run.dir"
         )
+    for name, variable in variables.items():
+        found = checkpoint.arrays[name]
+        if tuple(variable.shape) != found.shape or variable.dtype != found.dtype:
+            raise CheckpointError(
+                f"The checkpoint's {name} is {found.dtype} {found.shape}, and this model's {variable.dtype} "
+                f"{tuple(variable.shape)}: its code has changed since; put it back, or choose another hydra.run.dir"
+            )
+    if missing := sorted(asdict(record).keys() - checkpoint.meta.keys()):
+        raise CheckpointError(f"The checkpoint says nothing of {', '.join(missing)}; choose another hydra.run.dir")
     for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
     for name in asdict(record):

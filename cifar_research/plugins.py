@@ -1,9 +1,18 @@
-"""Plug-in nodes of the config: `_target_` names a factory, and the other keys are held against its signature."""
+"""Plug-in nodes of the config: `_target_` names a factory, and the other keys are held against its signature.
+
+A `_target_` is code that runs, and a config may come from a stranger. So only our own factories are called, and what
+the user has allowed: who typed the command says `allow_targets=[my_lab]` there, or has set $CIFAR_ALLOW_TARGETS. That
+is a property of this process and not of a config, since a config that could allow its own targets would be worth no
+check at all: `config.compose` believes the command line alone, and what a folder or a file says of it is left out.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,11 +20,70 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
+# Those that hold factories and nothing that would run or fetch what it is told.
+_OURS = tuple(
+    f"{__package__}.{name}"
+    for name in (
+        "augmentation", "backbones.cnn", "backbones.pretrained", "launchers.local", "launchers.ray", "launchers.slurm",
+        "losses", "model", "optimizers", "schedules",
+    )
+)  # fmt: skip
+_allowed = {name.strip() for name in os.environ.get(ALLOWING_VARIABLE, "").split(",") if name.strip()}
+
+
+def allow(names: typing.Iterable[str]) -> None:
+    """Let the configs of this process name what is in these packages or modules, too; ValueError if one is no name."""
+    names = list(names)
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise ValueError(f"allow_targets: {name!r} is no name of a package or a module, like my_lab")
+    _allowed.update(names)
+
+
+def refusals(key: str, node: Any) -> list[str]:
+    """Return what a node may not call, a sentence each, its nested nodes as well; imports nothing but our own."""
+    if isinstance(node, (DictConfig, ListConfig)):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, list):
+        return [problem for number, item in enumerate(node) for problem in refusals(f"{key}.{number}", item)]
+    if not isinstance(node, dict):
+        return []
+    problems = [problem for name, item in node.items() for problem in refusals(f"{key}.{name}", item)]
+    target = node.get("_target_")
+    if target and not (isinstance(target, str) and (_is_allowed(target) or _is_ours(target))):
+        name = str(target).partition(".")[0]
+        what = f"{key}._target_: {target!r} is"
+        if name == __package__:
+            return [*problems, f"{what} no factory of {name}, and a config may run no other code; choose an option"]
+        problems.append(
+            f"{what} neither a factory of {__package__} nor of a package you have allowed, and a config may run no other "
+            f"code; if you trust it, add allow_targets=[{name}] to the command line, or set {ALLOWING_VARIABLE}={name}"
+        )
+    return problems
+
+
+def _is_allowed(target: str) -> bool:
+    return any(target.startswith(f"{name}.") for name in _allowed)
+
+
+def _is_ours(target: str) -> bool:
+    """Say whether a target is a name in one of our modules of factories, and not of something they import."""
+    module, _, name = target.rpartition(".")
+    if target in _OURS:
+        return True  # and `check` says that it is a module
+    if module not in _OURS or name.startswith("_"):
+        return False
+    found = getattr(importlib.import_module(module), name, None)
+    return found is None or str(getattr(found, "__module__", "")).startswith(f"{__package__}.")
 
 
 def instantiate(node: Any) -> Any:
-    """Call the factory that a plug-in node names; ValueError, in its words, if it refuses its settings."""
+    """Call the factory that a plug-in node names; ValueError, in its words, if it may not or refuses its settings."""
+    if problems := refusals("config", node):
+        raise ValueError(problems[0].removeprefix("config."))
     try:
         return hydra_instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -28,6 +96,8 @@ def check(key: str, node: Any) -> list[str]:
     """Return what is wrong with a node, a sentence each: by its factory's signature, then by the factory's rules."""
     if not isinstance(node, DictConfig) or not node.get("_target_"):
         return [f"{key}: {node!r} names no factory; give it a _target_, or choose an option: {key}=…"]
+    if problems := refusals(key, node):
+        return problems
     target = str(node._target_)
     module, _, name = target.rpartition(".")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from cifar_research import sealed
 from cifar_research.config import config_hash
 
 if TYPE_CHECKING:
+    import keras
     from omegaconf import DictConfig
 
     from cifar_research import loop, steps
@@ -80,17 +83,19 @@ def atomic_write(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write history.csv, a row an epoch; None becomes an empty cell."""
+def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write history.csv, a row an epoch, and return its SHA-256; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, text.getvalue().encode())
+    content = text.getvalue().encode()
+    atomic_write(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read history.csv back; ReportError if it is damaged."""
+def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
+    """Read history.csv back; ReportError if it is damaged, or if its SHA-256 is given and is another."""
 
     def value(column: str, cell: str) -> Any:
         if column == "phase":
@@ -100,7 +105,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         return int(cell) if column in _INTEGERS else float(cell)
 
     try:
-        text = path.read_text()
+        content = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("it is not the one that report.json speaks of")
+        text = content.decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         # A file cut within its last number would still look whole.
         if tuple(header) != HISTORY_COLUMNS or not text.endswith("\n"):
@@ -127,7 +135,7 @@ def gather(
 ) -> dict[str, Any]:
     """Return what report.json holds. `train` and `val` are those of the best epoch, `train` as measured in training.
 
-    trained: how many parameters each phase trains.
+    trained: how many parameters each phase trains. weights_sha256: of the weights that were tested, None of none.
     """
     import tensorflow as tf
 
@@ -161,6 +169,7 @@ def gather(
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
         "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
         "test": test and {"loss": test.loss, "accuracy": test.accuracy},
+        "weights_sha256": test and weights_sha256(task.model),
         "best_epoch": record.best and record.best["epoch"],
         "epochs": record.epoch,
         "steps": record.step,
@@ -182,13 +191,16 @@ def _steady_images_per_second(history: list[dict[str, Any]]) -> float | None:
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write report.json; a number that is not finite becomes null, since JSON has none."""
-    atomic_write(path, (json.dumps(_finite(report), indent=1, allow_nan=False) + "\n").encode())
+    atomic_write(path, sealed.dumps(_finite(report)))
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
     """Read report.json, None if there is none; ReportError if it is damaged."""
     try:
-        report = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        # One of before there were checksums has neither key; no single bit takes both away.
+        is_sealed = b'"checksum": ' in content or b'"weights_sha256": ' in content
+        report = sealed.loads(content) if is_sealed else json.loads(content)
         if not isinstance(report, dict) or report.get("status") not in ("completed", "diverged", "pruned", "stopped"):
             raise ValueError("it has no status")
         if not isinstance(report.get("config"), dict) or not isinstance(report["config"].get("augmentation"), dict):
@@ -198,10 +210,20 @@ def read_report(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); choose another hydra.run.dir") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(
             f"{path}: is damaged ({error}); delete it and run again, the checkpoints beside it then give a new one"
         ) from error
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """Return a digest of all weights of a model, by their paths, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for weight in sorted(model.weights, key=lambda weight: weight.path):
+        value = weight.value.numpy()
+        digest.update(json.dumps([weight.path, str(value.dtype), value.shape]).encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

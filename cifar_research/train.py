@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, phases, report, sweep
+from cifar_research import commandline, config, console, phases, report, reproduction, run_folder, sweep, trust
 from cifar_research import environment as environments
 from cifar_research.backbones.weights import WeightsError
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
@@ -26,6 +25,7 @@ from cifar_research.data.datasets import DataError
 from cifar_research.sweep.cells import LEDGER
 
 if TYPE_CHECKING:
+    import keras
     from omegaconf import DictConfig
 
     from cifar_research import loop, steps, tensorboard
@@ -56,9 +56,10 @@ def run(
     run_dir = Path(run_dir)
     is_chief = environments.is_chief(cfg.training.strategy)
     display = display or console.Display(quiet=not is_chief)
-    with _only_process_in(run_dir, is_chief):
-        ended, checkpoint = _begun(cfg, run_dir)
+    with run_folder.only_process_in(run_dir, is_chief):
+        ended, checkpoint = run_folder.begun(cfg, run_dir)
         if ended is not None:
+            run_folder.mend_history(run_dir, ended)
             display.message(f"{run_dir}: this run has ended already, {ended['status']}.")
             return ended
 
@@ -122,7 +123,7 @@ def run(
                 record.seconds += time.perf_counter() - began_enter
                 evaluate_phase = evaluate_images if seen is data else evaluate(view)
                 is_last = number == len(plan) - 1
-                with environments.stop_signals() as received:
+                with environments.stop_signals(within_calls=True) as received:
                     outcome = fit(seen, plan[number], evaluate=evaluate_phase, is_last=is_last, received=received)
                 if seconds.get("first_step") is None:
                     seconds["first_step"] = outcome.first_step_seconds
@@ -140,21 +141,6 @@ def run(
                 _leave(run_dir, result, task, data, record, test, writer)
             display.results(result, run_dir, _next_commands(result, run_dir))
         return result
-
-
-def _begun(cfg: DictConfig, run_dir: Path) -> tuple[Report | None, Checkpoint | None]:
-    """Return the report of a run that has ended in this folder, else the checkpoint that it goes on from.
-
-    ConfigError if they are of a config that differs in what matters; None, None in a new folder.
-    """
-    ended = report.read_report(run_dir / "report.json")
-    if ended is not None and ended["status"] != "stopped":
-        config.refuse_difference(ended["config"], cfg, run_dir)
-        return ended, None
-    checkpoint = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints).latest()
-    if checkpoint is not None:
-        config.refuse_difference(checkpoint.meta["config"], cfg, run_dir)
-    return None, checkpoint
 
 
 def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -> None:
@@ -247,13 +233,13 @@ def _leave(
 
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
-    report.write_history(run_dir / "history.csv", record.history)
+    history_sha256 = report.write_history(run_dir / "history.csv", record.history)
+    if result["status"] != "stopped":  # which goes on to write another one
+        result["history_sha256"] = history_sha256
     if record.history:
         figures.curves(folder / "curves.png", record.history)
     if test is not None:
-        temporary = run_dir / ".model.weights.h5"
-        task.model.save_weights(temporary)
-        os.replace(temporary, run_dir / "model.weights.h5")
+        save_weights(task.model, run_dir / "model.weights.h5")
         labels = data.test.labels[data.test.indices]
         matrix = metrics.confusion_matrix(labels, test.predictions, len(data.classes))
         figures.confusion(folder / "confusion.png", matrix, data.classes)
@@ -274,10 +260,29 @@ def _leave(
     report.write_report(run_dir / "report.json", result)
 
 
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Write a .weights.h5 so that it is there whole or not at all; WriteError if it cannot be written."""
+    temporary, size = path.with_name(f".{path.name}"), sum(weight.value.numpy().nbytes for weight in model.weights)
+    try:
+        # HDF5 that runs out of room takes the process with it, so that is found out before.
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size + 4096 * (len(model.weights) + 4))
+        model.save_weights(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = f"{error.strerror or error}); it needs {size:,} bytes in a writable folder"
+        raise report.WriteError(error.errno, f"{path}: cannot be written ({reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _next_commands(result: Report, run_dir: Path) -> list[str]:
     train = commandline.program("train")
     if result["status"] == "stopped":
-        return [f"{train} resume={run_dir}"]
+        allowed = result["config"]["allow_targets"]
+        allowing = f"allow_targets=[{','.join(allowed)}] " if allowed else ""
+        return [f"{train} {allowing}resume={run_dir}"]
     watch = "scripts/tensorboard" if train.startswith("scripts") else "tensorboard --logdir"
     return [f"{watch} {run_dir.parent}", f"{train} --help"]
 
@@ -289,38 +294,12 @@ def _timed(seconds: dict[str, float | None], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - began
 
 
-@contextlib.contextmanager
-def _only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
-    """Make the folder and hold its lock; the other workers of a multi-worker run enter beside their chief."""
-    if not is_chief:
-        yield
-        return
-    try:
-        for name in ("checkpoints", "figures", "tensorboard"):
-            (run_dir / name).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise config.ConfigError(
-            f"{run_dir}: another process trains here; wait for it, or choose another hydra.run.dir"
-        ) from None
-    except OSError as error:
-        raise config.ConfigError(
-            f"hydra.run.dir: {error.filename or run_dir} cannot be made or written ({error.strerror}); choose another"
-        ) from error
-    try:
-        # What a killed process was writing; by whole names, since the folder may hold other things too.
-        names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")
-        for name in (*names, "figures/.curves.png", "figures/.confusion.png"):
-            for path in run_dir.glob(f"{name}*"):
-                path.unlink()
-        yield
-    finally:
-        lock.release()
-
-
 def main() -> None:
-    """The command line. Exit codes: 0 done, 1 diverged or failed, 2 a user's mistake, 130 and 143 stopped."""
+    """The command line.
+
+    Exit codes: 0 done, 1 diverged or failed, 2 a user's mistake, 128 and the number of the signal that stopped it, and
+    with --verify 0 identical, 3 within noise, 1 not reproduced.
+    """
     sys.exit(command(sys.argv[1:]))
 
 
@@ -328,11 +307,15 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
     """Do what `cifar-train` with these arguments does, and return its exit code; is_hopeless: see `run`."""
     # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
     codes: list[int] = []
+    original: reproduction.Original | None = None
 
     def job(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
+        for difference in original.differences() if original else ():
+            log.warning("%s", difference)
         try:
             result = run(cfg, HydraConfig.get().runtime.output_dir, is_hopeless=is_hopeless)
         except (*USER_ERRORS, OSError) as error:
@@ -341,13 +324,27 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
             codes.append(2 if isinstance(error, USER_ERRORS) else 1)
             return
         codes.append(128 + result["signal"] if result["status"] == "stopped" else result["status"] == "diverged")
+        if original is not None and original.is_verified and result["status"] != "stopped":
+            code, sentence = original.verdict(result)
+            console.tell(sentence)
+            codes.append(code)
 
     try:
+        arguments, original = reproduction.taken(arguments)
         sys.argv[1:] = arguments = commandline.expand(arguments)
         if sweep.is_sweep(arguments):
+            if original is not None and original.is_verified:
+                raise config.ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
             return sweep.run(arguments)
-        if not any(argument.startswith(("-", "hydra.mode=")) for argument in arguments):
-            _refuse_early(arguments)
+        if refused := trust.refused_flags(arguments):
+            raise config.ConfigError(
+                f"{' '.join(refused)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
+            )
+        if not any(argument.startswith("-") for argument in arguments):
+            _refuse_early(arguments, original)
+        elif any(word.startswith(("--cfg", "-c", "--info", "-i")) for word in arguments):
+            # Hydra sets up its own logging before it shows anything.
+            config.compose([word for word in arguments if not word.startswith("-") and "=" in word], with_hydra=True)
         hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(job)()
     except USER_ERRORS as error:
         console.error(str(error))
@@ -356,7 +353,10 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         console.error(config.explain(error, list(arguments)))
         return 2
     except OSError as error:
-        console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        # Of Hydra's own files, on a full disk, it tells no name.
+        place = error.filename or next((word for word in arguments if word.startswith("hydra.run.dir=")), "outputs")
+        is_told = isinstance(error, report.WriteError) or not error.strerror
+        console.error(str(error) if is_told else f"{place}: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         console.error("interrupted")
@@ -364,7 +364,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
     return int(max(codes, default=0))
 
 
-def _refuse_early(arguments: list[str]) -> None:
+def _refuse_early(arguments: list[str], original: reproduction.Original | None) -> None:
     """Refuse a config before Hydra writes into a folder: a bad one leaves none, another one leaves what is there."""
     cfg = config.compose(arguments)
     config.check(cfg)
@@ -374,11 +374,13 @@ def _refuse_early(arguments: list[str]) -> None:
             "hydra.run.dir: the workers of training.strategy=multi_worker go on from one folder; give the same one, "
             "on a disk that they share, to all of them"
         )
-    if is_given:
-        run_dir = Path(config.compose(arguments, with_hydra=True).hydra.run.dir)
+    run_dir = Path(config.compose(arguments, with_hydra=True).hydra.run.dir) if is_given else None
+    if original is not None:
+        original.check(cfg, run_dir)
+    if run_dir is not None:
         logging.disable(logging.WARNING)  # `run` looks again, and then says what it finds
-        with _only_process_in(run_dir, environments.is_chief(cfg.training.strategy)):
-            _begun(cfg, run_dir)
+        with run_folder.only_process_in(run_dir, environments.is_chief(cfg.training.strategy)):
+            run_folder.begun(cfg, run_dir)
         logging.disable(logging.NOTSET)
 
 

@@ -164,7 +164,14 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
         "def decay(*, power: float):\n    return lambda s, t, e: (1 - s / t) ** power\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    cfg = config.compose(["schedule._target_=my_lab.decay", "~schedule.warmup_epochs", "~schedule.warmup_steps"])
+    cfg = config.compose(
+        [
+            "allow_targets=[my_lab]",
+            "schedule._target_=my_lab.decay",
+            "~schedule.warmup_epochs",
+            "~schedule.warmup_steps",
+        ]
+    )
     with pytest.raises(config.ConfigError, match="schedule.power: decay needs a value"):
         config.check(cfg)
     OmegaConf.set_struct(cfg, False)

@@ -260,7 +260,13 @@ def test_a_subclassed_backbone_is_trained_with_its_own_weights_and_frozen_as_a_w
     own_backbones, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path))
-    base = ["~backbone", "+backbone={_target_: own_backbones.token}", "model=linear", "optimizer.learning_rate=0.1"]
+    base = [
+        "allow_targets=[own_backbones]",
+        "~backbone",
+        "+backbone={_target_: own_backbones.token}",
+        "model=linear",
+        "optimizer.learning_rate=0.1",
+    ]
     task, seen = entered(base=base)
     assert {"inner", "scale"} <= {path.split("/")[-2] if "kernel" in path else path.split("/")[-1]
                                   for path in changed(task, seen)}  # fmt: skip
@@ -271,4 +277,11 @@ def test_a_subclassed_backbone_is_trained_with_its_own_weights_and_frozen_as_a_w
 
 def test_weights_of_one_name_are_refused(own_backbones):
     with pytest.raises(config.ConfigError, match="two weights are called"):
-        entered(base=["~backbone", "+backbone={_target_: own_backbones.twins}", "model=linear"])
+        entered(
+            base=[
+                "allow_targets=[own_backbones]",
+                "~backbone",
+                "+backbone={_target_: own_backbones.twins}",
+                "model=linear",
+            ]
+        )

@@ -27,6 +27,7 @@ def test_the_studys_cnn_learns_it_and_a_linear_classifier_does_not(tmp_path):
         accuracy(
             "model=linear",
             "model.pooling=flatten",
+            "allow_targets=[tests]",
             "backbone._target_=tests.test_synthetic.pixels",
             *[f"~backbone.{k}" for k in KEYS],
         )

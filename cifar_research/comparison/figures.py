@@ -35,7 +35,7 @@ def curves(path: Path, rows: Sequence[Row], titles: Mapping[str, str]) -> None:
         name = ", ".join(f"{title} {text_of(row.runs[0].settings.get(key))}" for key, title in titles.items())
         for run in row.runs:
             with contextlib.suppress(report.ReportError):
-                history = report.read_history(run.folder / "history.csv")
+                history = run.history()
                 axes.plot(*mean_curve([history]), marker="o", markersize=3, color=f"C{i}",
                           label=_plain(name) or "run")  # fmt: skip
                 name = "_"  # one entry a row
@@ -192,7 +192,7 @@ def histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
     found: dict[str, dict[str, list[History]]] = {}
     for run in tables.completed(runs):
         with contextlib.suppress(report.ReportError):
-            history = report.read_history(run.folder / "history.csv")
+            history = run.history()
             found.setdefault(run.settings["backbone"], {}).setdefault(tables.technique(run), []).append(history)
     return found
 

@@ -146,7 +146,7 @@ def _curves(runs: Sequence[Run], titles: Mapping[str, str]) -> list[dict[str, An
         name = ", ".join(f"{title} {text_of(row.runs[0].settings.get(key))}" for key, title in titles.items())
         for run in row.runs:
             with contextlib.suppress(report.ReportError):
-                history = report.read_history(run.folder / "history.csv")
+                history = run.history()
                 traces.append({"type": "scatter", "name": f"{name}, seed {run.seed}", "line": {"color": colour},
                                "x": [one["epoch"] for one in history],
                                "y": [one["val_accuracy"] for one in history]})  # fmt: skip

@@ -40,6 +40,10 @@ class Run:
     def num_val(self) -> int:
         return self.report["data"]["sizes"]["val"] if self.report else 0
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of history.csv; ReportError if it is missing or not as the report knows it."""
+        return report.read_history(self.folder / "history.csv", (self.report or {}).get("history_sha256"))
+
     @property
     def sizes(self) -> dict[str, float]:
         """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, those that the report knows."""

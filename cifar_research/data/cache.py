@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -9,7 +11,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from cifar_research import sealed
+
+_VERSION = 2  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,8 @@ def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -
         for name in _ARRAYS:
             array = np.ascontiguousarray(getattr(source, name))
             digest.update(array)
-            np.save(target / f"{name}.npy", array, allow_pickle=False)
+            with needs(array.nbytes):
+                np.save(target / f"{name}.npy", array, allow_pickle=False)
         return {"classes": source.classes, "note": source.note, "fingerprint": digest.hexdigest()[:16]}
 
     arrays, meta = kept(folder, name, identity, _ARRAYS, make)
@@ -70,7 +76,7 @@ def kept(
     <name>.npy of each of `names` into the folder it is given, and returns facts for JSON. A damaged cache is made anew,
     with a warning. Two processes that want the same one make it once. DataError if it cannot be written.
     """
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([_VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
     target = folder / f"{name}-{key}"
     try:
         if (found := _read(target, names, warns=False)) is not None:
@@ -89,6 +95,17 @@ def kept(
     return found
 
 
+@contextlib.contextmanager
+def needs(num_bytes: int) -> Iterator[None]:
+    """Add to an OSError how many bytes were to be written."""
+    try:
+        yield
+    except OSError as error:
+        # numpy leaves out why it wrote less than it was to.
+        reason = error.strerror or os.strerror(errno.ENOSPC)
+        raise OSError(error.errno or errno.ENOSPC, f"{reason}; it needs {num_bytes:,} bytes") from error
+
+
 def _make(target: Path, names: Sequence[str], make: Callable[[Path], dict[str, Any]]) -> None:
     for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed: the lock is ours
         shutil.rmtree(left, ignore_errors=True)
@@ -100,7 +117,7 @@ def _make(target: Path, names: Sequence[str], make: Callable[[Path], dict[str, A
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-        (temporary / "meta.json").write_text(json.dumps({**meta, "files": files}, indent=1))
+        (temporary / "meta.json").write_bytes(sealed.dumps({**meta, "files": files}))
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)  # damaged, or _read had returned it
@@ -115,7 +132,7 @@ def _read(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Return the cache, None if there is none or it is damaged."""
     try:
-        meta = json.loads((target / "meta.json").read_bytes())
+        meta = sealed.loads((target / "meta.json").read_bytes())
         arrays = {}
         for name in names:
             path, facts = target / f"{name}.npy", meta["files"][name]
@@ -128,7 +145,9 @@ def _read(
         if target.exists() and warns:
             log.warning("%s: the cache is damaged (%s is missing); making it anew", target, error.filename)
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy's reader of headers raises many kinds
         if warns:
             log.warning("%s: the cache is damaged (%s); making it anew", target, error)
         return None

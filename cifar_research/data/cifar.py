@@ -11,7 +11,6 @@ import io
 import os
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,12 +173,20 @@ def _reader(layout: Layout, path: Path) -> tuple[Callable[[str], bytes], str | N
 
 
 def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
-    """Read the expected members of an archive into memory; nothing else of it is looked at, nothing is written."""
+    """Read the expected members of an archive into memory; nothing is written.
+
+    One that would be dangerous to unpack is refused whole, since it is no published one.
+    """
     wanted = {f"{layout.folder}/{member}": member for member in (*layout.train, layout.test, layout.names)}
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for entry in tar:
+                if not (entry.isreg() or entry.isdir()) or entry.name.startswith("/") or ".." in entry.name.split("/"):
+                    kind = "a link or a device" if not (entry.isreg() or entry.isdir()) else "outside of its folder"
+                    raise DataError(
+                        f"{archive}: {entry.name} is {kind}, which no published archive holds; fetch it again"
+                    )
                 member = wanted.get(entry.name.removeprefix("./"))
                 if member is None or not entry.isreg():
                     continue
@@ -188,7 +195,9 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
                         f"{archive}: {entry.name} claims {entry.size:,} bytes, more than any published file"
                     )
                 contents[member] = tar.extractfile(entry).read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive may raise anything at all
         raise DataError(f"{archive}: is cut short or damaged ({error}); remove it and fetch it again") from error
     if missing := sorted(set(wanted.values()) - contents.keys()):
         raise DataError(f"{archive}: holds no {', '.join(missing)}; remove it and fetch it again")

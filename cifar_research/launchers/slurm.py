@@ -61,6 +61,11 @@ def slurm(
             raise ValueError(f"{name}: {value} is out of range; it must be at least 0")
     if memory_gb is not None and not memory_gb > 0:
         raise ValueError(f"memory_gb: {memory_gb} is out of range; it must be above 0")
+    for name, value in (sbatch or {}).items():
+        if not re.fullmatch(r"[\w-]+", str(name)) or not re.fullmatch(r"[^\r\n]*", str(value)):
+            raise ValueError(
+                f"sbatch: {name!r}: {value!r} would be a line of its own in the job's script; leave it out"
+            )
     more: dict[str, Any] = {"requeue": True, **(sbatch or {})}
     memory = None if memory_gb is None else f"{int(memory_gb * 1024)}MB"
     given = {"partition": partition, "gpus_per_node": None if gpus == 0 else gpus, "mem": memory}

@@ -136,7 +136,7 @@ def _run_cells(
             running[cell.folder] = cell
             run_dir = ledger.folder / cell.folder
             place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
-            arguments = [*cell.overrides, *ledger.searchpath, place]
+            arguments = [*cell.overrides, *ledger.context, place]
             launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
         if not running:
             return
@@ -200,7 +200,8 @@ def _failed(ledger: Ledger) -> list[Cell]:
 
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
     is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
-    again = [] if is_done else [f"{commandline.program('train')} resume={folder}"]
+    allowing = "".join(f"{word} " for word in ledger.arguments if word.startswith("allow_targets="))
+    again = [] if is_done else [f"{commandline.program('train')} {allowing}resume={folder}"]
     return [*again, f"{commandline.program('report')} {folder}"]
 
 

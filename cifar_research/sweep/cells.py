@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research import config, report
+from cifar_research import config, report, trust
 
 LEDGER = "cells.json"
 COMPLETE = ("completed", "diverged", "pruned")
@@ -80,12 +80,19 @@ class Plan:
         """Read hydra.sweeper.params and the arguments; a key on the command line replaces what params give it."""
         _refuse_lost_settings(cfg, arguments)
         params = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True)
+        for key in params:
+            if re.match(r"[+~\s]*(allow_targets|hydra)\b", str(key)):
+                raise config.ConfigError(
+                    f"hydra.sweeper.params: {key} is not for a sweep's file to say; give it on the command line"
+                )
         words = [f"{key}={value}" for key, value in params.items()]
         words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
         found = {
             override.get_key_element(): (word, override) for word, override in zip(words, _parse(words), strict=True)
         }
         context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
+        if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
+            raise config.ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
         return cls(
             [word for word, override in found.values() if not override.is_sweep_override()],
             [override for _, override in found.values() if override.is_sweep_override()],
@@ -176,8 +183,9 @@ class Ledger:
     news: list[str] = field(default_factory=list)
 
     @property
-    def searchpath(self) -> list[str]:
-        return [word for word in self.arguments if word.startswith("hydra.searchpath=")]
+    def context(self) -> list[str]:
+        """Return where options lie and whom the command allows to be called, which a cell's own words may lack."""
+        return [word for word in self.arguments if word.startswith(("hydra.searchpath=", "allow_targets="))]
 
     @classmethod
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Cell] | None) -> Ledger:
@@ -243,6 +251,8 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
         for cell in cells:
             if cell.state not in STATES or not isinstance(cell.config.get("augmentation"), dict):
                 raise TypeError(f"its cell {cell.folder} is incomplete")
+        for cell in cells:
+            cell.overrides = trust.without_allowances(cell.overrides)
         return arguments, cells
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -250,7 +260,7 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
         raise report.ReportError(
             f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise report.ReportError(
             f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
             "which then finds its runs by their folders"

@@ -1,0 +1,155 @@
+"""`--from-run FOLDER`: a run again, from its report.json alone; `--verify`: whether it came out the same."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_research import config, report
+from cifar_research.commandline import quoted
+
+IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
+_NORMAL_95 = 1.959964
+# Where things lie on one machine, how its sweep went about, and what a stranger's report may not say; see trust.py.
+_LEFT_OUT = ("data.name", "data.cache_dir")
+
+
+@dataclass(frozen=True)
+class Original:
+    """The run to repeat. report: what is in its report.json; is_verified: whether to compare with it at the end."""
+
+    folder: Path
+    report: dict[str, Any]
+    is_verified: bool
+
+    def differences(self) -> list[str]:
+        """Return what differs here from where it was made and may change its results, a sentence each."""
+        here, there = report.versions(), self.report.get("versions", {})
+        found = [
+            f"{name} is {here.get(name, 'missing')} here and was {version} in {self.folder}; results may differ"
+            for name, version in there.items()
+            if here.get(name) != version
+        ]
+        commits = [(git or {}).get("commit") for git in (report.git(Path(__file__).parent), self.report.get("git"))]
+        if all(commits) and commits[0] != commits[1]:
+            found.append(
+                f"the checkout is at {commits[0][:12]} here and was at {commits[1][:12]} in {self.folder}; results may "
+                "differ"
+            )
+        return found
+
+    def check(self, cfg: Any, run_dir: Path | None) -> None:
+        """Raise ConfigError if a command would go on in the original's own folder, or verify another config."""
+        if run_dir is not None and run_dir.resolve() == self.folder.resolve():
+            raise config.ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
+        if self.is_verified:
+            try:
+                config.refuse_difference(self.report["config"], cfg, self.folder)
+            except config.ConfigError as error:
+                changed = "\n".join(str(error).splitlines()[:-1])
+                raise config.ConfigError(f"{changed}\n--verify: this is another config; leave these out") from error
+
+    def verdict(self, result: Mapping[str, Any]) -> tuple[int, str]:
+        """Return the exit code and the sentence that say whether a run came out as the original did.
+
+        Identical: the same losses and the same weights. Within noise: the 95 % interval of the difference of the two
+        test accuracies, of as many independent images each, covers 0.
+        """
+        if result["status"] != "completed":
+            return DIFFERENT, f"Not reproduced: this run has ended as {result['status']}, {self.folder} was completed."
+        same = [result[split] == self.report[split] for split in ("train", "val", "test")]
+        if all(same) and result["weights_sha256"] == self.report.get("weights_sha256"):
+            return IDENTICAL, f"Identical: losses, accuracies and all weights are those of {self.folder}, to the bit."
+        accuracies, sizes = zip(
+            *((one["test"]["accuracy"], one["data"]["sizes"]["test"]) for one in (result, self.report)), strict=True
+        )
+        difference = accuracies[0] - accuracies[1]
+        half = _NORMAL_95 * math.sqrt(sum(p * (1 - p) / n for p, n in zip(accuracies, sizes, strict=True)))
+        told = (
+            f"test accuracy {accuracies[0]:.4f}, {accuracies[1]:.4f} in {self.folder}; the 95 % interval of the "
+            f"difference is {difference - half:.4f} to {difference + half:.4f}"
+        )
+        other = self._other_cause(result)
+        if abs(difference) <= half:
+            return WITHIN_NOISE, f"Within noise, not identical: {told}.{other}"
+        return DIFFERENT, f"Not reproduced: {told}, without 0.{other}"
+
+    def _other_cause(self, result: Mapping[str, Any]) -> str:
+        if result["data"]["fingerprint"] != self.report["data"]["fingerprint"]:
+            return " The images are others."
+        there, here = (one.get("hardware", {}).get("cpu") for one in (self.report, result))
+        return "" if there == here else f" The processor was {there}, and is {here or platform.machine()}."
+
+
+def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
+    """Return the arguments with the words that repeat a run for `--from-run FOLDER`, before those given, and the run.
+
+    ConfigError or ReportError if there is no run to repeat.
+    """
+    rest, folder = list(arguments), None
+    for place, word in enumerate(rest):
+        if word == "--from-run":
+            if place + 1 == len(rest):
+                raise config.ConfigError("--from-run: needs the folder of a run")
+            folder = rest[place + 1]
+            del rest[place : place + 2]
+            break
+        if word.startswith("--from-run="):
+            folder = rest.pop(place).partition("=")[2]
+            break
+    is_verified = "--verify" in rest
+    rest = [word for word in rest if word != "--verify"]
+    if folder is None:
+        if is_verified:
+            raise config.ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
+        return rest, None
+    path = Path(folder).expanduser()
+    found = report.read_report(path / "report.json")
+    if found is None:
+        raise config.ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
+    if is_verified and found["status"] != "completed":
+        raise config.ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
+    try:
+        return [*_words(found["config"]), *rest], Original(path, found, is_verified)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise config.ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
+
+
+def _words(made: Mapping[str, Any]) -> list[str]:
+    """Return the command line that composes a config, whatever files it was composed from."""
+    data, training = made["data"], dict(made["training"])
+    is_elsewhere = data["name"] != "images" and not Path(str(data.get("dir"))).is_dir()
+    left_out = {*_LEFT_OUT, "data.dir"} if is_elsewhere else set(_LEFT_OUT)
+    sections = {"data": data, "training": training}
+    phases = training.pop("phases", {"scratch": {}})
+    words = [f"data={data['name']}", f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
+    for group in (*config.PLUGIN_GROUPS, "augmentation"):
+        words += [f"~{group}", f"+{group}={_word(made[group])}"]
+    # Together, since Hydra adds no phase alone; a dictionary is merged with what is there.
+    words.append(f"++training.phases={_word(phases)}")
+    words += [] if "scratch" in phases else ["~training.phases.scratch"]
+    sections |= {name: made[name] for name in ("features", "tensorboard") if name in made}
+    for section, settings in sections.items():
+        words += [
+            f"{section}.{key}={_word(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out
+        ]
+    return words
+
+
+def _word(value: Any) -> str:
+    """Return a value in the grammar of Hydra's command line; ConfigError if it has no word for a key."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not re.fullmatch(r"[^\W\d][\w-]*", str(key)):
+                raise config.ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
+        return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_word, value)) + "]"
+    if isinstance(value, str):
+        return quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

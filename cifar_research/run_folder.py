@@ -1,0 +1,86 @@
+"""A run's folder: who may work in it, and what an earlier process has left there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from cifar_research import config, report
+from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+    """Return the report of a run that has ended in this folder, else the checkpoint that it goes on from.
+
+    ConfigError if they are of a config that differs in what matters; CheckpointError if there was a checkpoint and none
+    can be used; None, None in a new folder.
+    """
+    ended = report.read_report(run_dir / "report.json")
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints)
+    if ended is not None and ended["status"] != "stopped":
+        config.refuse_difference(ended["config"], cfg, run_dir)
+        return ended, None
+    checkpoint = checkpoints.latest()
+    if checkpoint is not None:
+        if not isinstance(checkpoint.meta.get("config"), dict) or "fingerprint" not in checkpoint.meta:
+            raise CheckpointError(f"{checkpoints.folder}: its checkpoints are no run's; choose another hydra.run.dir")
+        config.refuse_difference(checkpoint.meta["config"], cfg, run_dir)
+    elif ended is not None or (run_dir / "history.csv").exists():  # both are written after a checkpoint
+        raise CheckpointError(
+            f"{checkpoints.folder}: this run was begun and its checkpoints are gone; restore them from a backup, or "
+            "start anew in another hydra.run.dir"
+        )
+    return None, checkpoint
+
+
+def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:
+    """Write history.csv of a run that has ended again, from its last checkpoint, if it is damaged or gone."""
+    path, checkpoints = run_dir / "history.csv", Checkpoints(run_dir / "checkpoints", keep=1)
+    try:
+        report.read_history(path, ended.get("history_sha256"))
+    except report.ReportError:
+        with contextlib.suppress(CheckpointError):
+            found = checkpoints.latest()
+            if found is not None and found.meta.get("step") == ended["steps"]:
+                report.write_history(path, found.meta["history"])
+                log.warning("%s: it was damaged, and is written anew from %s", path, checkpoints.folder)
+
+
+@contextlib.contextmanager
+def only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
+    """Make the folder and hold its lock; the other workers of a multi-worker run enter beside their chief."""
+    if not is_chief:
+        yield
+        return
+    try:
+        for name in ("checkpoints", "figures", "tensorboard"):
+            (run_dir / name).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise config.ConfigError(
+            f"{run_dir}: another process trains here; wait for it, or choose another hydra.run.dir"
+        ) from None
+    except OSError as error:
+        raise config.ConfigError(
+            f"hydra.run.dir: {error.filename or run_dir} cannot be made or written ({error.strerror}); choose another"
+        ) from error
+    try:
+        # What a killed process was writing; by whole names, since the folder may hold other things too.
+        names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")
+        for name in (*names, "figures/.curves.png", "figures/.confusion.png"):
+            for path in run_dir.glob(f"{name}*"):
+                path.unlink()
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,125 @@
+"""A run is repeated from its report alone, and is said to be identical, within noise, or not."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from cifar_research import config, report, reproduction
+
+SMALL = [
+    "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model.hidden=[4]",
+    "augmentation=[shift,flip]", "training=combined", "training.phases.backbone.trainable={last:1}", "seed=5",
+    "training.epochs=1", "training.batch_size=50", "schedule=cosine", "tensorboard.enabled=false",
+]  # fmt: skip
+
+
+def command(*words, cwd=None):
+    arguments = [sys.executable, "-m", "cifar_research.train", *map(str, words)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original") / "run"
+    done = command(*SMALL, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_it_comes_out_identical(original, tmp_path):
+    found = report.read_report(original / "report.json")
+    (tmp_path / "theirs").mkdir()
+    there = found | {"versions": found["versions"] | {"numpy": "1.0"}, "git": None}
+    report.write_report(tmp_path / "theirs" / "report.json", there)  # all that is needed
+    done = command("--from-run", tmp_path / "theirs", "--verify", f"hydra.run.dir={tmp_path / 'again'}")
+    assert done.returncode == reproduction.IDENTICAL, done.stdout + done.stderr
+    assert "Identical: losses, accuracies and all weights" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: numpy is ") and "was 1.0" in line
+    again = report.read_report(tmp_path / "again" / "report.json")
+    assert again["weights_sha256"] == found["weights_sha256"] and again["config_hash"] == found["config_hash"]
+    # It can be gone on with like any other.
+    assert "ended already" in command(f"resume={tmp_path / 'again'}").stdout
+
+
+def test_another_seed_is_another_run(original, tmp_path):
+    done = command(f"--from-run={original}", "seed=6", f"hydra.run.dir={tmp_path / 'run'}")
+    found = report.read_report(tmp_path / "run" / "report.json")
+    assert done.returncode == 0 and found["seed"] == 6
+    assert found["weights_sha256"] != report.read_report(original / "report.json")["weights_sha256"]
+
+
+def result(accuracy, *, weights="a", images=10_000, status="completed", loss=1.0, fingerprint="x"):
+    scores = {"loss": loss, "accuracy": accuracy}
+    return {
+        "status": status, "weights_sha256": weights, "train": scores, "val": scores, "test": scores,
+        "data": {"sizes": {"test": images}, "fingerprint": fingerprint}, "hardware": {"cpu": "one"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("repeated", "code", "part"),
+    [
+        (result(0.8), reproduction.IDENTICAL, "Identical"),
+        (result(0.8, weights="b"), reproduction.WITHIN_NOISE, "-0.0111 to 0.0111"),
+        (result(0.8, loss=1.1), reproduction.WITHIN_NOISE, "Within noise"),
+        (result(0.811, weights="b"), reproduction.WITHIN_NOISE, "-0.0000 to 0.0220"),
+        (result(0.812, weights="b"), reproduction.DIFFERENT, "Not reproduced: test accuracy 0.8120"),
+        (result(0.788, weights="b"), reproduction.DIFFERENT, "Not reproduced"),
+        (result(0.788, weights="b", images=100), reproduction.WITHIN_NOISE, "Within noise"),
+        (result(0.8, weights="b", fingerprint="y"), reproduction.WITHIN_NOISE, "The images are others."),
+        (result(0.8, status="diverged"), reproduction.DIFFERENT, "ended as diverged"),
+    ],
+)
+def test_verdicts(tmp_path, repeated, code, part):
+    found, sentence = reproduction.Original(tmp_path, result(0.8), True).verdict(repeated)
+    assert found == code and part in sentence
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=transfer"],
+        ["experiment=augmented", "name='it\\'s a name'", "augmentation.rotation.degrees=7"],
+        ["data=images", "data.dir=/", "augmentation=strong", "training.ema_decay=0.99"],
+        ["data=synthetic", "training.phases.scratch.epochs=3", "data.classes=[circle,ring]", "optimizer=lion"],
+        ["training=combined", "training.phases.backbone.trainable={from:block2_conv1}", "features.views=3"],
+    ],
+)
+def test_the_words_compose_the_config(words):
+    made = OmegaConf.to_container(config.compose(words), resolve=True)
+    again = OmegaConf.to_container(config.compose(reproduction._words(made)), resolve=True)
+    assert again == made and list(again["augmentation"]) == list(made["augmentation"])
+    assert list(again["training"]["phases"]) == list(made["training"]["phases"])
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--from-run"], "needs the folder"),
+        (["--from-run", "nowhere"], "nowhere has no report.json"),
+        (["--verify", "seed=1"], "give --from-run"),
+        (["--from-run", "{original}", "--verify", "seed=1"], "seed: this run has 5, the command says 1"),
+        (["--from-run", "{original}", "hydra.run.dir={original}"], "is the run to repeat"),
+        (["--from-run", "{original}", "--verify", "-m", "seed=1,2"], "this is a sweep"),
+        (["--from-run", "{original}", "seed=x"], "seed"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(original, tmp_path, words, part):
+    before = sorted(path.stat().st_mtime_ns for path in original.rglob("*"))
+    done = command(*[word.format(original=original) for word in words], cwd=tmp_path)
+    assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert sorted(path.stat().st_mtime_ns for path in original.rglob("*")) == before
+
+
+def test_a_report_cannot_allow_its_own_code(original, tmp_path):
+    found = report.read_report(original / "report.json")
+    made = found["config"] | {"allow_targets": ["os"], "schedule": {"_target_": "os.system", "command": "touch ran"}}
+    report.write_report(tmp_path / "report.json", found | {"config": made})
+    done = command("--from-run", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and "allow_targets=[os]" in done.stderr and not (tmp_path / "ran").exists()
+    report.write_report(tmp_path / "report.json", found | {"config": {"augmentation": {}, "data": 3}})
+    done = command("--from-run", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and "is no run's" in done.stderr and "Traceback" not in done.stderr
