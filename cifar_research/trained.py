@@ -153,7 +153,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
             model.load_weights(run / FILE)
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged file raises many kinds
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunError(
             f"{run / FILE}: cannot be loaded into the model that report.json describes ({line[:300]}); restore it, or "
@@ -185,15 +185,27 @@ def read(run: Path) -> dict[str, Any]:
             f"{run / FILE}: there is no such file, and it holds the weights; restore it, or delete report.json and "
             "resume the run, whose checkpoints then give both"
         )
-    try:
-        if not found["data"]["classes"] or not found["parameters"]["total"]:
-            raise KeyError
-    except (KeyError, TypeError):
+    if not _is_whole(found):
         raise RunError(
-            f"{run / 'report.json'}: is damaged, it names no classes or parameters; restore it, or delete it and "
-            "resume the run"
-        ) from None
+            f"{run / 'report.json'}: is damaged, since what a model is rebuilt from is missing; restore it, or delete it "
+            "and resume the run"
+        )
     return found
+
+
+def _is_whole(found: dict[str, Any]) -> bool:
+    """Say whether a report has all that is read here, of the type that it must have."""
+    types = {
+        "data.classes": list, "parameters.total": int, "test.accuracy": float, "config_hash": str, "config.name": str,
+        "config.data.standardize": bool, "config.training.precision": str, "config.backbone": dict, "config.model": dict,
+    }  # fmt: skip
+    for key, wanted in types.items():
+        value: Any = found
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, wanted):
+            return False
+    return found["config"]["training"]["precision"] in environments.POLICIES
 
 
 def read_temperature(run: Path) -> float:

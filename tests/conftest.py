@@ -31,5 +31,22 @@ def lab(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The folder of a completed run that has learnt something, with what a model must bring along."""
+    from cifar_research import config, console, train
+
+    words = [
+        "data=synthetic", "data.train_images=1500", "data.test_images=400", "data.standardize=true",
+        "backbone.filters=[8,16]", "backbone.batch_norm=true", "backbone.dropout=0.1", "model=wide", "model.hidden=[32]",
+        "loss=categorical_crossentropy", "optimizer.learning_rate=0.005", "training.epochs=8", "training.batch_size=16",
+        "tensorboard.enabled=false",
+    ]  # fmt: skip
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = train.run(config.compose(words), folder, console.Display(quiet=True))
+    assert result["test"]["accuracy"] > 0.8
+    return folder
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

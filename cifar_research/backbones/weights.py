@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,31 +115,12 @@ def _imagenet(make: Callable[[str | None], Any] | None) -> Any:
 
 def _of_run(folder: Path) -> keras.Model:
     """Return the backbone of a completed run, with its weights, whatever its head."""
-    from omegaconf import OmegaConf
+    from cifar_research import model, trained
 
-    from cifar_research import model, plugins, report
-
-    found = report.read_report(folder / "report.json")
-    made = found["config"]
-    node, size = dict(made["backbone"]), made["data"].get("image_size", 32)
-    node |= {"weights": "none"} if "weights" in node else {}  # what it began with does not matter any more
-    node |= {"batch_norm": None} if node.get("batch_norm") == "inference" else {}
     try:
-        whole = model.classifier(
-            plugins.instantiate(OmegaConf.create(node)),
-            plugins.instantiate(OmegaConf.create(made["model"])),
-            (size, size, 3),
-            len(found["data"]["classes"]),
-        )
-        with warnings.catch_warnings():  # Keras tells of lists of layers that it has loaded by another name
-            warnings.simplefilter("ignore", UserWarning)
-            whole.load_weights(folder / FILE)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"backbone.weights: {folder / FILE} cannot be loaded into the model that its report.json describes "
-            f"({_first_line(error)}); give another run"
-        ) from error
-    return model.parts(whole)[0]
+        return model.parts(trained.load(folder).model)[0]
+    except trained.RunError as error:
+        raise WeightsError(f"backbone.weights: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:
