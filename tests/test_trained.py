@@ -1,6 +1,5 @@
 """A finished run as a classifier: it scores as its report says, needs no data, and refuses folders in sentences."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import cifar_research
 from cifar_research import config, console, train, trained
 from cifar_research.data import datasets
 from cifar_research.data.images import ImageError
+from cifar_research.report import read_report, write_report
 from cifar_research.trained import RunError
 
 SMALL = [
@@ -44,14 +44,14 @@ test_images.__test__ = False
 def change(folder, **more):
     """Change the report: a.b=value is given as a__b=value."""
     path = folder / "report.json"
-    report = json.loads(path.read_text())
+    report = read_report(path)
     for key, value in more.items():
         node = report
         *parents, last = key.split("__")
         for name in parents:
             node = node[name]
         node[last] = value
-    path.write_text(json.dumps(report))
+    write_report(path, report)
 
 
 def test_import_of_the_package_leaves_tensorflow_out():
