@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_research import environment as environments
 from cifar_research import model as models
 from cifar_research import plugins, report
+from cifar_research.augmentation.views import averaged
 from cifar_research.backbones.weights import FILE
 from cifar_research.data import images as image_files
 
@@ -162,9 +163,11 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     finally:
         keras.config.set_dtype_policy(before)
     mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    return Classifier(
+    classifier = Classifier(
         model, found, image_shape=(size, size, 3), temperature=temperature, mean=mean, deviation=deviation
     )
+    classifier.network = averaged(classifier.network, OmegaConf.select(cfg, "evaluation.views") or "none")
+    return classifier
 
 
 def read(run: Path) -> dict[str, Any]:

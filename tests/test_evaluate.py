@@ -19,6 +19,7 @@ from scipy import stats
 from cifar_research import config, evaluate, metrics, train, trained
 from cifar_research.data import datasets, synthetic
 from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
+from cifar_research.report import write_report
 
 SMALL = [
     "data=synthetic", "data.train_images=600", "data.test_images=120", "training.epochs=6", "training.batch_size=32",
@@ -240,6 +241,15 @@ def test_views_are_averaged(evaluated):
     assert found["views"]["flip_shift"]["right"] == right
 
 
+def test_a_run_that_tests_with_views_is_evaluated_with_them(runs, tmp_path):
+    train.run(config.compose([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
+    evaluate.evaluate(tmp_path / "run", corrupted=0, views="flip")
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["test"]["accuracy"] == found["reported_accuracy"]
+    assert found["test"]["cross_entropy"] == pytest.approx(found["views"]["flip"]["cross_entropy"])
+    assert found["test"]["cross_entropy"] != pytest.approx(found["views"]["none"]["cross_entropy"])
+
+
 def test_corruptions_are_of_the_same_images(evaluated):
     run, found, _ = evaluated
     found = found["corruptions"]
@@ -349,7 +359,7 @@ def test_an_evaluation_on_cifar10_1(runs, tmp_path):
     run = tmp_path / "named"
     shutil.copytree(runs / "b0", run)
     report = json.loads((run / "report.json").read_text())
-    (run / "report.json").write_text(json.dumps(report | {"data": report["data"] | {"classes": CIFAR}}))
+    write_report(run / "report.json", report | {"data": report["data"] | {"classes": CIFAR}})
     pictures, labels = synthetic.draw(40, 3, split=1)
     write_cifar10_1(tmp_path, pictures, labels)
     patch = pytest.MonkeyPatch()
@@ -400,7 +410,7 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
     stopped = tmp_path / "stopped"
     shutil.copytree(runs / "b0", stopped)
     report = json.loads((stopped / "report.json").read_text()) | {"status": "stopped"}
-    (stopped / "report.json").write_text(json.dumps(report))
+    write_report(stopped / "report.json", report)
     run = runs / "b0"
     for words, message in (
         ([tmp_path / "nowhere"], "there is no such folder"),
@@ -440,7 +450,7 @@ def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
     shutil.copytree(runs / "b0", other)
     report = json.loads((other / "report.json").read_text())
     report["data"]["classes"] = list(CIFAR)
-    (other / "report.json").write_text(json.dumps(report))
+    write_report(other / "report.json", report)
     with pytest.raises(datasets.DataError, match="was trained on other classes"):
         evaluate.compare([runs / "b0"], [other])
     with pytest.raises(datasets.DataError, match="has the classes .*, and the run was trained on airplane"):

@@ -146,7 +146,8 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     if few := differences(result)[:21]:
         text = (
             f"The first {len(few) - 1} of {len(result['differences']):,} images that one gets right and the other does "
-            "not, by the difference of the probabilities of their true class; the CSV file has all."
+            "not, by the difference of the probabilities of their true class; the CSV file has all. Above a picture: the truth, "
+            "and below it what the first and the second take it for."
         )
         made.append(Section("Where they differ", [text, few, *figures]))
     return made
