@@ -88,7 +88,7 @@ def test_a_preset_of_whatever_kind_works_or_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     "line",
     [
-        ["training.epochs=ten"], ["nothing"], ["="], ["a=b=c"], ["resume="], ["resume=/dev/null"], ["-m", "optimizer=adamm,sgd"], ["--nothing"],
+        ["training.epochs=ten"], ["nothing"], ["="], ["a=b=c"], ["resume="], ["resume=/dev/null"], ["-m", "loss=a"], ["--nothing"],
         ["optimizer=adam,sgd"], ["hydra.run.dir="], ["hydra.run.dir=/dev/null/x"], ["data=images", "data.dir=/dev/null"],
         ["data.dir=\udcff"], ["--from-run=/dev/null"], ["-m", "seed=1,,2"], ["experiment="], ["hydra.mode=X"], ["--cfg"],
     ],
