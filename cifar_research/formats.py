@@ -48,8 +48,12 @@ def module(classifier: Classifier) -> tf.Module:
     """
     import tensorflow as tf
 
+    from cifar_research import layers
+
     def serve(images: Any) -> dict[str, Any]:
-        return {"probabilities": tf.nn.softmax(classifier.forward(images) / classifier.temperature, name="softmax")}
+        with layers.portable():
+            logits = classifier.forward(images)
+        return {"probabilities": tf.nn.softmax(logits / classifier.temperature, name="softmax")}
 
     made = tf.Module()
     made.weights = [variable.value for variable in classifier.model.variables]

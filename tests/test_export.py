@@ -303,6 +303,23 @@ def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", formats.FORMATS)
+def test_the_recipe_with_its_views_and_an_activation_that_is_compiled_in_training(call, kind, tmp_path):
+    words = [
+        "experiment=fast", "data=synthetic", "data.train_images=100", "data.test_images=50", "training.batch_size=20",
+        "backbone.filters=[8,8]", "backbone.activation=gelu", "training.epochs=1", "training.precision=float32",
+        "tensorboard.enabled=false",
+    ]  # fmt: skip
+    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    code, out, err = call(tmp_path / "run", "--format", kind)
+    assert code == 0, err
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    probabilities, _ = read_alone(kind, tmp_path / "run" / "export" / formats.FORMATS[kind].name, images, tmp_path)
+    expected = cifar_research.load(tmp_path / "run", precision="float32").probabilities(images)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", formats.FORMATS)
 def test_a_pretrained_backbone_with_its_preprocessing(call, kind, tmp_path):
     words = [
         "experiment=transfer", "backbone=mobilenet_v2", "backbone.image_size=64", "backbone.options.alpha=0.35",
