@@ -208,5 +208,10 @@ def error(text: str) -> None:
         console.print(Text("error: ", style="bold red") + Text(line))
 
 
+def note(text: str) -> None:
+    """Write to standard error what one should know beside the results."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text("note: ", style="bold yellow") + Text(text))
+
+
 def _number(value: float | None, form: str = ".4f") -> str:
     return "–" if value is None else format(value, form)

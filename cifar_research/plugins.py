@@ -27,8 +27,8 @@ ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
 _OURS = tuple(
     f"{__package__}.{name}"
     for name in (
-        "augmentation", "backbones.cnn", "backbones.pretrained", "launchers.local", "launchers.ray", "launchers.slurm",
-        "losses", "model", "optimizers", "schedules",
+        "augmentation", "backbones.airbench", "backbones.cnn", "backbones.pretrained", "launchers.local", "launchers.ray",
+        "launchers.slurm", "losses", "model", "optimizers", "schedules",
     )
 )  # fmt: skip
 _allowed = {name.strip() for name in os.environ.get(ALLOWING_VARIABLE, "").split(",") if name.strip()}

@@ -11,7 +11,8 @@ _KEY = "checksum"
 
 
 def dumps(content: Mapping[str, Any]) -> bytes:
-    """Return the file of a mapping that has no key `checksum`; ValueError if it holds a number that is not finite."""
+    """Return the file of a mapping, with a checksum in place of any it has; ValueError for a number that is not finite."""
+    content = {key: value for key, value in content.items() if key != _KEY}
     text = json.dumps(content, indent=1, allow_nan=False)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return (json.dumps({**content, _KEY: digest}, indent=1) + "\n").encode()

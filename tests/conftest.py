@@ -1,4 +1,4 @@
-"""What several test files share; slow tests last, so that a mistake shows early."""
+"""What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
 
 import pytest
 
@@ -49,4 +49,4 @@ def finished_run(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, "faults" in item.path.parts))

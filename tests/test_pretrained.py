@@ -157,6 +157,19 @@ def test_a_keras_file_cannot_run_code(tmp_path):
         built(f"backbone.weights={tmp_path / 'empty.keras'}")
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    inner = keras.layers.Lambda(lambda x: (__import__("pathlib").Path("called").touch(), x)[1])
+    keras.Sequential([keras.Input((3,)), inner]).save(f"evil.{suffix}")
+    (tmp_path / "called").unlink()
+    keras.saving.load_model(f"evil.{suffix}", safe_mode=False)(np.zeros([1, 3]))
+    (tmp_path / "called").unlink()  # so it would be, by who trusts it
+    with pytest.raises(WeightsError, match=f"evil.{suffix}"):
+        built(f"backbone.weights={tmp_path / f'evil.{suffix}'}")
+    assert not (tmp_path / "called").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

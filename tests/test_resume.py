@@ -127,6 +127,23 @@ def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path
     assert_same(result(folder), result(uninterrupted))
 
 
+def test_recipe_for_speed_goes_on_to_the_bit_too(tmp_path):
+    # Compiled activations, filter gradients by products where the processor is made for it, Muon, alternating flips.
+    overrides = [
+        "experiment=fast", "backbone.activation=gelu", "backbone.filters=[8,256]", "data=synthetic",
+        "data.train_images=400", "data.test_images=100", "data.val_fraction=0.1", "training.batch_size=32",
+        "training.epochs=3", "training.steps_per_call=4",
+    ]  # fmt: skip
+    finish(tmp_path / "whole", overrides=overrides)
+    folder = tmp_path / "run"
+    process = start(folder, overrides=overrides)
+    wait_for(lambda: checkpoints(folder), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(folder, overrides=overrides)
+    assert_same(result(folder), result(tmp_path / "whole"))
+
+
 def test_ended_run_returns_its_report_without_training(uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in (uninterrupted / "checkpoints").iterdir()}
     report = (uninterrupted / "report.json").read_bytes()

@@ -83,6 +83,9 @@ def test_installs_once_and_hands_the_arguments_on(clone):
     assert calls == ["-m cifar_research.train seed=1"] and done.stderr == ""
     _, calls = call(clone, "test", "-k", "some", python=python)
     assert calls == ["-m pytest -k some"]
+    for name in ("report", "predict", "export"):
+        _, calls = call(clone, name, "a run", python=python)
+        assert calls == [f"-m cifar_research.{'compare' if name == 'report' else name} a run"]
 
 
 @pytest.mark.parametrize("change", ["setup.cfg", "scripts/constraints.txt", "moved"])
@@ -133,7 +136,8 @@ def test_constraints_hold_what_setup_cfg_lists():
 
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    listed = (setup["options"]["install_requires"] + setup["options.extras_require"]["test"]).splitlines()
+    extras = setup["options.extras_require"]
+    listed = (setup["options"]["install_requires"] + extras["test"] + extras["export"]).splitlines()
     lines = (SCRIPTS / "constraints.txt").read_text().splitlines()
     pinned = [Requirement(line.removesuffix("\\")) for line in lines if line[:1].isalnum()]
     for line in filter(None, listed):

@@ -33,12 +33,9 @@ def copy(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "copy")
 
 
-def test_images(classifier):
+def images_of_test(classifier):
     test = datasets.load(classifier.config.data).test
     return test.images[test.indices], test.labels[test.indices]
-
-
-test_images.__test__ = False
 
 
 def change(folder, **more):
@@ -69,7 +66,7 @@ def test_scores_as_the_report_says(classifier, tmp_path, precision):
         train.run(cfg, tmp_path / "run", console.Display(quiet=True))
         classifier = cifar_research.load(tmp_path / "run")
         assert classifier.model(np.zeros([1, 32, 32, 3])).dtype == precision
-    images, labels = test_images(classifier)
+    images, labels = images_of_test(classifier)
     probabilities = classifier.probabilities(images)
     assert probabilities.dtype == np.float32 and probabilities.shape == (len(images), 10)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
@@ -79,7 +76,7 @@ def test_scores_as_the_report_says(classifier, tmp_path, precision):
 
 
 def test_needs_no_data(finished_run, classifier, monkeypatch):
-    images, _ = test_images(classifier)
+    images, _ = images_of_test(classifier)
     expected = classifier.logits(images)
     monkeypatch.setattr(datasets, "load", lambda data: pytest.fail("the data set was asked for"))
     again = cifar_research.load(str(finished_run))
@@ -96,7 +93,7 @@ def test_the_policy_of_the_process_stays(finished_run):
 
 
 def test_batches_do_not_matter_and_trace_once(classifier):
-    images, _ = test_images(classifier)
+    images, _ = images_of_test(classifier)
     whole = classifier.logits(images)
     np.testing.assert_allclose(classifier.logits(images, batch_size=7), whole, atol=1e-4)
     assert classifier.logits(images[:0]).shape == (0, 10)
@@ -107,7 +104,7 @@ def test_batches_do_not_matter_and_trace_once(classifier):
 
 
 def test_another_way_through_the_model_is_taken(finished_run, classifier):
-    images, _ = test_images(classifier)
+    images, _ = images_of_test(classifier)
     other = cifar_research.load(finished_run)
     plain = other.network
     other.network = lambda images, training: plain(images, training) + plain(images[:, :, ::-1], training)
@@ -116,7 +113,7 @@ def test_another_way_through_the_model_is_taken(finished_run, classifier):
 
 
 def test_predict_takes_files_pictures_and_arrays(classifier, tmp_path):
-    images, labels = test_images(classifier)
+    images, labels = images_of_test(classifier)
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     expected = classifier.probabilities(images[:2])
     for given in (images[:2], list(images[:2]), (Image.fromarray(image) for image in images[:2])):
@@ -133,7 +130,7 @@ def test_predict_takes_files_pictures_and_arrays(classifier, tmp_path):
 
 
 def test_temperature_is_that_of_the_evaluation(copy, classifier):
-    images, _ = test_images(classifier)
+    images, _ = images_of_test(classifier)
     assert classifier.temperature == 1
     (copy / "evaluation.json").write_text('{"temperature": 2.5}')
     cooled = cifar_research.load(copy)
@@ -179,3 +176,16 @@ def test_weights_of_another_model_are_refused(copy, tmp_path):
     shutil.copy(tmp_path / "other" / "model.weights.h5", copy)
     with pytest.raises(RunError, match="cannot be loaded into the model"):
         cifar_research.load(copy)
+
+
+def test_a_whole_model_in_the_weights_place_is_not_rebuilt(copy, tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.chdir(tmp_path)
+    inner = keras.layers.Lambda(lambda x: (__import__("pathlib").Path("called").touch(), x)[1])
+    keras.Sequential([keras.Input((3,)), inner]).save("evil.h5")
+    (tmp_path / "called").unlink()
+    shutil.copy("evil.h5", copy / "model.weights.h5")
+    with pytest.raises(RunError, match="cannot be loaded into the model"):
+        cifar_research.load(copy)
+    assert not (tmp_path / "called").exists()

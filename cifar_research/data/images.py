@@ -14,6 +14,8 @@ from cifar_research.data import cache
 from cifar_research.data.cache import DataError, Source
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+# What a folder of images to classify may hold, and the formats that are looked for in a file.
+SUFFIXES = (*_SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 _FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 
@@ -120,7 +122,9 @@ def decode(source: Any, size: int) -> np.ndarray:
             return _resized(image, size)
     except Exception as error:  # Pillow's decoders raise many kinds
         name = source if isinstance(source, (str, Path)) else getattr(source, "name", type(source).__name__)
-        reason = "it is of no format known here" if isinstance(error, UnidentifiedImageError) else error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is of no format known here"
         raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
 
 

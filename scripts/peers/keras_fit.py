@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from keras import layers
+from keras_peer import study
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -27,35 +27,6 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
     parts = [batch(f"data_batch_{i}.bin") for i in range(1, 6)]
     return (*(np.concatenate(p) for p in zip(*parts, strict=True)), *batch("test_batch.bin"))
-
-
-def build(preset: str) -> keras.Model:
-    normalised = preset in ("wide", "enlarged", "augmented")
-    convolutions = 2 if preset in ("enlarged", "augmented") else 1
-    stack = [layers.Input((32, 32, 3))]
-    if preset == "augmented":
-        stack += [
-            layers.RandomRotation(15 / 360, fill_mode="nearest"),
-            layers.RandomFlip("horizontal_and_vertical"),
-            layers.RandomTranslation(0.1, 0.1, fill_mode="nearest"),
-        ]
-    for filters in (32, 64, 128):
-        for _ in range(convolutions):
-            stack.append(layers.Conv2D(filters, 3, padding="same"))
-            if normalised:
-                stack.append(layers.BatchNormalization())
-            stack.append(layers.Activation("relu"))
-        stack.append(layers.MaxPooling2D())
-    stack.append(layers.Flatten())
-    for units in (512, 256) if normalised else (256,):
-        stack.append(layers.Dense(units))
-        if normalised:
-            stack.append(layers.BatchNormalization())
-        stack.append(layers.Activation("relu"))
-    if preset != "first_version":
-        stack.append(layers.Dropout(0.3))
-    stack.append(layers.Dense(10, activation="softmax"))
-    return keras.Sequential(stack)
 
 
 def main() -> None:
@@ -71,7 +42,7 @@ def main() -> None:
     images, targets, test_images, test_targets = read(args.folder)
     # The same share is held out as in our runs; the best epoch by validation is the one that is tested.
     held_out = np.random.default_rng(args.seed).permutation(len(images)) < len(images) // 10
-    model = build(args.preset)
+    model = study(args.preset)
     model.compile(keras.optimizers.Adam(0.005), "mean_squared_error", metrics=["accuracy"])
     started, epoch_seconds = time.perf_counter(), []
 

@@ -48,7 +48,7 @@ words = st.one_of(
 )
 
 
-@generated(100)
+@generated(300)
 @given(st.lists(words, min_size=1, max_size=3))
 def test_a_generated_command_line_works_or_is_refused(given_words):
     try:
@@ -88,7 +88,7 @@ def test_a_preset_of_whatever_kind_works_or_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     "line",
     [
-        ["training.epochs=ten"], ["nothing"], ["="], ["a=b=c"], ["resume="], ["resume=/dev/null"], ["-m"], ["--nothing"],
+        ["training.epochs=ten"], ["nothing"], ["="], ["a=b=c"], ["resume="], ["resume=/dev/null"], ["-m", "loss=a"], ["--nothing"],
         ["optimizer=adam,sgd"], ["hydra.run.dir="], ["hydra.run.dir=/dev/null/x"], ["data=images", "data.dir=/dev/null"],
         ["data.dir=\udcff"], ["--from-run=/dev/null"], ["-m", "seed=1,,2"], ["experiment="], ["hydra.mode=X"], ["--cfg"],
     ],
@@ -236,7 +236,7 @@ def test_a_reader_lets_out_only_errors_of_our_own(name, tmp_path):
     wrap = sealed_checkpoint if "right checksum" in name else bytes
     kinds = []
 
-    @generated(100)
+    @generated(200)
     @given(mutated(content))
     def fuzz(damaged):
         path.write_bytes(wrap(damaged))

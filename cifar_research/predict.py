@@ -1,0 +1,204 @@
+"""cifar-predict: classify image files with a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import io
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cifar_research import commandline, console, report, trained
+from cifar_research.data import images
+from cifar_research.data.images import ImageError
+from cifar_research.trained import Prediction, RunError
+
+if TYPE_CHECKING:
+    from cifar_research.trained import Classifier
+
+FORMATS = ("table", "csv", "jsonl")
+_BATCH = 500
+_CHUNK = 50  # files a thread decodes at a time
+
+# A file and its likeliest classes, the likeliest first.
+Row = tuple[str, list[Prediction]]
+
+
+def main() -> None:
+    """The command line. Exit codes: 0 done, 1 some files could not be read, 2 a user's mistake or nothing found."""
+    parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
+    parser.add_argument("run", type=Path, help="folder of a completed run")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders (with all below them), globs, or - for paths from standard input"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of what is written (default: table)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")
+    given = parser.parse_args()
+    try:
+        sys.exit(command(given))
+    except (RunError, report.WriteError, _Mistake) as error:
+        console.error(str(error))
+        sys.exit(2)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        sys.exit(130)
+
+
+class _Mistake(ValueError):
+    """A mistake on the command line, in a sentence."""
+
+
+def command(given: argparse.Namespace) -> int:
+    """Do what the command line says, and return its exit code; what is wrong with it is told before TensorFlow loads."""
+    found = trained.read(given.run.expanduser())
+    classes = found["data"]["classes"]
+    if not 1 <= given.top_k <= len(classes):
+        raise _Mistake(f"--top-k: {given.top_k} is out of range; it must be at least 1 and at most {len(classes)}")
+    if given.output is not None and not given.output.parent.is_dir():
+        raise _Mistake(f"--output: {given.output.parent} is no folder; make it, or choose another file")
+    files, problems = find(given.images, sys.stdin)
+    for problem in problems:
+        console.error(problem)
+    if not files:
+        raise _Mistake("No image was found; give files, folders or globs of images")
+    classifier = trained.load(given.run)
+    if not (given.run.expanduser() / trained.EVALUATION).is_file():
+        console.note(
+            f"The probabilities are not calibrated; {commandline.program('evaluate')} {given.run} fits a temperature"
+        )
+
+    def tell(error: ImageError) -> None:
+        problems.append(str(error))
+        console.error(str(error))
+
+    rows = classify(classifier, files, given.top_k, tell)
+    if given.output is not None:
+        content = io.StringIO()
+        _write(content, rows, given.format, given.top_k)
+        report.atomic_write(given.output, content.getvalue().encode(errors="surrogateescape"))
+    else:
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
+        _write(sys.stdout, rows, given.format, given.top_k)
+    return 1 if problems else 0
+
+
+def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the files that the words of a command line name, in their order, and a sentence for each that names none.
+
+    A folder stands for the images in it and below it, by their suffix, sorted; a glob for what it matches, sorted; `-`
+    for the paths of `stdin`, a line each, which are no globs.
+    """
+    files: list[str] = []
+    problems: list[str] = []
+
+    def add(word: str, is_glob: bool) -> None:
+        if os.path.isdir(word):
+            inside = sorted(
+                str(path)
+                for path in Path(word).rglob("*")
+                if path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".") and path.is_file()
+            )
+            files.extend(inside)
+            if not inside:
+                problems.append(f"{word}: this folder holds no image")
+        elif os.path.exists(word):
+            files.append(word)
+        elif is_glob and glob.has_magic(word):
+            matches = sorted(glob.glob(os.path.expanduser(word), recursive=True))
+            for match in matches:
+                add(match, is_glob=False)
+            if not matches:
+                problems.append(f"{word}: matches no file")
+        else:
+            problems.append(f"{word}: there is no such file or folder")
+
+    for word in words:
+        if word == "-":
+            for line in stdin:
+                if path := line.rstrip("\r\n"):
+                    add(path, is_glob=False)
+        else:
+            add(word, is_glob=True)
+    return files, problems
+
+
+def classify(
+    classifier: Classifier, files: Sequence[str], top_k: int = 1, tell: Callable[[ImageError], None] | None = None
+) -> Iterator[Row]:
+    """Yield each file with its `top_k` likeliest classes, in order, while threads decode those that come next.
+
+    tell: is called with each ImageError, and the file is left out; None raises it.
+    """
+    from cifar_research.data import small_images
+
+    decode = small_images.decoder(classifier.image_shape[0])
+    with ThreadPoolExecutor() as pool:
+        for batch in _ahead(pool, decode, files):
+            good = [(file, pixels) for file, pixels in batch if isinstance(pixels, np.ndarray)]
+            for _, pixels in batch:
+                if isinstance(pixels, ImageError):
+                    if tell is None:
+                        raise pixels
+                    tell(pixels)
+            if not good:
+                continue
+            found = classifier.probabilities(np.stack([pixels for _, pixels in good]), _BATCH)
+            best = np.argsort(-found, axis=1, kind="stable")[:, :top_k]
+            for (file, _), row, order in zip(good, found, best, strict=True):
+                yield file, [Prediction(classifier.classes[i], float(row[i])) for i in order]
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, decode: Callable[[Sequence[str]], list], files: Sequence[str]
+) -> Iterator[list[tuple[str, np.ndarray | ImageError]]]:
+    """Yield batches of (file, decoded), two of them decoded ahead."""
+    waiting: deque[tuple[Sequence[str], list[Future]]] = deque()
+    for first in range(0, len(files), _BATCH):
+        batch = files[first : first + _BATCH]
+        chunks = [batch[begin : begin + _CHUNK] for begin in range(0, len(batch), _CHUNK)]
+        waiting.append((batch, [pool.submit(decode, chunk) for chunk in chunks]))
+        if len(waiting) > 2:
+            yield _joined(*waiting.popleft())
+    while waiting:
+        yield _joined(*waiting.popleft())
+
+
+def _joined(batch: Sequence[str], futures: Sequence[Future]) -> list[tuple[str, np.ndarray | ImageError]]:
+    decoded = [pixels for future in futures for pixels in future.result()]
+    return list(zip(batch, decoded, strict=True))
+
+
+def _write(file: io.TextIOBase, rows: Iterable[Row], kind: str, top_k: int) -> None:
+    """Write rows as they come; a table only when all are there, since its columns must be as wide as the widest."""
+    columns = [f"{name}{rank}" for rank in ["", *range(2, top_k + 1)] for name in ("class", "probability")]
+    if kind == "jsonl":
+        for name, best in rows:
+            listed = [{"class": label, "probability": round(probability, 6)} for label, probability in best]
+            file.write(json.dumps({"file": name, "predictions": listed}) + "\n")
+    elif kind == "csv":
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", *columns])
+        for name, best in rows:
+            writer.writerow([name, *(cell for label, p in best for cell in (label, f"{p:.6f}"))])
+    else:
+        cells = [(name, *(cell for label, p in best for cell in (label, f"{p:.4f}"))) for name, best in rows]
+        widths = [max(map(len, column)) for column in zip(("file", *columns), *cells, strict=True)]
+        for row in [("file", *columns), *cells]:
+            line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+            file.write(line.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

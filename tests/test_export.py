@@ -1,0 +1,335 @@
+"""cifar-export: what is written is what the run computes, is loaded without this package, or is not kept."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+import cifar_research
+from cifar_research import config, console, export, formats, train
+from cifar_research.data import datasets
+from cifar_research.data.datasets import DataError
+from cifar_research.export import ExportError, UsageError
+
+# Each prints (probabilities, metadata) of the file it is given, for the images in images.npy, knowing nothing of ours.
+READERS = {
+    "saved_model": """
+import tensorflow as tf
+loaded = tf.saved_model.load(path)
+probabilities = loaded.signatures["serving_default"](images=tf.constant(images))["probabilities"].numpy()
+metadata = json.load(open(path + "/assets.extra/metadata.json"))
+assert [name.decode() for name in loaded.signatures["classes"]()["classes"].numpy()] == metadata["classes"]
+assert loaded.weights[0].shape.rank == 4 and not isinstance(loaded.weights[0], tf.Tensor)
+""",
+    "litert": """
+from ai_edge_litert import interpreter, schema_py_generated as schema
+probabilities = interpreter.Interpreter(path).get_signature_runner()(images=images)["probabilities"]
+model = schema.Model.GetRootAs(open(path, "rb").read())
+entries = {model.Metadata(i).Name().decode(): model.Metadata(i).Buffer() for i in range(model.MetadataLength())}
+metadata = json.loads(model.Buffers(entries["cifar_research"]).DataAsNumpy().tobytes())
+""",
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+(given,), (gives,) = session.get_inputs(), session.get_outputs()
+assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3]), given
+assert (gives.name, gives.type) == ("probabilities", "tensor(float)"), gives
+(probabilities,) = session.run(None, {"images": images})
+properties = session.get_modelmeta().custom_metadata_map
+metadata = properties | {"classes": json.loads(properties["classes"]), "temperature": float(properties["temperature"])}
+""",
+}
+ALONE = """
+import json, sys
+class Refuse:
+    def find_spec(self, name, *more):
+        if name.partition(".")[0] in sys.argv[2].split(","):
+            raise ImportError(name + " is not to be had here")
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+path, images = sys.argv[1], np.load("images.npy")
+{reader}
+assert not [name for name in sys.argv[2].split(",") if name in sys.modules]
+np.save("probabilities.npy", probabilities)
+json.dump(metadata, open("metadata.json", "w"))
+"""
+WITHOUT = {
+    "saved_model": "cifar_research",
+    "litert": "cifar_research,tensorflow",
+    "onnx": "cifar_research,tensorflow",
+}
+
+
+def read_alone(kind, path, images, folder):
+    """Return what another process, that has not got this package, makes of an exported model: probabilities, metadata."""
+    np.save(folder / "images.npy", images)
+    code = ALONE.format(reader=READERS[kind])
+    words = [sys.executable, "-c", code, str(path), WITHOUT[kind]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return np.load(folder / "probabilities.npy"), json.loads((folder / "metadata.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run):
+    return cifar_research.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def some_images(classifier):
+    test = datasets.load(classifier.config.data).test
+    return test.images[test.indices]
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Return a function that calls the command and returns (exit code, output, errors)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["cifar-export", *map(str, words)])
+        try:
+            export.main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        shown = capfd.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_loads_and_agrees_where_this_package_is_not(call, finished_run, classifier, some_images, kind, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "evaluation.json").write_text('{"temperature": 1.5}')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, out, err = call(run, "--format", kind)
+    assert (code, err) == (0, "")
+    path = run / "export" / formats.FORMATS[kind].name
+    assert str(path) in out
+    assert float(re.search(r"differ by (\S+) at the most on 100 test images", out).group(1)) < 1e-5
+    assert [found.name for found in (run / "export").iterdir()] == [path.name]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    probabilities, metadata = read_alone(kind, path, some_images[:37], tmp_path)
+    expected = cifar_research.load(run).probabilities(some_images[:37])
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert abs(probabilities - classifier.probabilities(some_images[:37])).max() > 0.01  # the temperature is in it
+    assert metadata["classes"] == list(classifier.classes) and metadata["temperature"] == 1.5
+
+
+@pytest.mark.parametrize("kind", ["litert", "onnx"])
+def test_quantized_is_smaller_and_as_accurate(call, finished_run, classifier, kind, tmp_path):
+    test = datasets.load(classifier.config.data).test
+    sizes = {}
+    for more in ([], ["--quantize"]):
+        code, out, err = call(finished_run, "--format", kind, "--output", tmp_path / "out", *more)
+        assert (code, err) == (0, ""), err
+        name = formats.FORMATS[kind].quantized_name if more else formats.FORMATS[kind].name
+        sizes[name] = (tmp_path / "out" / name).stat().st_size
+    assert re.search(r"change of accuracy: [+-]0\.0\d+ on 400 test images", out)
+    whole, quantized = sizes.values()
+    assert quantized < 0.65 * whole  # of so small a model, much is no weight
+    images, labels = test.images[test.indices], test.labels[test.indices]
+    probabilities, metadata = read_alone(kind, tmp_path / "out" / name, images, tmp_path)
+    assert abs((probabilities.argmax(1) == labels).mean() - classifier.report["test"]["accuracy"]) <= 0.01
+    assert metadata["quantized"] in (True, "true")
+
+
+def test_a_bfloat16_run_is_exported_in_float32(call, tmp_path):
+    words = [
+        "data=synthetic", "data.train_images=100", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[16]",
+        "training.epochs=1", "tensorboard.enabled=false", "training.precision=bfloat16",
+    ]  # fmt: skip
+    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    code, out, err = call(tmp_path / "run", "--format", "onnx")
+    assert code == 0 and "computed in bfloat16; the export computes in float32" in err and "50 test images" in out
+    images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
+    probabilities, _ = read_alone("onnx", tmp_path / "run" / "export" / "model.onnx", images, tmp_path)
+    run = tmp_path / "run"
+    np.testing.assert_allclose(
+        probabilities, cifar_research.load(run, precision="float32").probabilities(images), atol=1e-6
+    )
+    assert abs(probabilities - cifar_research.load(run).probabilities(images)).max() > 1e-5
+
+
+class Shifted:
+    """A format whose models are opened with other probabilities than were written."""
+
+    def __init__(self, kind, change):
+        chosen = formats.FORMATS[kind]
+
+        def opened(path):
+            model = chosen.open(path)
+            return lambda images: change(model(images))
+
+        self.format = dataclasses.replace(chosen, open=opened)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda p: p + np.float32(2e-4), "differ from the run's by 0.0002 on 100 test images, and 0.0001 is allowed"),
+        (lambda p: p * np.float32("nan"), "differ from the run's by nan"),
+        (lambda p: p[:, :5], r"gives float32 \[100, 5\] instead of float32 \[100, 10\]"),
+        (lambda p: p.astype(np.float64), "gives float64"),
+        (lambda p: p[:, :, :], "onnx does not take this model"),
+    ],
+)
+def test_what_is_not_the_run_is_not_kept(call, finished_run, monkeypatch, tmp_path, change, told):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.onnx").write_text("the one before")
+    monkeypatch.setitem(export.FORMATS, "onnx", Shifted("onnx", change).format)
+    code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path / "out")
+    assert code == 1 and re.search(told, err) and "nothing was kept" in err and out == ""
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["the one before"]
+
+
+def test_a_quantized_model_that_has_lost_too_much_is_not_kept(finished_run, monkeypatch, tmp_path):
+    def spoilt(probabilities):
+        return np.concatenate([np.roll(probabilities[:3], 1, axis=1), probabilities[3:]])  # 3 of 100 images
+
+    monkeypatch.setitem(export.FORMATS, "onnx", Shifted("onnx", spoilt).format)
+    with pytest.raises(ExportError, match=r"change of accuracy: -0\.0\d+ on 400 test images, and 0.01 is allowed"):
+        export.export(finished_run, "onnx", quantize=True, output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(call, finished_run, monkeypatch, tmp_path):
+    def write(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(export.FORMATS, "onnx", dataclasses.replace(formats.FORMATS["onnx"], write=write))
+    code, _, err = call(finished_run, "--format", "onnx", "--output", tmp_path)
+    assert code == 1 and "model.onnx: cannot be written (No space left on device)" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writes_over_what_it_wrote_and_over_nothing_else(finished_run, tmp_path):
+    first = export.export(finished_run, "saved_model", output=tmp_path)
+    assert export.export(finished_run, "saved_model", output=tmp_path) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
+    (first / "saved_model.pb").unlink()
+    with pytest.raises(UsageError, match="is there already, and is no SavedModel"):
+        export.export(finished_run, "saved_model", output=tmp_path)
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    def load(data):
+        assert data.download is False
+        raise DataError("data.dir: there are no images here")
+
+    monkeypatch.setattr(datasets, "load", load)
+
+
+def pictures(folder, count):
+    folder.mkdir()
+    for number in range(count):
+        array = np.random.default_rng(number).integers(0, 256, (3, 3, 3), np.uint8)
+        Image.fromarray(array).resize((40, 40)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_without_its_data_it_is_verified_on_noise_and_says_so(call, no_data, finished_run, tmp_path):
+    code, out, err = call(finished_run, "--format", "litert", "--output", tmp_path)
+    assert code == 0 and "on 100 random images" in out and "there are no images here" in err
+    code, _, err = call(finished_run, "--format", "litert", "--output", tmp_path, "--quantize")
+    assert code == 2 and "--quantize: needs images to calibrate" in err and "give --images FOLDER" in err
+
+
+def test_other_images_than_the_runs_are_not_taken_for_them(call, finished_run, monkeypatch, tmp_path):
+    load = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda data: load(OmegaConf.merge(data, {"seed": 1})))
+    code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path)
+    assert code == 0 and "on 100 random images" in out and "these are other images than the run's" in err
+
+
+def test_verified_and_calibrated_on_a_folder_of_images(call, no_data, finished_run, tmp_path):
+    folder = pictures(tmp_path / "pictures", 210)
+    code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path / "out", "--images", folder)
+    assert (code, err) == (0, "") and f"100 images of {folder}" in out
+    words = [finished_run, "--format", "onnx", "--output", tmp_path / "out", "--quantize", "--images"]
+    code, out, err = call(*words, folder)
+    # Such pictures are none the run has seen, so that it may well be refused; but on them it was measured.
+    assert code in (0, 1) and "share of other predictions: +" in out + err and f"on 105 images of {folder}" in out + err
+    code, _, err = call(*words, pictures(tmp_path / "few", 3))
+    assert code == 2 and "holds 3 images, and --quantize needs 200" in err
+    (folder / "a.png").write_text("no image")
+    code, _, err = call(*words, folder)
+    assert code == 2 and "a.png: cannot be read as an image" in err
+    code, _, err = call(*words, tmp_path / "nowhere")
+    assert code == 2 and "there is no such file or folder" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--format", "saved_model", "--quantize"], "a saved_model has no quantized form; choose --format litert or onnx"),
+        (["--format", "onnx"], "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; pip install "
+         "'cifar_research[export]'"),
+        (["--format", "litert"], "needs ai_edge_litert"),
+        (["--format", "tflite"], "invalid choice: 'tflite'"),
+        (["--format", "saved_model", "--output", "x"], "--output: x is no folder"),
+        ([], "the following arguments are required: --format"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path, words, told):
+    code = (
+        "import importlib.util, sys; from cifar_research import export\n"
+        "find, extra = importlib.util.find_spec, ('onnx', 'tf2onnx', 'onnxruntime', 'ai_edge_litert')\n"
+        "importlib.util.find_spec = lambda name, *more: None if name in extra else find(name, *more)\n"
+        "try: export.main()\n"
+        "finally: assert 'tensorflow' not in sys.modules"
+    )
+    (tmp_path / "x").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", code, finished_run, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
+    code, _, err = call(tmp_path, "--format", "onnx")
+    assert code == 2 and "is no run's folder" in err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_the_recipe_with_its_views_and_an_activation_that_is_compiled_in_training(call, kind, tmp_path):
+    words = [
+        "experiment=fast", "data=synthetic", "data.train_images=100", "data.test_images=50", "training.batch_size=20",
+        "backbone.filters=[8,8]", "backbone.activation=gelu", "training.epochs=1", "training.precision=float32",
+        "tensorboard.enabled=false",
+    ]  # fmt: skip
+    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    code, out, err = call(tmp_path / "run", "--format", kind)
+    assert code == 0, err
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    probabilities, _ = read_alone(kind, tmp_path / "run" / "export" / formats.FORMATS[kind].name, images, tmp_path)
+    expected = cifar_research.load(tmp_path / "run", precision="float32").probabilities(images)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_a_pretrained_backbone_with_its_preprocessing(call, kind, tmp_path):
+    words = [
+        "experiment=transfer", "backbone=mobilenet_v2", "backbone.image_size=64", "backbone.options.alpha=0.35",
+        "backbone.weights=none", "training=scratch", "training.epochs=1", "data=synthetic", "data.train_images=100",
+        "data.test_images=20", "tensorboard.enabled=false",
+    ]  # fmt: skip
+    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    code, out, err = call(tmp_path / "run", "--format", kind)
+    assert (code, err) == (0, "")
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    (made,) = (tmp_path / "run" / "export").iterdir()
+    probabilities, _ = read_alone(kind, made, images, tmp_path)
+    np.testing.assert_allclose(probabilities, cifar_research.load(tmp_path / "run").probabilities(images), atol=1e-4)

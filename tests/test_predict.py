@@ -1,0 +1,278 @@
+"""cifar-predict: what it finds, how it decodes, what it writes, and what it says of files that are no images."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cifar_research
+from cifar_research import predict
+from cifar_research.data import datasets, images, small_images
+from cifar_research.data.images import ImageError
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run):
+    return cifar_research.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def png_folder(classifier, tmp_path_factory):
+    """The run's test images as PNG files, a folder a class."""
+    folder, test = tmp_path_factory.mktemp("png"), datasets.load(classifier.config.data).test
+    for row in test.indices:
+        place = folder / classifier.classes[test.labels[row]]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(test.images[row]).save(place / f"{row:04d}.png")
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Return a function that calls the command and returns (exit code, output, errors)."""
+
+    def call(*words, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["cifar-predict", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            predict.main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def picture(size=(40, 30), seed=0):
+    """Return a picture of few colours and large shapes, so that JPEG and palettes keep it."""
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.NEAREST)
+
+
+def test_every_mode_and_size_becomes_the_models_image(tmp_path):
+    rgb = picture()
+    expected = images.decode(rgb, 32).astype(int)
+    for mode, suffix, most in (
+        ("RGBA", "png", 0), ("P", "png", 60), ("CMYK", "jpg", 12), ("RGB", "jpg", 12), ("RGB", "webp", 25), ("RGB", "bmp", 0),
+        ("RGB", "tiff", 0), ("RGB", "gif", 60), ("RGB", "ppm", 0),
+    ):  # fmt: skip
+        path = tmp_path / f"{mode}.{suffix}"
+        rgb.convert(mode).save(path, **({"quality": 95} if suffix in ("jpg", "webp") else {}))
+        found = images.decode(path, 32)
+        assert found.shape == (32, 32, 3) and found.dtype == np.uint8
+        assert abs(found - expected).mean() <= most, path
+    grey = np.asarray(rgb.convert("L"))
+    for mode, array in (("L", grey), ("I;16", grey.astype(np.uint16) * 257), ("I", grey.astype(np.int32) * 257)):
+        path = tmp_path / "grey.tiff"
+        Image.fromarray(array).save(path)
+        with Image.open(path) as image:
+            assert image.mode == mode
+        found = images.decode(path, 32)
+        assert abs(found.astype(int) - images.decode(Image.fromarray(grey), 32)).max() <= 1, mode
+    for mode in ("1", "LA"):
+        rgb.convert(mode).save(tmp_path / "other.png")
+        assert images.decode(tmp_path / "other.png", 32).shape == (32, 32, 3)
+    with (tmp_path / "RGBA.png").open("rb") as file:
+        assert (images.decode(file, 32) == expected).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_pictures_are_turned_the_way_up_that_their_exif_says(tmp_path, suffix):
+    upright = picture()
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned.save(tmp_path / f"turned.{suffix}", exif=exif, quality=95, lossless=True)
+    found = images.decode(tmp_path / f"turned.{suffix}", 32).astype(int)
+    assert abs(found - images.decode(upright, 32)).mean() < 6
+
+
+def test_only_formats_that_pillow_reads_itself(tmp_path):
+    picture().save(tmp_path / "document.eps")  # for which it would call another program
+    (tmp_path / "document.eps").rename(tmp_path / "image.png")
+    with pytest.raises(ImageError, match="image.png: cannot be read as an image"):
+        images.decode(tmp_path / "image.png", 32)
+
+
+def awkward_files(folder):
+    """Write files that TensorFlow's decoders must not be given, and some that they may; return all."""
+    small = picture((32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    small.save(folder / "plain.png")
+    small.save(folder / "plain.jpg")
+    small.save(folder / "progressive.jpg", progressive=True)
+    small.save(folder / "turned.jpg", exif=exif)
+    small.save(folder / "turned.png", exif=exif)
+    small.convert("CMYK").save(folder / "cmyk.jpg")
+    small.convert("L").save(folder / "grey.jpg")
+    small.convert("L").save(folder / "grey.png")
+    small.convert("P").save(folder / "palette.png")
+    small.convert("RGBA").save(folder / "alpha.png")
+    small.save(folder / "keyed.png", transparency=(0, 0, 0))
+    small.resize((32, 31)).save(folder / "lower.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)).save(folder / "large.png")
+    jpeg, png = (folder / "plain.jpg").read_bytes(), (folder / "plain.png").read_bytes()
+    (folder / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "half.png").write_bytes(png[: len(png) // 2])
+    (folder / "ended.jpg").write_bytes(jpeg[: len(jpeg) - 60] + b"\xff\xd9")
+    (folder / "odd.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(40) + b"\xff\xd9")
+    (folder / "odd.png").write_bytes(png[:60] + bytes(50) + png[110:])
+    (folder / "text.png").write_text("no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    return [*sorted(map(str, folder.iterdir())), str(folder / "missing.png"), str(folder)]
+
+
+def assert_decoded_alike(files, size=32):
+    num_images = 0
+    for file, found in zip(files, small_images.decoder(size)(files), strict=True):
+        try:
+            expected = images.decode(file, size)
+        except ImageError as error:
+            assert isinstance(found, ImageError) and str(found) == str(error)
+            continue
+        assert found.dtype == np.uint8 and (found == expected).all(), file
+        num_images += 1
+    return num_images
+
+
+def test_decoded_at_once_as_one_by_one(tmp_path, monkeypatch):
+    files = awkward_files(tmp_path)
+    assert assert_decoded_alike(files) >= 13
+    assert assert_decoded_alike([file for file in files if "half" not in file and "odd" not in file]) >= 13
+    # And what may be is left to TensorFlow.
+    monkeypatch.setattr(images, "decode", lambda path, size: pytest.fail(f"{path} went to Pillow"))
+    small_images.decoder(32)([str(tmp_path / name) for name in ("plain.png", "plain.jpg", "progressive.jpg")])
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the JPEG copy of CIFAR-10 in ../shared/data")
+def test_real_images_are_decoded_at_once_as_one_by_one(tmp_path):
+    with tarfile.open(DATA, "r|xz") as archive:
+        for member in archive:
+            if member.name.endswith(".jpg"):
+                place = tmp_path / member.name.replace("/", "-")
+                place.write_bytes(archive.extractfile(member).read())
+                Image.open(place).save(place.with_suffix(".png"))
+                if len(list(tmp_path.iterdir())) >= 400:
+                    break
+    assert assert_decoded_alike(sorted(map(str, tmp_path.iterdir()))) == 400
+
+
+def test_finds_files_folders_globs_and_lines(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    for name in ("a/1.png", "a/2.JPG", "a/b/3.webp", "a/notes.txt", "a/.hidden.png", "a/[x].png", "4.img"):
+        (tmp_path / name).touch()
+
+    def find(*words, stdin=()):
+        files, problems = predict.find([str(tmp_path / word) if word != "-" else word for word in words], stdin)
+        return [str(Path(file).relative_to(tmp_path)) for file in files], problems
+
+    assert find("a") == (["a/1.png", "a/2.JPG", "a/[x].png", "a/b/3.webp"], [])
+    assert find("4.img", "a/*.png", "a/1.png") == (["4.img", "a/1.png", "a/[x].png", "a/1.png"], [])
+    assert find("a/**/*.webp")[0] == ["a/b/3.webp"]
+    assert find("a/[x].png") == (["a/[x].png"], [])  # there is such a file
+    lines = [f"{tmp_path / 'a' / '1.png'}\n", "\n", f"{tmp_path / 'a' / 'b'}\r\n", f"{tmp_path}/a/*.png\n"]
+    files, problems = find("-", "4.img", stdin=lines)
+    assert files == ["a/1.png", "a/b/3.webp", "4.img"] and "*.png: there is no such file" in problems[0]
+    files, problems = find("empty", "nowhere.png", "*.bmp")
+    assert files == [] and [problem.rpartition(": ")[2] for problem in problems] == [
+        "this folder holds no image", "there is no such file or folder", "matches no file",
+    ]  # fmt: skip
+
+
+def test_scores_the_test_images_as_the_report_does(call, classifier, png_folder, finished_run):
+    code, out, err = call(finished_run, png_folder, "--format", "csv", "--top-k", 3)
+    assert code == 0 and "not calibrated" in err
+    header, *rows = csv.reader(io.StringIO(out))
+    assert header == ["file", "class", "probability", "class2", "probability2", "class3", "probability3"]
+    right = np.mean([label == Path(file).parent.name for file, label, *_ in rows])
+    assert right == classifier.report["test"]["accuracy"] and len(rows) == 400
+    file, *cells = rows[17]
+    expected = classifier.probabilities(images.decode(file, 32)[None])[0]
+    order = np.argsort(-expected)[:3]
+    assert cells[::2] == [classifier.classes[i] for i in order]
+    np.testing.assert_allclose([float(cell) for cell in cells[1::2]], expected[order], atol=2e-5)
+
+
+def test_writes_json_lines_to_a_file(call, classifier, png_folder, finished_run, tmp_path):
+    name = classifier.classes[0]
+    listed = "".join(f"{path}\n" for path in sorted((png_folder / name).iterdir()))
+    code, out, _ = call(finished_run, "-", "--format", "jsonl", "--output", tmp_path / "found.jsonl", stdin=listed)
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert code == 0 and out == "" and [row["file"] for row in rows] == listed.split()
+    assert {len(row["predictions"]) for row in rows} == {1}
+    assert all(0.1 <= row["predictions"][0]["probability"] <= 1 for row in rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["found.jsonl"]
+
+
+def test_a_table_is_aligned_and_bad_files_are_told_and_skipped(call, finished_run, tmp_path):
+    picture().save(tmp_path / "good.png")
+    picture(seed=1).convert("CMYK").save(tmp_path / "a longer name.jpg")
+    (tmp_path / "bad.png").write_text("no image")
+    code, out, err = call(finished_run, tmp_path, tmp_path / "nowhere.png")
+    assert code == 1
+    header, first, second = out.splitlines()
+    assert first.startswith(str(tmp_path / "a longer name.jpg")) and second.startswith(str(tmp_path / "good.png"))
+    assert header.index("class") == len(str(tmp_path / "a longer name.jpg")) + 2
+    assert "bad.png: cannot be read as an image" in err and "nowhere.png: there is no such file" in err
+    (tmp_path / "good.png").unlink()
+    (tmp_path / "a longer name.jpg").unlink()
+    code, out, err = call(finished_run, tmp_path)
+    assert code == 1 and out.split() == ["file", "class", "probability"]
+
+
+def test_many_files_keep_their_order(classifier, png_folder, monkeypatch):
+    monkeypatch.setattr(predict, "_BATCH", 30)
+    monkeypatch.setattr(predict, "_CHUNK", 7)
+    files = predict.find([str(png_folder)], [])[0] * 2
+    files[11] = __file__
+    with pytest.raises(ImageError, match="test_predict.py"):
+        list(predict.classify(classifier, files))
+    told = []
+    rows = list(predict.classify(classifier, files, tell=told.append))
+    assert [file for file, _ in rows] == files[:11] + files[12:] and len(told) == 1
+
+
+def test_calibrated_probabilities(call, finished_run, png_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "run")
+    (copy / "evaluation.json").write_text('{"temperature": 100}')
+    code, out, err = call(copy, next(png_folder.rglob("*.png")), "--format", "csv")
+    assert code == 0 and err == "" and float(out.splitlines()[1].split(",")[2]) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{run}", "nowhere.png", "x*.png"], "No image was found"),
+        (["{run}", "-"], "No image was found"),
+        (["{run}", __file__, "--top-k", "11"], "--top-k: 11 is out of range; it must be at least 1 and at most 10"),
+        (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is no folder"),
+        (["{run}/figures", __file__], "is no run's folder"),
+        (["{run}", __file__, "--format", "xml"], "invalid choice: 'xml'"),
+        (["{run}"], "the following arguments are required: images"),
+    ],
+)
+def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path, words, told):
+    code = (
+        "import sys; from cifar_research import predict\n"
+        "try: predict.main()\n"
+        "finally: assert 'tensorflow' not in sys.modules"
+    )
+    words = [word.format(run=finished_run) for word in words]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, input="", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
