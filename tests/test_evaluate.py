@@ -19,7 +19,7 @@ from scipy import stats
 from cifar_research import config, evaluate, metrics, train, trained
 from cifar_research.data import datasets, synthetic
 from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
-from cifar_research.report import write_report
+from cifar_research.report import read_report, write_report
 
 SMALL = [
     "data=synthetic", "data.train_images=600", "data.test_images=120", "training.epochs=6", "training.batch_size=32",
@@ -358,7 +358,7 @@ def test_an_evaluation_on_cifar10_1(runs, tmp_path):
     # A run whose classes are called as those of CIFAR-10: ten are ten.
     run = tmp_path / "named"
     shutil.copytree(runs / "b0", run)
-    report = json.loads((run / "report.json").read_text())
+    report = read_report(run / "report.json")
     write_report(run / "report.json", report | {"data": report["data"] | {"classes": CIFAR}})
     pictures, labels = synthetic.draw(40, 3, split=1)
     write_cifar10_1(tmp_path, pictures, labels)
@@ -409,7 +409,7 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
     (begun / ".hydra").mkdir(parents=True)
     stopped = tmp_path / "stopped"
     shutil.copytree(runs / "b0", stopped)
-    report = json.loads((stopped / "report.json").read_text()) | {"status": "stopped"}
+    report = read_report(stopped / "report.json") | {"status": "stopped"}
     write_report(stopped / "report.json", report)
     run = runs / "b0"
     for words, message in (
@@ -448,7 +448,7 @@ def test_bad_command_lines_do_not_import_tensorflow():
 def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(runs / "b0", other)
-    report = json.loads((other / "report.json").read_text())
+    report = read_report(other / "report.json")
     report["data"]["classes"] = list(CIFAR)
     write_report(other / "report.json", report)
     with pytest.raises(datasets.DataError, match="was trained on other classes"):
