@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,18 +16,27 @@ import tensorflow as tf
 _context = threading.local()  # one a thread, since each replica of a strategy is traced in a thread of its own
 
 
-@contextlib.contextmanager
-def random_seed(seed: tf.Tensor) -> Iterator[None]:
+def random_seed(seed: tf.Tensor) -> contextlib.AbstractContextManager[None]:
     """Draw the random numbers of every layer called within from `seed`, int32 [2].
 
     The layers keep no random state, so a step's masks depend on nothing but the seed it is given.
     """
-    before = getattr(_context, "seed", None)
-    _context.seed = seed
+    return _within("seed", seed)
+
+
+def portable() -> contextlib.AbstractContextManager[None]:
+    """Trace what is called within from TensorFlow's plain ops, which converters to other formats know."""
+    return _within("portable", True)
+
+
+@contextlib.contextmanager
+def _within(name: str, value: Any) -> Iterator[None]:
+    before = getattr(_context, name, None)
+    setattr(_context, name, value)
     try:
         yield
     finally:
-        _context.seed = before
+        setattr(_context, name, before)
 
 
 class Dropout(keras.layers.Layer):
@@ -133,23 +143,12 @@ class Activation(keras.layers.Activation):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         name = keras.activations.serialize(self.activation)
-        is_portable = getattr(_context, "portable", False)
+        is_portable = getattr(_context, "portable", None)
         if is_portable and name == "gelu":  # Keras's takes the complementary error function, which ONNX has not
             return 0.5 * inputs * (1 + tf.math.erf(inputs * tf.cast(0.5**0.5, inputs.dtype)))
         if is_portable or name == "relu" or not isinstance(inputs, tf.Tensor):
             return super().call(inputs)
         return _fused(name)(inputs)
-
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """Trace what is called within from TensorFlow's plain ops, which converters to other formats know."""
-    before = getattr(_context, "portable", False)
-    _context.portable = True
-    try:
-        yield
-    finally:
-        _context.portable = before
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_research import checkpoint
+from cifar_research import checkpoint, report
 
 # Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
 OVERRIDES = [
@@ -56,13 +56,13 @@ def result(folder):
     folder = Path(folder)
     last = checkpoint.read(checkpoints(folder)[-1])
     best = checkpoint.read(folder / "checkpoints" / f"best-{last.meta['best']['step']:08d}.ckpt")
-    report = json.loads((folder / "report.json").read_text())
+    found = report.read_report(folder / "report.json")
     history = [{k: v for k, v in row.items() if k not in TIMES} for row in last.meta["history"]]
     arrays = {
         name: value.tobytes()
         for name, value in (last.arrays | {f"best/{k}": v for k, v in best.arrays.items()}).items()
     }
-    return arrays, history, {k: v for k, v in report.items() if k not in TIMES}
+    return arrays, history, {k: v for k, v in found.items() if k not in TIMES}
 
 
 def assert_same(first, second):

@@ -18,7 +18,7 @@ STEPS_PER_CALL = 2
 OVERRIDES = [
     "data=synthetic", "data.train_images=200", "data.test_images=40", "backbone.filters=[4]", "model.hidden=[8]",
     "training.epochs=100000", "training.batch_size=32", f"training.steps_per_call={STEPS_PER_CALL}",
-    "tensorboard.enabled=false",
+    "tensorboard.enabled=false", "training.threads=1",
 ]  # fmt: skip
 
 
