@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 
-from cifar_research import config, evaluate, metrics, train, trained
+from cifar_research import config, evaluate, metrics, plugins, train, trained
 from cifar_research.data import datasets, synthetic
 from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
 from cifar_research.report import read_report, write_report
@@ -311,6 +311,13 @@ def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
     shutil.rmtree(tmp_path / "mine" / synthetic.CLASSES[0])
     with pytest.raises(datasets.DataError, match="has 9 classes, and the run was trained on 10"):
         images.load(trained.read(run), words)
+
+
+def test_a_users_modules_are_allowed_on_the_command_line(evaluated, monkeypatch):
+    monkeypatch.setattr(plugins, "_allowed", set())
+    assert images.is_override("allow_targets=[my_lab]")
+    images.load(trained.read(evaluated[0]), ["allow_targets=[my_lab]", "data.split_seed=3"])
+    assert plugins._allowed == {"my_lab"}
 
 
 def test_the_runs_own_data_section_is_kept(evaluated):

@@ -17,20 +17,21 @@ from cifar_research.data.datasets import DataError, Dataset
 
 # What, beside the images themselves, decides which of them are held out.
 _SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
-_OVERRIDE = re.compile(r"data(\.\w+)*=")
+_OVERRIDE = re.compile(r"(data(\.\w+)*|allow_targets)=")
 
 
 def is_override(word: str) -> bool:
-    """Say whether a word of the command line is `data=…` or `data.key=…`."""
+    """Say whether a word of the command line is `data=…`, `data.key=…` or `allow_targets=…`."""
     return _OVERRIDE.match(word) is not None
 
 
 def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, bool]:
     """Return the data to test a run on, and whether its splits are those that the run was trained with.
 
-    report: the run's; words: overrides of its data section, data=OPTION or data.key=value. Another option than the
-    run's begins with that option's defaults. ConfigError for words that do not compose; DataError if the data cannot be
-    had, or has other classes or another size than the run's.
+    report: the run's; words: overrides of its data section, data=OPTION or data.key=value, and allow_targets=[…], which
+    holds from then on. Another option than the run's begins with that option's defaults.
+    ConfigError for words that do not compose; DataError if the data cannot be had, or has other classes or another size
+    than the run's.
     """
     section = _section(report["config"], words)
     data = datasets.load(section)
