@@ -1,5 +1,7 @@
 """What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
 
+import sys
+
 import pytest
 
 # A user's own schedule that goes wrong in every way there is.
@@ -46,6 +48,13 @@ def finished_run(tmp_path_factory):
     result = train.run(config.compose(words), folder, console.Display(quiet=True))
     assert result["test"]["accuracy"] > 0.8
     return folder
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    """Begin every test in float32: a run leaves its process with the precision that it had."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
 
 
 def pytest_collection_modifyitems(items):
