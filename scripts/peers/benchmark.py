@@ -1,7 +1,7 @@
 """Measure the framework beside keras.fit and PyTorch on the same work, and write what was found as Markdown and JSON.
 
     scripts/benchmark                 everything, about an hour and a half on two cores
-    scripts/benchmark --quick         the headlines, five minutes
+    scripts/benchmark --quick         the headlines, seven minutes
     scripts/benchmark --models wide --batch-sizes 128 --parts training
 
 Each peer is a process of its own (see worker.py), all work on the same random images, and they take turns: a round is a
@@ -193,7 +193,7 @@ def main():
         ["first_version", "wide"] if args.quick else ["first_version", "wide", "augmented", "fast"]
     )
     batch_sizes = args.batch_sizes or ([128] if args.quick else [128, 512])
-    rounds = args.rounds or (3 if args.quick else 5)
+    rounds = args.rounds or (2 if args.quick else 5)
 
     def tell(text):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
