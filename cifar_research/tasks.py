@@ -45,13 +45,17 @@ def build(cfg: DictConfig, data: Dataset) -> steps.Task:
 def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
     """Give a backbone that says how the weights it is to begin with; a run that goes on has them.
 
-    It is handed its own model and the first training images, as the model will see them.
+    It is handed its own model, and a function that returns the first training images as the model will see them.
     """
+
+    def images() -> Any:
+        rows = data.train.indices[:5_000]
+        prepared, _ = steps.prepare(task, data.train.images[rows], data.train.labels[rows])
+        return steps.standardize(task, prepared).numpy()
+
     load = getattr(plugins.instantiate(cfg.backbone), "load_weights", None)
     if load is not None:
-        split = data.train
-        images, _ = steps.prepare(task, split.images[split.indices[:5_000]], split.labels[split.indices[:5_000]])
-        load(model.parts(task.model)[0], steps.standardize(task, images).numpy())
+        load(model.parts(task.model)[0], images)
     for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
         average.assign(weight.value)
 

@@ -74,10 +74,10 @@ def airbench(
         model.upper_blocks = f"block{len(filters)}_conv1"
         return model
 
-    def load_weights(model: keras.Model, images: np.ndarray) -> None:
+    def load_weights(model: keras.Model, images: Callable[[], np.ndarray]) -> None:
         if weights == "none":
             layer = model.get_layer("whitening")
-            layer.set_weights([whitening(images, whitening_size, whitening_epsilon), layer.get_weights()[1]])
+            layer.set_weights([whitening(images(), whitening_size, whitening_epsilon), layer.get_weights()[1]])
         else:
             loading.load(model, weights)
 
