@@ -171,6 +171,34 @@ def _fused(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     return apply
 
 
+class ReluMaxPooling2D(keras.layers.MaxPooling2D):
+    """ReLU, then max pooling, with the gradient of both in one pass over memory.
+
+    Inputs: float [B, H, W, C]; outputs [B, h, w, C]. A maximum is above 0 where what it was taken of is, so that the
+    outputs' signs tell where the gradient goes on: ReLU's own gradient would pass over the inputs, four times as many.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        pool = super().call
+        if not isinstance(inputs, tf.Tensor):
+            return pool(inputs)
+
+        @tf.custom_gradient
+        def apply(inputs: tf.Tensor):
+            positive = tf.nn.relu(inputs)
+            with tf.GradientTape() as tape:
+                tape.watch(positive)
+                outputs = pool(positive)
+
+            def gradient(upstream: tf.Tensor) -> tf.Tensor:
+                kept = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+                return tape.gradient(outputs, positive, kept)
+
+            return outputs, gradient
+
+        return apply(inputs)
+
+
 class Conv2D(keras.layers.Conv2D):
     """Convolution whose filter gradient is a matrix product an offset, where that is faster: see `_products_pay`.
 

@@ -270,6 +270,27 @@ def test_rotate_fills_corners_as_asked():
     assert (augmentation.rotate(white, angle, padding="edge").numpy() == 1).all()
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+@pytest.mark.parametrize(("padding", "fill_mode"), [("edge", "NEAREST"), ("zeros", "CONSTANT")])
+def test_rotate_equals_tensorflows_projection(interpolation, padding, fill_mode):
+    images, angles = tf.random.stateless_uniform([64, 9, 12, 3], [1, 2]), tf.linspace(-3.0, 3.0, 64)
+    cosines, sines, zeros = tf.cos(angles), tf.sin(angles), tf.zeros(64)
+    columns = 5.5 - (cosines * 5.5 - sines * 4)  # the centre stays where it is
+    rows = 4 - (sines * 5.5 + cosines * 4)
+    expected = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([cosines, -sines, columns, sines, cosines, rows, zeros, zeros], 1),
+        output_shape=[9, 12],
+        fill_value=0.0,
+        interpolation=interpolation.upper(),
+        fill_mode=fill_mode,
+    )
+    got = augmentation.rotate(images, angles, interpolation=interpolation, padding=padding)
+    differ = np.abs(got - expected).max(-1) > 1e-5
+    # A place half-way between two pixels may be rounded to either of them.
+    assert differ.mean() < (0.01 if interpolation == "nearest" else 1e-9)
+
+
 def test_rotation_stays_within_its_angle():
     # A horizontal line through the centre of a large image ends within tan(10 degrees) of its row.
     line = np.zeros((1, 101, 101, 3), np.float32)

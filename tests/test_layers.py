@@ -108,6 +108,22 @@ def test_activation_equals_keras(name, is_portable):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_relu_and_max_pooling_equal_keras(kind):
+    inputs = tf.cast(tf.random.stateless_normal([16, 7, 8, 3], [1, 2]), kind)
+    inputs = tf.concat([inputs, -tf.abs(inputs), tf.round(inputs)], 0)  # windows of nothing but negatives, and of ties
+    upstream = tf.cast(tf.random.stateless_normal([48, 3, 4, 3], [3, 4]), kind)
+    results = []
+    relu, pool = keras.layers.ReLU(dtype=kind), keras.layers.MaxPooling2D(2, dtype=kind)
+    for network in (layers.ReluMaxPooling2D(2, dtype=kind), lambda images: pool(relu(images))):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = network(inputs)
+        results.append((outputs, tape.gradient(outputs, inputs, upstream)))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_portable_holds_no_compiled_function():
     layer, inputs = layers.Activation("gelu"), tf.TensorSpec([None, 4])
     with layers.portable():

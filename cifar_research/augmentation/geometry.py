@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -122,12 +123,14 @@ def zoom(
 
 def flip(images, chosen, *, axis: Literal["rows", "columns"]):
     """Reverse the order of rows or columns in the chosen images; chosen: bool [B]."""
+    return _compiled(_flip_chosen)(images, chosen, axis)
+
+
+def _flip_chosen(images, chosen, axis: Literal["rows", "columns"]):
     import tensorflow as tf
 
-    places = tf.range(images.shape[1] if axis == "rows" else images.shape[2])
-    # A gather takes a third of the time of tf.where between the images and their mirror images.
-    places = tf.where(chosen[:, None], places[::-1], places)
-    return _take(images, places, None) if axis == "rows" else _take(images, None, places)
+    mirrored = tf.reverse(images, [1 if axis == "rows" else 2])
+    return tf.where(chosen[:, None, None, None], mirrored, images)
 
 
 def translate(images, offsets, *, padding: Padding = "edge"):
@@ -150,7 +153,7 @@ def translate(images, offsets, *, padding: Padding = "edge"):
             places = tf.minimum(places, 2 * size - 2 - places)
         return tf.clip_by_value(places, 0, size - 1)
 
-    return _take(images, inside(rows, images.shape[1]), inside(columns, images.shape[2]))
+    return _compiled(_gather)(images, inside(rows, images.shape[1]), inside(columns, images.shape[2]))
 
 
 def rotate(images, radians, *, interpolation: Interpolation = "bilinear", padding: ProjectionPadding = "edge"):
@@ -175,31 +178,49 @@ def _project(images, matrix, interpolation: Interpolation, padding: ProjectionPa
     """Let (x, y), seen from the centre, show what was at (a x + b y, c x + d y); matrix: a, b, c, d [B]."""
     import tensorflow as tf
 
-    height, width = images.shape[1:3]
-    centre = [(width - 1) / 2, (height - 1) / 2]
-    linear = tf.reshape(tf.stack(matrix, axis=1), [-1, 2, 2])
-    # Written a * x + b * y, a graph would be optimized to other roundings than the same eagerly.
-    offsets = centre - tf.reduce_sum(linear * centre, axis=2)
-    transforms = tf.reshape(tf.concat([linear, offsets[:, :, None]], axis=2), [-1, 6])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.pad(transforms, [[0, 0], [0, 2]]),
-        output_shape=[height, width],
-        fill_value=0.0,
-        interpolation=interpolation.upper(),
-        fill_mode={"edge": "NEAREST", "zeros": "CONSTANT"}[padding],
-    )
+    return _compiled(_sample)(images, tf.stack(matrix, axis=1), interpolation, padding)
 
 
-def _take(images, rows, columns):
-    """Return images whose pixel [i, r, c] is that at [i, rows[i, r], columns[i, c]]; None is all in order."""
+def _sample(images, matrix, interpolation: Interpolation, padding: ProjectionPadding):
     import tensorflow as tf
 
     height, width, channels = images.shape[1:]
-    first_rows = tf.range(tf.shape(images)[0])[:, None] * height
-    if columns is None:
-        taken = tf.gather(tf.reshape(images, [-1, width * channels]), first_rows + rows)
-        return tf.reshape(taken, [-1, rows.shape[1], width, channels])
-    # One gather from a flat list of pixels is faster than one along rows and one along columns.
-    rows = first_rows + (tf.range(height) if rows is None else rows)
-    return tf.gather(tf.reshape(images, [-1, channels]), rows[:, :, None] * width + columns[:, None, :])
+    a, b, c, d = (matrix[:, i, None, None] for i in range(4))
+    x = tf.range(width, dtype=tf.float32) - (width - 1) / 2
+    y = (tf.range(height, dtype=tf.float32) - (height - 1) / 2)[:, None]
+    columns, rows = a * x + b * y + (width - 1) / 2, c * x + d * y + (height - 1) / 2
+    pixels = tf.reshape(images, [-1, channels])
+    first = (tf.range(tf.shape(images)[0]) * (height * width))[:, None, None]
+
+    def at(row, column):
+        row, column = tf.cast(row, tf.int32), tf.cast(column, tf.int32)
+        inside = tf.clip_by_value(row, 0, height - 1), tf.clip_by_value(column, 0, width - 1)
+        taken = tf.gather(pixels, first + inside[0] * width + inside[1])
+        if padding == "edge":
+            return taken
+        return tf.where(((row == inside[0]) & (column == inside[1]))[..., None], taken, 0.0)
+
+    if interpolation == "nearest":
+        return at(tf.floor(rows + 0.5), tf.floor(columns + 0.5))
+    top, left = tf.floor(rows), tf.floor(columns)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    above = at(top, left) * (1 - right) + at(top, left + 1) * right
+    below = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
+    return above * (1 - down) + below * down
+
+
+def _gather(images, rows, columns):
+    """Return images whose pixel [i, r, c] is that at [i, rows[i, r], columns[i, c]]; rows, columns: int32 [B, H or W]."""
+    import tensorflow as tf
+
+    height, width, channels = images.shape[1:]
+    first = (tf.range(tf.shape(images)[0]) * (height * width))[:, None, None]
+    return tf.gather(tf.reshape(images, [-1, channels]), first + rows[:, :, None] * width + columns[:, None, :])
+
+
+@functools.cache
+def _compiled(function):
+    """Return a function as one pass over memory: XLA fuses what draws no random numbers, several times as fast here."""
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cifar_research.augmentation.geometry import flip
-
 Network = Callable[[Any, bool], Any]
 VIEWS = ("none", "flip", "flip_shift")
 
@@ -26,8 +24,7 @@ def averaged(network: Network, kind: str) -> Network:
     def mirrored(images: Any) -> Any:
         import tensorflow as tf
 
-        turned = flip(images, tf.ones(tf.shape(images)[0], tf.bool), axis="columns")
-        return (network(images, False) + network(turned, False)) / 2
+        return (network(images, False) + network(tf.reverse(images, [2]), False)) / 2
 
     def views(images: Any, training: bool) -> Any:
         if training:
@@ -36,7 +33,7 @@ def averaged(network: Network, kind: str) -> Network:
         if kind == "flip_shift":
             import tensorflow as tf
 
-            # Not by `translate`, whose index arithmetic a converter to ONNX has been seen to get wrong.
+            # Not by `translate`, which is compiled, and whose index arithmetic a converter has been seen to get wrong.
             around = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
             moved = mirrored(around[:, 2:, 2:]) + mirrored(around[:, :-2, :-2])
             logits = logits / 2 + moved / 4

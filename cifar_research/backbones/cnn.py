@@ -48,9 +48,10 @@ def cnn(
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
-        from cifar_research.layers import Activation, BatchNormalization, Conv2D, Dropout
+        from cifar_research.layers import Activation, BatchNormalization, Conv2D, Dropout, ReluMaxPooling2D
 
         pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
+        is_relu_max = activation == "relu" and pooling == "max"
         stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
         for block, channels in enumerate(filters, 1):
             for number in range(1, convolutions + 1):
@@ -58,8 +59,9 @@ def cnn(
                 stack.append(Conv2D(channels, kernel_size, padding="same", kernel_initializer=kernel, name=name))
                 if batch_norm:
                     stack.append(BatchNormalization(name=f"{name}_norm"))
-                stack.append(Activation(activation, name=f"{name}_{activation}"))
-            stack.append(pool(2, name=f"block{block}_pool"))
+                if number < convolutions or not is_relu_max:
+                    stack.append(Activation(activation, name=f"{name}_{activation}"))
+            stack.append((ReluMaxPooling2D if is_relu_max else pool)(2, name=f"block{block}_pool"))
             if dropout > 0:
                 stack.append(Dropout(dropout, name=f"block{block}_dropout"))
         model = keras.Sequential(stack, name="cnn")
