@@ -253,10 +253,11 @@ def _convolve(images: tf.Tensor, kernel: tf.Tensor):
 def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Return the gradient of a kernel [h, w, C, K], h and w odd, of a zero-padded convolution of stride 1.
 
-    images: [B, H, W, C]; gradient: that of the outputs, [B, H, W, K]. Each of the kernel's offsets is one product of
-    what overlaps.
+    images: [B, H, W, C]; gradient: that of the outputs, [B, H, W, K]. Each of the kernel's offsets is a product of
+    what overlaps, in four parts of the batch where that divides it, which are added up as float32: a matrix product
+    over fewer rows is a faster one.
     """
-    products = []
+    products, parts = [], tf.where(tf.shape(images)[0] % 4 == 0, 4, 1)
     for row in range(-(size[0] // 2), size[0] // 2 + 1):
         for column in range(-(size[1] // 2), size[1] // 2 + 1):
             seen, of = images, gradient
@@ -264,9 +265,10 @@ def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int])
                 length = images.shape[axis]
                 seen = _cut(seen, axis, max(offset, 0), length + min(offset, 0))
                 of = _cut(of, axis, max(-offset, 0), length + min(-offset, 0))
-            flat = [tf.reshape(part, [-1, part.shape[-1]]) for part in (seen, of)]
-            products.append(tf.matmul(*flat, transpose_a=True))
-    return tf.reshape(tf.stack(products), [*size, images.shape[-1], gradient.shape[-1]])
+            flat = [tf.reshape(each, [parts, -1, each.shape[-1]]) for each in (seen, of)]
+            products.append(tf.reduce_sum(tf.cast(tf.matmul(*flat, transpose_a=True), tf.float32), 0))
+    products = tf.cast(tf.stack(products), images.dtype)
+    return tf.reshape(products, [*size, images.shape[-1], gradient.shape[-1]])
 
 
 def _cut(images: tf.Tensor, axis: int, begin: int, end: int) -> tf.Tensor:
