@@ -1,6 +1,6 @@
 """Measure the framework beside keras.fit and PyTorch on the same work, and write what was found as Markdown and JSON.
 
-    scripts/benchmark                 everything, about an hour and a half on two cores
+    scripts/benchmark                 everything, two hours or more on two cores
     scripts/benchmark --quick         the headlines, seven minutes
     scripts/benchmark --models wide --batch-sizes 128 --parts training
 
