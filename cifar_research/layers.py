@@ -168,7 +168,15 @@ def _fused(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     def apply(inputs: tf.Tensor):
         return forward(inputs), lambda gradient: backward(inputs, gradient)
 
-    return apply
+    return _traced(apply)
+
+
+def _traced(function: Callable) -> Callable:
+    """Trace a function with a gradient of its own once for each shape, and not in each graph that calls it.
+
+    TensorFlow holds each graph in which `tf.custom_gradient` was called for the life of the process.
+    """
+    return tf.function(function, autograph=False)
 
 
 class ReluMaxPooling2D(keras.layers.MaxPooling2D):
@@ -179,24 +187,23 @@ class ReluMaxPooling2D(keras.layers.MaxPooling2D):
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        pool = super().call
+        positive = keras.ops.relu(inputs)
+        outputs = super().call(positive)
         if not isinstance(inputs, tf.Tensor):
-            return pool(inputs)
+            return outputs
+        settings = {"ksize": [1, *self.pool_size, 1], "strides": [1, *self.strides, 1], "padding": self.padding.upper()}
+        # Not tf.custom_gradient: it would hold this graph (see `_traced`), and a function is in the way of fusion.
+        attributes = [part for item in settings.items() for part in item]
+        tf.__internal__.record_gradient("ReluMaxPooling2D", [inputs, positive], attributes, [outputs])
+        return outputs
 
-        @tf.custom_gradient
-        def apply(inputs: tf.Tensor):
-            positive = tf.nn.relu(inputs)
-            with tf.GradientTape() as tape:
-                tape.watch(positive)
-                outputs = pool(positive)
 
-            def gradient(upstream: tf.Tensor) -> tf.Tensor:
-                kept = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
-                return tape.gradient(outputs, positive, kept)
-
-            return outputs, gradient
-
-        return apply(inputs)
+@tf.RegisterGradient("ReluMaxPooling2D")
+def _relu_max_pooling_gradient(op: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+    (_, positive), (outputs,) = op.inputs, op.outputs
+    kept = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+    settings = dict(zip(op.attrs[::2], op.attrs[1::2], strict=True))
+    return tf.raw_ops.MaxPoolGrad(orig_input=positive, orig_output=outputs, grad=kept, **settings), None
 
 
 class Conv2D(keras.layers.Conv2D):
@@ -236,6 +243,7 @@ def has_matrix_units() -> bool:
     return has and not tf.config.list_physical_devices("GPU")
 
 
+@_traced
 @tf.custom_gradient
 def _convolve(images: tf.Tensor, kernel: tf.Tensor):
     """Convolve images [B, H, W, C] with an odd kernel [h, w, C, K], stride 1, zero-padded to the same size."""

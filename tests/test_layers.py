@@ -1,6 +1,8 @@
 """The fused layers equal Keras's: forward, backward, moving statistics."""
 
 import contextlib
+import gc
+import weakref
 
 import keras
 import numpy as np
@@ -108,20 +110,46 @@ def test_activation_equals_keras(name, is_portable):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["eager", "in a function", "around a function"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_relu_and_max_pooling_equal_keras(kind):
+def test_relu_and_max_pooling_equal_keras(kind, where):
     inputs = tf.cast(tf.random.stateless_normal([16, 7, 8, 3], [1, 2]), kind)
     inputs = tf.concat([inputs, -tf.abs(inputs), tf.round(inputs)], 0)  # windows of nothing but negatives, and of ties
     upstream = tf.cast(tf.random.stateless_normal([48, 3, 4, 3], [3, 4]), kind)
-    results = []
     relu, pool = keras.layers.ReLU(dtype=kind), keras.layers.MaxPooling2D(2, dtype=kind)
-    for network in (layers.ReluMaxPooling2D(2, dtype=kind), lambda images: pool(relu(images))):
+
+    def differentiate(network):
+        network = tf.function(network) if where == "around a function" else network
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = network(inputs)
-        results.append((outputs, tape.gradient(outputs, inputs, upstream)))
+        return outputs, tape.gradient(outputs, inputs, upstream)
+
+    differentiate = tf.function(differentiate) if where == "in a function" else differentiate
+    results = [differentiate(network) for network in (layers.ReluMaxPooling2D(2, dtype=kind), lambda x: pool(relu(x)))]
     for got, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["relu and pooling", "gelu", "convolution"])
+def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
+    monkeypatch.setattr(layers, "_products_pay", lambda *_: True)
+    layer = {
+        "relu and pooling": layers.ReluMaxPooling2D(2),
+        "gelu": layers.Activation("gelu"),
+        "convolution": layers.Conv2D(2, 3, padding="same"),
+    }[name]
+    layer.build([4, 6, 6, 3])
+
+    def differentiate(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images)
+        return tape.gradient(outputs, images)
+
+    graph = weakref.ref(tf.function(differentiate).get_concrete_function(tf.TensorSpec([4, 6, 6, 3])).graph)
+    gc.collect()
+    assert graph() is None
 
 
 def test_portable_holds_no_compiled_function():
