@@ -168,15 +168,8 @@ def _fused(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     def apply(inputs: tf.Tensor):
         return forward(inputs), lambda gradient: backward(inputs, gradient)
 
-    return _traced(apply)
-
-
-def _traced(function: Callable) -> Callable:
-    """Trace a function with a gradient of its own once for each shape, and not in each graph that calls it.
-
-    TensorFlow holds each graph in which `tf.custom_gradient` was called for the life of the process.
-    """
-    return tf.function(function, autograph=False)
+    # A function that is traced once a shape: TensorFlow holds each graph that calls tf.custom_gradient for good.
+    return tf.function(apply, autograph=False)
 
 
 class ReluMaxPooling2D(keras.layers.MaxPooling2D):
@@ -192,7 +185,7 @@ class ReluMaxPooling2D(keras.layers.MaxPooling2D):
         if not isinstance(inputs, tf.Tensor):
             return outputs
         settings = {"ksize": [1, *self.pool_size, 1], "strides": [1, *self.strides, 1], "padding": self.padding.upper()}
-        # Not tf.custom_gradient: it would hold this graph (see `_traced`), and a function is in the way of fusion.
+        # Not tf.custom_gradient, see `_fused`; and a function would be in the way of the convolution's fusion with ReLU.
         attributes = [part for item in settings.items() for part in item]
         tf.__internal__.record_gradient("ReluMaxPooling2D", [inputs, positive], attributes, [outputs])
         return outputs
@@ -213,12 +206,22 @@ class Conv2D(keras.layers.Conv2D):
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(kernel)
+        outputs = super().convolution_op(inputs, kernel)
         is_plain = self.strides == (1, 1) and self.dilation_rate == (1, 1) and self.padding == "same"
-        if isinstance(inputs, tf.Tensor) and is_plain and self.data_format == "channels_last" and self.groups == 1:
-            kernel = tf.convert_to_tensor(kernel)
-            if _products_pay(inputs, kernel):
-                return _convolve(inputs, kernel)
-        return super().convolution_op(inputs, kernel)
+        is_plain = is_plain and self.data_format == "channels_last" and self.groups == 1
+        if is_plain and isinstance(inputs, tf.Tensor) and _products_pay(inputs, kernel):
+            tf.__internal__.record_gradient("Conv2DByProducts", [inputs, kernel], [], [outputs])
+        return outputs
+
+
+@tf.RegisterGradient("Conv2DByProducts")
+def _conv2d_gradient(op: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    images, kernel = op.inputs
+    of_images = tf.raw_ops.Conv2DBackpropInput(
+        input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME"
+    )
+    return of_images, filter_gradient(images, upstream, kernel.shape[:2])
 
 
 def _products_pay(images: tf.Tensor, kernel: tf.Tensor) -> bool:
@@ -241,21 +244,6 @@ def has_matrix_units() -> bool:
     except OSError:
         return False
     return has and not tf.config.list_physical_devices("GPU")
-
-
-@_traced
-@tf.custom_gradient
-def _convolve(images: tf.Tensor, kernel: tf.Tensor):
-    """Convolve images [B, H, W, C] with an odd kernel [h, w, C, K], stride 1, zero-padded to the same size."""
-    settings = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-
-    def gradient(outputs: tf.Tensor):
-        of_images = tf.raw_ops.Conv2DBackpropInput(
-            input_sizes=tf.shape(images), filter=kernel, out_backprop=outputs, **settings
-        )
-        return of_images, filter_gradient(images, outputs, kernel.shape[:2])
-
-    return tf.raw_ops.Conv2D(input=images, filter=kernel, **settings), gradient
 
 
 def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tf.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import plugins, tasks
+from cifar_research import layers, model, plugins, tasks
 from cifar_research.backbones import airbench, cnn
 from cifar_research.config import compose
 from cifar_research.data.datasets import Dataset, Split
@@ -72,3 +72,12 @@ def test_reference_size_and_bad_settings():
     ):
         with pytest.raises(ValueError, match=list(settings)[-1]):
             airbench.airbench(**settings)
+
+
+def test_flops_count_the_convolutions_whose_gradients_are_products(monkeypatch):
+    monkeypatch.setattr(layers, "_products_pay", lambda *_: True)
+    network = airbench.airbench(filters=[4, 8])((32, 32, 3))
+    sizes = [network.get_layer(f"block{block}_conv{n}").kernel.shape for block in (1, 2) for n in (1, 2)]
+    maps = [31, 15, 15, 7]
+    convolutions = sum(2 * np.prod(kernel) * size**2 for kernel, size in zip(sizes, maps, strict=True))
+    assert convolutions < model.forward_flops(network) < 1.5 * convolutions
