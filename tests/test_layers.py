@@ -152,6 +152,21 @@ def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
     assert graph() is None
 
 
+def test_gradients_of_our_own_are_those_taken(monkeypatch):
+    monkeypatch.setattr(layers, "_products_pay", lambda *_: True)
+    convolution, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
+    convolution.build([4, 6, 6, 3])
+
+    def differentiate(images):
+        with tf.GradientTape() as tape:
+            outputs = pool(convolution(images))
+        return tape.gradient(outputs, convolution.kernel.value)
+
+    operations = tf.function(differentiate).get_concrete_function(tf.TensorSpec([4, 6, 6, 3])).graph.get_operations()
+    assert not [op for op in operations if op.type == "Conv2DBackpropFilter"]
+    assert [op.outputs[0].shape for op in operations if op.type == "ReluGrad"] == [[4, 3, 3, 3]]
+
+
 def test_portable_holds_no_compiled_function():
     layer, inputs = layers.Activation("gelu"), tf.TensorSpec([None, 4])
     with layers.portable():
