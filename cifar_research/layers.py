@@ -182,7 +182,7 @@ class ReluMaxPooling2D(keras.layers.MaxPooling2D):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         positive = keras.ops.relu(inputs)
         outputs = super().call(positive)
-        if not isinstance(inputs, tf.Tensor):
+        if not isinstance(inputs, tf.Tensor) or self.data_format != "channels_last":
             return outputs
         settings = {"ksize": [1, *self.pool_size, 1], "strides": [1, *self.strides, 1], "padding": self.padding.upper()}
         # Not tf.custom_gradient, see `_fused`; and a function would be in the way of the convolution's fusion with ReLU.
