@@ -75,3 +75,12 @@ def test_steps_per_epoch():
     assert batches.steps_per_epoch(53, 8, False) == 7
     assert batches.steps_per_epoch(53, 8, True) == 6
     assert batches.steps_per_epoch(48, 8, False) == batches.steps_per_epoch(48, 8, True) == 6
+
+
+def test_images_of_a_cache_are_read_where_they_are(tmp_path):
+    np.save(tmp_path / "images.npy", split().images)
+    images = np.load(tmp_path / "images.npy", mmap_mode="c")  # as the cache maps them
+    whole = batches.evaluation(Split(images, np.arange(60), np.arange(60)), batch_size=60)
+    images[7] = 200  # seen only by who reads the same memory
+    [(read, _)] = whole
+    np.testing.assert_array_equal(read[7], np.full((4, 4, 3), 200))

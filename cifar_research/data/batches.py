@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
 from cifar_research.data.datasets import Split
+
+_ALIGNMENT = 64  # bytes: TensorFlow aborts the process if it finds a tensor's memory elsewhere
 
 
 def steps_per_epoch(num_images: int, batch_size: int, drop_remainder: bool) -> int:
@@ -47,13 +51,13 @@ def training(
     pipelines = 1 if context is None else context.num_input_pipelines
     mine = replicas // pipelines
     first_replica = 0 if context is None else context.input_pipeline_id * mine
-    steps = steps_per_epoch(len(split), batch_size, drop_remainder)
+    steps, read = steps_per_epoch(len(split), batch_size, drop_remainder), _reader(split)
 
     def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chosen = indices(element // mine, len(split), batch_size, steps, seed)
         replica, size = first_replica + element % mine, tf.size(chosen, tf.int64)
         view = element // mine // steps % split.views
-        return _gather(split, chosen[size * replica // replicas : size * (replica + 1) // replicas], view)
+        return read(chosen[size * replica // replicas : size * (replica + 1) // replicas], view)
 
     dataset = tf.data.Dataset.range(initial_step * mine, total_steps * mine)
     return _ahead(dataset.map(batch), device)
@@ -61,30 +65,35 @@ def training(
 
 def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
     """Yield (images, labels) of every image of the split, once, in order; the last batch may be smaller."""
+    read = _reader(split)
 
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _gather(split, tf.range(first, tf.minimum(first + batch_size, len(split))), 0)
+        return read(tf.range(first, tf.minimum(first + batch_size, len(split))), 0)
 
     return _ahead(tf.data.Dataset.range(0, len(split), batch_size).map(batch), device)
 
 
-def _gather(split: Split, chosen: tf.Tensor, view: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Read the chosen images of the split and their labels, in one of its views, straight from its memory map.
+def _reader(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tuple[tf.Tensor, tf.Tensor]]:
+    """Return the function (which images of the split, in which of its views) -> those images and their labels.
 
-    By numpy, since a TensorFlow constant of the images would be a copy of them, or two, in every process.
+    It has no Python in it, which would want a core for itself while the last step is still at work.
     """
-
+    images, labels, rows = (_tensor(array) for array in (split.images, split.labels, split.indices))
     rows_a_view = len(split.images) // split.views
 
-    def read(chosen: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = split.indices[chosen] + view * rows_a_view
-        return split.images[rows], split.labels[rows]
+    def read(chosen: tf.Tensor, view: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
+        wanted = tf.gather(rows, chosen) + tf.cast(view, tf.int64) * rows_a_view
+        return tf.gather(images, wanted), tf.gather(labels, wanted)
 
-    types = tuple(tf.as_dtype(array.dtype) for array in (split.images, split.labels))
-    images, labels = tf.numpy_function(read, [chosen, tf.cast(view, tf.int64)], types, stateful=False)
-    images.set_shape([None, *split.images.shape[1:]])
-    labels.set_shape([None, *split.labels.shape[1:]])
-    return images, labels
+    return read
+
+
+def _tensor(array: np.ndarray) -> tf.Tensor:
+    """Return an array as a tensor that is the same memory, if it lies as TensorFlow needs it: memory maps of .npy do."""
+    if array.ctypes.data % _ALIGNMENT or not (array.flags.c_contiguous and array.flags.writeable):
+        with tf.device("/CPU:0"):  # where tf.data works
+            return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _ahead(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:

@@ -139,7 +139,8 @@ def _read(
             # All of it, every time: a tenth of a second, and the pages are wanted anyway.
             if path.stat().st_size != facts["bytes"] or _crc32(path) != facts["crc32"]:
                 raise ValueError(f"{path.name} has changed")
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            # Copied where written to, and nobody writes: TensorFlow takes no read-only memory for a tensor.
+            arrays[name] = np.load(path, mmap_mode="c", allow_pickle=False)
         return arrays, meta
     except FileNotFoundError as error:
         if target.exists() and warns:
