@@ -200,40 +200,44 @@ def _relu_max_pooling_gradient(op: Any, upstream: tf.Tensor) -> tuple[tf.Tensor,
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Convolution whose filter gradient is a matrix product an offset, where that is faster: see `_products_pay`.
+    """Convolution whose filter gradient is taken of images side by side, where that is faster: see `_is_narrow`.
 
     Inputs: float [B, H, W, C]; outputs [B, h, w, filters].
     """
 
-    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        kernel = tf.convert_to_tensor(kernel)
-        outputs = super().convolution_op(inputs, kernel)
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        outputs = super().call(inputs)
         is_plain = self.strides == (1, 1) and self.dilation_rate == (1, 1) and self.padding == "same"
-        is_plain = is_plain and self.data_format == "channels_last" and self.groups == 1
-        if is_plain and isinstance(inputs, tf.Tensor) and _products_pay(inputs, kernel):
-            tf.__internal__.record_gradient("Conv2DByProducts", [inputs, kernel], [], [outputs])
+        is_plain = (
+            is_plain
+            and self.data_format == "channels_last"
+            and self.groups == 1
+            and self.activation is keras.activations.linear
+        )
+        if is_plain and isinstance(inputs, tf.Tensor) and _is_narrow(inputs, self.kernel):
+            variables = [self.kernel, *([self.bias] if self.use_bias else [])]
+            of = [inputs, *(tf.convert_to_tensor(variable) for variable in variables)]
+            tf.__internal__.record_gradient("Conv2DSideBySide", of, [], [outputs])
         return outputs
 
 
-@tf.RegisterGradient("Conv2DByProducts")
-def _conv2d_gradient(op: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    images, kernel = op.inputs
+@tf.RegisterGradient("Conv2DSideBySide")
+def _conv2d_gradient(op: Any, upstream: tf.Tensor) -> list[tf.Tensor]:
+    images, kernel, *bias = op.inputs
     of_images = tf.raw_ops.Conv2DBackpropInput(
         input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME"
     )
-    return of_images, filter_gradient(images, upstream, kernel.shape[:2])
+    of_kernel, of_bias = filter_gradient(images, upstream, kernel.shape[:2])
+    return [of_images, of_kernel, *([of_bias] if bias else [])]
 
 
-def _products_pay(images: tf.Tensor, kernel: tf.Tensor) -> bool:
-    """Say whether the library's filter gradient is the slower one: bfloat16 on AMX, many channels on a small map.
+def _is_narrow(images: tf.Tensor, kernel: tf.Tensor) -> bool:
+    """Say whether maps are too narrow for the library's filter gradient: bfloat16 on AMX, and many channels.
 
-    oneDNN reaches a third (7 x 7) and an eighth (3 x 3) of the matrix units' rate there; products two and four times
-    as much. Elsewhere, and without AMX, it is the faster one.
+    oneDNN multiplies a row of pixels at a time, and the matrix units take 32 of them at once.
     """
-    height, width, channels = images.shape[1:]
-    odd = kernel.shape[0] % 2 == 1 and kernel.shape[1] % 2 == 1
-    few, many = height * width <= 64, min(channels, kernel.shape[-1]) >= 256
-    return odd and few and many and images.dtype == tf.bfloat16 and has_matrix_units()
+    is_worth_it = images.shape[2] <= 8 and min(kernel.shape[-2:]) >= 64
+    return is_worth_it and images.dtype == tf.bfloat16 and has_matrix_units()
 
 
 @functools.cache
@@ -246,26 +250,26 @@ def has_matrix_units() -> bool:
     return has and not tf.config.list_physical_devices("GPU")
 
 
-def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """Return the gradient of a kernel [h, w, C, K], h and w odd, of a zero-padded convolution of stride 1.
+def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the gradients of kernel [h, w, C, K] and bias [K] of a zero-padded convolution of stride 1.
 
-    images: [B, H, W, C]; gradient: that of the outputs, [B, H, W, K]. Each of the kernel's offsets is a product of
-    what overlaps, in four parts of the batch where that divides it, which are added up as float32: a matrix product
-    over fewer rows is a faster one.
+    images: [B, H, W, C]; gradient: that of the outputs, [B, H, W, K]. Sixteen images at a time, if that divides the
+    batch, are one wide one, with zeros between them.
     """
-    products, parts = [], tf.where(tf.shape(images)[0] % 4 == 0, 4, 1)
-    for row in range(-(size[0] // 2), size[0] // 2 + 1):
-        for column in range(-(size[1] // 2), size[1] // 2 + 1):
-            seen, of = images, gradient
-            for axis, offset in ((1, row), (2, column)):
-                length = images.shape[axis]
-                seen = _cut(seen, axis, max(offset, 0), length + min(offset, 0))
-                of = _cut(of, axis, max(-offset, 0), length + min(-offset, 0))
-            flat = [tf.reshape(each, [parts, -1, each.shape[-1]]) for each in (seen, of)]
-            products.append(tf.reduce_sum(tf.cast(tf.matmul(*flat, transpose_a=True), tf.float32), 0))
-    products = tf.cast(tf.stack(products), images.dtype)
-    return tf.reshape(products, [*size, images.shape[-1], gradient.shape[-1]])
+    number = tf.where(tf.shape(images)[0] % 16 == 0, 16, 1)
+    gradient = _side_by_side(gradient, number, size[1] // 2)
+    of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+        input=_side_by_side(images, number, size[1] // 2),
+        filter_sizes=[*size, images.shape[-1], gradient.shape[-1]],
+        out_backprop=gradient,
+        strides=[1, 1, 1, 1],
+        padding="SAME",
+    )
+    return of_kernel, tf.raw_ops.BiasAddGrad(out_backprop=gradient)  # of the same tensor, so that TensorFlow fuses them
 
 
-def _cut(images: tf.Tensor, axis: int, begin: int, end: int) -> tf.Tensor:
-    return images[:, begin:end] if axis == 1 else images[:, :, begin:end]
+def _side_by_side(images: tf.Tensor, number: tf.Tensor, between: int) -> tf.Tensor:
+    _, height, width, channels = images.shape
+    rows = tf.transpose(tf.reshape(images, [-1, number, height, width, channels]), [0, 2, 1, 3, 4])
+    rows = tf.pad(rows, [[0, 0], [0, 0], [0, 0], [0, between], [0, 0]])
+    return tf.reshape(rows, [-1, height, number * (width + between), channels])

@@ -74,8 +74,8 @@ def test_reference_size_and_bad_settings():
             airbench.airbench(**settings)
 
 
-def test_flops_count_the_convolutions_whose_gradients_are_products(monkeypatch):
-    monkeypatch.setattr(layers, "_products_pay", lambda *_: True)
+def test_flops_count_the_convolutions_whose_gradients_are_our_own(monkeypatch):
+    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
     network = airbench.airbench(filters=[4, 8])((32, 32, 3))
     sizes = [network.get_layer(f"block{block}_conv{n}").kernel.shape for block in (1, 2) for n in (1, 2)]
     maps = [31, 15, 15, 7]

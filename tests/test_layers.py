@@ -133,7 +133,7 @@ def test_relu_and_max_pooling_equal_keras(kind, where):
 
 @pytest.mark.parametrize("name", ["relu and pooling", "gelu", "convolution"])
 def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
-    monkeypatch.setattr(layers, "_products_pay", lambda *_: True)
+    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
     layer = {
         "relu and pooling": layers.ReluMaxPooling2D(2),
         "gelu": layers.Activation("gelu"),
@@ -153,7 +153,7 @@ def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
 
 
 def test_gradients_of_our_own_are_those_taken(monkeypatch):
-    monkeypatch.setattr(layers, "_products_pay", lambda *_: True)
+    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
     convolution, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
     convolution.build([4, 6, 6, 3])
 
@@ -163,7 +163,8 @@ def test_gradients_of_our_own_are_those_taken(monkeypatch):
         return tape.gradient(outputs, convolution.kernel.value)
 
     operations = tf.function(differentiate).get_concrete_function(tf.TensorSpec([4, 6, 6, 3])).graph.get_operations()
-    assert not [op for op in operations if op.type == "Conv2DBackpropFilter"]
+    [of_filters] = [op for op in operations if op.type == "Conv2DBackpropFilter"]
+    assert of_filters.inputs[0].op.type == "Reshape"
     assert [op.outputs[0].shape for op in operations if op.type == "ReluGrad"] == [[4, 3, 3, 3]]
 
 
@@ -176,10 +177,10 @@ def test_portable_holds_no_compiled_function():
     assert [op for op in compiled.graph.get_operations() if "PartitionedCall" in op.type]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 3), (3, 5), (2, 4)])
 @pytest.mark.parametrize("height", [1, 3, 7])
-@pytest.mark.parametrize("batch", [3, 4])
-def test_filter_gradient_by_products_equals_the_library(size, height, batch):
+@pytest.mark.parametrize("batch", [3, 32])
+def test_filter_gradient_side_by_side_equals_the_library(size, height, batch):
     images = tf.random.stateless_normal([batch, height, 6, 5], [1, 2])
     upstream = tf.random.stateless_normal([batch, height, 6, 8], [3, 4])
     kernel = tf.random.stateless_normal([*size, 5, 8], [5, 6])
@@ -187,12 +188,14 @@ def test_filter_gradient_by_products_equals_the_library(size, height, batch):
         tape.watch(kernel)
         outputs = tf.nn.conv2d(images, kernel, 1, "SAME")
     expected = tape.gradient(outputs, kernel, upstream)
-    np.testing.assert_allclose(layers.filter_gradient(images, upstream, size), expected, rtol=1e-4, atol=1e-4)
+    of_kernel, of_bias = layers.filter_gradient(images, upstream, size)
+    np.testing.assert_allclose(of_kernel, expected, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(of_bias, tf.reduce_sum(upstream, [0, 1, 2]), rtol=1e-4, atol=1e-4)
 
 
-def test_convolution_by_products_equals_keras(monkeypatch):
-    monkeypatch.setattr(layers, "_products_pay", lambda images, kernel: True)
-    images = tf.random.stateless_normal([4, 7, 7, 6], [1, 2])
+def test_convolution_side_by_side_equals_keras(monkeypatch):
+    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
+    images = tf.random.stateless_normal([16, 7, 7, 6], [1, 2])
     results = []
     for make in (layers.Conv2D, keras.layers.Conv2D):
         layer = make(8, 3, padding="same")
