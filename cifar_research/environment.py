@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cifar_research import cores
 from cifar_research.config import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_WISH_SECONDS = 0.5
+STALE = 75  # the exit code of a process that a run can no longer be set up in as another would be
+leaves_if_stale = False  # said by who starts the run anew then; elsewhere TensorFlow's threads stay as they are
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -32,6 +35,7 @@ class Environment:
     prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
     deterministic: bool
     is_chief: bool  # see the function of that name
+    parts: int  # of a batch, see cores
 
 
 def is_chief(strategy: str) -> bool:
@@ -151,8 +155,10 @@ def import_tensorflow() -> list[Any]:
     return gpus
 
 
-def prepare(training: Any, seed: int) -> Environment:
+def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
+
+    parts: of a batch, see cores; if there are several, an op has one thread.
 
     May be called again in one process; what TensorFlow cannot change any more (the number of threads, determinism
     once it is on) then stays, and a ConfigError says so where that would change the results.
@@ -162,15 +168,8 @@ def prepare(training: Any, seed: int) -> Environment:
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public one
 
-    if training.threads is not None and tf.config.threading.get_intra_op_parallelism_threads() != training.threads:
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(training.threads)
-            tf.config.threading.set_inter_op_parallelism_threads(training.threads)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"training.threads: {training.threads} came too late, TensorFlow already runs in this process; "
-                "start this run in a process of its own"
-            ) from error
+    parts = 1 if gpus else parts
+    _set_threads(training.threads, parts)
     deterministic = not gpus and not training.jit_compile if training.deterministic is None else training.deterministic
     if training.jit_compile and is_op_determinism_enabled():
         raise ConfigError(
@@ -184,7 +183,7 @@ def prepare(training: Any, seed: int) -> Environment:
     keras.config.set_dtype_policy(POLICIES[training.precision])
     keras.utils.set_random_seed(seed)
     strategy = _strategy(training.strategy)
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or _usable_cores()
+    threads = training.threads or cores.usable()
     device = gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} threads"
     if strategy.num_replicas_in_sync > 1:
         device = f"{strategy.num_replicas_in_sync} replicas, {device} each"
@@ -194,13 +193,29 @@ def prepare(training: Any, seed: int) -> Environment:
         prefetch_device="/GPU:0" if gpus and training.strategy == "none" else None,
         deterministic=deterministic,
         is_chief=is_chief(training.strategy),
+        parts=parts,
     )
 
 
-def _usable_cores() -> int:
-    """Return how many cores this process may use, which a launcher may have made fewer than there are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(os.environ.get("TF_NUM_INTRAOP_THREADS", cores))
+def _set_threads(threads: int | None, parts: int) -> None:
+    import tensorflow as tf
+
+    setting = tf.config.threading
+    is_now = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
+    wanted = (threads or 0,) * 2 if parts == 1 else (1, threads or cores.usable())
+    if wanted == is_now:
+        return
+    try:
+        setting.set_intra_op_parallelism_threads(wanted[0])
+        setting.set_inter_op_parallelism_threads(wanted[1])
+    except RuntimeError as error:
+        if leaves_if_stale:
+            raise SystemExit(STALE) from error
+        if threads is not None and threads != max(is_now):
+            raise ConfigError(
+                f"training.threads: {threads} came too late, TensorFlow already runs in this process; "
+                "start this run in a process of its own"
+            ) from error
 
 
 def _strategy(name: str) -> tf.distribute.Strategy:

@@ -24,6 +24,11 @@ def random_seed(seed: tf.Tensor) -> contextlib.AbstractContextManager[None]:
     return _within("seed", seed)
 
 
+def rows_from(first: tf.Tensor) -> contextlib.AbstractContextManager[None]:
+    """Say that what layers see within are a batch's rows from this one on, int32, so that masks are the whole batch's."""
+    return _within("first_row", first)
+
+
 def portable() -> contextlib.AbstractContextManager[None]:
     """Trace what is called within from TensorFlow's plain ops, which converters to other formats know."""
     return _within("portable", True)
@@ -61,14 +66,12 @@ class Dropout(keras.layers.Layer):
                 return inputs
             raise ValueError(f"{self.name}: call the model inside `with layers.random_seed(seed)` to train it")
         seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
-        shape = tf.shape(inputs)
+        shape, first_row = tf.shape(inputs), getattr(_context, "first_row", None)
         if self.noise_shape is not None:
             shape = tf.stack([shape[i] if size is None else size for i, size in enumerate(self.noise_shape)])
-        size = tf.reduce_prod(shape)
-        words = tf.random.stateless_uniform(
-            [(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-        )
-        bits = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]
+            first_row = first_row if self.noise_shape[0] is None else None
+        before = 0 if first_row is None else first_row * tf.reduce_prod(shape[1:])
+        bits = _random_bits(seed, before, tf.reduce_prod(shape))
         # Compared as int32: TensorFlow has no uint16 comparison on every device.
         kept = tf.cast(bits, tf.int32) >= round(self.rate * 65_536)
         mask = tf.cast(tf.reshape(kept, shape), inputs.dtype)
@@ -76,6 +79,18 @@ class Dropout(keras.layers.Layer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "rate": self.rate, "noise_shape": self.noise_shape}
+
+
+def _random_bits(seed: tf.Tensor, begin: tf.Tensor | int, size: tf.Tensor) -> tf.Tensor:
+    """Return uint16 [size]: those from `begin` on of the seed's endless row of them, by Philox (Salmon et al. 2011)."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    block = begin // 8  # eight of them are what one count of Philox makes
+    counter += tf.cast(tf.stack([block, 0]), tf.uint64)
+    skipped = begin - 8 * block
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[(skipped + size + 1) // 2], key=key, counter=counter, alg=1, dtype=tf.uint32
+    )
+    return tf.reshape(tf.bitcast(words, tf.uint16), [-1])[skipped : skipped + size]
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

@@ -27,7 +27,7 @@ def head(
     hidden: units of each hidden dense layer; batch_norm: between each of them and its activation.
     dropout: once, before the output layer, as in the study.
     bias: whether the output layer has one; scale: what logits are multiplied by, a small number keeps early ones small.
-    Returns a function (feature map, num_classes) -> logits float [B, num_classes].
+    Returns a function (feature map, num_classes) -> logits float [B, num_classes]; see cnn for its `is_by_image`.
     """
     if hidden and min(hidden) < 1:
         raise ValueError(f"hidden: {hidden} must be a list of numbers, each at least 1")
@@ -58,6 +58,7 @@ def head(
         return logits if scale == 1 else keras.layers.Rescaling(scale, name="logits_scale")(logits)
 
     build.pools = pooling != "flatten"
+    build.is_by_image = not batch_norm
     return build
 
 

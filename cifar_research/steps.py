@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research import layers
+from cifar_research import cores, layers
 from cifar_research.augmentation.views import averaged
 from cifar_research.config import ConfigError
 from cifar_research.optimizers import Optimizer
@@ -41,6 +41,7 @@ class Task:
     augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the same two.
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
+    parts: of a batch, see cores.
     weights: those that the phase trains, with their slots; scales: what each one's learning rate is multiplied by.
     first_step: the updates that had been done when the phase began; optimizer_first_steps: when each weight's slots did.
     """
@@ -58,6 +59,7 @@ class Task:
     precision: str = "float32"
     jit_compile: bool = False
     ema_decay: float | None = None
+    parts: int = 1
     view: View = field(init=False)
     weights: list[tf.Variable] = field(init=False)
     slots: list[list[tf.Variable]] = field(init=False)
@@ -185,9 +187,9 @@ def _update(task: Task, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) 
     context = tf.distribute.get_replica_context()
     num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
     with tf.GradientTape() as tape, layers.random_seed(seed):
-        logits = tf.cast(task.view.network(inputs, True), tf.float32)
-        losses = task.loss(logits, targets)
-        objective = tf.reduce_sum(losses) / num_images
+        scored = _scored(task, task.view.network, inputs, targets, training=True)
+        # Part by part, so that a part's gradient does not wait for the others' losses.
+        objective = tf.add_n([tf.reduce_sum(losses) for _, losses in scored]) / num_images
         if penalties := task.view.penalties():  # on weights, which a model of the user's may bring
             objective += tf.add_n(penalties) / context.num_replicas_in_sync
         if task.precision == "float16":
@@ -213,6 +215,7 @@ def _update(task: Task, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) 
         _average(task, step - task.first_step)
     _add(task.step, tf.constant(1, tf.int64))
 
+    logits, losses = (tf.concat(of_parts, 0) for of_parts in zip(*scored, strict=True))
     right = tf.equal(tf.argmax(logits, -1), tf.argmax(targets, -1))
     sums = [tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), tf.cast(tf.shape(inputs)[0], tf.float32)]
     return tf.cast(tf.stack(sums), tf.float64)
@@ -226,9 +229,20 @@ def eval_step(
     view: what makes sense of the batch; None is the task's own.
     """
     view = view or task.view
-    inputs, targets = view.evaluate(inputs, labels)
-    logits = tf.cast(view.network(inputs, False), tf.float32)
-    return task.loss(logits, targets), tf.argmax(logits, -1)
+    scored = _scored(task, view.network, *view.evaluate(inputs, labels), training=False)
+    logits, losses = (tf.concat(of_parts, 0) for of_parts in zip(*scored, strict=True))
+    return losses, tf.argmax(logits, -1)
+
+
+def _scored(
+    task: Task, network: Callable[[Any, bool], Any], inputs: tf.Tensor, targets: tf.Tensor, *, training: bool
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Return logits float32 [b, K] and losses float32 [b] of each of the batch's parts."""
+    scored = []
+    for some, their_targets in cores.cut(task.parts, inputs, targets):
+        logits = tf.cast(network(some, training), tf.float32)
+        scored.append((logits, task.loss(logits, their_targets)))
+    return scored
 
 
 def many_steps(task: Task, strategy: tf.distribute.Strategy) -> Callable[..., Totals]:

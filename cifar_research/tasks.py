@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
 
 
-def build(cfg: DictConfig, data: Dataset) -> steps.Task:
-    """Build the model and all that a step needs, before the first phase; called inside the strategy's scope."""
+def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
+    """Build the model and all that a step needs, before the first phase; called inside the strategy's scope.
+
+    parts: of a batch, see cores.
+    """
     classifier = model.classifier(
         plugins.instantiate(cfg.backbone),
         plugins.instantiate(cfg.model),
@@ -39,6 +42,7 @@ def build(cfg: DictConfig, data: Dataset) -> steps.Task:
         precision=cfg.training.precision,
         jit_compile=cfg.training.jit_compile,
         ema_decay=cfg.training.ema_decay,
+        parts=parts,
     )
 
 

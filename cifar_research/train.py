@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, phases, report, reproduction, run_folder, sweep, trust
+from cifar_research import commandline, config, console, cores, phases, report, reproduction, run_folder, sweep, trust
 from cifar_research import environment as environments
 from cifar_research.backbones.weights import WeightsError
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
@@ -70,11 +70,11 @@ def run(
             _check_data(cfg, data, checkpoint)
 
         with _timed(seconds, "import"):
-            environment = environments.prepare(cfg.training, cfg.seed)
+            environment = environments.prepare(cfg.training, cfg.seed, cores.parts(cfg, data))
             from cifar_research import loop, steps, tasks, tensorboard
 
         with environment.strategy.scope():
-            task = tasks.build(cfg, data)
+            task = tasks.build(cfg, data, environment.parts)
             if checkpoint is None:
                 tasks.load_weights(cfg, task, data)
         checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()

@@ -261,6 +261,32 @@ def test_workers_are_replaced_and_share_the_cores(tmp_path):
     assert {int(count) for _, count, _ in told} == {len(os.sched_getaffinity(0))}
 
 
+@pytest.mark.slow
+def test_a_cell_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
+    (tmp_path / "my_lab.py").write_text(
+        "import os\n"
+        "import tensorflow as tf\n"
+        "def tells():\n"
+        "    def rate(step, total_steps, steps_per_epoch):\n"
+        "        print('WORKER', os.getpid(), tf.config.threading.get_intra_op_parallelism_threads())\n"
+        "        return step * 0 + 1.0\n"
+        "    return rate\n"
+    )
+    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
+    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.tells\n")
+    # Without batch normalisation batches have parts, and an operation one thread.
+    finish(tmp_path, "-m", "backbone.batch_norm=false,true", "seed=0,1", "training.threads=2", "training.epochs=1")
+    told = {}
+    for folder in (tmp_path / "sweep").glob("*batch_norm*"):
+        text = (folder / "output.log").read_text()
+        told[folder.name] = next(line.split()[1:] for line in text.splitlines() if line.startswith("WORKER"))
+    assert {name: int(threads) for name, (_, threads) in told.items()} == {
+        name: 2 if "batch_norm=True" in name else 1 for name in told
+    }
+    assert len(told) == 4 and len({process for process, _ in told.values()}) == 2
+    assert set(states(tmp_path).values()) == {"completed"}
+
+
 def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
     grid = ["-m", "seed=0,1", "training.epochs=1"]
     finish(tmp_path, *grid)

@@ -33,7 +33,8 @@ def cnn(
     initialization: `glorot` (Glorot and Bengio 2010), or `dirac`, see `initializer`.
     weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
     Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
-    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. Its `min_image_size`, 2^n, is what config.check reads.
+    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. Its `min_image_size`, 2^n, is what config.check reads,
+    and `is_by_image`, whether an image's output depends on it alone, cores.parts.
     ValueError names what is out of range.
     """
     if not filters or min(filters) < 1:
@@ -70,6 +71,7 @@ def cnn(
 
     build.load_weights = lambda model, images: loading.load(model, weights)
     build.min_image_size = 2 ** len(filters)
+    build.is_by_image = not batch_norm
     return build
 
 

@@ -13,6 +13,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from cifar_research import environment
 from cifar_research.launchers import worker
 
 
@@ -37,6 +38,7 @@ class _Worker:
     place: int
     runs: int = 0
     key: str | None = None  # of the cell it works on
+    cell: Any = None  # what it was sent of it
 
 
 class Local:
@@ -68,10 +70,10 @@ class Local:
             if found is not None:
                 self._retire(found)
             found = self._workers[place] = self._spawn(place)
-        found.key = key
+        found.key, found.cell = key, (arguments, run_dir, trial)
         found.runs += 1
         with contextlib.suppress(OSError):  # it died meanwhile, which `wait` sees
-            found.pipe.send((arguments, run_dir, trial))
+            found.pipe.send(found.cell)
 
     def wait(self, seconds: float) -> dict[str, int]:
         busy = [one for one in self._workers.values() if one.key is not None]
@@ -91,8 +93,12 @@ class Local:
                 code = one.process.exitcode
             if code is None:
                 continue
-            ended[one.key] = code
-            one.key = None
+            key, one.key = one.key, None
+            if code == environment.STALE:
+                self._retire(one)
+                self.start(key, *one.cell)
+                continue
+            ended[key] = code
             # After an exception too: what it has left in the process is unknown.
             if code != 0 or one.runs >= self._runs_per_process:
                 self._retire(one)
@@ -179,6 +185,7 @@ def _work(pipe: connection.Connection, share: Share) -> None:
         except (EOFError, OSError):
             return
         code = worker.run_cell(arguments, run_dir, trial)
+        environment.leaves_if_stale = True
         try:
             pipe.send(code)
         except OSError:

@@ -15,20 +15,22 @@ class Ours:
         words = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
         words += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         self.cfg = config.compose([*words, "data.drop_remainder=true"])
-        from cifar_research import environment, loop, phases, steps, tasks
+        from cifar_research import cores, environment
         from cifar_research.data.datasets import Dataset, Split
 
-        self.environment = environment.prepare(self.cfg.training, self.cfg.seed)
-        import tensorflow as tf
-
-        self.tf = tf
         images, labels = worker.images(options.images)
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:  # a memory map, as the data cache's images are
             np.save(file, images)
             images = np.load(file.name, mmap_mode="c")
         split = Split(images, labels, np.arange(len(images)))
         data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
-        self.task = tasks.build(self.cfg, data)
+        self.environment = environment.prepare(self.cfg.training, self.cfg.seed, cores.parts(self.cfg, data))
+        import tensorflow as tf
+
+        from cifar_research import loop, phases, steps, tasks
+
+        self.tf = tf
+        self.task = tasks.build(self.cfg, data, self.environment.parts)
         tasks.load_weights(self.cfg, self.task, data)
         record = loop.Record()
         _, view = tasks.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
@@ -55,10 +57,18 @@ class Ours:
         """Multiply matrices, as fast as this machine can at this precision: 20 times 2 * 2048^3 operations."""
         tf = self.tf
         kind = tf.bfloat16 if self.cfg.training.precision == "bfloat16" else tf.float32
-        product = self.square = getattr(self, "square", tf.cast(tf.random.normal([2048, 2048]), kind))
-        for _ in range(20):
-            product = tf.matmul(self.square, self.square)
-        return float(product[0, 0])
+        if not hasattr(self, "products"):
+            self.products = tf.function(self._products)
+            self.square = tf.cast(tf.random.normal([2048, 2048], stddev=2048**-0.5), kind)
+        return float(self.products(self.square))
+
+    def _products(self, square):
+        """As many chains of products as the step has parts, since an operation then has one thread."""
+        chains = [square * number for number in range(1, self.environment.parts + 1)]
+        for number in range(20):
+            place = number % len(chains)
+            chains[place] = self.tf.matmul(square, chains[place])
+        return sum(product[0, 0] for product in chains)
 
     def facts(self):
         from cifar_research import model

@@ -1,0 +1,62 @@
+"""A batch in parts, each of which one core works on.
+
+On a few cores one thread an op, and two ops at a time, is faster than one op at a time by two threads, which wait for
+each other at the end of every op: a step of `experiment=first_version` takes four fifths of the time. What a network makes
+of an image must not depend on the rest of the batch, so that networks that normalise over batches are left whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cifar_research.data.datasets import Dataset
+
+_MOST_CORES = 4  # beyond which it was not measured
+_MOST_IMAGES = 128  # of a part: larger ones, whose maps fall out of the core's own cache, are slower
+
+
+def usable() -> int:
+    """Return how many cores this process may use, which a launcher may have made fewer than there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS", cores))
+
+
+def parts(cfg: DictConfig, data: Dataset) -> int:
+    """Return into how many parts a run's batches are cut on a processor: a multiple of its threads, or 1.
+
+    Without TensorFlow, whose threads depend on it.
+    """
+    from cifar_research import phases, plugins
+
+    threads = cfg.training.threads or usable()
+    if not 1 < threads <= _MOST_CORES or cfg.training.strategy != "none" or cfg.training.jit_compile:
+        return 1
+    if not all(getattr(plugins.instantiate(of), "is_by_image", False) for of in (cfg.backbone, cfg.model)):
+        return 1
+    if any(phase.is_backbone_frozen for phase in phases.plan(cfg)):  # whose features are not computed in parts
+        return 1
+    number = threads * -(-cfg.training.batch_size // (threads * _MOST_IMAGES))
+    of_training = 0 if cfg.data.drop_remainder else len(data.train) % cfg.training.batch_size
+    last_batches = [of_training, *(len(split) % cfg.training.eval_batch_size for split in (data.val, data.test))]
+    return 1 if any(0 < size < number for size in last_batches) else number  # TensorFlow convolves no empty part
+
+
+def cut(number: int, *of_batch: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield, for each of so many parts, its rows of these tensors [B, ...]; what layers are called meanwhile know of it."""
+    if number == 1:
+        yield of_batch
+        return
+    import tensorflow as tf
+
+    from cifar_research import layers
+
+    size = tf.shape(of_batch[0])[0]
+    for part in range(number):
+        begin, end = size * part // number, size * (part + 1) // number
+        with layers.rows_from(begin):
+            yield tuple(tensor[begin:end] for tensor in of_batch)
