@@ -160,8 +160,9 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
 
     parts: of a batch, see cores; if there are several, an op has one thread.
 
-    May be called again in one process; what TensorFlow cannot change any more (the number of threads, determinism
-    once it is on) then stays, and a ConfigError says so where that would change the results.
+    May be called again in one process. What TensorFlow cannot change any more then stays: the number of threads, and
+    determinism once it is on. A ConfigError says so where a setting asks for another; where none does, an operation may
+    have other threads than in a process of the run's own, and results differ in their last digits.
     """
     gpus = import_tensorflow()
     import keras

@@ -127,12 +127,19 @@ def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path
     assert_same(result(folder), result(uninterrupted))
 
 
-def test_recipe_for_speed_goes_on_to_the_bit_too(tmp_path):
-    # Compiled activations, filter gradients by products where the processor is made for it, Muon, alternating flips.
+# By `fast`: compiled activations, filter gradients of images side by side where the processor is made for it, Muon,
+# alternating flips. By `dropout`: batches in parts, each with its rows of the batch's masks.
+@pytest.mark.parametrize(
+    "words",
+    [
+        "experiment=fast backbone.activation=gelu backbone.filters=[8,256]",
+        "experiment=dropout backbone.filters=[8,8,64] training.threads=2 training.precision=bfloat16",
+    ],
+)
+def test_what_is_made_for_speed_goes_on_to_the_bit_too(tmp_path, words):
     overrides = [
-        "experiment=fast", "backbone.activation=gelu", "backbone.filters=[8,256]", "data=synthetic",
-        "data.train_images=400", "data.test_images=100", "data.val_fraction=0.1", "training.batch_size=32",
-        "training.epochs=3", "training.steps_per_call=4",
+        *words.split(), "data=synthetic", "data.train_images=400", "data.test_images=100", "data.val_fraction=0.1",
+        "training.batch_size=32", "training.epochs=3", "training.steps_per_call=4",
     ]  # fmt: skip
     finish(tmp_path / "whole", overrides=overrides)
     folder = tmp_path / "run"
