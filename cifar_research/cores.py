@@ -36,27 +36,27 @@ def parts(cfg: DictConfig, data: Dataset) -> int:
     threads = cfg.training.threads or usable()
     if not 1 < threads <= _MOST_CORES or cfg.training.strategy != "none" or cfg.training.jit_compile:
         return 1
-    if not all(getattr(plugins.instantiate(of), "is_by_image", False) for of in (cfg.backbone, cfg.model)):
-        return 1
+    by_image = [getattr(plugins.instantiate(of), "is_by_image", False) for of in (cfg.backbone, cfg.model)]
+    if not all(by_image) or not str(cfg.loss._target_).startswith("cifar_research.losses."):
+        return 1  # a loss of the user's may look at the whole batch
     if any(phase.is_backbone_frozen for phase in phases.plan(cfg)):  # whose features are not computed in parts
         return 1
     number = threads * -(-cfg.training.batch_size // (threads * _MOST_IMAGES))
-    of_training = 0 if cfg.data.drop_remainder else len(data.train) % cfg.training.batch_size
-    last_batches = [of_training, *(len(split) % cfg.training.eval_batch_size for split in (data.val, data.test))]
-    return 1 if any(0 < size < number for size in last_batches) else number  # TensorFlow convolves no empty part
+    sizes = {cfg.training.batch_size, cfg.training.eval_batch_size}
+    sizes |= {len(split) % cfg.training.eval_batch_size for split in (data.val, data.test)}
+    if not cfg.data.drop_remainder:
+        sizes.add(len(data.train) % cfg.training.batch_size)
+    return 1 if any(0 < size < number for size in sizes) else number  # TensorFlow convolves no empty part
 
 
-def cut(number: int, *of_batch: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield, for each of so many parts, its rows of these tensors [B, ...]; what layers are called meanwhile know of it."""
+def cut(number: int, *of_batch: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield, for each of so many parts of tensors [B, ...], its first row in the batch and its rows of each tensor."""
     if number == 1:
-        yield of_batch
+        yield None, of_batch
         return
     import tensorflow as tf
-
-    from cifar_research import layers
 
     size = tf.shape(of_batch[0])[0]
     for part in range(number):
         begin, end = size * part // number, size * (part + 1) // number
-        with layers.rows_from(begin):
-            yield tuple(tensor[begin:end] for tensor in of_batch)
+        yield begin, tuple(tensor[begin:end] for tensor in of_batch)

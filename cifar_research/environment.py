@@ -23,6 +23,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_WISH_SECONDS = 0.5
 STALE = 75  # the exit code of a process that a run can no longer be set up in as another would be
 leaves_if_stale = False  # said by who starts the run anew then; elsewhere TensorFlow's threads stay as they are
+_threads_set: tuple[int, int] | None = None  # within and between operations, by an earlier run of this process
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -173,6 +174,8 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     _set_threads(training.threads, parts)
     deterministic = not gpus and not training.jit_compile if training.deterministic is None else training.deterministic
     if training.jit_compile and is_op_determinism_enabled():
+        if leaves_if_stale:
+            raise SystemExit(STALE)
         raise ConfigError(
             "training.jit_compile: true came too late, a deterministic run came before it in this process; start "
             "this run in a process of its own"
@@ -201,14 +204,17 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
 def _set_threads(threads: int | None, parts: int) -> None:
     import tensorflow as tf
 
+    global _threads_set
     setting = tf.config.threading
     is_now = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
     wanted = (threads or 0,) * 2 if parts == 1 else (1, threads or cores.usable())
-    if wanted == is_now:
+    is_callers_own = parts == 1 and threads is None and is_now != _threads_set
+    if wanted == is_now or is_callers_own:
         return
     try:
         setting.set_intra_op_parallelism_threads(wanted[0])
         setting.set_inter_op_parallelism_threads(wanted[1])
+        _threads_set = wanted
     except RuntimeError as error:
         if leaves_if_stale:
             raise SystemExit(STALE) from error

@@ -24,8 +24,11 @@ def random_seed(seed: tf.Tensor) -> contextlib.AbstractContextManager[None]:
     return _within("seed", seed)
 
 
-def rows_from(first: tf.Tensor) -> contextlib.AbstractContextManager[None]:
-    """Say that what layers see within are a batch's rows from this one on, int32, so that masks are the whole batch's."""
+def rows_from(first: tf.Tensor | None) -> contextlib.AbstractContextManager[None]:
+    """Say that what layers see within are a batch's rows from this one on, int32, so that masks are the whole batch's.
+
+    None: they see all of it.
+    """
     return _within("first_row", first)
 
 

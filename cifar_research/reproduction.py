@@ -82,8 +82,12 @@ class Original:
     def _other_cause(self, result: Mapping[str, Any]) -> str:
         if result["data"]["fingerprint"] != self.report["data"]["fingerprint"]:
             return " The images are others."
-        there, here = (one.get("hardware", {}).get("cpu") for one in (self.report, result))
-        return "" if there == here else f" The processor was {there}, and is {here or platform.machine()}."
+        there, here = (one.get("hardware", {}) for one in (self.report, result))
+        if there.get("cpu") != here.get("cpu"):
+            return f" The processor was {there.get('cpu')}, and is {here.get('cpu') or platform.machine()}."
+        if there.get("device") != here.get("device"):  # a cell of a sweep has its share of the cores
+            return f" It ran on {there.get('device')}, and this one on {here.get('device')}."
+        return ""
 
 
 def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:

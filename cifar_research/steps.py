@@ -239,8 +239,9 @@ def _scored(
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Return logits float32 [b, K] and losses float32 [b] of each of the batch's parts."""
     scored = []
-    for some, their_targets in cores.cut(task.parts, inputs, targets):
-        logits = tf.cast(network(some, training), tf.float32)
+    for first_row, (some, their_targets) in cores.cut(task.parts, inputs, targets):
+        with layers.rows_from(first_row):
+            logits = tf.cast(network(some, training), tf.float32)
         scored.append((logits, task.loss(logits, their_targets)))
     return scored
 

@@ -35,11 +35,20 @@ def data(train=1280, test=0):
         ("experiment=wide", 1),
         ("experiment=fast", 1),
         ("backbone=vgg16 backbone.weights=none", 1),
+        ("experiment=first_version training.batch_size=1", 1),
+        ("experiment=first_version training.batch_size=2", 2),
+        ("experiment=first_version training.eval_batch_size=1", 1),
         ("training=feature_extraction", 1),
     ],
 )
 def test_how_many_parts(words, expected):
     assert cores.parts(config.compose(["training.threads=2", *words.split()]), data()) == expected
+
+
+def test_a_loss_of_the_users_own_sees_the_whole_batch():
+    cfg = config.compose(["experiment=first_version", "training.threads=2"])
+    cfg.loss._target_ = "my_lab.loss_of_the_hardest"
+    assert cores.parts(cfg, data()) == 1
 
 
 @pytest.mark.parametrize(("train", "test", "expected"), [(1281, 0, 1), (1282, 0, 2), (1280, 501, 1), (1280, 502, 2)])
@@ -85,7 +94,11 @@ def test_masks_of_parts_are_those_of_the_whole_batch(shape, drops_maps):
     @tf.function
     def masks(number):
         with layers.random_seed(tf.constant([1, 2])):
-            return tf.concat([layer(*part, training=True) for part in cores.cut(number, tf.ones(shape))], 0)
+            found = []
+            for first_row, (part,) in cores.cut(number, tf.ones(shape)):
+                with layers.rows_from(first_row):
+                    found.append(layer(part, training=True))
+            return tf.concat(found, 0)
 
     for number in (2, 3, 4):
         np.testing.assert_array_equal(masks(number), masks(1))

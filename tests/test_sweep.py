@@ -287,6 +287,14 @@ def test_a_cell_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
     assert set(states(tmp_path).values()) == {"completed"}
 
 
+def test_a_cell_that_ends_as_a_stale_process_would_is_not_begun_for_ever(tmp_path):
+    (tmp_path / "my_lab.py").write_text("import os\ndef leaves():\n    return lambda *of_training: os._exit(75)\n")
+    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
+    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.leaves\n")
+    finish(tmp_path, "-m", "seed=0,1", "sweep.retries=0", code=1)
+    assert set(states(tmp_path).values()) == {"failed"}
+
+
 def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
     grid = ["-m", "seed=0,1", "training.epochs=1"]
     finish(tmp_path, *grid)

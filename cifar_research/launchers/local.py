@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: i
     """Run so many cells at once, each in a worker process that is replaced after `runs_per_process` runs.
 
     jobs: null is one a GPU (or `runs_per_gpu`), or one in all on a machine without. Without a GPU the cores are
-    divided among the jobs; with one, each worker sees only its own, by CUDA_VISIBLE_DEVICES. A worker that dies costs
+    divided among the jobs; with one, each worker sees only its own, by CUDA_VISIBLE_DEVICES. A worker whose TensorFlow is
+    set up otherwise than the next cell needs (threads, determinism) is replaced, too. A worker that dies costs
     its cell alone, which is why joblib and concurrent.futures do not serve here: they end with their first dead worker
     (joblib's TerminatedWorkerError, BrokenProcessPool), and neither tells how it died.
     """
@@ -38,7 +40,7 @@ class _Worker:
     place: int
     runs: int = 0
     key: str | None = None  # of the cell it works on
-    cell: Any = None  # what it was sent of it
+    cell: Any = None  # what it was sent of that, to be sent again
 
 
 class Local:
@@ -48,6 +50,7 @@ class Local:
         self._shares = _shares(jobs, visible_gpus(), runs_per_gpu)
         self._runs_per_process = runs_per_process
         self._workers: dict[int, _Worker] = {}
+        self._is_stopping = False
 
     @property
     def slots(self) -> int:
@@ -94,10 +97,12 @@ class Local:
             if code is None:
                 continue
             key, one.key = one.key, None
-            if code == environment.STALE:
-                self._retire(one)
-                self.start(key, *one.cell)
-                continue
+            if code == environment.STALE and one.runs > 1:
+                if not self._is_stopping:
+                    self._retire(one)
+                    self.start(key, *one.cell)
+                    continue
+                code = 128 + signal.SIGTERM
             ended[key] = code
             # After an exception too: what it has left in the process is unknown.
             if code != 0 or one.runs >= self._runs_per_process:
@@ -105,6 +110,7 @@ class Local:
         return ended
 
     def stop(self) -> None:
+        self._is_stopping = True
         for one in list(self._workers.values()):
             if one.key is None:
                 self._retire(one)

@@ -1,7 +1,7 @@
 """Measure the framework beside keras.fit and PyTorch on the same work, and write what was found as Markdown and JSON.
 
     scripts/benchmark                 everything, two hours or more on two cores
-    scripts/benchmark --quick         the headlines, seven minutes
+    scripts/benchmark --quick         the headlines, six minutes
     scripts/benchmark --models wide --batch-sizes 128 --parts training
 
 Each peer is a process of its own (see worker.py), all work on the same random images, and they take turns: a round is a

@@ -20,7 +20,7 @@ class Ours:
 
         images, labels = worker.images(options.images)
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:  # a memory map, as the data cache's images are
-            np.save(file, images)
+            np.save(file.name, images)
             images = np.load(file.name, mmap_mode="c")
         split = Split(images, labels, np.arange(len(images)))
         data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
