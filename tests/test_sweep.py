@@ -40,6 +40,13 @@ def finish(folder, *more, code=0, command=None):
     return done
 
 
+def own_schedule(folder, source, settings=""):
+    """Put a schedule of the user's own into the folder, `my_lab.breaks`, which `words` then choose."""
+    (folder / "my_lab.py").write_text(source)
+    (folder / "my_conf" / "schedule").mkdir(parents=True)
+    (folder / "my_conf" / "schedule" / "breaks.yaml").write_text(f"_target_: my_lab.breaks\n{settings}")
+
+
 def ledger(folder):
     return {cell.folder: cell for cell in cells.read(folder / "sweep")[1]}
 
@@ -241,16 +248,16 @@ def test_a_signal_saves_and_leaves_no_process(tmp_path, number, code):
 
 @pytest.mark.slow
 def test_workers_are_replaced_and_share_the_cores(tmp_path):
-    (tmp_path / "my_lab.py").write_text(
+    own_schedule(
+        tmp_path,
         "import os\n"
-        "def tells(*, tag: int = 0):\n"
+        "def breaks(*, tag: int = 0):\n"
         "    def rate(step, total_steps, steps_per_epoch):\n"
         "        print('WORKER', os.getpid(), len(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'))\n"
         "        return step * 0 + 1.0\n"
-        "    return rate\n"
+        "    return rate\n",
+        "tag: 0\n",
     )
-    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
-    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.tells\ntag: 0\n")
     finish(tmp_path, "-m", "schedule.tag=0,1,2,3", "hydra.launcher.runs_per_process=2", "training.epochs=1")
     told = []
     for tag in range(4):
@@ -263,17 +270,14 @@ def test_workers_are_replaced_and_share_the_cores(tmp_path):
 
 @pytest.mark.slow
 def test_a_cell_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
-    (tmp_path / "my_lab.py").write_text(
+    own_schedule(
+        tmp_path,
         "import os\n"
         "import tensorflow as tf\n"
-        "def tells():\n"
-        "    def rate(step, total_steps, steps_per_epoch):\n"
-        "        print('WORKER', os.getpid(), tf.config.threading.get_intra_op_parallelism_threads())\n"
-        "        return step * 0 + 1.0\n"
-        "    return rate\n"
+        "def breaks():\n"
+        "    threads = tf.config.threading.get_intra_op_parallelism_threads\n"
+        "    return lambda step, *_: print('WORKER', os.getpid(), threads()) or step * 0 + 1.0\n",
     )
-    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
-    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.tells\n")
     # Without batch normalisation batches have parts, and an operation one thread.
     finish(tmp_path, "-m", "backbone.batch_norm=false,true", "seed=0,1", "training.threads=2", "training.epochs=1")
     told = {}
@@ -288,9 +292,7 @@ def test_a_cell_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
 
 
 def test_a_cell_that_ends_as_a_stale_process_would_is_not_begun_for_ever(tmp_path):
-    (tmp_path / "my_lab.py").write_text("import os\ndef leaves():\n    return lambda *of_training: os._exit(75)\n")
-    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
-    (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.leaves\n")
+    own_schedule(tmp_path, "import os\ndef breaks():\n    return lambda *of_training: os._exit(75)\n")
     finish(tmp_path, "-m", "seed=0,1", "sweep.retries=0", code=1)
     assert set(states(tmp_path).values()) == {"failed"}
 
