@@ -1,7 +1,7 @@
 """Measure the framework beside keras.fit and PyTorch on the same work, and write what was found as Markdown and JSON.
 
-    scripts/benchmark                 everything, two hours or more on two cores
-    scripts/benchmark --quick         the headlines, six minutes
+    scripts/benchmark                 everything, two hours on two cores
+    scripts/benchmark --quick         the headlines, five minutes
     scripts/benchmark --models wide --batch-sizes 128 --parts training
 
 Each peer is a process of its own (see worker.py), all work on the same random images, and they take turns: a round is a
@@ -72,7 +72,7 @@ def peers(quick, kinds, has_bfloat16):
 
 
 class Worker:
-    """A peer's process; `ask` hands it a word and returns its answer."""
+    """A peer's process; `answer` returns the facts that it tells first, `ask` hands it a word and returns its answer."""
 
     def __init__(self, command):
         environment = os.environ | {"PYTHONPATH": str(HERE), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -86,7 +86,6 @@ class Worker:
             env=environment,
             cwd=ROOT,
         )
-        self.facts = self.answer()
 
     def ask(self, word):
         time.sleep(0.3)  # for the threads of the one before to go to sleep
@@ -116,12 +115,10 @@ def start(peer, python, model, batch_size, steps):
 
 def training(pythons, chosen, model, batch_size, steps, rounds, tell):
     """Let the chosen peers take turns on one model; return them with what was measured."""
-    workers = []
-    for peer in chosen:
-        tell(f"{model}, batch {batch_size}: starting {peer.name}")
-        worker = start(peer, pythons[peer.kind], model, batch_size, steps)
-        peer.facts = worker.facts
-        workers.append(worker)
+    tell(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
+    workers = [start(peer, pythons[peer.kind], model, batch_size, steps) for peer in chosen]
+    for peer, worker in zip(chosen, workers, strict=True):
+        peer.facts = worker.answer()
     for number in range(rounds + 1):
         for peer, worker in zip(chosen, workers, strict=True):
             tell(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}")
@@ -185,7 +182,7 @@ def main():
     parser.add_argument("--batch-sizes", nargs="+", type=int)
     parser.add_argument("--peers", nargs="+", choices=["ours", "keras", "torch"], default=["ours", "keras", "torch"])
     parser.add_argument("--parts", nargs="+", choices=["training", *parts.PARTS], default=["training", *parts.PARTS])
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, default=2, help="that count; default: %(default)s")
     parser.add_argument("--steps", type=int, default=50, help="in a block; default: %(default)s")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "benchmark", help="default: %(default)s")
     args = parser.parse_args()
@@ -193,7 +190,6 @@ def main():
         ["first_version", "wide"] if args.quick else ["first_version", "wide", "augmented", "fast"]
     )
     batch_sizes = args.batch_sizes or ([128] if args.quick else [128, 512])
-    rounds = args.rounds or (2 if args.quick else 5)
 
     def tell(text):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
@@ -206,7 +202,7 @@ def main():
     if "torch" in args.peers and "training" in args.parts:
         pythons["torch"] = torch_python(tell)
     found = {"command": " ".join(["scripts/benchmark", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
-    found |= {"hardware": machine, "versions": versions(pythons), "steps": args.steps, "rounds": rounds}
+    found |= {"hardware": machine, "versions": versions(pythons), "steps": args.steps, "rounds": args.rounds}
     found |= {"training": []}
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -218,14 +214,14 @@ def main():
         for model in models:
             for batch_size in batch_sizes:
                 chosen = peers(args.quick, args.peers, has_bfloat16)
-                measured = training(pythons, chosen, model, batch_size, args.steps, rounds, tell)
+                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, tell)
                 found["training"].append(
                     {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}
                 )
                 write()
     for name in parts.PARTS:
         if name in args.parts:
-            found[name] = parts.PARTS[name](Worker, args.quick, args.steps, rounds, tell)
+            found[name] = parts.PARTS[name](Worker, args.quick, args.steps, args.rounds, tell)
             write()
     print(markdown(found))
     tell(f"written to {args.output}/benchmark.md and benchmark.json")

@@ -17,6 +17,7 @@ def pipeline(worker, quick, steps, rounds, tell):
     """Return images/s of the study's augmentation by three pipelines, and milliseconds a batch inside a step."""
     words, batch = ("step", "ours", "keras", "tf_image"), 128
     process = worker([sys.executable, HERE / "pipelines.py", "wide", "--images", batch * steps])
+    process.answer()
     seconds = {word: [] for word in words}
     for number in range(rounds + 1):
         tell(f"pipeline: round {number} of {rounds}")
@@ -37,19 +38,20 @@ def start_up(worker, quick, steps, rounds, tell):
     """Return seconds from the command to the end of its first step: when history.csv of a one-step run appears."""
     times = {"warm": [], "cold": []}
     words = [*SMALL, "data.train_images=128", "data.test_images=10", "data.val_fraction=0", "training.epochs=1"]
-    for number in range((1 if quick else rounds) + 1):
-        for kind in times:
-            if kind == "cold" and not _forget_files():
-                continue
-            tell(f"start-up: round {number} of {rounds}, {kind}")
-            with tempfile.TemporaryDirectory() as folder:
-                run = Path(folder, "run")
-                began = time.time()
-                command = [sys.executable, "-m", "cifar_research.train", "experiment=wide", *words]
-                subprocess.run([*command, f"hydra.run.dir={run}"], cwd=ROOT, check=True, capture_output=True)
-                if number:
-                    # Written first at the end of the only step, and again at the end: the graph of it is kept.
-                    times[kind].append(min(path.stat().st_mtime for path in _written(run)) - began)
+    rounds = 1 if quick else rounds
+    # The first run does not count: it reads the files, which those that are warm find in memory.
+    for number, kind in [(0, "warm"), *((number, kind) for number in range(1, rounds + 1) for kind in times)]:
+        if kind == "cold" and not _forget_files():
+            continue
+        tell(f"start-up: round {number} of {rounds}, {kind}")
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder, "run")
+            began = time.time()
+            command = [sys.executable, "-m", "cifar_research.train", "experiment=wide", *words]
+            subprocess.run([*command, f"hydra.run.dir={run}"], cwd=ROOT, check=True, capture_output=True)
+            if number:
+                # Written first at the end of the only step, and again at the end: the graph of it is kept.
+                times[kind].append(min(path.stat().st_mtime for path in _written(run)) - began)
     return {"seconds": {kind: values for kind, values in times.items() if values}}
 
 
@@ -70,7 +72,7 @@ def _forget_files():
 
 def sweep(worker, quick, steps, rounds, tell):
     """Return seconds of eight cells of `wide`, two epochs each, whole commands: ours by one and two jobs, and Keras's."""
-    images = 2_560 if quick else 12_800
+    images = 1_280 if quick else 12_800
     rates = ",".join(f"{0.001 * number:g}" for number in range(1, 9))
     base = [
         *SMALL,
@@ -81,12 +83,13 @@ def sweep(worker, quick, steps, rounds, tell):
     ]
     base += ["training.epochs=2", "training.precision=bfloat16", "training.steps_per_call=20"]
     seconds = {"ours, 1 job": [], "ours, 2 jobs": [], "keras.fit": []}
-    for number in range(1, (1 if quick else 3) + 1):
+    for number in range(1, (1 if quick else rounds) + 1):
         for name, times in seconds.items():
             tell(f"sweep: round {number}, {name}")
             began = time.perf_counter()
             if name == "keras.fit":
                 process = worker([sys.executable, HERE / "keras_peer.py", "wide", "--images", images])
+                process.answer()
                 process.ask("sweep")
                 process.close()
             else:
@@ -102,13 +105,15 @@ def sweep(worker, quick, steps, rounds, tell):
 def memory(worker, quick, steps, rounds, tell):
     """Return the peak of each process that trains `first_version` for an epoch on as many images as CIFAR-10 has."""
     images, peaks = 50_048, {}
-    for name, script, options in (
+    peers = [
         ("ours, bfloat16", "ours.py", ["--precision", "bfloat16", "--steps-per-call", 50]),
-        ("keras.fit, float32, numpy", "keras_peer.py", []),
         ("keras.fit, float32, tf.data", "keras_peer.py", ["--input", "tf.data"]),
-    ):
+        ("keras.fit, float32, numpy", "keras_peer.py", []),
+    ]
+    for name, script, options in peers[: 2 if quick else 3]:
         tell(f"memory: {name}")
         process = worker([sys.executable, HERE / script, "first_version", "--images", images, *options])
+        process.answer()
         peaks[name] = process.ask("train")["peak_memory_bytes"]
         process.close()
     return {"images": images, "peak_bytes": peaks}
