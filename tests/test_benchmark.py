@@ -39,7 +39,13 @@ def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
     import tables
 
     def peer(name, kind, precision, train):
-        base = {"facts": {"forward_flops": 1e6}, "evaluate": [1.0] * 3, "peak_memory_bytes": 2e9, "images": 1200}
+        base = {
+            "facts": {"forward_flops": 1e6},
+            "evaluate": [1.0] * 3,
+            "peak_memory_bytes": 2e9,
+            "images": 1200,
+            "scored": 1200,
+        }
         matrix = [0.5] * 3 if kind == "ours" else []
         return base | {"name": name, "kind": kind, "precision": precision, "train": train, "matrix": matrix}
 
@@ -54,7 +60,13 @@ def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
     found |= {
         "pipeline": {"images_per_second": {"ours": 8.0, "keras": 4.0, "tf_image": 2.0}, "step_milliseconds": 10.0}
     }
-    found |= {"sweep": {"images": 5, "seconds": {"ours, 1 job": [2.0], "ours, 2 jobs": [1.0], "keras.fit": [8.0]}}}
+    found |= {
+        "sweep": {
+            "images": 5,
+            "precision": "float32",
+            "seconds": {"ours, 1 job": [2.0], "ours, 2 jobs": [1.0], "keras.fit": [8.0]},
+        }
+    }
     text = tables.markdown(found)
     assert "| ours, bfloat16, over the best keras.fit | 3.00 | 2.00 – 10.00 |" in text
     assert "| ours, bfloat16, over bfloat16 keras.fit | 4.50 | 2.25 – 9.00 |" in text

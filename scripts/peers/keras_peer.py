@@ -51,13 +51,26 @@ def fast():
     return keras.Sequential([*stack, layers.Activation("softmax", dtype="float32")])
 
 
+def scaled(batches):
+    """Return a pipeline of batches that scales their images to [0, 1] and makes their labels one-hot."""
+
+    def scale(images, labels):
+        return tf.cast(images, tf.float32) / 255, tf.one_hot(labels, 10)
+
+    # Without tuning, whose thread was seen to hold an epoch's end up until it next wakes, at 1.28, 2.56 and 5.12 s: in
+    # epochs as short as a block here, that would be up to half of Keras's time.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    return batches.map(scale, num_parallel_calls=2).prefetch(4).with_options(untuned)
+
+
 class Keras:
     """A model, compiled, and its images as numpy arrays in [0, 1] or as a tf.data pipeline that scales them."""
 
     def __init__(self, options):
         keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.precision])
         keras.utils.set_random_seed(0)
-        self.batch_size = options.batch_size
+        self.steps_per_call = options.steps_per_call
         is_fast = options.model == "fast"
         self.model = fast() if is_fast else study(options.model)
         self.model.compile(
@@ -67,39 +80,33 @@ class Keras:
             steps_per_execution=options.steps_per_call,
         )
         images, labels = worker.images(options.images)
-        self.arrays = images.astype("float32") / 255, keras.utils.to_categorical(labels, 10)
-        self.pipeline = None
         if options.input == "tf.data":
-
-            def scaled(images, labels):
-                return tf.cast(images, tf.float32) / 255, tf.one_hot(labels, 10)
-
-            shuffled = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(options.images)
-            batches = shuffled.batch(options.batch_size, drop_remainder=True)
-            # Without tuning, whose thread was seen to hold an epoch's end up until it next wakes, at 1.28, 2.56 and
-            # 5.12 s: in epochs as short as a block here, that would be up to half of Keras's time.
-            untuned = tf.data.Options()
-            untuned.autotune.enabled = False
-            self.pipeline = batches.map(scaled, num_parallel_calls=2).prefetch(4).with_options(untuned)
+            every = tf.data.Dataset.from_tensor_slices((images, labels))
+            shuffled = every.shuffle(options.images).batch(options.batch_size, drop_remainder=True)
+            self.training = {"x": scaled(shuffled)}
+            self.scoring = {"x": scaled(every.take(worker.SCORED).batch(500))}
+        else:
+            pixels, targets = images.astype("float32") / 255, keras.utils.to_categorical(labels, 10)
+            self.training = {"x": pixels, "y": targets, "batch_size": options.batch_size}
+            self.scoring = {"x": pixels[: worker.SCORED], "y": targets[: worker.SCORED], "batch_size": 500}
 
     def train(self):
-        if self.pipeline is not None:
-            history = self.model.fit(self.pipeline, epochs=1, verbose=0)
-        else:
-            history = self.model.fit(*self.arrays, batch_size=self.batch_size, epochs=1, verbose=0)
-        return history.history["loss"][0]
+        return self.model.fit(**self.training, epochs=1, verbose=0).history["loss"][0]
 
     def evaluate(self):
-        return self.model.evaluate(*self.arrays, batch_size=500, verbose=0)[0]
+        return self.model.evaluate(**self.scoring, verbose=0)[0]
 
     def sweep(self):
         """Train eight models, one learning rate each, for two epochs: what a sweep is without a framework."""
         for number in range(8):
             keras.backend.clear_session()
             model = study("wide")
-            model.compile(keras.optimizers.Adam(0.001 * (number + 1)), "mean_squared_error", metrics=["accuracy"])
-            model.fit(*self.arrays, batch_size=self.batch_size, epochs=2, verbose=0)
-            loss = model.evaluate(*self.arrays, batch_size=500, verbose=0)[0]
+            optimizer = keras.optimizers.Adam(0.001 * (number + 1))
+            model.compile(
+                optimizer, "mean_squared_error", metrics=["accuracy"], steps_per_execution=self.steps_per_call
+            )
+            model.fit(**self.training, epochs=2, verbose=0)
+            loss = model.evaluate(**self.scoring, verbose=0)[0]
         return loss
 
     def facts(self):

@@ -38,7 +38,7 @@ class Ours:
         self.steps = len(images) // options.batch_size
         arguments = (self.task, self.environment, split, self.cfg.training, 0, 1_000 * self.steps, True)
         self.iterator = iter(loop._distributed(*arguments))
-        self.split = split
+        self.scored = Split(images, labels, np.arange(len(images))[: worker.SCORED])
         self.evaluation = loop.Evaluation(self.task, self.environment, self.cfg.training.eval_batch_size, view)
 
     def train(self):
@@ -51,7 +51,7 @@ class Ours:
         return loss / float(totals[2])
 
     def evaluate(self):
-        return self.evaluation(self.split).loss
+        return self.evaluation(self.scored).loss
 
     def matrix(self):
         """Multiply matrices, as fast as this machine can at this precision: 20 times 2 * 2048^3 operations."""

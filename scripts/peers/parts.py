@@ -8,12 +8,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from worker import SCORED
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SMALL = ["data=synthetic", "tensorboard.enabled=false"]
 
 
-def pipeline(worker, quick, steps, rounds, tell):
+def pipeline(worker, quick, steps, rounds, precision, tell):
     """Return images/s of the study's augmentation by three pipelines, and milliseconds a batch inside a step."""
     words, batch = ("step", "ours", "keras", "tf_image"), 128
     process = worker([sys.executable, HERE / "pipelines.py", "wide", "--images", batch * steps])
@@ -34,14 +36,15 @@ def pipeline(worker, quick, steps, rounds, tell):
     }
 
 
-def start_up(worker, quick, steps, rounds, tell):
-    """Return seconds from the command to the end of its first step: when history.csv of a one-step run appears."""
+def start_up(worker, quick, steps, rounds, precision, tell):
+    """Return seconds from the command to the end of its first step, in float32 and without TensorBoard."""
     times = {"warm": [], "cold": []}
     words = [*SMALL, "data.train_images=128", "data.test_images=10", "data.val_fraction=0", "training.epochs=1"]
     rounds = 1 if quick else rounds
     # The first run does not count: it reads the files, which those that are warm find in memory.
     for number, kind in [(0, "warm"), *((number, kind) for number in range(1, rounds + 1) for kind in times)]:
         if kind == "cold" and not _forget_files():
+            tell("start-up: cold starts are left out, since only root may make the system forget the files it has read")
             continue
         tell(f"start-up: round {number} of {rounds}, {kind}")
         with tempfile.TemporaryDirectory() as folder:
@@ -50,13 +53,12 @@ def start_up(worker, quick, steps, rounds, tell):
             command = [sys.executable, "-m", "cifar_research.train", "experiment=wide", *words]
             subprocess.run([*command, f"hydra.run.dir={run}"], cwd=ROOT, check=True, capture_output=True)
             if number:
-                # Written first at the end of the only step, and again at the end: the graph of it is kept.
                 times[kind].append(min(path.stat().st_mtime for path in _written(run)) - began)
     return {"seconds": {kind: values for kind, values in times.items() if values}}
 
 
 def _written(run):
-    """Return what a run writes right after its first step, the checkpoint of which comes after no other work."""
+    """Return the checkpoint's files: what a run of one step writes right after it."""
     return [path for path in (run / "checkpoints").iterdir() if path.is_file()]
 
 
@@ -70,25 +72,29 @@ def _forget_files():
     return True
 
 
-def sweep(worker, quick, steps, rounds, tell):
-    """Return seconds of eight cells of `wide`, two epochs each, whole commands: ours by one and two jobs, and Keras's."""
+def sweep(worker, quick, steps, rounds, precision, tell):
+    """Return seconds of eight cells of `wide`, two epochs each, whole commands: ours by one and two jobs, and Keras's.
+
+    All in the same precision and 20 steps a call, Keras's from tf.data.
+    """
     images = 1_280 if quick else 12_800
     rates = ",".join(f"{0.001 * number:g}" for number in range(1, 9))
     base = [
         *SMALL,
         "experiment=wide",
         f"data.train_images={images}",
-        f"data.test_images={images}",
+        f"data.test_images={min(images, SCORED)}",
         "data.val_fraction=0",
     ]
-    base += ["training.epochs=2", "training.precision=bfloat16", "training.steps_per_call=20"]
+    base += ["training.epochs=2", f"training.precision={precision}", "training.steps_per_call=20"]
+    same = ["--precision", precision, "--steps-per-call", 20, "--input", "tf.data"]
     seconds = {"ours, 1 job": [], "ours, 2 jobs": [], "keras.fit": []}
     for number in range(1, (1 if quick else rounds) + 1):
         for name, times in seconds.items():
             tell(f"sweep: round {number}, {name}")
             began = time.perf_counter()
             if name == "keras.fit":
-                process = worker([sys.executable, HERE / "keras_peer.py", "wide", "--images", images])
+                process = worker([sys.executable, HERE / "keras_peer.py", "wide", "--images", images, *same])
                 process.answer()
                 process.ask("sweep")
                 process.close()
@@ -99,24 +105,28 @@ def sweep(worker, quick, steps, rounds, tell):
                     command = [sys.executable, "-m", "cifar_research.train", "-m", *words]
                     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             times.append(time.perf_counter() - began)
-    return {"images": images, "seconds": seconds}
+    return {"images": images, "precision": precision, "seconds": seconds}
 
 
-def memory(worker, quick, steps, rounds, tell):
-    """Return the peak of each process that trains `first_version` for an epoch on as many images as CIFAR-10 has."""
+def memory(worker, quick, steps, rounds, precision, tell):
+    """Return the peak of each process that trains `first_version` for an epoch on as many images as CIFAR-10 has.
+
+    All in the same precision and 50 steps a call.
+    """
     images, peaks = 50_048, {}
     peers = [
-        ("ours, bfloat16", "ours.py", ["--precision", "bfloat16", "--steps-per-call", 50]),
-        ("keras.fit, float32, tf.data", "keras_peer.py", ["--input", "tf.data"]),
-        ("keras.fit, float32, numpy", "keras_peer.py", []),
+        ("ours", "ours.py", "tf.data"),
+        ("keras.fit, tf.data", "keras_peer.py", "tf.data"),
+        ("keras.fit, numpy", "keras_peer.py", "numpy"),
     ]
-    for name, script, options in peers[: 2 if quick else 3]:
+    same = ["--images", images, "--precision", precision, "--steps-per-call", 50]
+    for name, script, given in peers[: 2 if quick else 3]:
         tell(f"memory: {name}")
-        process = worker([sys.executable, HERE / script, "first_version", "--images", images, *options])
+        process = worker([sys.executable, HERE / script, "first_version", *same, "--input", given])
         process.answer()
         peaks[name] = process.ask("train")["peak_memory_bytes"]
         process.close()
-    return {"images": images, "peak_bytes": peaks}
+    return {"images": images, "precision": precision, "peak_bytes": peaks}
 
 
 PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep, "memory": memory}

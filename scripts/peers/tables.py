@@ -20,16 +20,22 @@ def markdown(found):
     if "pipeline" in found:
         lines += _pipeline(found)
     if "start_up" in found:
-        lines += ["", "## Command to the end of the first step, `wide`", "", "| | seconds | spread |", "|---|---|---|"]
+        lines += [
+            "",
+            "## Command to the end of the first step, `wide` in float32",
+            "",
+            "| | seconds | spread |",
+            "|---|---|---|",
+        ]
         for kind, seconds in found["start_up"]["seconds"].items():
             lines.append(f"| {kind} | {statistics.median(seconds):.1f} | {_spread(seconds, '.1f')} |")
     if "sweep" in found:
         lines += _sweep(found["sweep"])
     if "memory" in found:
-        peaks = found["memory"]["peak_bytes"]
-        lines += ["", f"## Peak memory of an epoch of `first_version` over {found['memory']['images']:,} images", ""]
+        peaks, images, precision = (found["memory"][key] for key in ("peak_bytes", "images", "precision"))
+        lines += ["", f"## Peak memory of an epoch of `first_version` over {images:,} images, {precision}", ""]
         lines += ["| | MB | ours over it |", "|---|---|---|"]
-        mine = peaks["ours, bfloat16"]
+        mine = peaks["ours"]
         lines += [f"| {name} | {peak / 1e6:,.0f} | {mine / peak:.2f} |" for name, peak in peaks.items()]
     return "\n".join(lines) + "\n"
 
@@ -57,7 +63,7 @@ def _training(result):
     lines += ["|---|---|---|---|---|---|"]
     for peer in peers:
         rates = [peer["images"] / seconds for seconds in peer["train"]]
-        scored = peer["images"] / statistics.median(peer["evaluate"])
+        scored = peer["scored"] / statistics.median(peer["evaluate"])
         lines.append(
             f"| {peer['name']} | {statistics.median(rates):,.0f} | {_spread(rates, ',.0f')} | {scored:,.0f} | "
             f"{peer['peak_memory_bytes'] / 1e6:,.0f} | {_share(peer)} |"
@@ -103,7 +109,11 @@ def _pipeline(found):
 
 def _sweep(sweep):
     medians = {name: statistics.median(seconds) for name, seconds in sweep["seconds"].items()}
-    lines = ["", f"## Eight cells of `wide`, two epochs of {sweep['images']:,} images each, whole commands", ""]
+    lines = [
+        "",
+        f"## Eight cells of `wide`, two epochs of {sweep['images']:,} images each, {sweep['precision']}, whole commands",
+        "",
+    ]
     lines += ["| | seconds | over it, ours with 1 job |", "|---|---|---|"]
     return lines + [
         f"| {name} | {seconds:.1f} | {seconds / medians['ours, 1 job']:.2f} |" for name, seconds in medians.items()

@@ -1,9 +1,9 @@
 """Time whole runs of a preset over seeds, and airbench94 in PyTorch (torch_recipe.py) in turn with them.
 
     scripts/time_to_accuracy FOLDER                      seeds 0, 1 and 2 of experiment=fast and of the PyTorch recipe
-    scripts/time_to_accuracy FOLDER --seeds 0 1 2 3 4 --no-torch --target 0.92 experiment=fast training.epochs=16
+    scripts/time_to_accuracy FOLDER --seeds 0 1 2 3 4 --no-torch --target 0.9 experiment=fast data.val_fraction=0.1
 
-FOLDER holds `cifar-10-batches-bin`. Seconds are told three times: of the whole command, start-up and evaluation in it;
+FOLDER holds `cifar-10-batches-bin`. Seconds are medians, told three times: of the whole command, start-up and evaluation in it;
 of training; and of training at its steady rate, without tracing and the first call. The seconds to a target are those
 until the first epoch whose validation reached it, so that they need data.val_fraction above 0.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 
 from benchmark import HERE, ROOT, hardware, torch_python, versions
 from scipy import stats
+
+from cifar_research import config
 
 
 def ours(folder, words, seed, target):
@@ -50,7 +52,7 @@ def ours(folder, words, seed, target):
         "command_seconds": whole,
         "train_seconds": report["seconds"]["train"],
         # There is no steady rate in a run of one call.
-        "steady_seconds": images / (report["images_per_second"] or float("nan")),
+        "steady_seconds": report["images_per_second"] and images / report["images_per_second"],
         "evaluate_seconds": report["seconds"]["evaluate"],
         "target_seconds": reached,
         "flops": 3 * report["forward_flops"] * images,
@@ -92,6 +94,13 @@ def main():
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     words = args.overrides or ["experiment=fast"]
+    if args.target is not None:
+        try:
+            has_validation = config.compose(words).data.val_fraction > 0
+        except config.ConfigError as error:
+            parser.error(str(error))
+        if not has_validation:
+            parser.error("--target is a validation accuracy, and no image is held out; add data.val_fraction=0.1")
     pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_python(tell)})
     runs = {"ours": []} | ({} if args.no_torch else {"PyTorch": []})
     found = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
@@ -107,12 +116,16 @@ def main():
 
     print(f"{'':9}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
     for name, of in runs.items():
-        seconds = [
-            statistics.mean([run[key] for run in of]) if key in of[0] else float("nan")
-            for key in ("command_seconds", "train_seconds", "steady_seconds", "evaluate_seconds")
-        ]
-        accuracy = interval([run["test_accuracy"] for run in of])
-        print(f"{name:9}{accuracy:>18}{seconds[0]:>12.0f}{seconds[1]:>12.0f}{seconds[2]:>11.0f}{seconds[3]:>15.1f}")
+        cells = [f"{name:9}{interval([run['test_accuracy'] for run in of]):>18}"]
+        for key, width, digits in (
+            ("command_seconds", 12, 0),
+            ("train_seconds", 12, 0),
+            ("steady_seconds", 11, 0),
+            ("evaluate_seconds", 15, 1),
+        ):
+            known = [run[key] for run in of if run.get(key) is not None]
+            cells.append(f"{statistics.median(known):{width}.{digits}f}" if known else " " * width)
+        print("".join(cells).rstrip())
     if runs["ours"][0]["flops"]:
         print(f"floating-point operations of a training of ours: {runs['ours'][0]['flops']:.3g}")
     if args.target is not None:

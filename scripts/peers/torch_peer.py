@@ -1,7 +1,5 @@
 """A worker of the benchmark that trains with PyTorch, eager and channels_last; in an environment of its own."""
 
-import os
-
 import torch
 import worker
 from torch import nn
@@ -58,10 +56,10 @@ class Scaled(nn.Module):
 
 def slides(images):
     """Rotation, flips both ways and shifts, each image by its own, in one resampling."""
-    count = len(images)
-    angles = (torch.rand(count) * 2 - 1) * 15 * torch.pi / 180
-    across, down = (1 - 2 * torch.randint(0, 2, (count,)) for _ in range(2))
-    moved = (torch.rand(count, 2) * 2 - 1) * 0.2
+    count, device = len(images), images.device
+    angles = (torch.rand(count, device=device) * 2 - 1) * 15 * torch.pi / 180
+    across, down = (1 - 2 * torch.randint(0, 2, (count,), device=device) for _ in range(2))
+    moved = (torch.rand(count, 2, device=device) * 2 - 1) * 0.2
     rows = [torch.cos(angles) * across, -torch.sin(angles) * down, moved[:, 0]]
     rows += [torch.sin(angles) * across, torch.cos(angles) * down, moved[:, 1]]
     grid = functional.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), images.shape, align_corners=False)
@@ -70,14 +68,15 @@ def slides(images):
 
 def flip_and_shift(images, pixels=2, mirror=True):
     """Mirror half of the images, and move each by up to so many pixels, by reflection."""
-    count, _, height, width = images.shape
+    (count, _, height, width), device = images.shape, images.device
     if mirror:
-        images = torch.where(torch.rand(count, 1, 1, 1) < 0.5, images.flip(3), images)
+        images = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, images.flip(3), images)
     padded = functional.pad(images, [pixels] * 4, mode="reflect")
-    offsets = torch.randint(0, 2 * pixels + 1, (count, 2))
-    rows = offsets[:, :1] + torch.arange(height)
-    columns = offsets[:, 1:] + torch.arange(width)
-    chosen = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    offsets = torch.randint(0, 2 * pixels + 1, (count, 2), device=device)
+    rows = offsets[:, :1] + torch.arange(height, device=device)
+    columns = offsets[:, 1:] + torch.arange(width, device=device)
+    each = torch.arange(count, device=device)[:, None, None]
+    chosen = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
     return chosen.permute(0, 3, 1, 2)  # channels_last, as it was
 
 
@@ -86,17 +85,18 @@ class Torch:
 
     def __init__(self, options):
         torch.manual_seed(0)
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(worker.cores())
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.options, self.is_fast = options, options.model == "fast"
         activation = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}[worker.FAST_ACTIVATION]
         model = airbench(activation) if self.is_fast else study(options.model)
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         sgd = {"lr": 0.01, "momentum": 0.85, "nesterov": True}
         self.optimizer = torch.optim.SGD(weights, **sgd) if self.is_fast else torch.optim.Adam(weights, 0.005)
         images, labels = worker.images(options.images)
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        self.labels = torch.from_numpy(labels)
+        self.images = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        self.labels = torch.from_numpy(labels).to(self.device)
         self.augment = {"augmented": slides, "fast": flip_and_shift}.get(options.model, lambda images: images)
 
     def loss(self, images, labels):
@@ -106,11 +106,11 @@ class Torch:
         return functional.mse_loss(logits.softmax(1), functional.one_hot(labels, 10).float())
 
     def autocast(self):
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.options.precision == "bfloat16")
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.options.precision == "bfloat16")
 
     def train(self):
         self.model.train()
-        order, total = torch.randperm(len(self.labels)), 0.0
+        order, total = torch.randperm(len(self.labels), device=self.device), 0.0
         size = self.options.batch_size
         batches = order[: len(order) // size * size].split(size)
         for rows in batches:
@@ -126,9 +126,10 @@ class Torch:
     def evaluate(self):
         self.model.eval()
         with torch.inference_mode(), self.autocast():
-            pairs = zip(self.images.split(500), self.labels.split(500), strict=True)
-            losses = [self.loss(images.float() / 255, labels).item() * len(labels) for images, labels in pairs]
-        return sum(losses) / len(self.labels)
+            images, labels = self.images[: worker.SCORED], self.labels[: worker.SCORED]
+            pairs = zip(images.split(500), labels.split(500), strict=True)
+            losses = [self.loss(some.float() / 255, of).item() * len(of) for some, of in pairs]
+        return sum(losses) / len(labels)
 
     def facts(self):
         return {"parameters": sum(weight.numel() for weight in self.model.parameters())}

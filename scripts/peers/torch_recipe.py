@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch_peer import airbench, flip_and_shift
+from worker import cores
 
 RATE, DECAY, MOMENTUM, BIASES = 11.5, 0.0153, 0.85, 64.0
 WHITENING_BIAS_EPOCHS, SMOOTHING = 3, 0.2
@@ -124,6 +125,7 @@ def main():
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    torch.set_num_threads(cores())
     images, labels, test_images, test_labels = read(args.folder)
     began = time.perf_counter()
     model = airbench(nn.GELU).to(memory_format=torch.channels_last)

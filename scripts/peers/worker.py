@@ -1,7 +1,7 @@
 """What the benchmark's workers share: their options, their images, and the conversation with benchmark.py.
 
 A worker is a process that holds one peer in one configuration. It answers each word on its standard input, the name of
-one of its methods, with a line of JSON: `train` is an epoch over its images, `evaluate` a scoring of them; so that
+one of its methods, with a line of JSON: `train` is an epoch over its images, `evaluate` a scoring of the first of them; so that
 benchmark.py can let all peers take turns, a block each, on the same machine in the same minutes. No peer sees the
 others' packages.
 """
@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 FAST_ACTIVATION = "relu"  # of conf/experiment/fast.yaml
+SCORED = 5_000  # images that `evaluate` scores, or all if there are fewer
 
 
 def options():
@@ -37,6 +38,11 @@ def images(count):
     return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 10, count)
 
 
+def cores():
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def serve(make):
     """Build a peer and answer until standard input ends."""
     given = options()
@@ -52,5 +58,5 @@ def serve(make):
         start = time.perf_counter()
         loss = getattr(peer, word)()
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answer(seconds=seconds, images=given.images, loss=float(loss), peak_memory_bytes=peak)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        answer(seconds=seconds, loss=float(loss), peak_memory_bytes=peak)
