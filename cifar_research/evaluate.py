@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf
 
-from cifar_research import config, console, report, trained
+from cifar_research import config, console, plugins, report, trained
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.data.datasets import DataError
@@ -61,15 +62,21 @@ def evaluate(
 
     words: overrides of its data section; views: `flip` or `flip_shift`, to be held against none; corrupted: the number
     of test images that are corrupted, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
-    Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
+    Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/,
+    where <data> is images_<folder> for a folder of images.
     One of USER_ERRORS says what a user can mend.
     """
     began = time.perf_counter()
     # Data before TensorFlow: what is missing or damaged is told at once.
     found = trained.read(run)
-    data, is_own = images.load(found, words)
-    new_images = None if cifar10_1 is None else images.cifar10_1(cifar10_1, data.classes)
-    folder = _folder(run / "evaluation" if is_own else run / "evaluation" / data.name)
+    data, other = images.load(found, words)
+    is_own = other is None
+    new_images = None
+    if cifar10_1 is not None:
+        new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
+    if problems := plugins.check("loss", OmegaConf.create(found["config"]).loss):
+        raise trained.RunError(f"{run}: its loss cannot be computed: {problems[0]}")
+    folder = _folder(run / "evaluation" / (other or ""))
     classifier = trained.load(run)
     seconds = {"load": time.perf_counter() - began}
     measured, logits = measures.measure(
@@ -94,14 +101,18 @@ def evaluate(
 def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] = ()) -> str:
     """Hold a group of runs against another one on the same test images; return the comparison as text.
 
-    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run. One of USER_ERRORS says what a user can
-    mend: runs of different classes or image sizes are not compared.
+    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run, <second> being the name of a run or of a
+    sweep. One of USER_ERRORS says what a user can mend: runs of different classes or image sizes are not compared.
     """
     reports = [trained.read(run) for run in [*first, *second]]
     for run, found in zip([*first, *second], reports, strict=True):
         if found["data"]["classes"] != reports[0]["data"]["classes"]:
             raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
     data, _ = images.load(reports[0], words)
+    doubts = [] if words else [
+        f"{run} was {doubt}" for run, found in zip([*first, *second], reports, strict=True)
+        if (doubt := images.doubts(found, data))
+    ]  # fmt: skip
     pictures, labels = measures.arrays(data.test)
     folder, logits = _folder(first[0] / "evaluation"), []
     with console.counted("Classifying", len(reports)) as begin:
@@ -116,14 +127,18 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     result = against.compare(one, other, labels, data.classes, (seeds[: len(first)], seeds[len(first) :]))
     result |= {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": data.note},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "note": "; ".join([*([data.note] if data.note else []), *doubts]) or None,
+        },
         "classes": list(data.classes),
         "differences": against.differences(one, other, labels),
     }
     from cifar_research.evaluation import document, sections
     from cifar_research.evaluation import pictures as drawing
 
-    name, drawn = f"against_{second[0].resolve().name}", []
+    name, drawn = f"against_{_name(second)}", []
     if few := result["differences"][:20]:
         path = folder / "figures" / f"{name}.png"
         titles = [sections.difference_title(row, data.classes) for row in few]
@@ -135,14 +150,26 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     return f"{sections.comparison_summary(result)}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
 
 
+def _name(runs: Sequence[Path]) -> str:
+    """Return what a group of runs is called: by its first run, and its sweep, whose cells are called alike in others."""
+    first = runs[0].resolve()
+    if not (first.parent / LEDGER).exists():
+        return first.name
+    return first.parent.name if len(runs) > 1 else f"{first.parent.name}_{first.name}"
+
+
 def _folder(folder: Path) -> Path:
-    """Make the folder that an evaluation is written into; ReportError if it cannot be made."""
+    """Make the folder that an evaluation is written into; ReportError if it cannot be made, or written into."""
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise report.ReportError(
             f"{folder}: cannot be made ({error.strerror}); make {folder.parent} writable"
         ) from error
+    if not os.access(folder, os.W_OK) or not os.access(folder / "figures", os.W_OK):
+        raise report.ReportError(
+            f"{folder}: cannot be written into; make it and its figures/ writable, or copy the run"
+        )
     return folder
 
 
@@ -158,7 +185,10 @@ def _folders(places: Sequence[str]) -> list[Path]:
                 f"{place}: is no folder, and only the data of a run can be overridden: data.key=value"
             )
         else:
-            here = [run.folder for run in reading.find([str(folder)])[0] if run.state == "completed"]
+            inside, warnings = reading.find([str(folder)])
+            for warning in warnings:
+                console.error(warning)
+            here = [run.folder for run in inside if run.state == "completed"]
             if not here:
                 raise report.ReportError(f"{place}: no run in it was completed; wait, or give another folder")
         found |= {run.resolve(): run for run in here}

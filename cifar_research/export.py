@@ -141,7 +141,7 @@ def _images(found: dict[str, Any], folder: str | None, quantize: bool) -> Images
     if folder is not None:
         return _of_folder(folder, size, rng, quantize)
     try:
-        data = datasets.load(OmegaConf.create({**found["config"]["data"], "download": False}))
+        data = datasets.load(OmegaConf.create({**found["config"]["data"], "download": False, "cache_dir": None}))
         if data.fingerprint != found["data"]["fingerprint"]:
             raise DataError(f"{data.name}: these are other images than the run's")
     except DataError as error:

@@ -16,7 +16,7 @@ SORT = """
 document.querySelectorAll("th").forEach(head => head.addEventListener("click", () => {
   const table = head.closest("table"), place = head.cellIndex, body = table.tBodies[0];
   const down = head.dataset.down !== "1"; head.dataset.down = down ? "1" : "0";
-  const key = row => { const text = row.cells[place].textContent, number = parseFloat(text.replace(/^[^0-9.-]+/, ""));
+  const key = row => { const text = row.cells[place].textContent, number = parseFloat(text.replace(/^[^0-9.-]+|,/g, ""));
     return isNaN(number) ? text : number };
   [...body.rows].sort((a, b) => { const x = key(a), y = key(b);
     if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;

@@ -1,6 +1,8 @@
 """A finished run evaluated and compared: every figure against an independent one, files, page and mistakes."""
 
+import copy
 import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -172,8 +174,10 @@ def test_comparison_by_hand(drawn):
     assert found["first"]["accuracies"] == pytest.approx(accuracies[0])
     assert found["p_of_seeds"] == pytest.approx(stats.ttest_rel(*accuracies).pvalue)
     # Two runs of one seed in a group are not paired with anything.
-    welch = against.compare(first, second, labels, "abcd", ([0, 0, 0], [0, 1, 2]))["p_of_seeds"]
-    assert welch == pytest.approx(stats.ttest_ind(*accuracies, equal_var=False).pvalue)
+    for seeds in (([0, 0, 0], [0, 1, 2]), ([0, 0, 0], [0, 0, 0]), ([0, 0, 1], [0, 1, 0])):
+        unpaired = against.compare(first, second, labels, "abcd", seeds)
+        assert unpaired["p_of_seeds"] == pytest.approx(stats.ttest_ind(*accuracies, equal_var=False).pvalue)
+        assert found["is_paired"] and not unpaired["is_paired"]
     assert sum(row["only_first"] for row in found["by_class"]) == table["only_first"]
     rows = against.differences(first, second, labels)
     assert len(rows) == table["only_first"] + table["only_second"]
@@ -306,8 +310,8 @@ def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
     words = ["data=images", f"data.dir={tmp_path / 'mine'}"]
     is_sorted = list(synthetic.CLASSES) == sorted(synthetic.CLASSES)
     if is_sorted:
-        data, is_own = images.load(trained.read(run), words)
-        assert data.classes == synthetic.CLASSES and not is_own
+        data, other = images.load(trained.read(run), words)
+        assert data.classes == synthetic.CLASSES and other == "images_mine"
     shutil.rmtree(tmp_path / "mine" / synthetic.CLASSES[0])
     with pytest.raises(datasets.DataError, match="has 9 classes, and the run was trained on 10"):
         images.load(trained.read(run), words)
@@ -322,9 +326,13 @@ def test_a_users_modules_are_allowed_on_the_command_line(evaluated, monkeypatch)
 
 def test_the_runs_own_data_section_is_kept(evaluated):
     found = trained.read(evaluated[0])
-    data, is_own = images.load(found, [])
-    assert len(data.test) == 120 and is_own
-    assert not images.load(found, ["data.split_seed=3"])[1]  # what is then held out was trained on
+    data, other = images.load(found, [])
+    assert len(data.test) == 120 and other is None
+    assert images.load(found, ["data.split_seed=3"])[1] == "synthetic"  # what is then held out was trained on
+    # What was refused for a training, whose batches an evaluation does not have.
+    small = copy.deepcopy(found)
+    small["config"]["data"] |= {"train_size": 100, "drop_remainder": True}
+    assert len(images.load(small, [])[0].train) == 100
     with pytest.raises(config.ConfigError, match="data.sed: there is no such key; did you mean 'seed'"):
         images.load(found, ["data.sed=3"])
     with pytest.raises(config.ConfigError, match="data.name: "):
@@ -346,8 +354,11 @@ def test_cifar10_1_is_read_and_refused(tmp_path):
     write_cifar10_1(tmp_path, pictures, np.arange(20, dtype=np.int32) % 10)
     found, labels = images.cifar10_1(str(tmp_path), CIFAR)
     assert (found == pictures).all() and labels.dtype == np.int64 and labels[13] == 3
-    with pytest.raises(datasets.DataError, match="the ten classes of CIFAR-10"):
-        images.cifar10_1(str(tmp_path), synthetic.CLASSES)
+    for classes in (synthetic.CLASSES, sorted({*CIFAR, "car"} - {"automobile"})):
+        with pytest.raises(datasets.DataError, match="the ten classes of CIFAR-10"):
+            images.cifar10_1(str(tmp_path), classes)
+    with pytest.raises(datasets.DataError, match="32 x 32, and the run takes 64 x 64"):
+        images.cifar10_1(str(tmp_path), CIFAR, 64)
     for bad in (np.arange(19) % 10, np.full(20, 10), np.arange(20) / 10):
         write_cifar10_1(tmp_path, pictures, bad)
         with pytest.raises(datasets.DataError, match=re.escape(str(tmp_path))):
@@ -450,6 +461,25 @@ def test_the_readmes_commands_are_understood():
 def test_bad_command_lines_do_not_import_tensorflow():
     words = "import sys; from cifar_research import evaluate; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words]).returncode == 0
+
+
+def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs / "b0", other)
+    made = read_report(other / "report.json")
+    write_report(other / "report.json", made | {"data": made["data"] | {"note": "validated on the test set"}})
+    assert "other was validated on the test set" in evaluate.compare([runs / "a0"], [other])
+    data, _ = images.load(made, [])
+    made["config"]["data"]["name"], made["data"]["fingerprint"] = "images", "another"
+    of_images = dataclasses.replace(data, name="images")
+    assert "another split" in images.doubts(made, of_images)
+    assert images.doubts(made | {"data": made["data"] | {"fingerprint": data.fingerprint}}, of_images) is None
+
+
+def test_a_temperature_is_not_fitted_on_what_is_tested(runs, tmp_path):
+    train.run(config.compose([*SMALL, "training.epochs=1", "data.validation=test"]), tmp_path / "run")
+    evaluate.evaluate(tmp_path / "run", corrupted=0)
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["temperature_images"] is None
 
 
 def test_runs_of_other_classes_are_not_compared(runs, tmp_path):

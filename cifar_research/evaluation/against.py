@@ -72,8 +72,9 @@ def compare(
     """Return two groups' accuracies, the four-fold table of their votes with its p, and the same by class.
 
     first, second: logits float [R, N, K] of each group's runs; labels: int [N]; seeds: of the runs of each.
-    p_of_seeds: of the difference of the mean accuracies over runs, by the t-test of statistics.t_test, paired where the
-    seeds are the same; None with one run each. That of the votes speaks of these images and these trained weights only.
+    p_of_seeds: of the difference of the mean accuracies over runs, by the t-test of statistics.t_test, paired where both
+    groups have the same seeds, one run each; None with a single run in either. That of the votes speaks of these images
+    and these trained weights only.
     """
     right = [vote(one)[0] == labels for one in (first, second)]
     groups = [group(one, labels, own) for one, own in zip((first, second), seeds, strict=True)]
@@ -88,14 +89,15 @@ def compare(
         row["p_holm"] = adjusted
     only = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     p_of_seeds = None
+    # Runs that share a seed within a group are told apart, and then nothing is paired.
+    is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
     if min(len(first), len(second)) > 1:
-        # Runs that share a seed within a group are told apart, and then nothing is paired.
-        keyed = [
-            dict(zip(own if len(set(own)) == len(own) else [f"{i}{own}" for i in range(len(own))],
-                     one["accuracies"], strict=True))
-            for own, one in zip(seeds, groups, strict=True)
+        by_run = [
+            {seed if is_paired else (number, place): accuracy
+             for place, (seed, accuracy) in enumerate(zip(own, one["accuracies"], strict=True))}
+            for number, (own, one) in enumerate(zip(seeds, groups, strict=True))
         ]  # fmt: skip
-        p_of_seeds = statistics.t_test(*keyed)
+        p_of_seeds = statistics.t_test(*by_run)
     return {
         "first": groups[0],
         "second": groups[1],
@@ -108,6 +110,7 @@ def compare(
         "test": "McNemar, exact",
         "p": mcnemar(*only),
         "p_of_seeds": p_of_seeds,
+        "is_paired": is_paired,
         "by_class": rows,
     }
 

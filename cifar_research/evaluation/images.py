@@ -16,6 +16,7 @@ from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError, Dataset
 
 # What, beside the images themselves, decides which of them are held out.
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
 _OVERRIDE = re.compile(r"(data(\.\w+)*|allow_targets)=")
 
@@ -25,8 +26,8 @@ def is_override(word: str) -> bool:
     return _OVERRIDE.match(word) is not None
 
 
-def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, bool]:
-    """Return the data to test a run on, and whether its splits are those that the run was trained with.
+def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str | None]:
+    """Return the data to test a run on, and a name for it; None if its splits are those that the run was trained with.
 
     report: the run's; words: overrides of its data section, data=OPTION or data.key=value, and allow_targets=[…], which
     holds from then on. Another option than the run's begins with that option's defaults.
@@ -56,17 +57,34 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, bool
     is_own = data.fingerprint == report["data"]["fingerprint"] and all(
         own.get(key) == OmegaConf.to_container(section).get(key) for key in _SPLIT_KEYS
     )
-    return data, is_own
+    if is_own:
+        return data, None
+    return data, f"images_{Path(section.dir).expanduser().resolve().name}" if data.name == "images" else data.name
 
 
-def cifar10_1(folder: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def doubts(report: Mapping[str, Any], data: Dataset) -> str | None:
+    """Return why a run's score on data may be too high, as far as its report tells; None if nothing does."""
+    config = report["config"]["data"]
+    if config["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
+        return (
+            "trained on another split of a folder of images, or on another folder, and may have been trained on some of "
+            "those that are tested here"
+        )
+    return report["data"].get("note") if report["data"].get("note") != data.note else None
+
+
+def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Return the 2,000 new test images of CIFAR-10.1 v6, uint8 [N, 32, 32, 3], and labels int64 [N] (Recht et al. 2018).
 
     folder: holds cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published. DataError if they are missing or
-    damaged, or if a run of these classes knows nothing of theirs. Nothing is unpickled.
+    damaged, or if a run of these classes and this image size does not know its own. Nothing is unpickled.
     """
-    if len(classes) != 10 or list(classes) != sorted(classes) or "airplane" not in classes:
+    if tuple(classes) != _CIFAR10:
         raise DataError(f"--cifar10-1: has the ten classes of CIFAR-10, and the run has {_some(classes)}; leave it out")
+    if image_size != 32:
+        raise DataError(
+            f"--cifar10-1: its images are 32 x 32, and the run takes {image_size} x {image_size}; leave it out"
+        )
     arrays = []
     for name in ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"):
         path = Path(folder).expanduser() / name
@@ -98,11 +116,13 @@ def _section(own: Mapping[str, Any], words: Sequence[str]) -> Any:
     cfg = config.compose([f"data={chosen}", *keys])
     if cfg.data.name == name:
         given = {word.partition("=")[0].removeprefix("data.") for word in keys}
+        # Not the place of a cache, since the report may be a stranger's.
         for key, value in own["data"].items():
-            if key not in given and key in cfg.data:
+            if key not in given and key in cfg.data and key != "cache_dir":
                 cfg.data[key] = value
     elif "image_size" in cfg.data and not any(word.startswith("data.image_size=") for word in keys):
         cfg.data.image_size = _image_size(own)
+    cfg.data.drop_remainder = False  # nothing is trained
     config.check(cfg)
     return cfg.data
 

@@ -73,9 +73,10 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
 def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> tuple[float, int | None]:
     """Return the temperature, and on how many validation images it was fitted: None if it was not.
 
-    Other data than the run's own may hold out what the run was trained on, so that it is not fitted to.
+    Other data than the run's own may hold out what the run was trained on, so that it is not fitted to; nor is it to
+    images that are tested on, as a run's are with data.validation=test.
     """
-    if not is_own or not len(data.val):
+    if not is_own or not len(data.val) or classifier.config.data.validation == "test":
         return classifier.temperature, None
     pictures, labels = arrays(data.val)
     return calibration.fit_temperature(classifier.logits(pictures), labels), len(labels)

@@ -115,7 +115,10 @@ def _of_temperature(result: Result) -> str:
     if num is not None:
         return f"The temperature was fitted on {num:,} validation images. {ece}"
     origin = "that of an earlier evaluation" if result["temperature"] != 1 else "1, since none has been fitted"
-    return f"There were no validation images of the run's own to fit a temperature on; it is {origin}. {ece}"
+    return (
+        "There were no validation images of the run's own, apart from those it is tested on, to fit a temperature on; it is "
+        f"{origin}. {ece}"
+    )
 
 
 def _corruptions(result: Result) -> Table:
@@ -199,7 +202,7 @@ def _verdicts(result: Result) -> list[str]:
         "how other seeds would do."
     ]
     if result["p_of_seeds"] is not None:
-        paired = "paired" if sorted(result["first"]["seeds"]) == sorted(result["second"]["seeds"]) else "Welch's"
+        paired = "paired" if result["is_paired"] else "Welch's"
         told.append(f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {paired} t-test over seeds.")
     if note := result["data"]["note"]:
         told.append(f"Note: {note}.")
