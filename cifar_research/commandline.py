@@ -32,7 +32,10 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = cells.read(folder)
     is_sweep = sweep is not None
-    words = trust.without_allowances(sweep[0] if is_sweep else _run_words(folder))
+    try:
+        words = trust.of_a_file(sweep[0] if is_sweep else run_words(folder))
+    except ConfigError as error:
+        raise ConfigError(f"resume: {error}") from error
     words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
     # The sweep may have been one by -m alone.
     words += ["hydra.mode=MULTIRUN"] if is_sweep else []
@@ -56,16 +59,16 @@ def program(name: str) -> str:
     return f"scripts/{name}" if is_checkout else f"cifar-{name}"
 
 
-def _run_words(folder: Path) -> list[str]:
+def run_words(folder: Path) -> list[str]:
+    """Return the words that a run was begun with, and where the options that they name lie; ConfigError if it cannot."""
     words = _read(folder, "overrides.yaml")
     # Where more options lie; Hydra keeps such words apart from the others.
     hydra = _read(folder, "hydra.yaml")
     try:
         more = hydra["hydra"]["overrides"]["hydra"]
-        # A pkg:// would be imported.
-        return words + [word for word in more if word.startswith("hydra.searchpath=") and "pkg://" not in word]
+        return words + [word for word in more if word.startswith("hydra.searchpath=")]
     except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"resume: {folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
+        raise ConfigError(f"{folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
 
 
 def _read(folder: Path, name: str) -> Any:
@@ -74,12 +77,10 @@ def _read(folder: Path, name: str) -> Any:
     try:
         content = yaml.safe_load(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"resume: {folder} is no run's folder, there is no {path}; give the folder of a run"
-        ) from None
+        raise ConfigError(f"{folder} is no run's folder, there is no {path}; give the folder of a run") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"resume: {path} cannot be read ({type(error).__name__}); give its command again") from error
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); give its command again") from error
     wanted = list if name == "overrides.yaml" else dict
     if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):
-        raise ConfigError(f"resume: {path} is damaged; give the run's whole command again, with hydra.run.dir={folder}")
+        raise ConfigError(f"{path} is damaged; give the run's whole command again, with hydra.run.dir={folder}")
     return content

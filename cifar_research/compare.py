@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from cifar_research import commandline, console, report
+from cifar_research import commandline, config, console, report
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
@@ -20,7 +18,7 @@ _NOTES = (
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
     "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which says "
-    "nothing of how another seed would do.",
+    "nothing of how another seed would do. Of runs that repeat one another, seed and all, the last counts.",
 )
 
 
@@ -39,12 +37,9 @@ def main() -> None:
         runs, warnings = reading.find(given.folders)
         for warning in warnings:
             console.error(warning)
-        if given.best:
-            sys.stdout.write(f"{best_command(runs)}\n")
-            return
         if given.write:
             write(Path(given.folders[0]), runs)
-        sys.stdout.write(summary(runs))
+        sys.stdout.write(f"{best_command(runs)}\n" if given.best else summary(runs))
     except (report.ReportError, report.WriteError) as error:
         console.error(str(error))
         sys.exit(2)
@@ -80,7 +75,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
         figures.effects(pictures / "effects.png", found)
     if two := tables.strongest_two(runs):
         figures.heat_map(pictures / "heat_map.png", runs, two)
-    if len(titles) > 1 and any(run.state == "completed" for run in runs):
+    if len(titles) > 1 and tables.completed(runs):
         figures.parallel(pictures / "parallel_coordinates.png", runs, titles)
     if tables.differs(runs, "backbone"):
         figures.backbones(pictures / "backbones.png", runs)
@@ -103,13 +98,10 @@ def best_command(runs: Sequence[Run]) -> str:
         raise report.ReportError("No run here has ended with a validation accuracy, so there is no best one; wait, or "
                                  "give other folders")  # fmt: skip
     folder = row.runs[0].folder
-    path = folder / ".hydra" / "overrides.yaml"
     try:
-        words = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise report.ReportError(
-            f"{path}: cannot be read ({type(error).__name__}); the best run is {folder}"
-        ) from error
+        words = commandline.run_words(folder)
+    except config.ConfigError as error:
+        raise report.ReportError(f"{error}; the best run is {folder}") from error
     return shlex.join([commandline.program("train"), *words])
 
 

@@ -108,7 +108,7 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise ConfigError("\n".join(f"{key}: has no value; choose an option, or give one: {key}=…" for key in missing))
     # What cannot be read further on comes first.
-    if problems := [*_check_keys(cfg), *_check_values(cfg)]:
+    if problems := [*_check_keys(cfg), *check_values(cfg)]:
         raise ConfigError("\n".join(problems))
     problems = _check_combinations(cfg)
     nodes = [(group, cfg[group]) for group in PLUGIN_GROUPS]
@@ -193,6 +193,11 @@ def _check_image_size(cfg: DictConfig) -> list[str]:
                 f"training.phases.{name}.image_size: {phase.image_size} is out of range; it must be at least {least}, "
                 f"which the backbone needs, and at most {size}, the images' own"
             ]
+        if phase.image_size is not None and not getattr(backbone, "takes_any_size", False):
+            return [
+                f"training.phases.{name}.image_size: {phase.image_size} needs a backbone that takes images of any size, "
+                "and this one is made for one; leave it out"
+            ]
         if phase.image_size is not None and cfg.model.get("pooling") == "flatten":
             return [
                 f"training.phases.{name}.image_size: {phase.image_size} needs a head that takes maps of any size; "
@@ -205,7 +210,8 @@ def _check_image_size(cfg: DictConfig) -> list[str]:
     return []
 
 
-def _check_values(cfg: DictConfig) -> list[str]:
+def check_values(cfg: DictConfig) -> list[str]:
+    """Return what is out of range or no choice in the framework's own sections, a sentence each, by its key."""
     problems = []
     for key, (ends, low, high) in _RANGES.items():
         value = OmegaConf.select(cfg, key)
@@ -288,11 +294,17 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 def _computed(cfg: Any) -> dict[str, Any]:
     """Return the flat config without what may differ between two halves of one run."""
-    # A folder of images is the data set; other data sets are the same wherever they lie.
-    free = tuple(f"{key}." for key in FREE_KEYS if key != "data.dir" or cfg["data"]["name"] != "images")
-    computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free)}
-    # A flat mapping is compared by key, and augmentations are applied in their order.
-    return computed | {"augmentation": [name for name, node in cfg["augmentation"].items() if node is not None]}
+    computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(_free(cfg))}
+    # A flat mapping is compared by key, and augmentations are applied in their order, as phases are gone through.
+    computed["augmentation"] = [name for name, node in cfg["augmentation"].items() if node is not None]
+    if len(order := list(cfg["training"].get("phases", {}))) > 1:
+        computed["phases"] = order
+    return computed
+
+
+def _free(cfg: Any) -> tuple[str, ...]:
+    """Return FREE_KEYS as prefixes; a folder of images is the data set, others are the same wherever they lie."""
+    return tuple(f"{key}." for key in FREE_KEYS if key != "data.dir" or cfg["data"]["name"] != "images")
 
 
 def config_hash(cfg: Any) -> str:
@@ -307,7 +319,7 @@ def settings(made: dict[str, Any]) -> dict[str, Any]:
     transforms, `flip+shift`, and `phases` those of the training, `head+backbone`.
     """
     flat = flatten(made)
-    free = tuple(f"{key}." for key in FREE_KEYS if key != "name")
+    free = tuple(key for key in _free(made) if key != "name.")
     said = ("_target_", ".application", ".module", ".upper_blocks", ".min_image_size")  # by the group's own name
     told = {key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith(said)}
     for group in PLUGIN_GROUPS:

@@ -134,10 +134,9 @@ def _words(made: Mapping[str, Any]) -> list[str]:
     words = [f"data={data['name']}", f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
     for group in (*config.PLUGIN_GROUPS, "augmentation"):
         words += [f"~{group}", f"+{group}={_word(made[group])}"]
-    # Together, since Hydra adds no phase alone; a dictionary is merged with what is there.
-    words.append(f"++training.phases={_word(phases)}")
-    words += [] if "scratch" in phases else ["~training.phases.scratch"]
-    sections |= {name: made[name] for name in ("features", "tensorboard") if name in made}
+    # Together, since Hydra adds no phase alone; a dictionary is merged with what is there, which would keep its place.
+    words += ["~training.phases.scratch", f"++training.phases={_word(phases)}"]
+    sections |= {name: made[name] for name in ("evaluation", "features", "tensorboard") if name in made}
     for section, settings in sections.items():
         words += [
             f"{section}.{key}={_word(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out

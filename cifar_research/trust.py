@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,11 +34,27 @@ def allowances(overrides: Sequence[str]) -> list[str]:
     return found if isinstance(found, list) else [found]
 
 
-def without_allowances(words: Sequence[str]) -> list[str]:
-    """Return the words that a file gives for a command line, but for those by which it would allow its own targets."""
-    return [
-        word for word in words if (override := _parsed(word)) is None or override.key_or_group.partition(".")[0] != _KEY
-    ]
+def of_a_file(words: Sequence[str]) -> list[str]:
+    """Return the words that a file gives for a command line, but for those that only who types it may say.
+
+    Whom it allows to be called, and Hydra's own, except for where options lie, unless that is a package, which would be
+    imported, and how a sweep is run.
+    """
+    kept = []
+    for word in words:
+        override = _parsed(word)
+        key = "" if override is None else override.key_or_group
+        if key.partition(".")[0] == _KEY:
+            continue
+        if re.match(r"hydra\b", key) and (not is_of_sweep(key) or "pkg:" in word):
+            continue
+        kept.append(word)
+    return kept
+
+
+def is_of_sweep(key: str) -> bool:
+    """Say whether a key of Hydra's own says how a sweep is run, or where options lie; its cells take no others."""
+    return re.fullmatch(r"hydra(/launcher|\.(mode|searchpath|sweep\.dir|(launcher|sweeper)(\..+)?))", key) is not None
 
 
 def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cifar_research import commandline, config
 from cifar_research.sweep import cells
@@ -33,6 +34,16 @@ def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
     assert commandline.expand(["seed=3,4", f"resume={tmp_path}"]) == words
     with pytest.raises(config.ConfigError, match="contradict each other"):
         commandline.expand([f"resume={tmp_path}", "hydra.sweep.dir=other"])
+
+
+def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
+    words = ["seed=5", "+hydra.job.env_set.PATH=/theirs", "hydra/job_logging=theirs", "hydra.searchpath=[pkg://theirs]"]
+    (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
+    assert commandline.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
+    cell = cells.Cell("a", ["seed=5", *words[1:]], {"augmentation": {}})
+    cells.Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [cell], []).write()
+    assert commandline.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
+    assert cells.read(tmp_path)[1][0].overrides == ["seed=5"]
 
 
 def test_nothing_to_resume_changes_nothing():

@@ -34,6 +34,7 @@ def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, 
     }  # fmt: skip
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(words)))
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra: {overrides: {hydra: [hydra.run.dir=x]}}\n")
     report.write_report(folder / "report.json", content | dict(more))
     phases = list(base["training"]["phases"])
     row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": phases[0], "val_accuracy": accuracy}
@@ -65,6 +66,37 @@ def test_one_row_a_setting_with_interval_over_seeds(tmp_path):
     assert second["val 95 %"] == "[0.2875, 0.3129]"  # Wilson's, of 5,000 images
     # What only one optimizer has, and a key that is alike in all, is no column.
     assert not {"momentum", "beta_1", "learning_rate", "seed", "batch_size"} & first.keys()
+
+
+def test_a_run_that_repeats_another_is_no_further_seed(tmp_path):
+    for name, seed, accuracy in (("a", 0, 0.6), ("b", 1, 0.8), ("c", 1, 0.7)):
+        write_run(tmp_path / name, [f"seed={seed}"], accuracy=accuracy)
+    (row,) = table_of(tmp_path)
+    assert (row["n"], row["val accuracy"]) == ("2", "0.6500")
+
+
+def test_other_images_are_another_row(tmp_path):
+    for seed, place in enumerate(("pets", "flowers")):
+        write_run(tmp_path / place, ["data=images", f"data.dir={place}", f"seed={seed}"])
+    assert sorted(row["dir"] for row in table_of(tmp_path)) == ["flowers", "pets"]
+    for seed, fingerprint in enumerate("ab"):
+        data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
+        write_run(tmp_path / "cifar" / fingerprint, [f"seed={seed}"], more={"data": data})
+    assert len(table_of(tmp_path / "cifar")) == 2
+
+
+def test_runs_without_validation_are_one_row_and_written(tmp_path):
+    for rate in (1, 2):
+        for seed, accuracy in enumerate((0.7, 0.8)):
+            scores = {"loss": 1.0, "accuracy": accuracy}
+            words = [f"seed={seed}", f"optimizer.learning_rate={rate}", "data.val_fraction=0"]
+            write_run(tmp_path / f"{rate}{seed}", words, more={"val": None, "test": scores})
+    rows = table_of(tmp_path)
+    assert [(row["rank"], row["n"], row["val accuracy"], row["test accuracy"]) for row in rows] == [
+        ("–", "2", "–", "0.7500")
+    ] * 2
+    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    assert "0.7500" in (tmp_path / "leaderboard.md").read_text()
 
 
 def test_ties_are_marked_by_seeds_and_by_images(tmp_path):
@@ -279,6 +311,12 @@ def test_best_prints_its_command(tmp_path):
     write_run(tmp_path / "a", ["optimizer=sgd", "model.hidden=[8, 8]"], accuracy=0.6)
     write_run(tmp_path / "b", ["optimizer=adam"], accuracy=0.5)
     assert call(str(tmp_path), "--best").stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
+    # Where its options lie is part of the command.
+    (tmp_path / "a" / ".hydra" / "hydra.yaml").write_text(
+        "hydra: {overrides: {hydra: ['hydra.searchpath=[file://x]']}}\n"
+    )
+    assert call(str(tmp_path), "--best", "--write").stdout.endswith(" 'hydra.searchpath=[file://x]'\n")
+    assert (tmp_path / "leaderboard.csv").exists()
     write_run(tmp_path / "c" / "d", ["optimizer=adam"], status="diverged")
     assert "no best one" in call(str(tmp_path / "c"), "--best", code=2).stderr
 

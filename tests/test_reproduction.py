@@ -82,9 +82,11 @@ def test_verdicts(tmp_path, repeated, code, part):
     "words",
     [
         ["experiment=transfer"],
+        ["experiment=fast"],
         ["experiment=augmented", "name='it\\'s a name'", "augmentation.rotation.degrees=7"],
         ["data=images", "data.dir=/", "augmentation=strong", "training.ema_decay=0.99"],
         ["data=synthetic", "training.phases.scratch.epochs=3", "data.classes=[circle,ring]", "optimizer=lion"],
+        ["~training.phases.scratch", "++training.phases={small:{image_size:16},scratch:{}}", "model.pooling=avg"],
         ["training=combined", "training.phases.backbone.trainable={from:block2_conv1}", "features.views=3"],
     ],
 )

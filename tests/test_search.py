@@ -88,6 +88,15 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
         open_search(tmp_path, 12, *SPACE[:2], "seed=range(1,5)")
 
 
+def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):
+    source, _ = open_search(tmp_path, 4, "seed=0,1", "tensorboard.histograms=true,false")
+    cells_of = []
+    while cell := source.next():
+        cell.state = "running"
+        cells_of.append(cell.folder)
+    assert len(cells_of) == len(set(cells_of)) == 2
+
+
 def test_what_crashed_is_repeated_and_what_diverged_is_not(tmp_path):
     source, ledger = open_search(tmp_path, 3, *SPACE)
     crashed, diverged = source.next(), source.next()

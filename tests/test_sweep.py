@@ -79,6 +79,10 @@ def plan(*arguments):
     return cells.Plan.of(cells.base(arguments), arguments).grid()
 
 
+def test_the_command_line_replaces_what_a_sweeps_file_varies_whatever_its_pluses():
+    assert len(plan("sweep=hyperparameters", "++optimizer.learning_rate=0.1")) == 8  # of 24
+
+
 def test_the_studys_grid_has_its_24_cells_in_its_order():
     planned = plan("sweep=hyperparameters")
     assert len(planned) == 24
@@ -147,6 +151,9 @@ def test_cells_that_compute_the_same_are_one():
         (["seed=1,2", "sweep.retries=-1"], ["sweep.retries", "at least 0"]),
         (["seed=1,2", "hydra.launcher.jobs=0"], ["hydra.launcher.jobs: 0 is out of range"]),
         (["seed=1,2", "hydra.launcher.job=2"], ["hydra.launcher", "job", "jobs"]),
+        (["sweep=seeds,hyperparameters"], ["sweep=seeds,hyperparameters", "takes one value"]),
+        (["seed=1,2", "hydra.launcher.jobs=1,2"], ["hydra.launcher.jobs=1,2", "takes one value"]),
+        (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "not taken by a sweep"]),
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
     ],
@@ -221,8 +228,9 @@ def test_reasons_and_retries(lab):
 
 
 @pytest.mark.slow
-def test_on_error_stop_begins_no_other_cell(lab):
-    finish(lab, "-m", "schedule.how=raise,fine", "sweep.on_error=stop", "sweep.retries=0", code=1)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_on_error_stop_begins_no_other_cell(lab, retries):
+    finish(lab, "-m", "schedule.how=raise,fine", "sweep.on_error=stop", f"sweep.retries={retries}", code=1)
     assert states(lab) == {"how=raise": "failed", "how=fine": "waiting"}
 
 

@@ -67,22 +67,28 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
 
     A row is below the best only if chance does not explain the difference, see statistics.is_tie.
     """
-    groups: dict[str, list[Run]] = {}
-    others: list[Run] = []
-    for run in runs:
-        if run.state == "completed" and run.val_accuracy is not None:
-            alike = {key: value for key, value in run.settings.items() if key not in ("seed", "name")}
-            groups.setdefault(repr(sorted(alike.items())), []).append(run)
-        else:
-            others.append(run)
+    groups: dict[Any, list[Run]] = {}
+    scored = completed(runs)
+    for run in scored:
+        groups.setdefault(_alike(run), []).append(run)
     ranked = sorted((Row(group, None, False) for group in groups.values()), key=lambda row: -row.mean("val/accuracy"))
+    others: dict[Any, list[Run]] = {}
+    for place, run in enumerate(runs):
+        if run.val_accuracy is None or run.state != "completed":
+            others.setdefault(_alike(run) if run.state == "completed" else place, []).append(run)
     rows = []
     for place, row in enumerate(ranked, 1):
         best = ranked[0]
         num = (best.runs[0].num_val, row.runs[0].num_val)
         is_tie = statistics.is_tie(best._by_seed(), row._by_seed(), *num)
         rows.append(Row(row.runs, 1 if is_tie else place, is_tie and place > 1))
-    return rows + [Row([run], None, False) for run in others]
+    return rows + [Row(list({run.seed: run for run in group}.values()), None, False) for group in others.values()]
+
+
+def _alike(run: Run) -> tuple[str, str | None]:
+    """Return what runs that differ by their seed alone have in common: settings, and the images themselves."""
+    said = {key: value for key, value in run.settings.items() if key not in ("seed", "name")}
+    return repr(sorted(said.items())), (run.report or {}).get("data", {}).get("fingerprint")
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,9 @@ def differs(runs: Sequence[Run], key: str) -> bool:
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:
-    """Return the completed runs that have a validation accuracy."""
-    return [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
+    """Return the completed runs that have a validation accuracy; of those that repeat one, seed and all, the last."""
+    scored = [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
+    return list({(_alike(run), run.seed): run for run in scored}.values())
 
 
 def leaderboard_table(runs: Sequence[Run]) -> Table:
@@ -159,7 +166,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
         rank = "–" if row.rank is None else f"{row.rank}{' =' if row.is_tie else ''}"
         kept = [text_of(run.settings.get(key)) for key in titles]
         scores = [_number(row.mean(tag)) for tag in _SCORES]
-        report = run.report or {"epochs": None, "seconds": {"total": None}}
+        reports = [run.report or {"epochs": None, "seconds": {"total": None}} for run in row.runs]
         state = run.state if run.reason is None else f"{run.state}: {run.reason}"
         table.append(
             [
@@ -172,8 +179,8 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
                 row.interval("test/accuracy"),
                 *scores[2:],
                 *("–" if name not in run.sizes else str(run.sizes[name]) for name in sizes),
-                text_of(report["epochs"]),
-                _number(report["seconds"]["total"], ".0f"),
+                _number(_mean([report["epochs"] for report in reports]), "g"),
+                _number(_mean([report["seconds"]["total"] for report in reports]), ".0f"),
                 state,
             ]  # fmt: skip
         )
@@ -273,6 +280,11 @@ def as_csv(table: Table) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     return text.getvalue()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _value(text: str) -> Any:

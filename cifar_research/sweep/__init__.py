@@ -7,6 +7,7 @@ cell by cell; the cells' own folders tell what came out, and `cells.json` what w
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -58,6 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     arguments = [word for word in arguments if word not in ("-m", "--multirun")]
     cfg = planning.base(arguments)
+    if problems := [problem for problem in config.check_values(cfg) if problem.startswith("sweep.")]:
+        raise config.ConfigError("\n".join(problems))
     plan = Plan.of(cfg, arguments)
     trials = cfg.sweep.trials
     if trials is None:
@@ -86,8 +89,10 @@ def run(arguments: Sequence[str]) -> int:
         _write_columns(folder, ledger)
         with stop_signals() as received, live:
             _run_cells(source, ledger, launcher, live, cfg.sweep, received)
-        _write_report(folder)
+        problem = _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
+        if problem:
+            console.error(f"{folder}: its leaderboard could not be written: {problem}")
     if received:
         return 128 + received[0]
     return 1 if _failed(ledger) else 0
@@ -125,7 +130,11 @@ def _run_cells(
     is_stopping = False
     while True:
         while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
-            cell = source.next() or (again.popleft() if again else None)
+            # With on_error=stop nothing else is begun before it is clear whether a cell has failed for good.
+            stops = settings.on_error == "stop"
+            if stops and any(one.attempts > 1 for one in running.values()):
+                break
+            cell = (None if stops and again else source.next()) or (again.popleft() if again else None)
             if cell is None:
                 break
             if cell.is_complete:  # its run had ended when a kill came
@@ -180,10 +189,11 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
     return "failed", worker.reason(run_dir) or f"its process ended with exit code {code}"
 
 
-def _write_report(folder: Path) -> None:
-    """Write leaderboard and figures; in a process of its own, whose memory is gone afterwards."""
+def _write_report(folder: Path) -> str | None:
+    """Write leaderboard and figures, in a process of its own, whose memory is gone afterwards; return why it cannot."""
     words = [sys.executable, "-m", "cifar_research.compare", str(folder), "--write"]
-    subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    return (done.stderr.strip().splitlines() or ["no reason was given"])[-1] if done.returncode else None
 
 
 def _write_columns(folder: Path, ledger: Ledger) -> None:
@@ -201,8 +211,8 @@ def _failed(ledger: Ledger) -> list[Cell]:
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
     is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
     allowing = "".join(f"{word} " for word in ledger.arguments if word.startswith("allow_targets="))
-    again = [] if is_done else [f"{commandline.program('train')} {allowing}resume={folder}"]
-    return [*again, f"{commandline.program('report')} {folder}"]
+    again = [] if is_done else [f"{commandline.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
+    return [*again, f"{commandline.program('report')} {shlex.quote(str(folder))}"]
 
 
 @contextlib.contextmanager

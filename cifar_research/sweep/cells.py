@@ -79,16 +79,18 @@ class Plan:
     def of(cls, cfg: DictConfig, arguments: Sequence[str]) -> Plan:
         """Read hydra.sweeper.params and the arguments; a key on the command line replaces what params give it."""
         _refuse_lost_settings(cfg, arguments)
+        _refuse_lost_words(arguments)
         params = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True)
         for key in params:
             if re.match(r"[+~\s]*(allow_targets|hydra)\b", str(key)):
                 raise config.ConfigError(
                     f"hydra.sweeper.params: {key} is not for a sweep's file to say; give it on the command line"
                 )
-        words = [f"{key}={value}" for key, value in params.items()]
+        words = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
         words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
         found = {
-            override.get_key_element(): (word, override) for word, override in zip(words, _parse(words), strict=True)
+            override.get_key_element().removeprefix("++"): (word, override)
+            for word, override in zip(words, _parse(words), strict=True)
         }
         context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
@@ -154,6 +156,18 @@ def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
             raise config.ConfigError(
                 f"{key}: the sweep's file sets it outside of hydra.sweeper.params, where no cell sees it; move it there"
             )
+
+
+def _refuse_lost_words(arguments: Sequence[str]) -> None:
+    """Refuse what neither the sweep nor its cells would see."""
+    for word, override in zip(_words(arguments), _parse(_words(arguments)), strict=True):
+        key = override.key_or_group
+        if not re.match(r"(sweep|hydra)\b", key):
+            continue
+        if override.is_sweep_override():
+            raise config.ConfigError(f"{word}: takes one value, and says how all cells are run; give one")
+        if key.startswith("hydra") and not trust.is_of_sweep(key):
+            raise config.ConfigError(f"{word}: is not taken by a sweep, whose cells have folders and logs of their own")
 
 
 def _folder_name(row: Sequence[str]) -> str:
@@ -252,7 +266,7 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
             if cell.state not in STATES or not isinstance(cell.config.get("augmentation"), dict):
                 raise TypeError(f"its cell {cell.folder} is incomplete")
         for cell in cells:
-            cell.overrides = trust.without_allowances(cell.overrides)
+            cell.overrides = trust.of_a_file(cell.overrides)
         return arguments, cells
     except (FileNotFoundError, NotADirectoryError):
         return None

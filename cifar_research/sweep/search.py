@@ -81,6 +81,9 @@ class Search:
                 console.error(str(error))
                 continue
             cell = self._ledger.add(cell)
+            if cell.state == "running":  # another trial of other words computes the same
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                continue
             self._numbers[cell.folder] = trial.number
             return cell
         return None
