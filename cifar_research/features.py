@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from cifar_research.data.datasets import Dataset, Split
 from cifar_research.steps import Task, View, prepare, standardize
 
 NAME = "features"
-VERSION = 1  # of what is computed below; a change of it makes all that is kept anew
+VERSION = 2  # of what is computed below; a change of it makes all that is kept anew
 _BATCH = 256
 
 
@@ -52,14 +54,16 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
     augment = tf.function(task.augment, reduce_retracing=True)
     identity = {
         "version": [VERSION, keras.__version__],
-        "backbone": [cfg.backbone._target_, *_settings(cfg.backbone)],
+        "backbone": [cfg.backbone._target_, _code(cfg.backbone), *_settings(cfg.backbone)],
         "weights": _digest(*(weight.value.numpy() for weight in backbone.weights)),
         "pool": None if pool is None else [type(pool).__name__, list(shape)],
         "precision": task.precision,
         "fingerprint": data.fingerprint,
         "standardize": None if task.mean is None else [*map(float, task.mean), *map(float, task.deviation)],
     }
-    of_training = identity | {"views": [views, cfg.seed, _plain(cfg.augmentation)]} if augments else identity
+    # As a list, since they are applied in their order.
+    augmentation = [[name, node, _code(node)] for name, node in _plain(cfg.augmentation).items() if node is not None]
+    of_training = identity | {"views": [views, cfg.seed, augmentation]} if augments else identity
 
     def features(split: Split, identity: dict[str, Any], views: int, augments: bool) -> Split:
         # Rows of the test set's images may have the numbers and labels of some of the training set's.
@@ -126,6 +130,14 @@ def _memory_map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         with cache.needs(size), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     return kept
+
+
+def _code(node: Any) -> str | None:
+    """Return a digest of the file that a factory of the user's own is in, which may change; None for ours: see VERSION."""
+    module = node["_target_"].rpartition(".")[0]
+    if module.split(".")[0] == __package__:
+        return None
+    return hashlib.sha256(inspect.getsource(importlib.import_module(module)).encode()).hexdigest()[:16]
 
 
 def _settings(node: Any) -> list[str]:

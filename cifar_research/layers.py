@@ -217,6 +217,21 @@ def _relu_max_pooling_gradient(op: Any, upstream: tf.Tensor) -> tuple[tf.Tensor,
     return tf.raw_ops.MaxPoolGrad(orig_input=positive, orig_output=outputs, grad=kept, **settings), None
 
 
+@keras.saving.register_keras_serializable("cifar_research")  # so that a model that has it can be cloned
+class Dirac(keras.initializers.GlorotUniform):
+    """Kernels [h, w, C, K] whose first min(C, K) filters pass their channel on as it is (Zagoruyko and Komodakis 2017).
+
+    The rest are Glorot's.
+    """
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> tf.Tensor:
+        height, width, channels, filters = shape
+        passed = min(channels, filters)
+        identity = tf.eye(channels, passed, dtype=dtype or tf.float32)[tf.newaxis, tf.newaxis]
+        around = [[(height - 1) // 2, height // 2], [(width - 1) // 2, width // 2], [0, 0], [0, 0]]
+        return tf.concat([tf.pad(identity, around), super().__call__(shape, dtype)[..., passed:]], axis=-1)
+
+
 class Conv2D(keras.layers.Conv2D):
     """Convolution whose filter gradient is taken of images side by side, where that is faster: see `_is_narrow`.
 

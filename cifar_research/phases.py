@@ -101,6 +101,37 @@ def check(training: Any) -> list[str]:
     return problems
 
 
+def check_numbers(cfg: Any, num_train: int, num_val: int) -> list[str]:
+    """Return what is wrong with a config for so many training and validation images, a sentence each."""
+    size, problems = cfg.training.batch_size, []
+    steps_an_epoch = (num_train if cfg.data.drop_remainder else num_train + size - 1) // size
+    if not steps_an_epoch:
+        return [
+            f"data.drop_remainder: true leaves no batch of {size} in {num_train} training images; set "
+            "training.batch_size lower"
+        ]
+    steps = steps_an_epoch * total_epochs(cfg.training)
+    if (cfg.tensorboard.profile_start_step or 0) >= steps:
+        problems.append(
+            f"tensorboard.profile_start_step: {cfg.tensorboard.profile_start_step} is not among the {steps} steps of "
+            "this run; give an earlier one"
+        )
+    if cfg.training.patience is not None and not num_val:
+        problems.append(
+            "training.patience: early stopping watches validation, and no image is left for it; give more training "
+            "images, or set training.patience=null"
+        )
+    warmup, phases = cfg.schedule.get("warmup_steps"), plan(cfg)
+    for number in range(len(phases)):
+        steps = steps_an_epoch * sum(phases[n].epochs for n in schedule_span(phases, number))
+        if isinstance(warmup, int) and warmup >= steps:
+            problems.append(
+                f"schedule.warmup_steps: {warmup} leaves nothing of the {steps} steps of phase {phases[number].name}; "
+                "make it shorter"
+            )
+    return problems
+
+
 def _check_trainable(key: str, value: Any) -> list[str]:
     says = "give none, all, upper, {last: 20}, {from: <layer>} or a pattern of layer names like block5_*"
     if isinstance(value, str) and value:

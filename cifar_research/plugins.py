@@ -60,7 +60,7 @@ def refusals(key: str, node: Any) -> list[str]:
             return [*problems, f"{what} no factory of {name}, and a config may run no other code; choose an option"]
         problems.append(
             f"{what} neither a factory of {__package__} nor of a package you have allowed, and a config may run no other "
-            f"code; if you trust it, add allow_targets=[{name}] to the command line, or set {ALLOWING_VARIABLE}={name}"
+            f"code; if you trust it, set {ALLOWING_VARIABLE}={name}, or add allow_targets=[{name}] where overrides are taken"
         )
     return problems
 
@@ -111,17 +111,22 @@ def check(key: str, node: Any) -> list[str]:
         return [f"{key}._target_: {target!r} is a {type(factory).__name__}; name a function"]
     signature = inspect.signature(factory)
     problems = []
-    hints = {parameter.name: _hint(factory, parameter) for parameter in signature.parameters.values()}
+    named = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    takes_more = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+    hints = {parameter.name: _hint(factory, parameter) for parameter in named}
     for setting, value in OmegaConf.to_container(node, resolve=True).items():
         if setting == "_target_":
             continue
-        if setting not in signature.parameters:
-            hint = nearest(setting, signature.parameters)
-            problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}")
+        if setting not in hints and takes_more:
+            continue
+        if setting not in hints:
+            hint = nearest(setting, hints)
+            drop = "" if "did you mean" in hint else f"; if it is a preset's, leave it out with ~{key}.{setting}"
+            problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{drop}")
         elif not _fits(value, hints[setting]):
             wanted = _type_name(hints[setting])
             problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
-    for parameter in signature.parameters.values():
+    for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in node:
             problems.append(f"{key}.{parameter.name}: {name} needs a value for it; add +{key}.{parameter.name}=…")
     if not problems:

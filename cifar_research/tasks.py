@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cifar_research import augmentation, config, features, model, phases, plugins, steps
 from cifar_research.data import batches
 
@@ -27,10 +29,12 @@ def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
         len(data.classes),
     )
     optimizer = plugins.instantiate(cfg.optimizer)
+    loss = plugins.instantiate(cfg.loss)
+    _check_loss(cfg, loss, len(data.classes))
     mean, deviation = data.train.channel_statistics() if cfg.data.standardize else (None, None)
     return steps.Task(
         model=classifier,
-        loss=plugins.instantiate(cfg.loss),
+        loss=loss,
         optimizer=optimizer,
         augment=augmentation.compose(config.transforms(cfg)),
         learning_rate=lambda step: optimizer.learning_rate,  # until a phase is entered
@@ -46,6 +50,18 @@ def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
     )
 
 
+def _check_loss(cfg: DictConfig, loss: Callable[[Any, Any], Any], num_classes: int) -> None:
+    """Refuse a loss that is not one an image: its mean would train, by a gradient of another size, and be told wrong."""
+    import tensorflow as tf
+
+    shape = tuple(tf.convert_to_tensor(loss(tf.zeros([2, num_classes]), tf.one_hot([0, 0], num_classes))).shape)
+    if shape != (2,):
+        raise config.ConfigError(
+            f"loss: {cfg.loss._target_} returns the shape {list(shape)} for the logits of two images, and must return "
+            "[2], a loss for each; leave out its mean over the batch"
+        )
+
+
 def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
     """Give a backbone that says how the weights it is to begin with; a run that goes on has them.
 
@@ -53,7 +69,9 @@ def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
     """
 
     def images() -> Any:
-        rows = data.train.indices[:5_000]
+        # From all of them, which may be sorted by class, and as many pixels as 5,000 images of CIFAR-10 have.
+        most = min(5_000, 5_000 * 32 * 32 // int(np.prod(data.train.images.shape[1:3])) or 1)
+        rows = data.train.indices[:: max(len(data.train) // most, 1)][:most]
         prepared, _ = steps.prepare(task, data.train.images[rows], data.train.labels[rows])
         return steps.standardize(task, prepared).numpy()
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -93,6 +94,10 @@ def run(
             display.announce(_announcement(cfg, task, data, environment, run_dir, max(trained.values())))
             if checkpoint is not None:
                 display.message(f"Going on from step {record.step}.")
+                if (before := checkpoint.meta.get("device", environment.device)) != environment.device:
+                    display.message(
+                        f"It was begun on {before}: its last digits will not be those of one run on either."
+                    )
             evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
             evaluate_images = evaluate(steps.images_view(task, views=cfg.evaluation.views))
             display.start(tasks.total_steps(cfg, data), record.step, phases.total_epochs(cfg.training))
@@ -103,7 +108,11 @@ def run(
                 cfg.training,
                 began=time.perf_counter(),
                 drop_remainder=cfg.data.drop_remainder,
-                identity={"config": OmegaConf.to_container(cfg, resolve=True), "fingerprint": data.fingerprint},
+                identity={
+                    "config": OmegaConf.to_container(cfg, resolve=True),
+                    "fingerprint": data.fingerprint,
+                    "device": environment.device,
+                },
                 record=record,
                 checkpoints=checkpoints,
                 run_dir=run_dir,
@@ -150,17 +159,8 @@ def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -
             f"data: this run was begun with the images of fingerprint {checkpoint.meta['fingerprint']}, and what is "
             f"found now has {data.fingerprint}; give the data.dir it had, or choose another hydra.run.dir"
         )
-    steps = -(-len(data.train) // cfg.training.batch_size) * phases.total_epochs(cfg.training)
-    if (cfg.tensorboard.profile_start_step or 0) >= steps:
-        raise config.ConfigError(
-            f"tensorboard.profile_start_step: {cfg.tensorboard.profile_start_step} is not among the {steps} steps of "
-            "this run; give an earlier one"
-        )
-    if cfg.data.drop_remainder and len(data.train) < cfg.training.batch_size:
-        raise config.ConfigError(
-            f"data.drop_remainder: true leaves no batch of {cfg.training.batch_size} in {len(data.train)} training "
-            "images; set training.batch_size lower"
-        )
+    if problems := phases.check_numbers(cfg, len(data.train), len(data.val)):
+        raise config.ConfigError("\n".join(problems))
 
 
 def _announcement(
@@ -176,8 +176,7 @@ def _announcement(
         "Parameters": f"{task.model.count_params():,}, of which {trainable:,} trainable",
         "Augmentation": ", ".join(config.transforms(cfg)) or "none",
         "Loss": _plugin(cfg.loss),
-        "Optimizer": f"{_plugin(cfg.optimizer)}, learning rate {cfg.optimizer.learning_rate:g}, "
-        f"{_plugin(cfg.schedule)}",
+        "Optimizer": f"{_plugin(cfg.optimizer)}, learning rate {_rates_text(cfg)}, {_plugin(cfg.schedule)}",
         "Precision": f"{training.precision}{', deterministic' if environment.deterministic else ''}",
         "Device": environment.device,
         "Folder": str(run_dir),
@@ -195,6 +194,12 @@ def _epochs_text(cfg: DictConfig) -> str:
     return ", ".join(parts)
 
 
+def _rates_text(cfg: DictConfig) -> str:
+    """Return `0.005`, or what each phase has, which may not be the optimizer's."""
+    plan = phases.plan(cfg)
+    return ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
+
+
 def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
     """Show in TensorBoard what is about to be trained: the config, the graph, augmented samples."""
     import tensorflow as tf
@@ -206,7 +211,7 @@ def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, dat
     shape = data.train.images.shape[1:]
     forward = tf.function(lambda images: task.model(images, training=False))
     writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
-    rows = data.train.indices[:32]
+    rows = data.train.indices[:: max(len(data.train) // 32, 1)][:32]  # which may be sorted by class
     before, targets = prepare(task, data.train.images[rows], data.train.labels[rows])
     after, _ = task.augment(before, targets, tf.constant([cfg.seed, 0]))
     writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
@@ -282,9 +287,9 @@ def _next_commands(result: Report, run_dir: Path) -> list[str]:
     if result["status"] == "stopped":
         allowed = result["config"]["allow_targets"]
         allowing = f"allow_targets=[{','.join(allowed)}] " if allowed else ""
-        return [f"{train} {allowing}resume={run_dir}"]
+        return [f"{train} {allowing}{shlex.quote(f'resume={run_dir}')}"]
     watch = "scripts/tensorboard" if train.startswith("scripts") else "tensorboard --logdir"
-    return [f"{watch} {run_dir.parent}", f"{train} --help"]
+    return [f"{watch} {shlex.quote(str(run_dir.parent))}", f"{train} --help"]
 
 
 @contextlib.contextmanager
@@ -342,7 +347,9 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
             )
         if not any(argument.startswith("-") for argument in arguments):
             _refuse_early(arguments, original)
-        elif any(word.startswith(("--cfg", "-c", "--info", "-i")) for word in arguments):
+        elif any(
+            word.startswith(("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")) for word in arguments
+        ):
             # Hydra sets up its own logging before it shows anything.
             config.compose([word for word in arguments if not word.startswith("-") and "=" in word], with_hydra=True)
         hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(job)()

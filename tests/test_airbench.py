@@ -35,6 +35,23 @@ def test_whitening_begins_with_the_strongest_component_and_epsilon_tames_the_wea
     assert (np.diff(norms[0]) > 0).all() and norms[1].max() < 1 < norms[0].max()
 
 
+def test_weights_of_a_file(tmp_path):
+    words = ["experiment=fast", "backbone.filters=[8,8]"]
+
+    def network(**settings):
+        return plugins.instantiate(
+            compose([*words, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
+        )
+
+    first = network()((32, 32, 3))
+    first.save_weights(tmp_path / "a.weights.h5")
+    build = network(weights=tmp_path / "a.weights.h5")
+    second = build((32, 32, 3))
+    build.load_weights(second, None)
+    for one, other in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 4, 6), (3, 3, 6, 4), (2, 2, 3, 3), (1, 1, 2, 5)])
 def test_dirac_passes_channels_on(shape):
     kernel = cnn.initializer("dirac")(shape)

@@ -77,6 +77,13 @@ def test_steps_per_epoch():
     assert batches.steps_per_epoch(48, 8, False) == batches.steps_per_epoch(48, 8, True) == 6
 
 
+def test_batches_copied_to_a_device_ahead_of_time_are_the_same():
+    assert training(device="/CPU:0") == training()  # there is no GPU where this is tested
+    assert seen(batches.evaluation(split(), batch_size=7, device="/CPU:0")) == seen(
+        batches.evaluation(split(), batch_size=7)
+    )
+
+
 def test_images_of_a_cache_are_read_where_they_are(tmp_path):
     np.save(tmp_path / "images.npy", split().images)
     images = np.load(tmp_path / "images.npy", mmap_mode="c")  # as the cache maps them

@@ -120,6 +120,14 @@ def test_found_in_the_order_that_is_promised(tmp_path, monkeypatch):
     assert where(str(tmp_path / "empty")) == tmp_path / "keras/datasets"
 
 
+def test_a_folder_of_images_is_not_taken_for_a_place_to_download_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    (tmp_path / "pets" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "train" / "cat" / "1.jpg").touch()
+    with pytest.raises(DataError, match="pets holds folders of images .* add data=images"):
+        cifar.locate("cifar10", str(tmp_path / "pets"), tmp_path, download=True)
+
+
 def test_nothing_found_says_where_it_looked_and_touches_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "fetch", lambda *args: pytest.fail("the network was asked"))
     with pytest.raises(DataError, match=r"data\.dir.*nowhere.*cifar-10-batches-py.*data\.download=true"):

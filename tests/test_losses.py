@@ -7,12 +7,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import config, losses, plugins
+from cifar_research import config, losses, plugins, tasks
 
 OPTIONS = sorted(path.stem for path in Path(config.config_dir(), "loss").glob("*.yaml"))
 rng = np.random.default_rng(0)
 logits = tf.constant(rng.normal(size=(7, 10)).astype("float32"))
 targets = tf.one_hot(rng.integers(0, 10, 7), 10)
+
+
+@pytest.mark.parametrize(
+    ("reduced", "shape"), [(tf.reduce_mean, r"\[\]"), (lambda losses: losses[:, None], r"\[2, 1\]")]
+)
+def test_a_loss_that_is_not_one_an_image_is_refused(reduced, shape):
+    loss = losses.mean_squared_error()
+    tasks._check_loss(config.compose([]), loss, 10)
+    with pytest.raises(config.ConfigError, match=f"loss: .* returns the shape {shape} for .* must return"):
+        tasks._check_loss(config.compose([]), lambda logits, targets: reduced(loss(logits, targets)), 10)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -83,6 +83,7 @@ def airbench(
 
     build.load_weights = load_weights
     build.min_image_size = whitening_size - 1 + 2 ** len(filters)
+    build.takes_any_size = True
     return build
 
 

@@ -33,8 +33,9 @@ def cnn(
     initialization: `glorot` (Glorot and Bengio 2010), or `dirac`, see `initializer`.
     weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
     Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
-    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. Its `min_image_size`, 2^n, is what config.check reads,
-    and `is_by_image`, whether an image's output depends on it alone, cores.parts.
+    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. config.check reads its `min_image_size`, 2^n, and `takes_any_size`,
+    whether the model may be called with images of another size than it was built for; cores.parts `is_by_image`,
+    whether an image's output depends on it alone.
     ValueError names what is out of range.
     """
     if not filters or min(filters) < 1:
@@ -71,6 +72,7 @@ def cnn(
 
     build.load_weights = lambda model, images: loading.load(model, weights)
     build.min_image_size = 2 ** len(filters)
+    build.takes_any_size = True
     build.is_by_image = not batch_norm
     return build
 
@@ -78,19 +80,10 @@ def cnn(
 def initializer(name: Initialization) -> Any:
     """Return a Keras initializer of convolution kernels [h, w, C, K].
 
-    `dirac`: the first min(C, K) filters pass their channel on as it is (Zagoruyko and Komodakis 2017), the rest are
-    Glorot's.
+    `dirac`: see layers.Dirac.
     """
     import keras
 
-    class Dirac(keras.initializers.GlorotUniform):
-        def __call__(self, shape, dtype=None):
-            import tensorflow as tf
-
-            height, width, channels, filters = shape
-            passed = min(channels, filters)
-            identity = tf.eye(channels, passed, dtype=dtype or tf.float32)[tf.newaxis, tf.newaxis]
-            around = [[(height - 1) // 2, height // 2], [(width - 1) // 2, width // 2], [0, 0], [0, 0]]
-            return tf.concat([tf.pad(identity, around), super().__call__(shape, dtype)[..., passed:]], axis=-1)
+    from cifar_research.layers import Dirac
 
     return Dirac() if name == "dirac" else keras.initializers.GlorotUniform()

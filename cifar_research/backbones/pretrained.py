@@ -49,7 +49,7 @@ def pretrained(
         raise ValueError(
             f"options: {', '.join(sorted(taken))}: this is not {application}'s own to choose here; leave it out"
         )
-    loading.check(weights)
+    loading.check(weights, has_imagenet=True)
     if batch_norm == "inference" and weights == "none":
         raise ValueError(
             "batch_norm: inference leaves moving statistics as they are, and weights=none brings none; choose train"

@@ -19,8 +19,10 @@ class WeightsError(ValueError):
     """A backbone that cannot be had as it is asked for, or whose weights cannot, in a sentence with their path."""
 
 
-def check(weights: str) -> None:
+def check(weights: str, *, has_imagenet: bool = False) -> None:
     """Raise ValueError, before TensorFlow is imported, if this can be no weights: see pretrained."""
+    if weights == "imagenet" and not has_imagenet:
+        raise ValueError("weights: imagenet is not to be had for this backbone; choose none, a file, or a run's folder")
     if weights in ("imagenet", "none"):
         return
     path = Path(weights).expanduser()
@@ -93,11 +95,7 @@ def _copy(source: Sequence[Any], target: Sequence[Any], chosen: str, name: str) 
         weight.assign(values[weight.path])
 
 
-def _imagenet(make: Callable[[str | None], Any] | None) -> Any:
-    if make is None:
-        raise WeightsError(
-            "backbone.weights: imagenet is not to be had for this backbone; choose none, or a run's folder"
-        )
+def _imagenet(make: Callable[[str | None], Any]) -> Any:
     try:
         return make("imagenet")
     except WeightsError:

@@ -93,6 +93,9 @@ LAYOUTS = {
 }
 
 
+_IMAGES = ("png", "jpg", "jpeg")
+
+
 def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) -> tuple[Layout, Path]:
     """Return where the data set is: (layout, its folder or archive), downloading the archive if nothing is there.
 
@@ -109,6 +112,10 @@ def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) ->
             for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
                 if path.is_file():
                     return layout, path
+        if root == home and any(
+            next(home.glob(f"{place}.{kind}"), None) for place in ("*/*", "*/*/*") for kind in _IMAGES
+        ):
+            raise DataError(f"data.dir: {home} holds folders of images and no {name}; add data=images, or name another")
     layout = LAYOUTS[name][0]
     if not download:
         raise DataError(

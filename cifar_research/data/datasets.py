@@ -33,12 +33,13 @@ class Split:
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of each channel, float32 [C], of pixels scaled to [0, 1]."""
-        channels = self.images.shape[-1]
+        height, width, channels = self.images.shape[1:]
+        at_once = min(2_000, 2_000 * 32 * 32 // (height * width) or 1)
         sums = np.zeros((2, channels))
-        for begin in range(0, len(self), 2_000):
-            pixels = self.images[self.indices[begin : begin + 2_000]].reshape(-1, channels).astype(np.float64) / 255
+        for begin in range(0, len(self), at_once):
+            pixels = self.images[self.indices[begin : begin + at_once]].reshape(-1, channels).astype(np.float64) / 255
             sums += pixels.sum(0), (pixels**2).sum(0)
-        mean, square = sums / (len(self) * np.prod(self.images.shape[1:3]))
+        mean, square = sums / (len(self) * height * width)
         return mean.astype(np.float32), np.sqrt(np.maximum(square - mean**2, 1e-12)).astype(np.float32)
 
 
