@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
 
 _MOST_CORES = 4  # beyond which it was not measured
-_MOST_IMAGES = 128  # of a part: larger ones, whose maps fall out of the core's own cache, are slower
+_MOST_IMAGES = 128  # of a part in training: larger ones, whose maps fall out of the core's own cache, are slower
+_MOST_PARTS = 4  # a core: each is a copy of the network in the graph, and makes the first step take longer
 
 
 def usable() -> int:
     """Return how many cores this process may use, which a launcher may have made fewer than there are."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(os.environ.get("TF_NUM_INTRAOP_THREADS", cores))
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else cores
 
 
 def parts(cfg: DictConfig, data: Dataset) -> int:
@@ -42,6 +44,8 @@ def parts(cfg: DictConfig, data: Dataset) -> int:
     if any(phase.is_backbone_frozen for phase in phases.plan(cfg)):  # whose features are not computed in parts
         return 1
     number = threads * -(-cfg.training.batch_size // (threads * _MOST_IMAGES))
+    if number > threads * _MOST_PARTS:
+        return 1
     sizes = {cfg.training.batch_size, cfg.training.eval_batch_size}
     sizes |= {len(split) % cfg.training.eval_batch_size for split in (data.val, data.test)}
     if not cfg.data.drop_remainder:

@@ -37,6 +37,7 @@ class Environment:
     deterministic: bool
     is_chief: bool  # see the function of that name
     parts: int  # of a batch, see cores
+    memory_growth: bool | None  # whether GPUs' memory is taken as it is needed; None on a CPU
 
 
 def is_chief(strategy: str) -> bool:
@@ -151,7 +152,7 @@ def import_tensorflow() -> list[Any]:
 
         gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        if not tf.config.experimental.get_memory_growth(gpu):
+        with contextlib.suppress(RuntimeError):  # it has been used already, in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)
     return gpus
 
@@ -198,6 +199,7 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
         deterministic=deterministic,
         is_chief=is_chief(training.strategy),
         parts=parts,
+        memory_growth=all(map(tf.config.experimental.get_memory_growth, gpus)) if gpus else None,
     )
 
 

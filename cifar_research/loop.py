@@ -262,7 +262,7 @@ def next_phase(
 
 
 class _Clock:
-    """Images a second, without the first call of the process, in which the step is traced."""
+    """Images a second, without the phase's first call in this process, in which the step is traced."""
 
     def __init__(self) -> None:
         self.first_call_seconds: float | None = None

@@ -26,7 +26,8 @@ def head(
     pooling: how [B, h, w, C] becomes a vector: flattened, or its average or maximum over h and w.
     hidden: units of each hidden dense layer; batch_norm: between each of them and its activation.
     dropout: once, before the output layer, as in the study.
-    bias: whether the output layer has one; scale: what logits are multiplied by, a small number keeps early ones small.
+    bias: whether the output layer has one; scale: what logits are multiplied by, a small number keeps early ones
+    small (Jordan 2024, arXiv 2404.00498).
     Returns a function (feature map, num_classes) -> logits float [B, num_classes]; see cnn for its `is_by_image`.
     """
     if hidden and min(hidden) < 1:

@@ -41,7 +41,7 @@ class Optimizer:
     def apply(self, weights, slots, gradients, learning_rates, steps) -> None:
         """Update every weight once, each at its own learning rate.
 
-        gradients: float32, of the weights' shapes; steps: how often each one has been updated, with this time.
+        gradients: float32, of the weights' shapes; steps: since each one was first trained, with this one.
         """
         import tensorflow as tf
 
@@ -154,9 +154,11 @@ def muon(
     """Muon (Jordan et al. 2024): momentum, made nearly orthogonal by Newton-Schulz iterations, for convolutions.
 
     A kernel [h, w, C, K] is seen as a matrix [h w C, K]. Its update has the spectral norm 1, and each filter is kept
-    at the norm 1 on average, as in the authors' airbench94_muon, since a normalisation follows: learning_rate is the
-    share of that by which it turns. All other weights are updated by SGD with the same momentum, at other_scale times
-    the rate; those of rank 1 at bias_scale times that again.
+    at the norm 1 on average, as in the authors' airbench94_muon, since a normalisation by the batch is to follow (a
+    pretrained network, whose moving statistics stay, would be rescaled): learning_rate is the share of that by which it
+    turns. All other weights are updated by SGD with the same momentum, at other_scale times the rate; those of rank 1 at
+    bias_scale times that again.
+    weight_decay: of the other weights of rank 2 and more; of convolutions the norm is kept, so that it changes nothing.
     iterations: of the quintic iteration; three are enough in practice, since singular values need only be near 1.
     """
     _check(learning_rate, clip_norm, weight_decay=weight_decay)

@@ -178,7 +178,11 @@ def gather(
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
         "hardware": hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")])
-        | {"device": environment.device, "deterministic": environment.deterministic},
+        | {
+            "device": environment.device,
+            "deterministic": environment.deterministic,
+            "memory_growth": environment.memory_growth,
+        },
         "git": git(Path(__file__).parent),
     }
 

@@ -1,4 +1,4 @@
-"""One step of training and of evaluation: the only GradientTape of the project."""
+"""One step of training and of evaluation: the only GradientTape that trains."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def _all_sum(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tens
 def _rescale(task: Task, gradients: list[tf.Tensor]) -> tf.Tensor:
     """Say whether the gradients are finite; halve the loss scale if not, double it after 2,000 finite steps.
 
-    Dynamic loss scaling (Micikevicius et al. 2018); a step whose gradients overflowed updates nothing.
+    Dynamic loss scaling (Micikevicius et al. 2018); a step whose gradients overflowed changes no trained weight.
     """
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, task.finite_steps + 1, 0)
@@ -277,10 +277,16 @@ def _rescale(task: Task, gradients: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _average(task: Task, step: tf.Tensor) -> None:
-    """Move the averages towards the weights, and faster at first, so that short runs forget their first weights."""
+    """Move the averages towards the weights (Polyak and Juditsky 1992), here exponentially with `ema_decay`.
+
+    Faster at first, so that short runs forget their first weights.
+    """
     decay = tf.minimum(task.ema_decay, (1 + step) / (10 + step))
     for average, weight in zip(task.averages, task.model.weights, strict=True):
-        _add(average, (1 - decay) * (weight.value - average))
+        if weight.value.dtype.is_floating:
+            _add(average, (1 - decay) * (weight.value - average))
+        else:  # a count
+            _set(average, weight.value)
 
 
 # Under a strategy these change this replica's copy: all replicas compute the same, and `assign` would reduce again.

@@ -36,8 +36,8 @@ find_python() {
 make_environment() {
     local python
     python=$(find_python) || exit
-    # One at a time, where the system has flock; setup.cfg serves as the file to lock.
-    exec 9<"$root/setup.cfg"
+    # One at a time, where the system has flock; for writing, as NFS wants it.
+    exec 9>>"$root/.venv.lock"
     if command -v flock >/dev/null; then flock 9; fi
     if ! is_current; then
         echo "Installing what setup.cfg lists into $venv; this takes a minute or two, once." >&2

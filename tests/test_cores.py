@@ -24,6 +24,8 @@ def data(train=1280, test=0):
         ("experiment=first_version training.batch_size=256", 2),
         ("experiment=first_version training.batch_size=257", 4),
         ("experiment=first_version training.batch_size=512", 4),
+        ("experiment=first_version training.batch_size=1024", 8),
+        ("experiment=first_version training.batch_size=1025", 1),
         ("experiment=first_version training.threads=1", 1),
         ("experiment=first_version training.threads=4", 4),
         ("experiment=first_version training.threads=5", 1),
@@ -43,6 +45,14 @@ def data(train=1280, test=0):
 )
 def test_how_many_parts(words, expected):
     assert cores.parts(config.compose(["training.threads=2", *words.split()]), data()) == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", None), ("auto", None), ("", None), ("-1", None)])
+def test_threads_of_the_environment_count_if_they_are_a_number(monkeypatch, given, expected):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    everything = cores.usable()
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", given)
+    assert cores.usable() == (expected or everything)
 
 
 def test_a_loss_of_the_users_own_sees_the_whole_batch():

@@ -15,10 +15,16 @@ def cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("jobs", "expected"),
-    [(None, [(0, 1, 2, 3, 4)]), (2, [(0, 1, 2), (3, 4)]), (5, [(0,), (1,), (2,), (3,), (4,)])],
+    [(None, [(0, 1, 2, 3, 4)]), (2, [(0, 1), (2, 3)]), (5, [(0,), (1,), (2,), (3,), (4,)])],
 )
 def test_cores_are_divided(cores, jobs, expected):
     assert [share.cores for share in local._shares(jobs, [], 1)] == expected
+
+
+def test_cores_are_divided_where_a_process_cannot_be_bound_to_them(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert [len(share.cores) for share in local._shares(2, [], 1)] == [2, 2]
 
 
 def test_more_jobs_than_cores_share_them(cores):

@@ -102,7 +102,8 @@ def test_twenty_steps_equal_train_on_batch(loss, batch_norm, optimizer):
 
     swapped = make_task(batch_norm, loss=loss, optimizer=ours, model=swap_layers(task.model))
     np.testing.assert_allclose(losses_of(swapped, batches), expected, rtol=1e-6)
-    np.testing.assert_allclose(losses_of(task, batches), expected, rtol=1e-4)
+    # A bias before a normalisation has no gradient but rounding errors, of which some optimizers make whole steps.
+    np.testing.assert_allclose(losses_of(task, batches), expected, rtol=1e-2 if batch_norm else 1e-4)
 
 
 def test_one_trace_whatever_the_batch_and_the_call():
@@ -187,9 +188,20 @@ def test_float16_overflow_skips_the_update_and_halves_the_scale():
     task.loss_scale.assign(1e30)
     before = [weight.numpy() for weight in task.weights]
     losses_of(task, [images_and_labels(8)])
-    assert task.loss_scale.numpy() == pytest.approx(5e29) or task.loss_scale.numpy() == 2.0**24
+    assert task.loss_scale.numpy() == pytest.approx(5e29)
     for weight, value in zip(task.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
+
+
+def test_a_count_among_the_weights_is_not_averaged():
+    def counting(image_shape):
+        return keras.Sequential([keras.layers.Normalization(name="normalization"), cnn(filters=[8])(image_shape)])
+
+    task = make_task(ema_decay=0.5, model=model.classifier(counting, model.head(hidden=[8]), (16, 16, 3), 10))
+    (place,) = (i for i, weight in enumerate(task.model.weights) if not weight.value.dtype.is_floating)
+    task.model.weights[place].assign(7)
+    losses_of(task, some_batches(1))
+    assert task.averages[place].numpy() == 7
 
 
 def test_averages_follow_the_weights():

@@ -22,10 +22,10 @@ def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: i
     """Run so many cells at once, each in a worker process that is replaced after `runs_per_process` runs.
 
     jobs: null is one a GPU (or `runs_per_gpu`), or one in all on a machine without. Without a GPU the cores are
-    divided among the jobs; with one, each worker sees only its own, by CUDA_VISIBLE_DEVICES. A worker whose TensorFlow is
-    set up otherwise than the next cell needs (threads, determinism) is replaced, too. A worker that dies costs
-    its cell alone, which is why joblib and concurrent.futures do not serve here: they end with their first dead worker
-    (joblib's TerminatedWorkerError, BrokenProcessPool), and neither tells how it died.
+    divided among the jobs, as many to each; with one, each worker sees only its own, by CUDA_VISIBLE_DEVICES. A worker
+    whose TensorFlow is set up otherwise than the next cell needs (threads, determinism) is replaced, too. A worker that
+    dies costs its cell alone, which is why joblib and concurrent.futures do not serve here: they end with their first
+    dead worker (joblib's TerminatedWorkerError, BrokenProcessPool), and neither tells how it died.
     """
     for name, value in {"jobs": jobs, "runs_per_gpu": runs_per_gpu, "runs_per_process": runs_per_process}.items():
         if value is not None and value < 1:
@@ -154,14 +154,11 @@ def _shares(jobs: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[Sh
         places = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
         return [Share(None, places[i % len(places)]) for i in range(jobs or len(places))]
     jobs = jobs or 1
-    if not hasattr(os, "sched_getaffinity"):
-        return [Share(None, None)] * jobs
-    cores = sorted(os.sched_getaffinity(0))
-    each, more = divmod(len(cores), jobs)
-    if each == 0:
-        return [Share((cores[i % len(cores)],), None) for i in range(jobs)]
-    ends = [each * (i + 1) + min(i + 1, more) for i in range(jobs)]
-    return [Share(tuple(cores[begin:end]), None) for begin, end in zip([0, *ends], ends, strict=False)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    # As many to each, though one may be left over: how many a cell has decides on its last digits (see cores.parts), and
+    # whichever worker is free goes on with it.
+    each = max(len(cores) // jobs, 1)
+    return [Share(tuple(cores[(i * each + j) % len(cores)] for j in range(each)), None) for i in range(jobs)]
 
 
 def visible_gpus() -> list[str]:
@@ -182,8 +179,10 @@ def _work(pipe: connection.Connection, share: Share) -> None:
         os.setsid()  # Ctrl-C is the sweep's to see, which then asks every cell once to save and stop
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
-    if share.cores is not None:
+    if share.cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share.cores)  # TensorFlow and the BLAS libraries count the cores they may use
+    elif share.cores is not None:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(len(share.cores))
     worker.stop_after(lambda: connection.wait([multiprocessing.parent_process().sentinel]))
     while True:
         try:
