@@ -193,10 +193,10 @@ def _check_image_size(cfg: DictConfig) -> list[str]:
                 f"training.phases.{name}.image_size: {phase.image_size} is out of range; it must be at least {least}, "
                 f"which the backbone needs, and at most {size}, the images' own"
             ]
-        if phase.image_size is not None and not getattr(backbone, "takes_any_size", False):
+        if phase.image_size not in (None, size) and not getattr(backbone, "takes_any_size", False):
             return [
-                f"training.phases.{name}.image_size: {phase.image_size} needs a backbone that takes images of any size, "
-                "and this one is made for one; leave it out"
+                f"training.phases.{name}.image_size: {phase.image_size} needs a backbone that says that it takes images of "
+                "any size (takes_any_size); leave it out"
             ]
         if phase.image_size is not None and cfg.model.get("pooling") == "flatten":
             return [

@@ -108,9 +108,9 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     for run, found in zip([*first, *second], reports, strict=True):
         if found["data"]["classes"] != reports[0]["data"]["classes"]:
             raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
-    data, _ = images.load(reports[0], words)
-    doubts = [] if words else [
-        f"{run} was {doubt}" for run, found in zip([*first, *second], reports, strict=True)
+    data, elsewhere = images.load(reports[0], words)
+    doubts = [] if elsewhere else [
+        f"{run}: {doubt}" for run, found in zip([*first, *second], reports, strict=True)
         if (doubt := images.doubts(found, data))
     ]  # fmt: skip
     pictures, labels = measures.arrays(data.test)
@@ -151,11 +151,12 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
 
 
 def _name(runs: Sequence[Path]) -> str:
-    """Return what a group of runs is called: by its first run, and its sweep, whose cells are called alike in others."""
+    """Return what a group of runs is called: as its sweep if it is all of it, else as its first run, of its sweep."""
     first = runs[0].resolve()
     if not (first.parent / LEDGER).exists():
         return first.name
-    return first.parent.name if len(runs) > 1 else f"{first.parent.name}_{first.name}"
+    is_whole = {run.resolve() for run in runs} == {run.resolve() for run in _folders([str(first.parent)])}
+    return first.parent.name if is_whole else f"{first.parent.name}_{first.name}"
 
 
 def _folder(folder: Path) -> Path:

@@ -133,11 +133,18 @@ def _memory_map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _code(node: Any) -> str | None:
-    """Return a digest of the file that a factory of the user's own is in, which may change; None for ours: see VERSION."""
-    module = node["_target_"].rpartition(".")[0]
+    """Return a digest of the file that a factory of the user's own is in, which may change.
+
+    None for ours, see VERSION, and for one that no file tells of.
+    """
+    module, _, name = node["_target_"].rpartition(".")
     if module.split(".")[0] == __package__:
         return None
-    return hashlib.sha256(inspect.getsource(importlib.import_module(module)).encode()).hexdigest()[:16]
+    factory = inspect.unwrap(getattr(importlib.import_module(module), name))
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(factory)).read_bytes()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None
 
 
 def _settings(node: Any) -> list[str]:

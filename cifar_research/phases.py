@@ -129,6 +129,7 @@ def check_numbers(cfg: Any, num_train: int, num_val: int) -> list[str]:
                 f"schedule.warmup_steps: {warmup} leaves nothing of the {steps} steps of phase {phases[number].name}; "
                 "make it shorter"
             )
+            break
     return problems
 
 

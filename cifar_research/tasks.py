@@ -65,13 +65,14 @@ def _check_loss(cfg: DictConfig, loss: Callable[[Any, Any], Any], num_classes: i
 def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
     """Give a backbone that says how the weights it is to begin with; a run that goes on has them.
 
-    It is handed its own model, and a function that returns the first training images as the model will see them.
+    It is handed its own model, and a function that returns some training images as the model will see them.
     """
 
     def images() -> Any:
-        # From all of them, which may be sorted by class, and as many pixels as 5,000 images of CIFAR-10 have.
-        most = min(5_000, 5_000 * 32 * 32 // int(np.prod(data.train.images.shape[1:3])) or 1)
-        rows = data.train.indices[:: max(len(data.train) // most, 1)][:most]
+        # The first 5,000, or as many as have as many pixels; of folders, which are sorted by class, evenly from all.
+        rows, most = data.train.indices, 5_000 * 32 * 32 // int(np.prod(data.train.images.shape[1:3]))
+        count = min(max(most, 1), 5_000, len(rows))
+        rows = rows[np.arange(count) * len(rows) // count] if data.name == "images" else rows[:count]
         prepared, _ = steps.prepare(task, data.train.images[rows], data.train.labels[rows])
         return steps.standardize(task, prepared).numpy()
 

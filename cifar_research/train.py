@@ -96,7 +96,7 @@ def run(
                 display.message(f"Going on from step {record.step}.")
                 if (before := checkpoint.meta.get("device", environment.device)) != environment.device:
                     display.message(
-                        f"It was begun on {before}: its last digits will not be those of one run on either."
+                        f"It was saved on {before}: its last digits will not be those of a run on either alone."
                     )
             evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
             evaluate_images = evaluate(steps.images_view(task, views=cfg.evaluation.views))
@@ -211,7 +211,8 @@ def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, dat
     shape = data.train.images.shape[1:]
     forward = tf.function(lambda images: task.model(images, training=False))
     writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
-    rows = data.train.indices[:: max(len(data.train) // 32, 1)][:32]  # which may be sorted by class
+    count = min(32, len(data.train))
+    rows = data.train.indices[[i * len(data.train) // count for i in range(count)]]  # which may be sorted by class
     before, targets = prepare(task, data.train.images[rows], data.train.labels[rows])
     after, _ = task.augment(before, targets, tf.constant([cfg.seed, 0]))
     writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)

@@ -37,8 +37,8 @@ def allowances(overrides: Sequence[str]) -> list[str]:
 def of_a_file(words: Sequence[str]) -> list[str]:
     """Return the words that a file gives for a command line, but for those that only who types it may say.
 
-    Whom it allows to be called, and Hydra's own, except for where options lie, unless that is a package, which would be
-    imported, and how a sweep is run.
+    Whom it allows to be called, and Hydra's own, except for how a sweep is run and in which folders options lie: anything
+    else there would be imported.
     """
     kept = []
     for word in words:
@@ -46,10 +46,19 @@ def of_a_file(words: Sequence[str]) -> list[str]:
         key = "" if override is None else override.key_or_group
         if key.partition(".")[0] == _KEY:
             continue
-        if re.match(r"hydra\b", key) and (not is_of_sweep(key) or "pkg:" in word):
+        if re.match(r"hydra\b", key) and not is_of_sweep(key):
+            continue
+        if key == "hydra.searchpath" and not _are_folders(override):
             continue
         kept.append(word)
     return kept
+
+
+def _are_folders(override: Any) -> bool:
+    places = None if override.is_delete() or override.is_sweep_override() else override.value()
+    return isinstance(places, list) and all(
+        isinstance(place, str) and (place.startswith("file://") or "://" not in place) for place in places
+    )
 
 
 def is_of_sweep(key: str) -> bool:

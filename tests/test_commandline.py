@@ -37,7 +37,12 @@ def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
 
 
 def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
-    words = ["seed=5", "+hydra.job.env_set.PATH=/theirs", "hydra/job_logging=theirs", "hydra.searchpath=[pkg://theirs]"]
+    words = [
+        "seed=5",
+        "+hydra.job.env_set.PATH=/theirs",
+        "hydra/job_logging=theirs",
+        *(f"hydra.searchpath=[{place}]" for place in ("pkg://theirs", "structured://theirs", r"pkg\://theirs")),
+    ]
     (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     assert commandline.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
     cell = cells.Cell("a", ["seed=5", *words[1:]], {"augmentation": {}})

@@ -37,7 +37,7 @@ BAD = [
     ("evaluation.view=flip", ["evaluation.view", "views"]),
     ("training.phases.scratch.schedule=on", ["training.phases.scratch.schedule", "on", "anew, continue"]),
     ("training.phases.scratch.image_size=16", ["training.phases.scratch.image_size", "model.pooling"]),
-    ("backbone=vgg16 backbone.weights=none training.phases.scratch.image_size=16", ["image_size", "made for one"]),
+    ("backbone=vgg16 backbone.weights=none training.phases.scratch.image_size=16", ["image_size", "takes_any_size"]),
     ("backbone.weights=imagenet", ["backbone.weights: imagenet is not to be had", "none"]),
     ("experiment=fast optimizer=adam", ["optimizer.other_scale", "leave it out with ~optimizer.other_scale"]),
     ("model=linear training.phases.scratch.image_size=64", ["training.phases.scratch.image_size", "at most 32"]),

@@ -468,7 +468,7 @@ def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
     shutil.copytree(runs / "b0", other)
     made = read_report(other / "report.json")
     write_report(other / "report.json", made | {"data": made["data"] | {"note": "validated on the test set"}})
-    assert "other was validated on the test set" in evaluate.compare([runs / "a0"], [other])
+    assert "other: validated on the test set" in evaluate.compare([runs / "a0"], [other])
     data, _ = images.load(made, [])
     made["config"]["data"]["name"], made["data"]["fingerprint"] = "images", "another"
     of_images = dataclasses.replace(data, name="images")

@@ -73,7 +73,7 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
         groups.setdefault(_alike(run), []).append(run)
     ranked = sorted((Row(group, None, False) for group in groups.values()), key=lambda row: -row.mean("val/accuracy"))
     others: dict[Any, list[Run]] = {}
-    for place, run in enumerate(runs):
+    for place, run in enumerate(_distinct(runs)):
         if run.val_accuracy is None or run.state != "completed":
             others.setdefault(_alike(run) if run.state == "completed" else place, []).append(run)
     rows = []
@@ -82,13 +82,28 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
         num = (best.runs[0].num_val, row.runs[0].num_val)
         is_tie = statistics.is_tie(best._by_seed(), row._by_seed(), *num)
         rows.append(Row(row.runs, 1 if is_tie else place, is_tie and place > 1))
-    return rows + [Row(list({run.seed: run for run in group}.values()), None, False) for group in others.values()]
+    return rows + [Row(group, None, False) for group in others.values()]
 
 
 def _alike(run: Run) -> tuple[str, str | None]:
     """Return what runs that differ by their seed alone have in common: settings, and the images themselves."""
-    said = {key: value for key, value in run.settings.items() if key not in ("seed", "name")}
-    return repr(sorted(said.items())), (run.report or {}).get("data", {}).get("fingerprint")
+    images = _images(run)
+    # The same images are the same wherever they lie.
+    left_out = ("seed", "name", *(["data.dir"] if images else []))
+    said = {key: value for key, value in run.settings.items() if key not in left_out}
+    return repr(sorted(said.items())), images
+
+
+def _images(run: Run) -> str | None:
+    """Return the fingerprint of a run's images, None if no report tells."""
+    return (run.report or {}).get("data", {}).get("fingerprint")
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs without those completed ones that a later one repeats, seed and all."""
+    return list(
+        {(_alike(run), run.seed) if run.state == "completed" else place: run for place, run in enumerate(runs)}.values()
+    )
 
 
 @dataclass(frozen=True)
@@ -151,16 +166,19 @@ def differs(runs: Sequence[Run], key: str) -> bool:
 
 def completed(runs: Sequence[Run]) -> list[Run]:
     """Return the completed runs that have a validation accuracy; of those that repeat one, seed and all, the last."""
-    scored = [run for run in runs if run.state == "completed" and run.val_accuracy is not None]
-    return list({(_alike(run), run.seed): run for run in scored}.values())
+    return [run for run in _distinct(runs) if run.state == "completed" and run.val_accuracy is not None]
 
 
 def leaderboard_table(runs: Sequence[Run]) -> Table:
     """Return the leaderboard as text: rank, what varies, what came out."""
     titles = varied(runs)
     sizes = [name for name in _SIZES if len({run.sizes[name] for run in runs if name in run.sizes}) > 1]
-    table = [["rank", *titles.values(), "n", "val accuracy", "val 95 %", "test accuracy", "test 95 %", "train accuracy",
-              "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
+    # Copies of one data set that differ in their images have the same name.
+    known = [run for run in runs if _images(run)]
+    places = {(run.config["data"]["name"], run.config["data"].get("dir")) for run in known}
+    is_told = len({_images(run) for run in known}) > len(places)
+    table = [["rank", *titles.values(), *(["images"] if is_told else []), "n", "val accuracy", "val 95 %", "test accuracy",
+              "test 95 %", "train accuracy", "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
     for row in leaderboard(runs):
         run = row.runs[0]
         rank = "–" if row.rank is None else f"{row.rank}{' =' if row.is_tie else ''}"
@@ -172,6 +190,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
             [
                 rank,
                 *kept,
+                *([str(_images(run))[:8]] if is_told else []),
                 str(len(row.runs)),
                 scores[0],
                 row.interval("val/accuracy"),
@@ -240,7 +259,7 @@ def study_table(runs: Sequence[Run]) -> Table | None:
     study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
     wanted = [tuple(text_of(_value(row[key])) for key in _STUDY_KEYS) for row in study]
     ours: dict[tuple[str, ...], list[Run]] = {key: [] for key in wanted}
-    for run in runs:
+    for run in _distinct(runs):
         place = tuple(text_of(read(run)) for read in _STUDY_KEYS.values())
         if place not in ours or run.config["data"]["name"] != "cifar10":
             return None

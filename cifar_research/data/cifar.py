@@ -93,7 +93,7 @@ LAYOUTS = {
 }
 
 
-_IMAGES = ("png", "jpg", "jpeg")
+_PLACES = ("*/*", "train/*/*")  # of images, as data=images takes them
 
 
 def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) -> tuple[Layout, Path]:
@@ -112,16 +112,16 @@ def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) ->
             for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
                 if path.is_file():
                     return layout, path
-        if root == home and any(
-            next(home.glob(f"{place}.{kind}"), None) for place in ("*/*", "*/*/*") for kind in _IMAGES
-        ):
-            raise DataError(f"data.dir: {home} holds folders of images and no {name}; add data=images, or name another")
     layout = LAYOUTS[name][0]
     if not download:
         raise DataError(
             f"data.dir: no {name} in {home} (looked for {', '.join(x.folder for x in LAYOUTS[name])} and their "
             f"archives, also in {keras}); give the folder that holds one of them, or set data.download=true"
         )
+    if data_dir and any(
+        next(home.glob(f"{place}.{kind}"), None) for place in _PLACES for kind in ("png", "jpg", "jpeg")
+    ):
+        raise DataError(f"data.dir: {home} holds folders of images and no {name}; add data=images, or name another")
     archive = home / layout.archive
     # The address may be another one for a mirror; what comes is held against the published checksum all the same.
     fetch(f"{os.environ.get('CIFAR_BASE_URL', BASE_URL)}/{layout.archive}", archive, layout.sha256)

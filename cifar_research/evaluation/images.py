@@ -15,8 +15,8 @@ from cifar_research.config import ConfigError
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError, Dataset
 
-# What, beside the images themselves, decides which of them are held out.
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# What, beside the images themselves, decides which of them are held out.
 _SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
 _OVERRIDE = re.compile(r"(data(\.\w+)*|allow_targets)=")
 
@@ -67,8 +67,8 @@ def doubts(report: Mapping[str, Any], data: Dataset) -> str | None:
     config = report["config"]["data"]
     if config["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
         return (
-            "trained on another split of a folder of images, or on another folder, and may have been trained on some of "
-            "those that are tested here"
+            "was trained on another split of a folder of images, or on another folder, and perhaps on some of those that "
+            "are tested here"
         )
     return report["data"].get("note") if report["data"].get("note") != data.note else None
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from hydra.types import RunMode
 
-from cifar_research import commandline, config, console, plugins, report
+from cifar_research import commandline, config, console, plugins, report, trust
 from cifar_research.environment import stop_signals
 from cifar_research.launchers import worker
 from cifar_research.sweep import cells as planning
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
             _run_cells(source, ledger, launcher, live, cfg.sweep, received)
         problem = _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
-        if problem:
+        if problem and any(cell.is_complete for cell in ledger.cells):
             console.error(f"{folder}: its leaderboard could not be written: {problem}")
     if received:
         return 128 + received[0]
@@ -210,7 +210,9 @@ def _failed(ledger: Ledger) -> list[Cell]:
 
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
     is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
-    allowing = "".join(f"{word} " for word in ledger.arguments if word.startswith("allow_targets="))
+    # What is not taken from the folder, see trust, is to be said again.
+    kept = trust.of_a_file(ledger.arguments)
+    allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
     again = [] if is_done else [f"{commandline.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
     return [*again, f"{commandline.program('report')} {shlex.quote(str(folder))}"]
 

@@ -88,10 +88,13 @@ class Plan:
                 )
         words = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
         words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
-        found = {
-            override.get_key_element().removeprefix("++"): (word, override)
-            for word, override in zip(words, _parse(words), strict=True)
-        }
+        found: dict[str, tuple[str, Any]] = {}
+        for word, override in zip(words, _parse(words), strict=True):
+            key = override.get_key_element().removeprefix("++")
+            if key in found and found[key][0].startswith("++") and not word.startswith("++"):
+                word = f"++{word}"  # what it replaces has added the key
+                (override,) = _parse([word])
+            found[key] = word, override
         context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
             raise config.ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")

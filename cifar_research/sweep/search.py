@@ -81,7 +81,8 @@ class Search:
                 console.error(str(error))
                 continue
             cell = self._ledger.add(cell)
-            if cell.state == "running":  # another trial of other words computes the same
+            # Another trial of other words computes the same, and has not ended, or not well.
+            if cell.folder in self._numbers and not cell.is_complete:
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 continue
             self._numbers[cell.folder] = trial.number
