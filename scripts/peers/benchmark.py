@@ -1,6 +1,6 @@
 """Measure the framework beside keras.fit and PyTorch on the same work, and write what was found as Markdown and JSON.
 
-    scripts/benchmark                 everything, two hours on two cores
+    scripts/benchmark                 everything, an hour and three quarters on two cores
     scripts/benchmark --quick         the headlines, five minutes
     scripts/benchmark --models wide --batch-sizes 128 --parts training
 
