@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api as hparams_api
+
+from cifar_research import report
 
 
 class Writer:
@@ -22,7 +26,8 @@ class Writer:
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         self.folder = str(folder)
-        self._writer = tf.summary.create_file_writer(self.folder)
+        with self._told():
+            self._writer = tf.summary.create_file_writer(self.folder)
         self._is_profiling = False
         # At a session's start TensorBoard drops older events from its step on. The first start in a folder
         # counts as no restart, so a new run has to write one as well. tf.summary has no function for this.
@@ -31,34 +36,53 @@ class Writer:
             step=0 if resume_step is None else resume_step + 1,
             session_log=SessionLog(status=SessionLog.START),
         )
-        tf.raw_ops.ImportEvent(writer=self._writer._resource, event=start.SerializeToString())
+        with self._told():
+            tf.raw_ops.ImportEvent(writer=self._writer._resource, event=start.SerializeToString())
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise WriteError, as other files do, where TensorFlow cannot write."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # "… <file>; No space left on device", and what follows from it.
+            reason = str(error).splitlines()[0].rpartition("; ")[2]
+            raise report.WriteError(
+                errno.EIO, f"{self.folder}: TensorBoard's events cannot be written ({reason}); make room, or set "
+                "tensorboard.enabled=false"
+            ) from error  # fmt: skip
+
+    @contextlib.contextmanager
+    def _writing(self, step: int | None = None) -> Iterator[None]:
+        with self._told(), self._writer.as_default(step=step):  # which writes all at its end
+            yield
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers by tag: train/loss, val/accuracy, learning_rate."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
 
     def text(self, name: str, markdown: str, step: int = 0) -> None:
         """Write a page of Markdown."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             tf.summary.text(name, markdown)
 
     def images(self, name: str, images: np.ndarray, step: int) -> None:
         """Write uint8 images, [H, W, 3] or [N, H, W, 3]."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             batch = images if images.ndim == 4 else images[np.newaxis]
             tf.summary.image(name, batch, max_outputs=len(batch))
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write how the numbers of each array are distributed."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             for name, array in arrays.items():
                 tf.summary.histogram(name, array)
 
     def graph(self, function: Any) -> None:
         """Write the graph of a concrete function."""
-        with self._writer.as_default():
+        with self._writing():
             tf.summary.graph(function.graph)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], *, with_columns: bool = True) -> None:
@@ -73,7 +97,7 @@ class Writer:
             for key, value in values.items()
             if value is not None
         }
-        with self._writer.as_default(step=0):
+        with self._writing(0):
             if with_columns:
                 # A domain of no values gives a column its type, and leaves other runs of the folder their values.
                 hparams_api.hparams_config(
@@ -100,8 +124,10 @@ class Writer:
             tf.profiler.experimental.stop()
 
     def flush(self) -> None:
-        self._writer.flush()
+        with self._told():
+            self._writer.flush()
 
     def close(self) -> None:
         self.profile_stop()  # of a run that ended before the last of the steps chosen
-        self._writer.close()
+        with self._told():
+            self._writer.close()

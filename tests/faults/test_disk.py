@@ -72,7 +72,8 @@ def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(sma
     wait_for(lambda: len(checkpoints(folder)) == 2, command)
     fill(small_disk)
     line = assert_told(command, str(folder))
-    assert "No space left on device" in line and "bytes" in line
+    # Which file meets the full disk first depends on the room in the last page of each.
+    assert "No space left on device" in line and ("bytes" in line or "tensorboard" in line)
     last = checkpoint.Checkpoints(folder / "checkpoints", keep=2).latest().meta["step"]
     assert last == int(checkpoints(folder)[-1].stem[5:]) and not list(folder.rglob(".*ckpt*"))
 
