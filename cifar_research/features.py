@@ -107,7 +107,7 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
         return labels if labels.dtype.is_floating else tf.one_hot(labels, task.num_classes)
 
     return kept, View(
-        train=lambda inputs, labels, seed: (inputs, targets(labels)),
+        train=lambda inputs, labels, seed, epoch_seed: (inputs, targets(labels)),
         evaluate=lambda inputs, labels: (inputs, targets(labels)),
         network=lambda inputs, training: rest(inputs, training=training),
         penalties=lambda: rest.losses,

@@ -68,15 +68,17 @@ class Dropout(keras.layers.Layer):
             if not isinstance(inputs, tf.Tensor):  # Keras is only asking for the shape
                 return inputs
             raise ValueError(f"{self.name}: call the model inside `with layers.random_seed(seed)` to train it")
-        seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
+        number = zlib.crc32(self.name.encode()) & 0x7FFFFFFF
+        seed = tf.random.experimental.stateless_fold_in(
+            seed, number, alg="philox"
+        )  # what XLA would draw otherwise, too
         shape, first_row = tf.shape(inputs), getattr(_context, "first_row", None)
         if self.noise_shape is not None:
             shape = tf.stack([shape[i] if size is None else size for i, size in enumerate(self.noise_shape)])
             first_row = first_row if self.noise_shape[0] is None else None
         before = 0 if first_row is None else first_row * tf.reduce_prod(shape[1:])
         bits = _random_bits(seed, before, tf.reduce_prod(shape))
-        # Compared as int32: TensorFlow has no uint16 comparison on every device.
-        kept = tf.cast(bits, tf.int32) >= round(self.rate * 65_536)
+        kept = bits >= tf.constant(min(round(self.rate * 65_536), 65_535), tf.uint16)
         mask = tf.cast(tf.reshape(kept, shape), inputs.dtype)
         return inputs * mask * tf.cast(1 / (1 - self.rate), inputs.dtype)
 

@@ -20,7 +20,7 @@ from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.environment import Environment
 from cifar_research.phases import Phase
-from cifar_research.steps import Task, View, eval_step, many_steps
+from cifar_research.steps import Task, Totals, View, eval_step, many_steps, one_program
 from cifar_research.tensorboard import Writer
 
 _CHIEF_SECONDS = 120  # for the chief to write what the other workers read
@@ -100,8 +100,8 @@ def fit(
     """
     steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
     total_steps = record.phase_steps[-1] + steps * phase.epochs
-    call = many_steps(task, environment.strategy)
-    iterator = iter(_distributed(task, environment, data.train, training, record.step, total_steps, drop_remainder))
+    call, source = prepared(task, environment, data.train, training, record.step, total_steps, drop_remainder)
+    iterator = iter(source)
     clock = _Clock()
 
     def save() -> None:
@@ -282,7 +282,7 @@ class _Clock:
         self.images = self.seconds = 0.0
 
 
-def _distributed(
+def prepared(
     task: Task,
     environment: Environment,
     split: Split,
@@ -290,22 +290,26 @@ def _distributed(
     step: int,
     total_steps: int,
     drop_remainder: bool,
-) -> Any:
-    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return batches.training(
-            split,
-            batch_size=training.batch_size,
-            seed=task.seed,
-            initial_step=step,
-            total_steps=total_steps,
-            drop_remainder=drop_remainder,
-            context=context,
-            device=environment.prefetch_device,
-        )
+) -> tuple[Callable[..., Totals], Any]:
+    """Return the call that does the steps from `step` on, and what its iterator goes over."""
+    settings = {
+        "batch_size": training.batch_size,
+        "seed": task.seed,
+        "initial_step": step,
+        "total_steps": total_steps,
+        "drop_remainder": drop_remainder,
+    }
+    device, strategy = environment.prefetch_device, environment.strategy
+    if device is not None and training.jit_compile and batches.fits_on_device(split):
+        rows = batches.training_rows(split, **settings, steps_per_call=training.steps_per_call)
+        return one_program(task, batches.reader_on_device(split, device)), rows
 
-    if environment.strategy.num_replicas_in_sync == 1:
-        return pipeline(tf.distribute.InputContext())
-    return environment.strategy.distribute_datasets_from_function(pipeline)
+    def pipeline(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+        return batches.training(split, **settings, context=context, device=device)
+
+    several = strategy.num_replicas_in_sync > 1
+    source = strategy.distribute_datasets_from_function(pipeline) if several else pipeline()
+    return many_steps(task, strategy), source
 
 
 def _numpy(variable: Any) -> np.ndarray:

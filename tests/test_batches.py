@@ -91,3 +91,24 @@ def test_images_of_a_cache_are_read_where_they_are(tmp_path):
     images[7] = 200  # seen only by who reads the same memory
     [(read, _)] = whole
     np.testing.assert_array_equal(read[7], np.full((4, 4, 3), 200))
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+@pytest.mark.parametrize("initial_step", [0, 5])
+def test_rows_of_many_steps_are_those_of_the_batches(initial_step, drop_remainder):
+    settings = {"initial_step": initial_step, "drop_remainder": drop_remainder, "total_steps": 12}
+    pieces = list(batches.training_rows(split(), batch_size=8, seed=5, steps_per_call=4, **settings))
+    rows = [step.tolist() for (of_steps,) in pieces for step in of_steps.numpy()]
+    assert rows == [images for images, _ in training(**settings)]  # whose pixels tell their rows
+    per_epoch = batches.steps_per_epoch(53, 8, drop_remainder)
+    ends = np.cumsum([len(of_steps) for (of_steps,) in pieces]) + initial_step
+    assert set(range(per_epoch, 13, per_epoch)) <= set(ends)  # no call goes on into the next epoch
+    assert max(len(of_steps) for (of_steps,) in pieces) == 4
+
+
+def test_rows_read_on_a_device_are_the_batches():
+    read = batches.reader_on_device(split(), "/CPU:0")
+    (rows,) = next(
+        iter(batches.training_rows(split(), batch_size=8, seed=5, initial_step=0, total_steps=7, steps_per_call=2))
+    )
+    assert seen(map(read, rows)) == training(total_steps=2)

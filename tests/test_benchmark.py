@@ -40,7 +40,7 @@ def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
 
     def peer(name, kind, precision, train):
         base = {
-            "facts": {"forward_flops": 1e6},
+            "facts": {"forward_flops": 1e6, "matrix_flops": 40 * 2048**3},
             "evaluate": [1.0] * 3,
             "peak_memory_bytes": 2e9,
             "images": 1200,

@@ -121,7 +121,7 @@ def test_a_phase_on_smaller_images_trains_on_them_and_tests_on_whole_ones():
     words = ["model.pooling=avg", "training.phases.scratch.image_size=16", "training=scratch"]
     task, seen = entered(*words)
     step(task, seen)
-    inputs, _ = task.view.train(seen.train.images[:4], seen.train.labels[:4], tf.constant([0, 0]))
+    inputs, _ = task.view.train(seen.train.images[:4], seen.train.labels[:4], *2 * [tf.constant([0, 0])])
     assert inputs.shape == (4, 16, 16, 3)
     pixels = seen.train.images[:4] / np.float32(255)
     np.testing.assert_allclose(inputs, pixels.reshape(4, 16, 2, 16, 2, 3).mean((2, 4)), atol=1e-6)

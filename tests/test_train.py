@@ -23,8 +23,8 @@ def run(folder, *overrides):
     return train.run(cfg, folder, console.Display(quiet=True))
 
 
-def command(*arguments, **changes):
-    words = [sys.executable, "-m", "cifar_research.train", *arguments]
+def command(*arguments, program=("-m", "cifar_research.train"), **changes):
+    words = [sys.executable, *program, *arguments]
     return subprocess.run(words, capture_output=True, text=True, timeout=300, **changes)
 
 
@@ -142,23 +142,61 @@ def test_lower_precision_learns_and_keeps_float32_weights(tmp_path, precision):
     assert found["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=0.1)
 
 
+# Data on the device and all steps of a call as one program, as on a GPU.
+PRETENDS_A_DEVICE = """
+import dataclasses, sys
+from cifar_research import environment, train
+prepare = environment.prepare
+environment.prepare = lambda *of: dataclasses.replace(prepare(*of), prefetch_device="/CPU:0")
+sys.exit(train.command(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "tolerance"),
     [
-        (SMALL, 1e-4),
+        ([*SMALL, "training.steps_per_call=3"], 1e-4),
+        # XLA draws other numbers, so that this shows no more than that it can compile them.
+        ([*SMALL, "augmentation=[slides,mixup,colour]", "backbone.dropout=0.2"], 2e-2),
         # Whitening, batch normalisation, Muon, whose iterations are in bfloat16 on AMX, and alternating flips.
         (["experiment=fast", "backbone.filters=[8,8]", "training.precision=float32", *SMALL[:3], *SMALL[5:7]], 1e-2),
     ],
-    ids=["study", "fast"],
+    ids=["study", "drawn", "fast"],
 )
 def test_xla_gives_the_same_losses(tmp_path, words, tolerance):
     # Each in a process of its own, since TensorFlow cannot turn determinism off again, and XLA has none here.
     losses = []
-    for compiled in ("true", "false"):
-        done = command(*words, f"training.jit_compile={compiled}", f"hydra.run.dir={tmp_path / compiled}")
+    for name, compiled in (("xla", "true"), ("plain", "false"), ("device", "true")):
+        more = [*words, f"training.jit_compile={compiled}", f"hydra.run.dir={tmp_path / name}"]
+        done = command(*more) if name != "device" else command(*more, program=["-c", PRETENDS_A_DEVICE])
         assert done.returncode == 0, done.stderr
-        losses.append([row["loss"] for row in report.read_history(tmp_path / compiled / "history.csv")])
+        losses.append([row["loss"] for row in report.read_history(tmp_path / name / "history.csv")])
     np.testing.assert_allclose(losses[0], losses[1], rtol=tolerance)
+    np.testing.assert_allclose(losses[2], losses[1], rtol=tolerance)
+
+
+@pytest.mark.parametrize("is_device", [False, True])
+def test_what_xla_cannot_compile_is_told_in_a_sentence(tmp_path, is_device):
+    (tmp_path / "odd.py").write_text(
+        "import tensorflow as tf\n"
+        "def squared(logits, targets):\n"
+        "    return tf.reduce_sum((logits - targets) ** 2, 1) + tf.random.stateless_gamma([], [1, 2], 1.0)\n"
+        "def loss():\n"
+        "    return squared\n"
+    )
+    words = [
+        *SMALL,
+        "loss._target_=odd.loss",
+        "~loss.label_smoothing",
+        "allow_targets=[odd]",
+        "training.jit_compile=true",
+    ]
+    changes = {"program": ["-c", PRETENDS_A_DEVICE]} if is_device else {}
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = command(*words, f"hydra.run.dir={tmp_path / 'run'}", env=path, **changes)
+    assert done.returncode == 2, done.stderr
+    assert "training.jit_compile: XLA has no StatelessRandomGamma" in done.stderr
+    assert "training.jit_compile=false" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_history_is_written_without_tensorboard_and_class_names_may_hold_anything(tmp_path):

@@ -33,15 +33,22 @@ def alternating_flip() -> Transform:
     def transform(images, targets, seed):
         import tensorflow as tf
 
-        grey = tf.cast(tf.round(images * 255), tf.int32)
-        # A sum of products, whose bits from the middle up depend on all pixels and on the seed.
-        weights = tf.random.stateless_uniform(grey.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
-        sums = tf.reduce_sum(grey * weights, axis=[1, 2, 3])
-        is_first = tf.bitwise.bitwise_and(tf.bitwise.right_shift(sums, 12), 1) == 1
-        return flip(images, is_first != (seed[1] % 2 == 1), axis="columns"), targets
+        weights = tf.random.stateless_uniform(images.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
+        return flip(
+            images, _compiled(_is_of_first_half)(images, weights) != (seed[1] % 2 == 1), axis="columns"
+        ), targets
 
     transform.by_epoch = True
     return transform
+
+
+def _is_of_first_half(images, weights):
+    import tensorflow as tf
+
+    grey = tf.cast(tf.round(images * 255), tf.int32)
+    # A sum of products, whose bits from the middle up depend on all pixels and on the seed.
+    sums = tf.reduce_sum(grey * weights, axis=[1, 2, 3])
+    return tf.bitwise.bitwise_and(tf.bitwise.right_shift(sums, 12), 1) == 1
 
 
 def _flip(axis: Literal["rows", "columns"], probability: float) -> Transform:
@@ -71,8 +78,8 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
 
         limits = [pixels if fraction is None else round(fraction * size) for size in images.shape[1:3]]
         # The largest uniform below 1 times n is below n in float32 too, so the casts give 0 ... 2 * limit.
-        steps = uniform(images, seed, 2) * tf.constant([2.0 * limit + 1 for limit in limits])
-        return translate(images, tf.cast(steps, tf.int32) - limits, padding=padding), targets
+        steps = tf.floor(uniform(images, seed, 2) * tf.constant([2.0 * limit + 1 for limit in limits]))
+        return translate(images, tf.cast(steps - tf.cast(limits, tf.float32), tf.int32), padding=padding), targets
 
     return transform
 
@@ -139,6 +146,10 @@ def translate(images, offsets, *, padding: Padding = "edge"):
     Beyond the frame: `edge` repeats the outermost pixels, `reflect` mirrors the image without repeating them,
     as numpy.pad does, `zeros` is black.
     """
+    return _compiled(_moved)(images, offsets, padding)
+
+
+def _moved(images, offsets, padding: Padding):
     import tensorflow as tf
 
     rows = tf.range(images.shape[1]) - offsets[:, :1]
@@ -153,7 +164,10 @@ def translate(images, offsets, *, padding: Padding = "edge"):
             places = tf.minimum(places, 2 * size - 2 - places)
         return tf.clip_by_value(places, 0, size - 1)
 
-    return _compiled(_gather)(images, inside(rows, images.shape[1]), inside(columns, images.shape[2]))
+    height, width, channels = images.shape[1:]
+    rows, columns = inside(rows, height), inside(columns, width)
+    first = (tf.range(tf.shape(images)[0]) * (height * width))[:, None, None]
+    return tf.gather(tf.reshape(images, [-1, channels]), first + rows[:, :, None] * width + columns[:, None, :])
 
 
 def rotate(images, radians, *, interpolation: Interpolation = "bilinear", padding: ProjectionPadding = "edge"):
@@ -172,6 +186,23 @@ def magnify(images, factors, *, interpolation: Interpolation = "bilinear", paddi
     # 1 / factors would become this in a graph, and differ from the division in the last bit.
     inverses = tf.math.reciprocal(factors)
     return _project(images, [inverses, zeros, zeros, inverses], interpolation, padding)
+
+
+def shrink(images, size: int):
+    """Return images [B, size, size, C] of which each pixel is the mean of those it covers, in parts perhaps."""
+    import numpy as np
+    import tensorflow as tf
+
+    def shares(length: int):
+        """Return how much of each of the new pixels, in rows, lies in which of the old ones."""
+        edges = np.linspace(0, length, size + 1)[:, None]
+        inside = np.clip(
+            np.minimum(edges[1:], np.arange(1, length + 1)) - np.maximum(edges[:-1], np.arange(length)), 0, None
+        )
+        return (inside * size / length).astype(np.float32)
+
+    # By products of matrices, which XLA and a GPU know; tf.image.resize by area is on processors alone.
+    return tf.einsum("ph,bhwc,qw->bpqc", shares(images.shape[1]), images, shares(images.shape[2]))
 
 
 def _project(images, matrix, interpolation: Interpolation, padding: ProjectionPadding):
@@ -209,18 +240,12 @@ def _sample(images, matrix, interpolation: Interpolation, padding: ProjectionPad
     return above * (1 - down) + below * down
 
 
-def _gather(images, rows, columns):
-    """Return images whose pixel [i, r, c] is that at [i, rows[i, r], columns[i, c]]; rows, columns: int32 [B, H or W]."""
-    import tensorflow as tf
-
-    height, width, channels = images.shape[1:]
-    first = (tf.range(tf.shape(images)[0]) * (height * width))[:, None, None]
-    return tf.gather(tf.reshape(images, [-1, channels]), first + rows[:, :, None] * width + columns[:, None, :])
-
-
 @functools.cache
 def _compiled(function):
-    """Return a function as one pass over memory: XLA fuses what draws no random numbers, several times as fast here."""
+    """Return a function as one pass over memory: XLA fuses what draws no random numbers, several times as fast here.
+
+    On a GPU it also keeps whole numbers there: TensorFlow's own int32 arithmetic is done in the host's memory.
+    """
     import tensorflow as tf
 
     return tf.function(function, jit_compile=True, autograph=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cifar_research.augmentation.contract import Transform, check_range, uniform
 
+_QUANTILES = 4097  # of a distribution, between which its draws are interpolated
+
 
 def cutout(*, size: int = 8) -> Transform:
     """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017)."""
@@ -12,8 +14,8 @@ def cutout(*, size: int = 8) -> Transform:
     def transform(images, targets, seed):
         import tensorflow as tf
 
-        centres = tf.cast(uniform(images, seed, 2) * _sizes(images), tf.int32)
-        return erase(images, centres - size // 2, size=size), targets
+        centres = tf.floor(uniform(images, seed, 2) * _sizes(images))
+        return erase(images, tf.cast(centres - size // 2, tf.int32), size=size), targets
 
     return transform
 
@@ -56,6 +58,9 @@ def erase(images, corners, *, size: int):
 
     The paper sets it to zero after taking out the training set's mean; 0.5 stands for that mean here.
     """
+    import tensorflow as tf
+
+    corners = tf.cast(corners, tf.float32)
     rows, columns = _spans(images, corners, corners + size)
     return _replace(images, 0.5, rows, columns)
 
@@ -79,9 +84,11 @@ def paste(images, targets, *, box, order):
     """
     import tensorflow as tf
 
+    box = tf.cast(box, tf.float32)
     rows, columns = _spans(images, box[None, :2], box[None, 2:])
     area = tf.math.count_nonzero(rows, dtype=tf.float32) * tf.math.count_nonzero(columns, dtype=tf.float32)
-    kept = 1 - area / (images.shape[1] * images.shape[2])
+    # Not by `/`, which a graph makes a product of, whose last bit is another one.
+    kept = 1 - tf.math.divide_no_nan(area, float(images.shape[1] * images.shape[2]))
     mixed = _replace(images, tf.gather(images, order), rows, columns)
     return mixed, kept * targets + (1 - kept) * tf.gather(targets, order)
 
@@ -94,10 +101,13 @@ def _sizes(images):
 
 
 def _spans(images, starts, ends):
-    """Say which rows, bool [N, H], and columns, bool [N, W], lie between starts and ends, int32 [N, 2]."""
+    """Say which rows, bool [N, H], and columns, bool [N, W], lie between starts and ends, whole float32 [N, 2].
+
+    As floats, since TensorFlow compares int32 in the host's memory, also where images are on a GPU.
+    """
     import tensorflow as tf
 
-    places = (tf.range(images.shape[1]), tf.range(images.shape[2]))
+    places = (tf.range(size, dtype=tf.float32) for size in images.shape[1:3])
     return tuple((at >= starts[:, i, None]) & (at < ends[:, i, None]) for i, at in enumerate(places))
 
 
@@ -116,11 +126,16 @@ def _replace(images, replacement, rows, columns):
 
 
 def _beta(alpha: float, seed):
-    """Draw from Beta(alpha, alpha) by two gammas; if alpha is so small that both are 0, the draw is 0."""
+    """Draw from Beta(alpha, alpha) by its quantiles, since XLA has no gamma distribution to make it from."""
+    import numpy as np
     import tensorflow as tf
+    from scipy import stats
 
-    gammas = tf.random.stateless_gamma([2], seed, alpha)
-    return tf.math.divide_no_nan(gammas[0], tf.reduce_sum(gammas))
+    quantiles = stats.beta.ppf(np.linspace(0, 1, _QUANTILES), alpha, alpha).astype(np.float32)
+    place = tf.random.stateless_uniform([], seed) * (_QUANTILES - 1)
+    below = tf.floor(place)
+    low, high = (tf.gather(quantiles[part], tf.cast(below, tf.int32)) for part in (np.s_[:-1], np.s_[1:]))
+    return low + (place - below) * (high - low)
 
 
 def _order(images, seed):

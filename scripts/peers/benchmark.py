@@ -6,11 +6,12 @@
 
 Each peer is a process of its own (see worker.py), all work on the same random images, and they take turns: a round is a
 block of every peer, and a block an epoch of at least 50 steps through the peer's real pipeline, shuffled and augmented.
-The first block is for warming up and does not count. Ratios are taken within a round, and their median is told, since a
-machine is faster at one minute than at another. No checkpoint, no validation is in any of these times.
+A block before, of all at once, is for warming up and does not count. Ratios are taken within a round, and their median
+is told, since a machine is faster at one minute than at another. No checkpoint, no validation is in any of these times.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -40,38 +41,65 @@ class Peer:
     precision: str = "float32"
     steps_per_call: int = 1
     input: str = "numpy"
+    compiles: bool = False
     images: int = 0
     scored: int = 0
     facts: dict = field(default_factory=dict)
     train: list = field(default_factory=list)
+    held: list = field(default_factory=list)
     evaluate: list = field(default_factory=list)
     matrix: list = field(default_factory=list)
     peak_memory_bytes: int = 0
+    failure: str = ""
 
 
-def peers(quick, kinds, has_bfloat16):
+def peers(quick, kinds, has_bfloat16, has_gpu):
     many = 50
-    every = [
-        Peer("ours, float32", "ours"),
-        Peer("ours, float32, 50 steps a call", "ours", steps_per_call=many),
-        Peer("ours, bfloat16", "ours", "bfloat16"),
-        Peer("ours, bfloat16, 50 steps a call", "ours", "bfloat16", many),
-        Peer("keras.fit, float32, numpy", "keras"),
-        Peer("keras.fit, float32, tf.data", "keras", input="tf.data"),
-        Peer("keras.fit, float32, tf.data, 50 steps a call", "keras", steps_per_call=many, input="tf.data"),
-        Peer("keras.fit, bfloat16, numpy", "keras", "bfloat16"),
-        Peer("keras.fit, bfloat16, tf.data", "keras", "bfloat16", input="tf.data"),
-        Peer("keras.fit, bfloat16, tf.data, 50 steps a call", "keras", "bfloat16", many, "tf.data"),
-        Peer("PyTorch, float32", "torch"),
-        Peer("PyTorch, bfloat16", "torch", "bfloat16"),
-    ]
-    if quick:
+    every = (
+        on_gpu()
+        if has_gpu
+        else [
+            Peer("ours, float32", "ours"),
+            Peer("ours, float32, 50 steps a call", "ours", steps_per_call=many),
+            Peer("ours, bfloat16", "ours", "bfloat16"),
+            Peer("ours, bfloat16, 50 steps a call", "ours", "bfloat16", many),
+            Peer("keras.fit, float32, numpy", "keras"),
+            Peer("keras.fit, float32, tf.data", "keras", input="tf.data"),
+            Peer("keras.fit, float32, tf.data, 50 steps a call", "keras", steps_per_call=many, input="tf.data"),
+            Peer("keras.fit, bfloat16, numpy", "keras", "bfloat16"),
+            Peer("keras.fit, bfloat16, tf.data", "keras", "bfloat16", input="tf.data"),
+            Peer("keras.fit, bfloat16, tf.data, 50 steps a call", "keras", "bfloat16", many, "tf.data"),
+            Peer("PyTorch, float32", "torch"),
+            Peer("PyTorch, bfloat16", "torch", "bfloat16"),
+        ]
+    )
+    if quick and not has_gpu:
         every = [every[i] for i in (1, 3, 6, 9, 11 if has_bfloat16 else 10)]  # the fastest of each
     return [peer for peer in every if peer.kind in kinds and (has_bfloat16 or peer.precision != "bfloat16")]
 
 
+def on_gpu():
+    """Return the peers that a GPU is measured with, on which compilers and many steps a call matter more."""
+    every = []
+    for words in ("float32", "bfloat16", "bfloat16, XLA"):
+        for calls in (1, 10, 100):
+            many = f", {calls} steps a call" if calls > 1 else ""
+            precision, _, compiler = words.partition(", ")
+            every.append(Peer(f"ours, {words}{many}", "ours", precision, calls, compiles=bool(compiler)))
+    # Keras compiles by XLA where it can, without being asked.
+    every += [Peer(f"keras.fit, {of}, tf.data", "keras", of, input="tf.data") for of in ("float32", "bfloat16")]
+    name = "keras.fit, bfloat16, tf.data, 100 steps a call"
+    every.append(Peer(name, "keras", "bfloat16", 100, "tf.data"))
+    every += [Peer(f"PyTorch, {of}", "torch", of) for of in ("float32", "bfloat16")]
+    return [*every, Peer("PyTorch, bfloat16, compiled", "torch", "bfloat16", compiles=True)]
+
+
+class PeerFailed(Exception):
+    """A peer's process has ended; its message is what it said last."""
+
+
 class Worker:
-    """A peer's process; `answer` returns the facts that it tells first, `ask` hands it a word and returns its answer."""
+    """A peer's process; `answer` returns the facts that it tells first, `ask` says a word and returns its answer."""
 
     def __init__(self, command):
         environment = os.environ | {"PYTHONPATH": str(HERE), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -88,20 +116,24 @@ class Worker:
         )
 
     def ask(self, word):
-        time.sleep(0.3)  # for the threads of the one before to go to sleep
-        print(word, file=self.process.stdin, flush=True)
+        self.say(word)
         return self.answer()
+
+    def say(self, word):
+        with contextlib.suppress(BrokenPipeError):  # of a process that has ended, which `answer` tells
+            print(word, file=self.process.stdin, flush=True)
 
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
             self.log.seek(0)
-            sys.exit(f"error: {' '.join(self.process.args)} ended:\n{self.log.read()}")
+            raise PeerFailed(f"{' '.join(self.process.args)} ended:\n{self.log.read()}")
         return json.loads(line)
 
     def close(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -111,29 +143,58 @@ def start(peer, python, model, batch_size, steps):
     script = {"ours": "ours.py", "keras": "keras_peer.py", "torch": "torch_peer.py"}[peer.kind]
     options = ["--batch-size", batch_size, "--images", peer.images, "--precision", peer.precision]
     options += ["--steps-per-call", min(peer.steps_per_call, steps), "--input", peer.input]
+    options += ["--compile"] if peer.compiles else []
     return Worker([python, HERE / script, model, *options])
 
 
-def training(pythons, chosen, model, batch_size, steps, rounds, tell):
+def training(pythons, chosen, model, batch_size, steps, rounds, has_gpu, tell):
     """Let the chosen peers take turns on one model; return them with what was measured."""
     tell(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
     workers = [start(peer, pythons[peer.kind], model, batch_size, steps) for peer in chosen]
-    for peer, worker in zip(chosen, workers, strict=True):
-        peer.facts = worker.answer()
-    for number in range(rounds + 1):
-        for peer, worker in zip(chosen, workers, strict=True):
-            tell(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}")
-            words = ["train", "evaluate", *(["matrix"] if peer.kind == "ours" else [])]
-            for word in words:
-                answer = worker.ask(word)
+    turns = list(zip(chosen, workers, strict=True))
+    for peer, worker in turns:
+        peer.facts = _or_failure(peer, tell, worker.answer) or {}
+    tell(f"{model}, batch {batch_size}: warming up")
+    for word in _words("ours", has_gpu):  # all at once, since only compiling takes long
+        asked = [(peer, worker) for peer, worker in turns if not peer.failure and word in _words(peer.kind, has_gpu)]
+        for _, worker in asked:
+            worker.say(word)
+        for peer, worker in asked:
+            _or_failure(peer, tell, worker.answer)
+    for number in range(1, rounds + 1):
+        for peer, worker in turns:
+            time.sleep(0.3)  # for the threads of the one before to go to sleep
+            for word in _words(peer.kind, has_gpu):
+                if peer.failure:
+                    break
+                tell(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}, {word}")
+                answer = _or_failure(peer, tell, worker.ask, word)
+                if answer is None:
+                    break
                 peer.peak_memory_bytes = answer["peak_memory_bytes"]
                 if answer["loss"] != answer["loss"]:  # not a number
                     sys.exit(f"error: {peer.name} gives {answer['loss']} for {word}; its figures would mean nothing")
-                if number:
-                    getattr(peer, word).append(answer["seconds"])
+                getattr(peer, word).append(answer["seconds"])
     for worker in workers:
         worker.close()
     return chosen
+
+
+def _words(kind, has_gpu):
+    """Return what a peer is asked in every round."""
+    if kind != "ours":
+        return ["train", "evaluate"]
+    return ["train", "held", "evaluate", "matrix"] if has_gpu else ["train", "evaluate", "matrix"]
+
+
+def _or_failure(peer, tell, ask, *word):
+    """Return what a peer answers, or None if it has failed, so that the others go on."""
+    try:
+        return ask(*word)
+    except PeerFailed as error:
+        tell(f"error: {error}")
+        peer.failure = str(error).strip().splitlines()[-1]
+        return None
 
 
 def torch_python(tell):
@@ -193,7 +254,8 @@ def main():
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     machine = hardware()
-    has_bfloat16 = bool(machine["gpus"]) or any("bf16" in unit for unit in machine["units"])
+    has_gpu = bool(machine["gpus"])
+    has_bfloat16 = has_gpu or any("bf16" in unit for unit in machine["units"])
     if not has_bfloat16:
         tell("this processor has no bfloat16, so it is left out")
     precision = "bfloat16" if has_bfloat16 else "float32"
@@ -212,17 +274,22 @@ def main():
     if "training" in args.parts:
         for model in models:
             for batch_size in batch_sizes:
-                chosen = peers(args.quick, args.peers, has_bfloat16)
-                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, tell)
+                chosen = peers(args.quick, args.peers, has_bfloat16, has_gpu)
+                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, has_gpu, tell)
                 found["training"].append(
                     {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}
                 )
                 write()
     for name in parts.PARTS:
         if name in args.parts:
-            found[name] = parts.PARTS[name](Worker, args.quick, args.steps, args.rounds, precision, tell)
+            try:
+                found[name] = parts.PARTS[name](Worker, args.quick, args.steps, args.rounds, precision, tell)
+            except PeerFailed as error:
+                sys.exit(f"error: {error}")
             write()
     print(markdown(found))
+    if any(peer["failure"] for result in found["training"] for peer in result["peers"]):
+        sys.exit("error: a peer has failed; the table says which, and what it said last")
     tell(f"written to {args.output}/benchmark.md and benchmark.json")
 
 

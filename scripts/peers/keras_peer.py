@@ -61,7 +61,7 @@ def scaled(batches):
     # epochs as short as a block here, that would be up to half of Keras's time.
     untuned = tf.data.Options()
     untuned.autotune.enabled = False
-    return batches.map(scale, num_parallel_calls=2).prefetch(4).with_options(untuned)
+    return batches.map(scale, num_parallel_calls=worker.cores()).prefetch(4).with_options(untuned)
 
 
 class Keras:

@@ -7,6 +7,8 @@ import worker
 
 from cifar_research import config
 
+PRODUCTS = 20  # of matrices, to see how fast the machine is
+
 
 class Ours:
     """One preset at one batch size, precision and number of steps a call; its own augmentation and pipeline."""
@@ -14,6 +16,7 @@ class Ours:
     def __init__(self, options):
         words = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
         words += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
+        words += [f"training.jit_compile={str(options.compile).lower()}"]
         self.cfg = config.compose([*words, "data.drop_remainder=true"])
         from cifar_research import cores, environment
         from cifar_research.data.datasets import Dataset, Split
@@ -30,22 +33,48 @@ class Ours:
         from cifar_research import loop, phases, steps, tasks
 
         self.tf = tf
+        self.side = 8192 if self.environment.prefetch_device else 2048  # of the matrices whose products are timed
         self.task = tasks.build(self.cfg, data, self.environment.parts)
         tasks.load_weights(self.cfg, self.task, data)
         record = loop.Record()
         _, view = tasks.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
-        self.call = steps.many_steps(self.task, self.environment.strategy)
         self.steps = len(images) // options.batch_size
         arguments = (self.task, self.environment, split, self.cfg.training, 0, 1_000 * self.steps, True)
-        self.iterator = iter(loop._distributed(*arguments))
+        self.call, source = loop.prepared(*arguments)
+        self.iterator = iter(source)
+        self.held_call = self._held_call(
+            steps, iter(source), images[: options.batch_size], labels[: options.batch_size]
+        )
         self.scored = Split(images, labels, np.arange(len(images))[: worker.SCORED])
         self.evaluation = loop.Evaluation(self.task, self.environment, self.cfg.training.eval_batch_size, view)
 
     def train(self):
+        return self._block(lambda number, totals: self.call(self.iterator, number, totals))
+
+    def held(self):
+        """Train on one batch that is held where the step is done: what is left is the pipeline's share."""
+        return self._block(self.held_call)
+
+    def _held_call(self, steps, iterator, images, labels):
+        with self.tf.device(self.environment.prefetch_device):
+            batch = self.tf.constant(images), self.tf.constant(labels)
+        if self.environment.prefetch_device and self.cfg.training.jit_compile:
+            program = steps.one_program(self.task, lambda rows: batch)
+            return lambda number, totals: program(iterator, number, totals)
+
+        @self.tf.function
+        def call(number, totals):
+            for _ in self.tf.range(number):
+                totals += steps.train_step(self.task, *batch)
+            return totals
+
+        return call
+
+    def _block(self, call):
         totals, done = self.tf.zeros([3], self.tf.float64), 0
         while done < self.steps:
             number = min(self.cfg.training.steps_per_call, self.steps - done)
-            totals = self.call(self.iterator, self.tf.constant(number), totals)
+            totals = call(self.tf.constant(number), totals)
             loss = float(totals[0])  # as the loop does, which looks at it after every call
             done += number
         return loss / float(totals[2])
@@ -54,18 +83,18 @@ class Ours:
         return self.evaluation(self.scored).loss
 
     def matrix(self):
-        """Multiply matrices, as fast as this machine can at this precision: 20 times 2 * 2048^3 operations."""
+        """Multiply matrices, as fast as this machine can at this precision; how many operations that is, facts tell."""
         tf = self.tf
         kind = tf.bfloat16 if self.cfg.training.precision == "bfloat16" else tf.float32
         if not hasattr(self, "products"):
             self.products = tf.function(self._products)
-            self.square = tf.cast(tf.random.normal([2048, 2048], stddev=2048**-0.5), kind)
+            self.square = tf.cast(tf.random.normal([self.side] * 2, stddev=self.side**-0.5), kind)
         return float(self.products(self.square))
 
     def _products(self, square):
         """As many chains of products as the step has parts, since an operation then has one thread."""
         chains = [square * number for number in range(1, self.environment.parts + 1)]
-        for number in range(20):
+        for number in range(PRODUCTS):
             place = number % len(chains)
             chains[place] = self.tf.matmul(square, chains[place])
         return sum(product[0, 0] for product in chains)
@@ -76,6 +105,7 @@ class Ours:
         return {
             "parameters": self.task.model.count_params(),
             "forward_flops": model.forward_flops(self.task.model),
+            "matrix_flops": PRODUCTS * 2 * self.side**3,
         }
 
 

@@ -41,7 +41,7 @@ def markdown(found):
 
 
 def _training(result):
-    peers = result["peers"]
+    peers = [peer for peer in result["peers"] if not peer.get("failure")]
     lines = ["", f"## {result['model']}, batch {result['batch_size']}"]
     ours = [peer for peer in peers if peer["kind"] == "ours"]
     others = [peer for peer in peers if peer["kind"] != "ours"]
@@ -68,7 +68,17 @@ def _training(result):
             f"| {peer['name']} | {statistics.median(rates):,.0f} | {_spread(rates, ',.0f')} | {scored:,.0f} | "
             f"{peer['peak_memory_bytes'] / 1e6:,.0f} | {_share(peer)} |"
         )
-    return lines
+    held = [
+        (peer["name"], [a / b for a, b in zip(peer["train"], peer["held"], strict=True)])
+        for peer in ours
+        if peer.get("held")
+    ]
+    if held:
+        lines += ["", "| a step with the pipeline, over a step on one batch held on the device | median | spread |"]
+        lines += ["|---|---|---|"]
+        lines += [f"| {name} | {statistics.median(ratios):.3f} | {_spread(ratios, '.3f')} |" for name, ratios in held]
+    failed = [peer for peer in result["peers"] if peer.get("failure")]
+    return lines + [line for peer in failed for line in ("", f"{peer['name']} failed: `{peer['failure']}`")]
 
 
 def _fastest(peers):
@@ -76,10 +86,10 @@ def _fastest(peers):
 
 
 def _share(peer):
-    """Return how much of the rate of 2048 x 2048 products a training reaches, backward counted as two forwards."""
+    """Return how much of the rate of matrix products a training reaches, backward counted as two forwards."""
     if not peer["matrix"]:
         return ""
-    matrix = 20 * 2 * 2048**3 / statistics.median(peer["matrix"])
+    matrix = peer["facts"]["matrix_flops"] / statistics.median(peer["matrix"])
     reached = 3 * peer["facts"]["forward_flops"] * peer["images"] / statistics.median(peer["train"])
     return f"{reached / matrix:.2f} of {matrix / 1e9:,.0f} GFLOP/s"
 

@@ -92,8 +92,14 @@ class Torch:
         model = airbench(activation) if self.is_fast else study(options.model)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        sgd = {"lr": 0.01, "momentum": 0.85, "nesterov": True}
-        self.optimizer = torch.optim.SGD(weights, **sgd) if self.is_fast else torch.optim.Adam(weights, 0.005)
+        sgd, fused = {"lr": 0.01, "momentum": 0.85, "nesterov": True}, self.device == "cuda"
+        self.optimizer = (
+            torch.optim.SGD(weights, **sgd, fused=fused)
+            if self.is_fast
+            else torch.optim.Adam(weights, 0.005, fused=fused)
+        )
+        if options.compile:
+            self.loss = torch.compile(self.loss, mode="reduce-overhead")
         images, labels = worker.images(options.images)
         self.images = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
         self.labels = torch.from_numpy(labels).to(self.device)
@@ -120,8 +126,8 @@ class Torch:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            total += loss.item()
-        return total / len(batches)
+            total += loss.detach()
+        return float(total) / len(batches)
 
     def evaluate(self):
         self.model.eval()
