@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cifar_research import kernels
+
 _context = threading.local()  # one a thread, since each replica of a strategy is traced in a thread of its own
 
 
@@ -104,7 +106,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Inputs: float [B, H, W, C] or [B, C], seen by the kernel as [B, 1, 1, C]. Statistics are float32 whatever
     the precision of the inputs. Under a `tf.distribute` strategy the replicas' moments are averaged, since the
     kernel sees one replica only. Momentum and epsilon default to Keras's 0.99 and 0.001.
+    is_pooled: whether ReluMaxPooling2D of 2 x 2 comes next, with which it is one then, where that is faster: see kernels.
     """
+
+    def __init__(self, *, is_pooled: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.is_pooled = is_pooled
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "is_pooled": self.is_pooled}
 
     def call(self, inputs: tf.Tensor, training: bool = False, mask=None) -> tf.Tensor:
         if not isinstance(inputs, tf.Tensor) or not self.center:
@@ -123,7 +133,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=training,
         )
-        if training:
+        if training and self.is_pooled and kernels.are_for(inputs):
+            pooled, mean, variance = kernels.normalized_and_pooled(
+                inputs, self._scale(), self.beta.value, self.moving_mean.value, self.epsilon
+            )
+            self._move(mean, variance)
+            outputs.relu_max_pooled = (
+                pooled  # which the next layer takes, so that TensorFlow prunes what was done above
+            )
+        elif training:
             # The kernel returns the unbiased variance; Keras averages the biased one.
             count = tf.cast(tf.size(images) // images.shape[-1], tf.float32)
             self._move(mean, variance * (count - 1) / count)
@@ -200,6 +218,8 @@ class ReluMaxPooling2D(keras.layers.MaxPooling2D):
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if (pooled := getattr(inputs, "relu_max_pooled", None)) is not None:
+            return pooled
         positive = keras.ops.relu(inputs)
         outputs = super().call(positive)
         if not isinstance(inputs, tf.Tensor) or self.data_format != "channels_last":
