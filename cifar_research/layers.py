@@ -70,10 +70,7 @@ class Dropout(keras.layers.Layer):
             if not isinstance(inputs, tf.Tensor):  # Keras is only asking for the shape
                 return inputs
             raise ValueError(f"{self.name}: call the model inside `with layers.random_seed(seed)` to train it")
-        number = zlib.crc32(self.name.encode()) & 0x7FFFFFFF
-        seed = tf.random.experimental.stateless_fold_in(
-            seed, number, alg="philox"
-        )  # what XLA would draw otherwise, too
+        seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
         shape, first_row = tf.shape(inputs), getattr(_context, "first_row", None)
         if self.noise_shape is not None:
             shape = tf.stack([shape[i] if size is None else size for i, size in enumerate(self.noise_shape)])

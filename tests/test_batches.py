@@ -106,6 +106,15 @@ def test_rows_of_many_steps_are_those_of_the_batches(initial_step, drop_remainde
     assert max(len(of_steps) for (of_steps,) in pieces) == 4
 
 
+def test_rows_of_views_are_an_epoch_each():
+    both = Split(split().images, np.arange(60) % 10, np.arange(26), views=2)  # the second one's rows begin at 30
+    settings = {"batch_size": 8, "seed": 5, "initial_step": 2, "total_steps": 12}
+    pieces = batches.training_rows(both, steps_per_call=3, **settings)
+    rows = [step.tolist() for (of_steps,) in pieces for step in of_steps.numpy()]
+    assert rows == [images for images, _ in seen(batches.training(both, **settings))]
+    assert min(rows[4]) >= 30 > max(rows[0])
+
+
 def test_rows_read_on_a_device_are_the_batches():
     read = batches.reader_on_device(split(), "/CPU:0")
     (rows,) = next(

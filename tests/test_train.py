@@ -142,6 +142,10 @@ def test_lower_precision_learns_and_keeps_float32_weights(tmp_path, precision):
     assert found["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=0.1)
 
 
+PHASES = [
+    "training=combined", "training.epochs=2", "training.batch_size=64",
+    "augmentation=flip", "features.views=2",
+]  # fmt: skip
 # Data on the device and all steps of a call as one program, as on a GPU.
 PRETENDS_A_DEVICE = """
 import dataclasses, sys
@@ -158,10 +162,12 @@ sys.exit(train.command(sys.argv[1:]))
         ([*SMALL, "training.steps_per_call=3"], 1e-4),
         # XLA draws other numbers, so that this shows no more than that it can compile them.
         ([*SMALL, "augmentation=[slides,mixup,colour]", "backbone.dropout=0.2"], 2e-2),
+        # Kept features in two views, float16 with its scaled loss, averages of the weights.
+        ([*SMALL[:5], *SMALL[6:], *PHASES, "training.precision=float16", "training.ema_decay=0.5"], 2e-2),
         # Whitening, batch normalisation, Muon, whose iterations are in bfloat16 on AMX, and alternating flips.
         (["experiment=fast", "backbone.filters=[8,8]", "training.precision=float32", *SMALL[:3], *SMALL[5:7]], 1e-2),
     ],
-    ids=["study", "drawn", "fast"],
+    ids=["study", "drawn", "phases", "fast"],
 )
 def test_xla_gives_the_same_losses(tmp_path, words, tolerance):
     # Each in a process of its own, since TensorFlow cannot turn determinism off again, and XLA has none here.
@@ -173,6 +179,50 @@ def test_xla_gives_the_same_losses(tmp_path, words, tolerance):
         losses.append([row["loss"] for row in report.read_history(tmp_path / name / "history.csv")])
     np.testing.assert_allclose(losses[0], losses[1], rtol=tolerance)
     np.testing.assert_allclose(losses[2], losses[1], rtol=tolerance)
+
+
+STOPS = """
+import os, signal
+from cifar_research import loop
+one_program = loop.one_program
+def stopping(*of):
+    call, calls = one_program(*of), []
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(*arguments)
+    return stop
+loop.one_program = stopping
+"""
+
+
+def test_a_run_on_a_device_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    words = [
+        *SMALL,
+        "training.jit_compile=true",
+        "training.steps_per_call=2",
+        "augmentation=flip",
+    ]  # two full calls, and a rest
+    whole = command(*words, f"hydra.run.dir={tmp_path / 'whole'}", program=["-c", PRETENDS_A_DEVICE])
+    stopped = command(*words, f"hydra.run.dir={tmp_path / 'run'}", program=["-c", STOPS + PRETENDS_A_DEVICE])
+    assert (whole.returncode, stopped.returncode) == (0, 143), whole.stderr + stopped.stderr
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 9
+    resumed = command(*words, f"hydra.run.dir={tmp_path / 'run'}", program=["-c", PRETENDS_A_DEVICE])
+    assert resumed.returncode == 0 and "Going on from step 9" in resumed.stdout, resumed.stderr
+    histories = [report.read_history(tmp_path / name / "history.csv") for name in ("whole", "run")]
+    assert len(histories[0]) == 2
+    for before, after in zip(*histories, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+        assert after["val_loss"] == pytest.approx(before["val_loss"], rel=1e-6)
+
+
+def test_a_run_after_another_on_one_replica_normalises_by_its_own_weights(tmp_path):
+    words = ["backbone.batch_norm=true", "training.strategy=mirrored"]
+    run(tmp_path / "first", *words)
+    again = run(tmp_path / "second", *words, "seed=1", "optimizer.learning_rate=0.01")
+    plain = run(tmp_path / "plain", *words[:1], "seed=1", "optimizer.learning_rate=0.01")
+    assert again["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("is_device", [False, True])

@@ -15,7 +15,7 @@ def cutout(*, size: int = 8) -> Transform:
         import tensorflow as tf
 
         centres = tf.floor(uniform(images, seed, 2) * _sizes(images))
-        return erase(images, tf.cast(centres - size // 2, tf.int32), size=size), targets
+        return erase(images, centres - size // 2, size=size), targets
 
     return transform
 
@@ -47,14 +47,14 @@ def cutmix(*, alpha: float = 1.0) -> Transform:
         sizes = _sizes(images)
         extents = sizes * tf.sqrt(_beta(alpha, share_seed))
         starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2
-        box = tf.cast(tf.round(tf.concat([starts, starts + extents], axis=0)), tf.int32)
+        box = tf.round(tf.concat([starts, starts + extents], axis=0))
         return paste(images, targets, box=box, order=_order(images, order_seed))
 
     return transform
 
 
 def erase(images, corners, *, size: int):
-    """Set a square of image i to grey, 0.5; corners: int32 [B, 2], its first row and column, may lie outside.
+    """Set a square of image i to grey, 0.5; corners: whole numbers [B, 2], its first row and column, may lie outside.
 
     The paper sets it to zero after taking out the training set's mean; 0.5 stands for that mean here.
     """
@@ -79,7 +79,7 @@ def blend(images, targets, *, weight, order):
 def paste(images, targets, *, box, order):
     """Paste a box of a partner into each image and blend the targets by area (Yun et al. 2019).
 
-    box: int32 [4], first row, first column, row after the last, column after the last; may reach outside.
+    box: whole numbers [4], first row, first column, row after the last, column after the last; may reach outside.
     order: int32 [B]; row i gets the box of row order[i].
     """
     import tensorflow as tf

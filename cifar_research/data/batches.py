@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cifar_research.data.datasets import Split
 
-_MOST_ON_DEVICE = 2 * 2**30  # bytes: a data set of 32 x 32 images takes a tenth of it
+_MOST_ON_DEVICE = 2**30  # bytes: 50,000 images of 32 x 32 are a seventh of it
 _ALIGNMENT = 64  # bytes: TensorFlow aborts the process if it finds a tensor's memory elsewhere
 
 

@@ -42,9 +42,9 @@ class Ours:
         arguments = (self.task, self.environment, split, self.cfg.training, 0, 1_000 * self.steps, True)
         self.call, source = loop.prepared(*arguments)
         self.iterator = iter(source)
-        self.held_call = self._held_call(
-            steps, iter(source), images[: options.batch_size], labels[: options.batch_size]
-        )
+        if self.environment.prefetch_device:
+            batch = images[: options.batch_size], labels[: options.batch_size]
+            self.held_call = self._held_call(steps, iter(source), *batch)
         self.scored = Split(images, labels, np.arange(len(images))[: worker.SCORED])
         self.evaluation = loop.Evaluation(self.task, self.environment, self.cfg.training.eval_batch_size, view)
 
@@ -58,7 +58,7 @@ class Ours:
     def _held_call(self, steps, iterator, images, labels):
         with self.tf.device(self.environment.prefetch_device):
             batch = self.tf.constant(images), self.tf.constant(labels)
-        if self.environment.prefetch_device and self.cfg.training.jit_compile:
+        if self.cfg.training.jit_compile:
             program = steps.one_program(self.task, lambda rows: batch)
             return lambda number, totals: program(iterator, number, totals)
 

@@ -108,7 +108,7 @@ def _pipeline(found):
     lines += [f"| {name} | {rates[key]:,.0f} | {rates['ours'] / rates[key]:.1f} |" for key, name in names.items()]
     lines += ["", f"Inside a traced step it takes {milliseconds:.2f} ms a batch"]
     for result in found["training"]:
-        mine = _fastest([peer for peer in result["peers"] if peer["kind"] == "ours"])
+        mine = _fastest([peer for peer in result["peers"] if peer["kind"] == "ours" and not peer.get("failure")])
         if result["model"] == "wide" and result["batch_size"] == 128 and mine:
             step = 1e3 * statistics.median(mine["train"]) / found["steps"]
             share = milliseconds / (step + milliseconds)
