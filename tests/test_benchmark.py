@@ -118,3 +118,32 @@ def test_torch_recipe_trains(batches):
     words = [PEERS / "torch_recipe.py", batches, "--epochs", 2, "--batch-size", 20]
     found = json.loads(run(*words, python=TORCH).stdout)
     assert np.isfinite(found["loss"]) and 0 <= found["test_accuracy"] <= 1
+
+
+def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch):
+    monkeypatch.syspath_prepend(PEERS)
+    import benchmark
+    import tables
+
+    facts = "dict(seconds=1.0, loss=0.5, peak_memory_bytes=7, forward_flops=1.0, matrix_flops=1.0)"
+    answering = (
+        f"import json, sys\nsay = lambda: print(json.dumps({facts}), flush=True)\nsay()\nfor _ in sys.stdin: say()"
+    )
+    scripts = {"ours": answering, "keras": "raise SystemExit('out of memory')"}
+    chosen = [benchmark.Peer("one", "ours"), benchmark.Peer("other", "keras")]
+
+    def start(peer, *_):
+        peer.images = peer.scored = 100
+        return benchmark.Worker([sys.executable, "-c", scripts[peer.kind]])
+
+    monkeypatch.setattr(benchmark, "start", start)
+    told = []
+    measured = benchmark.training({"ours": "", "keras": ""}, chosen, "wide", 128, 50, 2, True, told.append)
+    assert [peer.failure for peer in measured] == ["", "out of memory"]
+    assert measured[0].train == measured[0].held == [1.0, 1.0] and measured[1].train == []
+    assert any("out of memory" in line for line in told)
+    machine = {"processor": "P", "cores": 2, "units": [], "gpus": ["a GPU"]}
+    found = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 2, "steps": 50}
+    result = {"model": "wide", "batch_size": 128, "peers": [vars(peer) for peer in measured]}
+    text = tables.markdown(found | {"training": [result]})
+    assert "| one | 1.000 | 1.000 – 1.000 |" in text and "other failed: `out of memory`" in text
