@@ -135,9 +135,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 inputs, self._scale(), self.beta.value, self.moving_mean.value, self.epsilon
             )
             self._move(mean, variance)
-            outputs.relu_max_pooled = (
-                pooled  # which the next layer takes, so that TensorFlow prunes what was done above
-            )
+            # The next layer takes it, so that TensorFlow prunes what was done above.
+            outputs.relu_max_pooled = pooled
         elif training:
             # The kernel returns the unbiased variance; Keras averages the biased one.
             count = tf.cast(tf.size(images) // images.shape[-1], tf.float32)

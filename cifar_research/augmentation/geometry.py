@@ -34,9 +34,8 @@ def alternating_flip() -> Transform:
         import tensorflow as tf
 
         weights = tf.random.stateless_uniform(images.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
-        return flip(
-            images, _compiled(_is_of_first_half)(images, weights) != (seed[1] % 2 == 1), axis="columns"
-        ), targets
+        is_first = _compiled(_is_of_first_half)(images, weights)
+        return flip(images, is_first != (seed[1] % 2 == 1), axis="columns"), targets
 
     transform.by_epoch = True
     return transform

@@ -54,28 +54,28 @@ class Peer:
 
 
 def peers(quick, kinds, has_bfloat16, has_gpu):
-    many = 50
-    every = (
-        on_gpu()
-        if has_gpu
-        else [
-            Peer("ours, float32", "ours"),
-            Peer("ours, float32, 50 steps a call", "ours", steps_per_call=many),
-            Peer("ours, bfloat16", "ours", "bfloat16"),
-            Peer("ours, bfloat16, 50 steps a call", "ours", "bfloat16", many),
-            Peer("keras.fit, float32, numpy", "keras"),
-            Peer("keras.fit, float32, tf.data", "keras", input="tf.data"),
-            Peer("keras.fit, float32, tf.data, 50 steps a call", "keras", steps_per_call=many, input="tf.data"),
-            Peer("keras.fit, bfloat16, numpy", "keras", "bfloat16"),
-            Peer("keras.fit, bfloat16, tf.data", "keras", "bfloat16", input="tf.data"),
-            Peer("keras.fit, bfloat16, tf.data, 50 steps a call", "keras", "bfloat16", many, "tf.data"),
-            Peer("PyTorch, float32", "torch"),
-            Peer("PyTorch, bfloat16", "torch", "bfloat16"),
-        ]
-    )
+    every = on_gpu() if has_gpu else on_processor()
     if quick:  # the fastest of each
         every = [every[i] for i in ((2, 5, 8, 11, 14) if has_gpu else (1, 3, 6, 9, 11 if has_bfloat16 else 10))]
     return [peer for peer in every if peer.kind in kinds and (has_bfloat16 or peer.precision != "bfloat16")]
+
+
+def on_processor():
+    many = 50
+    return [
+        Peer("ours, float32", "ours"),
+        Peer("ours, float32, 50 steps a call", "ours", steps_per_call=many),
+        Peer("ours, bfloat16", "ours", "bfloat16"),
+        Peer("ours, bfloat16, 50 steps a call", "ours", "bfloat16", many),
+        Peer("keras.fit, float32, numpy", "keras"),
+        Peer("keras.fit, float32, tf.data", "keras", input="tf.data"),
+        Peer("keras.fit, float32, tf.data, 50 steps a call", "keras", steps_per_call=many, input="tf.data"),
+        Peer("keras.fit, bfloat16, numpy", "keras", "bfloat16"),
+        Peer("keras.fit, bfloat16, tf.data", "keras", "bfloat16", input="tf.data"),
+        Peer("keras.fit, bfloat16, tf.data, 50 steps a call", "keras", "bfloat16", many, "tf.data"),
+        Peer("PyTorch, float32", "torch"),
+        Peer("PyTorch, bfloat16", "torch", "bfloat16"),
+    ]
 
 
 def on_gpu():
