@@ -190,14 +190,18 @@ def _plugin(node: DictConfig) -> str:
 def _epochs_text(cfg: DictConfig) -> str:
     """Return `10 epochs`, or how many each phase has."""
     plan = phases.plan(cfg)
-    parts = [f"{phase.epochs} epochs" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan]
-    return ", ".join(parts)
+    numbers = [f"{phase.epochs} epoch{'s' if phase.epochs > 1 else ''}" for phase in plan]
+    return ", ".join(f"{n} of {phase.name}" if len(plan) > 1 else n for n, phase in zip(numbers, plan, strict=True))
 
 
 def _rates_text(cfg: DictConfig) -> str:
-    """Return `0.005`, or what each phase has, which may not be the optimizer's."""
+    """Return `0.005`, or what each phase has, and whether the optimizer's is that of none."""
     plan = phases.plan(cfg)
-    return ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
+    text = ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
+    if any(phase.learning_rate is None for phase in cfg.training.phases.values()):
+        return text
+    keys = ", ".join(f"training.phases.{phase.name}.learning_rate" for phase in plan)
+    return f"{text} (by {keys}, not optimizer.learning_rate)"
 
 
 def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, data: Dataset) -> None:

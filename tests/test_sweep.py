@@ -156,6 +156,7 @@ def test_cells_that_compute_the_same_are_one():
         (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "not taken by a sweep"]),
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
+        (["seed=1,2", "--cfg", "job"], ["--cfg", "leave -m out"]),
     ],
 )
 def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):

@@ -81,6 +81,18 @@ def test_terminal_shows_the_story_and_no_noise(finished):
     assert "Next: scripts/tensorboard" in done.stdout and "\x1b" not in done.stdout
 
 
+def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys):
+    def said(technique):
+        cfg = config.compose([*SMALL, "training.epochs=1", f"training={technique}", "optimizer.learning_rate=0.002"])
+        train.run(cfg, tmp_path / technique)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
+        return line
+
+    assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in said("combined")
+    rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"
+    assert rate in said("fine_tuning")
+
+
 def test_weights_that_are_left_are_those_that_were_tested(finished):
     folder, _ = finished
     cfg = config.compose(SMALL)

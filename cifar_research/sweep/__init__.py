@@ -39,7 +39,12 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     flags = {argument for argument in arguments if argument.startswith("-")}
     if flags & {"-m", "--multirun"}:
         more = sorted(flags - {"-m", "--multirun"})
-        if more and not flags & {"--help", "--cfg", "-c", "--info", "-i"}:
+        if shown := flags & {"--cfg", "-c", "--info", "-i"}:
+            raise config.ConfigError(
+                f"{' '.join(sorted(shown))}: shows one run's config, and -m makes many; leave -m out, and give each key "
+                "one value"
+            )
+        if more and "--help" not in flags:
             raise config.ConfigError(
                 f"{' '.join(more)}: a sweep does not take this; more options come from "
                 "hydra.searchpath=[file://<folder>]"
