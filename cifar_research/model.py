@@ -28,7 +28,7 @@ def head(
     dropout: once, before the output layer, as in the study.
     bias: whether the output layer has one; scale: what logits are multiplied by, a small number keeps early ones
     small (Jordan 2024, arXiv 2404.00498).
-    Returns a function (feature map, num_classes) -> logits float [B, num_classes]; see cnn for its `is_by_image`.
+    Returns a function (feature map, num_classes) -> logits float32 [B, num_classes]; see cnn for its `is_by_image`.
     """
     if hidden and min(hidden) < 1:
         raise ValueError(f"hidden: {hidden} must be a list of numbers, each at least 1")
@@ -40,7 +40,7 @@ def head(
     def build(features: Any, num_classes: int) -> Any:
         import keras
 
-        from cifar_research.layers import Activation, BatchNormalization, Dropout
+        from cifar_research.layers import Activation, BatchNormalization, Dense, Dropout
 
         to_vector = {
             "flatten": keras.layers.Flatten,
@@ -49,14 +49,15 @@ def head(
         }[pooling]
         vector = to_vector(name="head_pool")(features)
         for number, units in enumerate(hidden, 1):
-            vector = keras.layers.Dense(units, name=f"head_dense{number}")(vector)
+            vector = Dense(units, name=f"head_dense{number}")(vector)
             if batch_norm:
                 vector = BatchNormalization(name=f"head_dense{number}_norm")(vector)
             vector = Activation(activation, name=f"head_dense{number}_{activation}")(vector)
         if dropout > 0:
             vector = Dropout(dropout, name="head_dropout")(vector)
-        logits = keras.layers.Dense(num_classes, use_bias=bias, name="logits")(vector)
-        return logits if scale == 1 else keras.layers.Rescaling(scale, name="logits_scale")(logits)
+        # In float32 whatever the precision: of logits in bfloat16 the two highest are the same for one image in a hundred.
+        logits = Dense(num_classes, use_bias=bias, dtype="float32", name="logits")(vector)
+        return logits if scale == 1 else keras.layers.Rescaling(scale, dtype="float32", name="logits_scale")(logits)
 
     build.pools = pooling != "flatten"
     build.is_by_image = not batch_norm

@@ -74,7 +74,9 @@ def step_decay(
     def schedule(step, total_steps, steps_per_epoch):
         import tensorflow as tf
 
-        return _ramp(step, warmup(steps_per_epoch)) * factor ** tf.floor(step / period(steps_per_epoch))
+        # Not the floor of the quotient: a traced one is a product with 1 / period, and may fall short of a whole number.
+        rest = tf.math.floormod(step, period(steps_per_epoch))
+        return _ramp(step, warmup(steps_per_epoch)) * factor ** tf.round((step - rest) / period(steps_per_epoch))
 
     return schedule
 

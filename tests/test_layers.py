@@ -270,3 +270,33 @@ def test_convolution_side_by_side_equals_keras(monkeypatch):
         results.append([outputs, *tape.gradient(loss, [images, layer.kernel.value, layer.bias.value])])
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", ["dense", "dense on maps", "convolution", "convolution, no oneDNN", "strided, no oneDNN"]
+)
+def test_gradients_of_biases_are_added_up_in_float32(kind, monkeypatch):
+    if "no oneDNN" in kind:
+        monkeypatch.setattr(layers, "_has_onednn", lambda feature: False)
+    shape = [2048, 16] if kind == "dense" else [64, 128, 16] if kind == "dense on maps" else [64, 16, 16, 3]
+    strides = 2 if "strided" in kind else 1
+    is_dense = kind.startswith("dense")
+    initializer = keras.initializers.GlorotUniform(seed=1)
+    options = {"activation": "relu", "dtype": "mixed_bfloat16", "kernel_initializer": initializer}
+    layer = layers.Dense(8, **options) if is_dense else layers.Conv2D(8, 3, padding="same", strides=strides, **options)
+    layer.build(shape)
+    inputs = tf.cast(tf.random.stateless_uniform(shape, [1, 2]), tf.bfloat16)
+    upstream = tf.cast(tf.random.stateless_uniform(layer.compute_output_shape(shape), [3, 4]), tf.bfloat16)
+
+    @tf.function
+    def differentiate():
+        with tf.GradientTape() as tape:
+            outputs = layer(inputs)
+        return outputs, *tape.gradient(outputs, [layer.kernel.value, layer.bias.value], upstream)
+
+    outputs, of_kernel, of_bias = differentiate()
+    passed = np.where(np.asarray(outputs, "float64") > 0, np.asarray(upstream, "float64"), 0)
+    np.testing.assert_allclose(of_bias, passed.reshape(-1, 8).sum(0), rtol=5e-3)
+    assert of_bias.dtype == tf.float32 and np.abs(of_kernel).max() > 0
+    layer.activation, layer.dtype_policy = keras.activations.relu, keras.DTypePolicy("float32")
+    np.testing.assert_allclose(np.asarray(outputs, "float32"), layer(tf.cast(inputs, tf.float32)), atol=0.02)

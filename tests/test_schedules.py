@@ -48,3 +48,15 @@ def test_every_schedule_stays_in_range_traced_as_eager(option):
     assert values.shape == (100,) and (values >= 0).all() and values.max() <= 1
     traced = tf.function(lambda step: schedule(step, 100, 10))
     np.testing.assert_allclose([traced(step).numpy() for step in steps[::17]], values[::17], rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["traced", "compiled"])
+def test_a_step_of_a_schedule_is_on_time_whatever_its_period(is_compiled):
+    late = []
+    for period in (7, 41, 47, 82, 93, 97):  # the quotients of some of which fall short as products with 1 / period
+        schedule = schedules.step_decay(factor=0.5, every_steps=period)
+        traced = tf.function(lambda steps, schedule=schedule: schedule(steps, 100, 10), jit_compile=is_compiled)
+        steps = np.arange(20 * period)
+        expected = 0.5 ** (steps // period)
+        late += [(period, step) for step in np.flatnonzero(traced(tf.constant(steps, tf.float32)).numpy() != expected)]
+    assert not late

@@ -64,7 +64,7 @@ def airbench(
 
         stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
         width = 2 * image_shape[-1] * whitening_size**2
-        stack.append(keras.layers.Conv2D(width, whitening_size, name="whitening"))
+        stack.append(layers.Conv2D(width, whitening_size, name="whitening"))
         stack.append(layers.Activation(activation, name=f"whitening_{activation}"))
         for block, channels in enumerate(filters, 1):
             first, second = f"block{block}_conv1", f"block{block}_conv2"

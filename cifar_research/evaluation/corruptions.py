@@ -1,9 +1,9 @@
 """Fifteen corruptions at five severities: the families of CIFAR-10-C (Hendrycks and Dietterich 2019).
 
 Each draws from a seed alone and takes a batch at once. The strengths are those of the paper's CIFAR-10-C, or near them
-for the blurs of defocus, motion and glass; what lies under ice, snow and fog is drawn here and not photographed, and an
-elastic image is only displaced, so that accuracies are near those on the published files and not equal to them. Lengths
-are in pixels of an image of 32 x 32 and grow with the image.
+for the blurs of defocus, motion and glass, for frost and for fog; what lies under ice, snow and fog is drawn here and not
+photographed, and an elastic image is only displaced, so that accuracies are near those on the published files and not
+equal to them. Lengths are in pixels of an image of 32 x 32 and grow with the image.
 """
 
 from __future__ import annotations
