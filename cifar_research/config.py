@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import phases, plugins, trust
+from cifar_research import mistakes, phases, plugins, trust
 from cifar_research.augmentation.views import VIEWS
 from cifar_research.schema import (
     CifarConfig,
@@ -62,9 +60,9 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
     """
     overrides = list(overrides)
     try:
-        cfg = _compose(overrides, with_hydra)
+        cfg = compose_unchecked(overrides, with_hydra)
     except HYDRA_ERRORS as error:
-        raise ConfigError(explain(error, overrides)) from error
+        raise ConfigError(mistakes.explain(error, overrides)) from error
     except ValueError as error:  # Hydra's own for group=null and group=3
         raise ConfigError(f"{' '.join(overrides)}: {error}; name an option of the group") from error
     except yaml.MarkedYAMLError as error:
@@ -78,15 +76,16 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
     try:
         problems = trust.problems(cfg, overrides)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, overrides)) from error
+        raise ConfigError(mistakes.explain(error, overrides)) from error
     if problems:
         raise ConfigError("\n".join(problems))
     return cfg
 
 
-def _compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
+def compose_unchecked(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """Return what Hydra composes, or let its error through."""
     with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
-        return hydra_compose("config", overrides, return_hydra_config=with_hydra)
+        return hydra_compose("config", list(overrides), return_hydra_config=with_hydra)
 
 
 def transforms(cfg: DictConfig) -> dict[str, Any]:
@@ -104,7 +103,7 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True)
         missing = sorted(OmegaConf.missing_keys(cfg))
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, [])) from error
+        raise ConfigError(mistakes.explain(error, [])) from error
     if missing:
         raise ConfigError("\n".join(f"{key}: has no value; choose an option, or give one: {key}=…" for key in missing))
     # What cannot be read further on comes first.
@@ -340,61 +339,3 @@ def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path)
     if changed:
         advice = f"The run in {run_dir} was begun with another config; give it back, or choose another hydra.run.dir."
         raise ConfigError("\n".join([*changed, advice]))
-
-
-def explain(error: Exception, overrides: list[str]) -> str:
-    """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__
-    text = "\n".join(str(one) for one in chain)
-
-    if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not an override, key=value: {str(error).splitlines()[0]}"
-    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]+)'", text):
-        group, option = match.groups()
-        # Hydra lists them, those of hydra.searchpath too.
-        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
-        options = listed.group(1).split() if listed else []
-        close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        return f"{group}: there is no option {option!r}{hint} It has {', '.join(options)}"
-    if match := re.search(r"Could not override '([^']*)'\. ?\n?No match in the defaults list", text):
-        key = match.group(1)
-        groups = sorted(p.name for p in Path(config_dir()).iterdir() if p.is_dir())
-        return f"{key}: there is no such group or key{plugins.nearest(key, [*groups, 'seed', 'name'])}"
-    if match := re.search(r"Could not override '([^']*)'", text):
-        return _unknown_key(match.group(1), overrides)
-    if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
-        full = re.search(r"full_key: (\S+)", text)
-        return _unknown_key(full.group(1) if full else match.group(1), overrides)
-    if match := re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text):
-        full = re.search(r"full_key: (\S+)", text)
-        given = next((o for o in overrides if full and o.lstrip("+").startswith(f"{full.group(1)}=")), None)
-        place = full.group(1) if full else "config"
-        where = f" (given as {given!r})" if given else ""
-        return f"{place}: {match.group(1)}{where}"
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if full := re.search(r"full_key: (\S+)", text):
-        return f"{full.group(1)}: {lines[0]}"
-    return " ".join(lines[:4])
-
-
-def _unknown_key(key: str, overrides: list[str]) -> str:
-    """Name the valid neighbours of an unknown key, as the rest of the command line composes them."""
-    parent, _, last = key.rpartition(".")
-    rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
-    is_hydras = key.startswith("hydra.")
-    try:
-        cfg = _compose(rest, is_hydras)
-    except HYDRA_ERRORS:
-        cfg = _compose([], is_hydras)  # what is wrong lies in a preset
-    while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
-        parent, _, last = parent.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    valid = [str(k) for k in node if not str(k).startswith("_")]
-    if (Path(config_dir()) / parent / f"{last}.yaml").is_file():
-        return f"{key}: there is no such key; choose {parent}={last} first"
-    return f"{key}: there is no such key{plugins.nearest(last, valid)}"

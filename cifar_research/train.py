@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, cores, phases, report, reproduction, run_folder, sweep, trust
+from cifar_research import commandline, config, console, cores, mistakes, phases, report, reproduction, run_folder
 from cifar_research import environment as environments
+from cifar_research import sweep as sweeps
 from cifar_research.backbones.weights import WeightsError
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from cifar_research.data import datasets
@@ -342,14 +343,12 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
     try:
         arguments, original = reproduction.taken(arguments)
         sys.argv[1:] = arguments = commandline.expand(arguments)
-        if sweep.is_sweep(arguments):
+        if sweeps.is_sweep(arguments):
             if original is not None and original.is_verified:
                 raise config.ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
-            return sweep.run(arguments)
-        if refused := trust.refused_flags(arguments):
-            raise config.ConfigError(
-                f"{' '.join(refused)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
-            )
+            return sweeps.run(arguments)
+        if told := mistakes.flags(arguments):
+            raise config.ConfigError(told)
         if not any(argument.startswith("-") for argument in arguments):
             _refuse_early(arguments, original)
         elif any(
@@ -362,7 +361,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         console.error(str(error))
         return 2
     except config.HYDRA_ERRORS as error:
-        console.error(config.explain(error, list(arguments)))
+        console.error(mistakes.explain(error, list(arguments)))
         return 2
     except OSError as error:
         # Of Hydra's own files, on a full disk, it tells no name.

@@ -28,7 +28,7 @@ def allowances(overrides: Sequence[str]) -> list[str]:
     """Return what the words of a command line allow a `_target_` to name."""
     found: Any = []
     for word in overrides:
-        override = _parsed(word)
+        override = parsed(word)
         if override is not None and override.key_or_group == _KEY:
             found = [] if override.is_delete() else override.value()
     return found if isinstance(found, list) else [found]
@@ -42,7 +42,7 @@ def of_a_file(words: Sequence[str]) -> list[str]:
     """
     kept = []
     for word in words:
-        override = _parsed(word)
+        override = parsed(word)
         key = "" if override is None else override.key_or_group
         if key.partition(".")[0] == _KEY:
             continue
@@ -92,7 +92,7 @@ def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
     for section in _LOGGING:
         content = OmegaConf.to_container(hydra[section]) if section in hydra else {}
         found += [problem for key, value in _leaves(f"hydra.{section}", content) for problem in _odd(key, value)]
-    said = [override.key_or_group for word in overrides if (override := _parsed(word)) is not None]
+    said = [override.key_or_group for word in overrides if (override := parsed(word)) is not None]
     if hydra.job.get("env_set") and not any(key.startswith("hydra.job.env_set") for key in said):
         found.append(
             f"hydra.job.env_set: a file sets {', '.join(hydra.job.env_set)}, and environment variables may choose what "
@@ -121,7 +121,8 @@ def _leaves(key: str, content: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{key}.{name}", item)
 
 
-def _parsed(word: str) -> Any:
+def parsed(word: str) -> Any:
+    """Return a word of a command line as Hydra reads it, None if it cannot."""
     try:
         return OverridesParser.create().parse_override(word)
     except (HydraException, OmegaConfBaseException):

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research import config, report, trust
+from cifar_research import config, mistakes, report, trust
 
 LEDGER = "cells.json"
 COMPLETE = ("completed", "diverged", "pruned")
@@ -145,7 +145,7 @@ def _parse(words: Sequence[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
     except config.HYDRA_ERRORS as error:
-        raise config.ConfigError(config.explain(error, list(words))) from error
+        raise config.ConfigError(mistakes.explain(error, list(words))) from error
 
 
 def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:

@@ -1,0 +1,83 @@
+"""Mistakes on a command line or in a file of settings, in sentences for whoever made them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_research import plugins, trust
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
+    from cifar_research import config  # which imports this module
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__
+    text = "\n".join(str(one) for one in chain)
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not an override, key=value: {str(error).splitlines()[0]}"
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]+)'", text):
+        group, option = match.groups()
+        # Hydra lists them, those of hydra.searchpath too.
+        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
+        options = listed.group(1).split() if listed else []
+        close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return f"{group}: there is no option {option!r}{hint} It has {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']*)'\. ?\n?No match in the defaults list", text):
+        key = match.group(1)
+        groups = sorted(p.name for p in Path(config.config_dir()).iterdir() if p.is_dir())
+        return f"{key}: there is no such group or key{plugins.nearest(key, [*groups, 'seed', 'name'])}"
+    if match := re.search(r"Could not override '([^']*)'", text):
+        return _unknown_key(match.group(1), overrides)
+    if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return _unknown_key(full.group(1) if full else match.group(1), overrides)
+    if match := re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text):
+        full = re.search(r"full_key: (\S+)", text)
+        given = next((o for o in overrides if full and o.lstrip("+").startswith(f"{full.group(1)}=")), None)
+        place = full.group(1) if full else "config"
+        where = f" (given as {given!r})" if given else ""
+        return f"{place}: {match.group(1)}{where}"
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if full := re.search(r"full_key: (\S+)", text):
+        return f"{full.group(1)}: {lines[0]}"
+    return " ".join(lines[:4])
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """Name the valid neighbours of an unknown key, as the rest of the command line composes them."""
+    from cifar_research import config
+
+    parent, _, last = key.rpartition(".")
+    rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    is_hydras = key.startswith("hydra.")
+    try:
+        cfg = config.compose_unchecked(rest, is_hydras)
+    except config.HYDRA_ERRORS:
+        cfg = config.compose_unchecked([], is_hydras)  # what is wrong lies in a preset
+    while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
+        parent, _, last = parent.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    valid = [str(k) for k in node if not str(k).startswith("_")]
+    if (Path(config.config_dir()) / parent / f"{last}.yaml").is_file():
+        return f"{key}: there is no such key; choose {parent}={last} first"
+    return f"{key}: there is no such key{plugins.nearest(last, valid)}"
+
+
+def flags(arguments: Sequence[str]) -> str | None:
+    """Return what is wrong with the words of a command line that begin with a dash, None if nothing is."""
+    refused = trust.refused_flags(arguments)
+    if not refused:
+        return None
+    return f"{' '.join(refused)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
