@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     text = "\n".join(str(one) for one in chain)
 
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not an override, key=value: {str(error).splitlines()[0]}"
+        return _unreadable(error.override)
+    if match := re.search(r"Ambiguous value for argument '(.*)'", text):
+        key, _, value = match.group(1).partition("=")
+        as_text = typed(f"{key}={_quoted(value)}")
+        return f"{key}: {value} are several values; for a sweep add -m, for a list give {key}=[{value}], for a text {as_text}"
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]+)'", text):
         group, option = match.groups()
         # Hydra lists them, those of hydra.searchpath too.
@@ -81,3 +86,33 @@ def flags(arguments: Sequence[str]) -> str | None:
     if not refused:
         return None
     return f"{' '.join(refused)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
+
+
+def _unreadable(word: str) -> str:
+    """Say what in a word is not in the grammar of Hydra's command line, with the word to type for it if there is one."""
+    key, is_pair, value = word.partition("=")
+    told = f"{word!r} is not an override, key=value"
+    if not is_pair:
+        return f"{told}; put = between a key and its value, as in seed=1"
+    if trust.parsed(f"{key}=1") is None:
+        return f"{told}: {key!r} is no key"
+    if value[0] not in "[{":
+        quoted = f"{key}={_quoted(value)}"
+    else:
+        parts = [part.strip() for part in value[1:-1].split(",")]
+        inner = ",".join(part if trust.parsed(f"{key}={part}") else _quoted(part) for part in parts)
+        quoted = f"{key}={value[0]}{inner}{value[-1]}"
+    if trust.parsed(quoted) is None:
+        return f"{told}: its value cannot be read; close its brackets, and put a text in quotes, key='text'"
+    return f"{key.lstrip('+')}: {value!r} needs quotes; give {typed(quoted)}"
+
+
+def typed(word: str) -> str:
+    """Return what to type for a word with quotes, which a shell would take for its own."""
+    return shlex.quote(word) if re.search(r'["$`!]|\\(?!\')', word) else f'"{word}"'
+
+
+def _quoted(text: str) -> str:
+    from cifar_research import commandline  # which imports config
+
+    return commandline.quoted(text)

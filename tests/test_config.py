@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from cifar_research import config, plugins
 
-# Command line, and what the message must contain.
+# Command line, or its words if one has spaces, and what the message must contain.
 BAD = [
     ("training.epoch=3", ["training.epoch", "epochs"]),
     ("training.epochs=ten", ["training.epochs", "ten"]),
@@ -94,7 +94,18 @@ BAD = [
     ("experiment=wid", ["experiment", "wid", "did you mean 'wide'"]),
     ("tensorboard.profile_num_steps=0", ["tensorboard.profile_num_steps", "0"]),
     ("training.epochs=[1", ["training.epochs=[1"]),
-    ("just words", ["just words"]),
+    ("training.epochs=[1,", ["training.epochs=[1", "close its brackets"]),
+    ("name=bücher", ["name: 'bücher' needs quotes", """give "name='bücher'\""""]),
+    ("+name=it's", ['name: "it\'s" needs quotes', """give "+name='it\\'s'\""""]),
+    ("name=a!ü", ["name: 'a!ü' needs quotes", """give 'name='"'"'a!ü'"'"''"""]),
+    ("hydra.run.dir=/tmp/bücher", ["hydra.run.dir:", """give "hydra.run.dir='/tmp/bücher'\""""]),
+    ("hydra.run.dir=/tmp/a=b", ["hydra.run.dir:", """give "hydra.run.dir='/tmp/a=b'\""""]),
+    (["data.dir=/tmp/pets, dogs=2 ü"], ["data.dir:", """give "data.dir='/tmp/pets, dogs=2 ü'\""""]),
+    ("data.classes=[cat,dög]", ["data.classes:", """give "data.classes=[cat,'dög']\""""]),
+    ("naïve=1", ["'naïve' is no key"]),
+    ("seed=1,2", ["seed: 1,2 are several values", "add -m", "seed=[1,2]", """"seed='1,2'\""""]),
+    (["seed 1"], ["'seed 1'", "put = between a key and its value"]),
+    (["just words"], ["just words"]),
     ("quickstart", ["quickstart", "key=value"]),
     ("~optimizer", ["optimizer", "has no value"]),
     ("~augmentation", ["augmentation", "has no value"]),
@@ -119,9 +130,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "parts"), BAD, ids=[line for line, _ in BAD])
+@pytest.mark.parametrize(("line", "parts"), BAD, ids=[str(line) for line, _ in BAD])
 def test_bad_config_is_refused(line, parts):
-    overrides = [line] if line == "just words" else line.split()
+    overrides = line if isinstance(line, list) else line.split()
     with pytest.raises(config.ConfigError) as raised:
         config.check(config.compose(overrides))
     message = str(raised.value)
