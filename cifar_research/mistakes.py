@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cifar_research import plugins, trust
 
@@ -25,6 +25,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         link = link.__cause__
     text = "\n".join(str(one) for one in chain)
 
+    full = re.search(r"full_key: (\S+)", text)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if match := re.search(r"Ambiguous value for argument '(.*)'", text):
@@ -46,18 +47,63 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if match := re.search(r"Could not override '([^']*)'", text):
         return _unknown_key(match.group(1), overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
-        full = re.search(r"full_key: (\S+)", text)
         return _unknown_key(full.group(1) if full else match.group(1), overrides)
+    # The word that Hydra could not take, of several with this key.
+    merged = re.match(r"Error merging override (.*)", text)
+    given = merged.group(1) if merged else None
+    if given and given.startswith("+") and "is not a subclass of PhaseConfig" in text:
+        return _new_phase(given)
+    if full and re.search(
+        r"is not Optional|is not a ListConfig|Cannot merge DictConfig with ListConfig|is not a subclass", text
+    ):
+        return _other_kind(full.group(1), given, text, overrides)
     if match := re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text):
-        full = re.search(r"full_key: (\S+)", text)
-        given = next((o for o in overrides if full and o.lstrip("+").startswith(f"{full.group(1)}=")), None)
         place = full.group(1) if full else "config"
         where = f" (given as {given!r})" if given else ""
         return f"{place}: {match.group(1)}{where}"
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if full := re.search(r"full_key: (\S+)", text):
+    if full:
         return f"{full.group(1)}: {lines[0]}"
     return " ".join(lines[:4])
+
+
+def _new_phase(word: str) -> str:
+    """Say how a phase is added, which Hydra lets nobody do by its own key."""
+    key, _, value = word.lstrip("+").removeprefix("training.phases.").partition("=")
+    names = key.split(".")
+    inner = value if len(names) > 1 or value.startswith("{") else "{trainable:all}"
+    for name in reversed(names):
+        inner = f"{{{name}:{inner}}}"
+    whole = typed(f"++training.phases={inner}")
+    return f"training.phases.{names[0]}: a new phase is given whole, with all its settings in one word: {whole}"
+
+
+def _other_kind(key: str, given: str | None, text: str, overrides: Sequence[str]) -> str:
+    """Say what kind of value a key takes; given: the word with another one, None if a file has it."""
+    value = None if given is None else given.partition("=")[2]
+    file = re.match(r"In '([^']*)'", text)
+    end = f", not {value}" if given else f" (in {file.group(1)})" if file else ""
+    now = OmegaConf.select(_context(key, overrides), key)
+    if isinstance(now, ListConfig) or "is not a ListConfig" in text or "object_type=list" in text:
+        inner = {None: "…", "null": ""}.get(value, "…" if value and value[0] == "{" else value)
+        return f"{key}: takes a list{end}; give {key}=[{inner}]"
+    if re.fullmatch(r"training\.phases\.\w+", key) and "is not Optional" in text:
+        return f"{key}: null is no phase; leave it out with ~{key}"
+    if isinstance(now, DictConfig):
+        return f"{key}: takes settings of its own{end}; it has {', '.join(map(str, now))}"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return f"{key}: takes {kinds.get(type(now), 'a value')}{end}; give one: {key}=…"
+
+
+def _context(key: str, overrides: Sequence[str]) -> DictConfig:
+    """Return what the options on the command line compose, Hydra's own section too, without what it says of a key."""
+    from cifar_research import config
+
+    rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    try:
+        return config.compose_unchecked(rest, with_hydra=True)
+    except config.HYDRA_ERRORS:
+        return config.compose_unchecked([], with_hydra=True)  # what is wrong lies in a preset
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
@@ -65,12 +111,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     from cifar_research import config
 
     parent, _, last = key.rpartition(".")
-    rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
-    is_hydras = key.startswith("hydra.")
-    try:
-        cfg = config.compose_unchecked(rest, is_hydras)
-    except config.HYDRA_ERRORS:
-        cfg = config.compose_unchecked([], is_hydras)  # what is wrong lies in a preset
+    cfg = _context(key, overrides)
     while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
         parent, _, last = parent.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg

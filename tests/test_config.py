@@ -15,7 +15,18 @@ BAD = [
     ("training.epochs=0", ["training.epochs", "0", "at least 1"]),
     ("training.epochs=-3", ["training.epochs", "-3"]),
     ("training.epochs=2.5", ["training.epochs", "2.5"]),
-    ("training.epochs=null", ["training.epochs"]),
+    ("training.epochs=null", ["training.epochs: takes a whole number, not null"]),
+    ("data.val_fraction=null", ["data.val_fraction: takes a number, not null"]),
+    ("tensorboard.enabled=null", ["tensorboard.enabled: takes true or false, not null"]),
+    ("name=null", ["name: takes a text, not null"]),
+    ("tensorboard=3", ["tensorboard: takes settings of its own, not 3; it has enabled, histograms"]),
+    ("training=combined training.phases.head=null", ["leave it out with ~training.phases.head"]),
+    ("+training.phases.b.epochs=3", ["training.phases.b:", '"++training.phases={b:{epochs:3}}"']),
+    ("+training.phases.b={epochs:3}", ["training.phases.b:", '"++training.phases={b:{epochs:3}}"']),
+    ("data.classes=circle", ["data.classes: takes a list, not circle; give data.classes=[circle]"]),
+    ("allow_targets=null", ["allow_targets: takes a list, not null; give allow_targets=[]"]),
+    ("seed=1 seed=1.5", ["(given as 'seed=1.5')"]),
+    ("seed=1.5 seed=1", ["(given as 'seed=1.5')"]),
     ("training.batch_size=0", ["training.batch_size", "0"]),
     ("training.batchsize=64", ["training.batchsize", "batch_size"]),
     ("training.precision=bf16", ["training.precision", "bf16", "did you mean 'bfloat16'"]),
@@ -162,6 +173,19 @@ def test_typo_inside_a_preset_is_refused(tmp_path):
     done = run_command(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert done.returncode == 2
     assert "training.epoch" in done.stderr and "epochs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_preset_with_another_kind_of_value_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  classes: cat\n")
+    with pytest.raises(config.ConfigError, match=r"^data\.classes: takes a list \(in experiment/mine\)"):
+        config.compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+
+
+def test_a_phase_is_added_as_the_message_says():
+    cfg = config.compose(["++training.phases={b:{epochs:3}}"])
+    config.check(cfg)
+    assert [(name, phase.epochs) for name, phase in cfg.training.phases.items()] == [("scratch", None), ("b", 3)]
 
 
 def test_check_imports_no_tensorflow():
