@@ -63,16 +63,15 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
         cfg = compose_unchecked(overrides, with_hydra)
     except HYDRA_ERRORS as error:
         raise ConfigError(mistakes.explain(error, overrides)) from error
-    except ValueError as error:  # Hydra's own for group=null and group=3
-        raise ConfigError(f"{' '.join(overrides)}: {error}; name an option of the group") from error
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         raise ConfigError(
             f"{place.name}, line {place.line + 1}: is no YAML that can be read: {error.problem}"
         ) from error
     except Exception as error:  # Hydra and OmegaConf raise many kinds for files that hold something else than settings
-        told = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise ConfigError(f"{' '.join(overrides)}: cannot be composed ({told}); look at the files it names") from error
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
+        raise ConfigError(mistakes.odd_option(overrides) or told) from error
     try:
         problems = trust.problems(cfg, overrides)
     except OmegaConfBaseException as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from hydra.errors import OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cifar_research import plugins, trust
@@ -32,14 +33,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         key, _, value = match.group(1).partition("=")
         as_text = typed(f"{key}={_quoted(value)}")
         return f"{key}: {value} are several values; for a sweep add -m, for a list give {key}=[{value}], for a text {as_text}"
-    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]+)'", text):
-        group, option = match.groups()
-        # Hydra lists them, those of hydra.searchpath too.
-        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
-        options = listed.group(1).split() if listed else []
-        close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        return f"{group}: there is no option {option!r}{hint} It has {', '.join(options)}"
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
+        return _no_option(*match.groups(), overrides)
     if match := re.search(r"Could not override '([^']*)'\. ?\n?No match in the defaults list", text):
         key = match.group(1)
         groups = sorted(p.name for p in Path(config.config_dir()).iterdir() if p.is_dir())
@@ -65,6 +60,38 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if full:
         return f"{full.group(1)}: {lines[0]}"
     return " ".join(lines[:4])
+
+
+def odd_option(overrides: Sequence[str]) -> str | None:
+    """Say which word gives a group something else than an option's name, as optimizer=null does; None if none does."""
+    from cifar_research import config
+
+    for word in overrides:
+        override = trust.parsed(word)
+        is_group = override is not None and (Path(config.config_dir()) / override.key_or_group).is_dir()
+        if is_group and not override.is_delete() and not override.is_sweep_override():
+            value = override.value()
+            for one in value if isinstance(value, list) else [value]:
+                if not isinstance(one, str):
+                    return _no_option(override.key_or_group, one, overrides)
+    return None
+
+
+def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
+    from cifar_research import config
+
+    # Hydra lists a group's options, those of hydra.searchpath too, for a word that names none.
+    places = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    listed = None
+    with contextlib.suppress(*config.HYDRA_ERRORS):
+        try:
+            config.compose_unchecked([*places, f"{group}="])
+        except MissingConfigException as error:
+            listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", str(error))
+    options = listed.group(1).split() if listed else []
+    close = plugins.close(str(option), options) or "."
+    given = "null" if option is None else repr(option)
+    return f"{group}: there is no option {given}{close}" + (f" It has {', '.join(options)}" if options else "")
 
 
 def _new_phase(word: str) -> str:
@@ -116,7 +143,9 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         parent, _, last = parent.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     valid = [str(k) for k in node if not str(k).startswith("_")]
-    if (Path(config.config_dir()) / parent / f"{last}.yaml").is_file():
+    words = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == parent]
+    chosen = {cfg.hydra.runtime.choices.get(parent), *re.split(r"\W+", words[-1] if words else "")}
+    if last not in chosen and (Path(config.config_dir()) / parent / f"{last}.yaml").is_file():
         return f"{key}: there is no such key; choose {parent}={last} first"
     return f"{key}: there is no such key{plugins.nearest(last, valid)}"
 

@@ -183,7 +183,10 @@ def _type_name(hint: Any) -> str:
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
     """Return the end of a sentence that helps with an unknown name: the closest valid one, or all if they are few."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; it has {', '.join(valid)}" if valid and len(valid) <= 12 else ""
+    return close(name, valid) or (f"; it has {', '.join(valid)}" if valid and len(valid) <= 12 else "")
+
+
+def close(name: str, valid: typing.Iterable[str]) -> str:
+    """Return the end of a sentence that names the closest valid name, nothing if none is close."""
+    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -124,7 +124,17 @@ BAD = [
     ("data=synthetic data.name=cifar10", ["data.name", "cifar10"]),
     ("name=${nowhere}", ["name", "nowhere"]),
     ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
-    ("backbone=null", ["backbone=null"]),
+    ("seed=1 backbone=null", ["backbone: there is no option null. It has airbench, cnn, densenet121"]),
+    ("optimizer=3", ["optimizer: there is no option 3. It has adam, adamw"]),
+    ("optimizer=", ["optimizer: there is no option ''. It has adam, adamw, lion, muon, rmsprop, sgd"]),
+    (
+        "augmentation=[flip,shft]",
+        ["augmentation: there is no option 'shft'; did you mean 'shift'? It has alternating_flip"],
+    ),
+    (
+        "augmentation=[flip,null]",
+        ["augmentation: there is no option null; did you mean 'none'? It has alternating_flip"],
+    ),
     ("+batch_size=64", ["batch_size", "no such key"]),
     ("+training.batchsize=64", ["training.batchsize", "did you mean 'batch_size'"]),
     ("+data.extra=1", ["data.extra", "no such key"]),
@@ -138,6 +148,9 @@ BAD = [
     ("training.batch_size=100000000000000000000", ["training.batch_size", "at most"]),
     ("training.strategy=multi_worker", ["training.strategy", "TF_CONFIG"]),
     ("augmentation.rotation.degrees=30", ["augmentation.rotation.degrees", "augmentation=rotation"]),
+    ("augmentation=flip augmentation.flip.probability=1", ["no such key; it has horizontal_flip"]),
+    ("augmentation=[flip,shift] augmentation.flip.probability=1", ["no such key; it has horizontal_flip, shift"]),
+    ("schedule.constant.warmup_steps=1", ["no such key; it has warmup_epochs, warmup_steps"]),
 ]
 
 
