@@ -32,6 +32,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = cells.read(folder)
     is_sweep = sweep is not None
+    if not is_sweep and {"-m", "--multirun"} & set(arguments):
+        raise ConfigError(f"resume: {folder} is one run, and -m makes many; leave -m and lists of values out")
     try:
         words = trust.of_a_file(sweep[0] if is_sweep else run_words(folder))
     except ConfigError as error:

@@ -81,7 +81,7 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
     return cfg
 
 
-def compose_unchecked(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+def compose_unchecked(overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
     """Return what Hydra composes, or let its error through."""
     with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
         return hydra_compose("config", list(overrides), return_hydra_config=with_hydra)

@@ -14,6 +14,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cifar_research import plugins, trust
 
+# Those that choose another config, see trust.py.
+_HYDRAS_OPTIONS = (
+    "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun", "--run", "-r",
+)  # fmt: skip
+
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
@@ -152,10 +157,25 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
 
 def flags(arguments: Sequence[str]) -> str | None:
     """Return what is wrong with the words of a command line that begin with a dash, None if nothing is."""
+    from cifar_research import config
+
     refused = trust.refused_flags(arguments)
+    if hydras := [word for word in refused if word.partition("=")[0] in _HYDRAS_OPTIONS]:
+        return f"{' '.join(hydras)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
     if not refused:
         return None
-    return f"{' '.join(refused)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
+    cfg = config.compose_unchecked()
+    keys = ["resume", "experiment", "sweep", *cfg, *sorted(config.flatten(cfg), key=len)]
+    meant = []
+    for word in refused:
+        name, is_pair, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        key = next((key for key in keys if f".{key}".endswith(f".{name}")), name)
+        after = arguments[list(arguments).index(word) + 1 :][:1]
+        if not is_pair and after and not after[0].startswith("-") and "=" not in after[0]:
+            value = after[0]
+        meant.append(f"{key}={value or '…'}")
+    return f"{' '.join(refused)}: settings are written without dashes; write {' '.join(meant)}"
 
 
 def _unreadable(word: str) -> str:

@@ -342,13 +342,13 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
 
     try:
         arguments, original = reproduction.taken(arguments)
-        sys.argv[1:] = arguments = commandline.expand(arguments)
+        if told := mistakes.flags(arguments):
+            raise config.ConfigError(told)
+        sys.argv[1:] = arguments = sweeps.for_help(commandline.expand(arguments))
         if sweeps.is_sweep(arguments):
             if original is not None and original.is_verified:
                 raise config.ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
             return sweeps.run(arguments)
-        if told := mistakes.flags(arguments):
-            raise config.ConfigError(told)
         if not any(argument.startswith("-") for argument in arguments):
             _refuse_early(arguments, original)
         elif any(

@@ -24,8 +24,8 @@ def test_resume_is_what_the_run_was_begun_with(run_dir):
     *expanded, folder = commandline.expand(["seed=4", f"resume={run_dir}"])
     assert expanded == [*words, "seed=4"]
     assert config.compose([folder], with_hydra=True).hydra.run.dir == str(run_dir)
-    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "-m"])[:5] == ["--cfg", "job", *words]
-    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "-m"])[-1] == "-m"
+    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[:5] == ["--cfg", "job", *words]
+    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[-1] == "--resolve"
 
 
 def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
@@ -82,3 +82,5 @@ def test_no_run_and_two_folders_are_refused(tmp_path, run_dir):
         commandline.expand([f"resume={tmp_path}"])
     with pytest.raises(config.ConfigError, match="contradict each other"):
         commandline.expand([f"resume={run_dir}", "hydra.run.dir=other"])
+    with pytest.raises(config.ConfigError, match="^resume: .* is one run, and -m makes many; leave -m"):
+        commandline.expand(["-m", "seed=1,2", f"resume={run_dir}"])

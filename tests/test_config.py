@@ -6,7 +6,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_research import config, plugins
+from cifar_research import config, mistakes, plugins
 
 # Command line, or its words if one has spaces, and what the message must contain.
 BAD = [
@@ -162,6 +162,21 @@ def test_bad_config_is_refused(line, parts):
     message = str(raised.value)
     assert not [part for part in parts if part not in message], message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--seed=1", "--seed=1: settings are written without dashes; write seed=1"),
+        ("-m --seed=1,2", "--seed=1,2: settings are written without dashes; write seed=1,2"),
+        ("--epochs 3", "write training.epochs=3"),
+        ("--resume run --batch-size seed=1", "write resume=run training.batch_size=…"),
+        ("--lr=3 --optimizer adam", "write lr=3 optimizer=adam"),
+        ("--config-dir x --seed=1", "--config-dir: is not taken; more options come from hydra.searchpath="),
+    ],
+)
+def test_flags_are_answered_with_what_to_write(line, message):
+    assert message in mistakes.flags(line.split())
 
 
 def run_command(*arguments, cwd=None):

@@ -157,6 +157,8 @@ def test_cells_that_compute_the_same_are_one():
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
         (["seed=1,2", "--cfg", "job"], ["--cfg", "leave -m out"]),
+        (["seed=1,2", "--version"], ["--version: a sweep does not take this; leave it or -m out"]),
+        (["--seed=1,2"], ["--seed=1,2: settings are written without dashes; write seed=1,2"]),
     ],
 )
 def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):

@@ -44,16 +44,21 @@ def is_sweep(arguments: Sequence[str]) -> bool:
                 f"{' '.join(sorted(shown))}: shows one run's config, and -m makes many; leave -m out, and give each key "
                 "one value"
             )
-        if more and "--help" not in flags:
-            raise config.ConfigError(
-                f"{' '.join(more)}: a sweep does not take this; more options come from "
-                "hydra.searchpath=[file://<folder>]"
-            )
-        return not more
+        if more:
+            raise config.ConfigError(f"{' '.join(more)}: a sweep does not take this; leave it or -m out")
+        return True
     if flags:
         return False
     mode = planning.base(arguments).hydra.mode
     return mode is RunMode.MULTIRUN
+
+
+def for_help(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with which Hydra can show its help: a sweep's without -m and words with several values."""
+    if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
+        return list(arguments)
+    rest = [word for word in arguments if word not in ("-m", "--multirun")]
+    return [word for word in rest if not ((override := trust.parsed(word)) and override.is_sweep_override())]
 
 
 def run(arguments: Sequence[str]) -> int:
