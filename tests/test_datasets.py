@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import tarfile
 import time
 
@@ -279,6 +280,9 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
     write_images(tmp_path / "pets" / "dog", 20)
     data = images(tmp_path / "pets", "data.test_fraction=0.2", "data.val_fraction=0")
     assert np.bincount(data.test.labels).tolist() == [2, 4] and len(data.train) == 24
+    write_images(tmp_path / "pets" / "train", 5)  # a class
+    (tmp_path / "pets" / "train" / "old").mkdir()
+    assert images(tmp_path / "pets").classes == ("cat", "dog", "train")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +292,12 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
         (lambda root: (root / "train" / "cat" / "9.png").write_bytes(b"no image"), r"9\.png.*replace it or remove it"),
         (lambda root: write_images(root / "test" / "fish"), r"'fish' is in only one"),
         (lambda root: root.rename(root.parent / "elsewhere"), r"data\.dir.*pets"),
+        (
+            lambda root: shutil.rmtree(root / "test"),
+            r"data\.dir: .* has train/ and no test/ beside it.*pets/train, of which",
+        ),
+        (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/ and no train/ beside it"),
+        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folder; put"),
     ],
 )
 def test_bad_image_folders_are_refused_with_the_path(tmp_path, break_it, message):

@@ -42,7 +42,14 @@ def _load(folder: Path, cache_root: Path, image_size: int, test_fraction: float,
         raise DataError(
             f"data.dir: {folder} is no folder; give the one that holds train/ and test/, or a folder a class"
         )
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
+    parts = [name for name in ("train", "test") if (folder / name).is_dir()]
+    if len(parts) == 1 and _holds_folders_alone(folder / parts[0]):
+        other = "test" if parts == ["train"] else "train"
+        raise DataError(
+            f"data.dir: {folder} has {parts[0]}/ and no {other}/ beside it; add it, or give data.dir={folder / parts[0]}, of "
+            "which data.test_fraction is then held out"
+        )
+    if len(parts) == 2:
         train, test = _classes(folder / "train"), _classes(folder / "test")
         if odd := sorted(train.keys() ^ test.keys()):
             raise DataError(
@@ -87,13 +94,18 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
+def _holds_folders_alone(folder: Path) -> bool:
+    """Say whether a folder is one of classes, and not the class of that name, which may be train."""
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return any(path.is_dir() for path in visible) and not any(path.suffix.lower() in _SUFFIXES for path in visible)
+
+
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each class folder, sorted."""
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(subfolders) < 2:
-        raise DataError(
-            f"{folder}: has {len(subfolders)} class folders; put the images of each class into one of its own"
-        )
+        number = f"{len(subfolders)} class folder{'' if len(subfolders) == 1 else 's'}"
+        raise DataError(f"{folder}: has {number}; put the images of each class into one of its own")
     classes = {}
     for subfolder in subfolders:
         files = sorted(
