@@ -189,7 +189,9 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     keras.utils.set_random_seed(seed)
     strategy = _strategy(training.strategy)
     threads = training.threads or cores.usable()
-    device = gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} threads"
+    device = (
+        gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    )
     if strategy.num_replicas_in_sync > 1:
         device = f"{strategy.num_replicas_in_sync} replicas, {device} each"
     return Environment(

@@ -225,7 +225,7 @@ def test_a_cell_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_pat
     assert process.poll() is None
     process.stdin.close()  # as the end of this process would
     assert process.wait(120) == 128 + signal.SIGTERM
-    assert "CPU, 1 threads" in (tmp_path / "run" / "output.log").read_text()
+    assert "CPU, 1 thread" in (tmp_path / "run" / "output.log").read_text()
 
 
 def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
