@@ -224,7 +224,7 @@ def check_values(cfg: DictConfig) -> list[str]:
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
-            hint = plugins.nearest(str(value), choices)
+            hint = plugins.close(str(value), choices)
             problems.append(f"{key}: {value!r} is not one of {', '.join(choices)}{hint}")
     return problems
 

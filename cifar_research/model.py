@@ -35,7 +35,7 @@ def head(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: {dropout} is out of range; it must be at least 0 and below 1")
     if not 0 < scale < float("inf"):
-        raise ValueError(f"scale: {scale} is out of range; it must be above 0")
+        raise ValueError(f"scale: {scale} is out of range; it must be above 0 and finite")
 
     def build(features: Any, num_classes: int) -> Any:
         import keras

@@ -291,13 +291,13 @@ def _check(learning_rate: float, clip_norm: float | None, weight_decay: float = 
     if clip_norm is not None:
         _check_positive(clip_norm=clip_norm)
     if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"weight_decay: {weight_decay} is out of range; it must be at least 0")
+        raise ValueError(f"weight_decay: {weight_decay} is out of range; it must be at least 0 and finite")
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {value} is out of range; it must be above 0")
+            raise ValueError(f"{name}: {value} is out of range; it must be above 0 and finite")
 
 
 def _check_shares(**values: float) -> None:

@@ -82,7 +82,9 @@ def check(training: Any) -> list[str]:
         if phase.epochs is not None and phase.epochs < 1:
             problems.append(f"{key}.epochs: {phase.epochs} is out of range; it must be at least 1")
         if phase.learning_rate is not None and not 0 < phase.learning_rate < float("inf"):
-            problems.append(f"{key}.learning_rate: {phase.learning_rate} is out of range; it must be above 0")
+            problems.append(
+                f"{key}.learning_rate: {phase.learning_rate} is out of range; it must be above 0 and finite"
+            )
         if not 0 < phase.learning_rate_decay_by_depth <= 1:
             problems.append(
                 f"{key}.learning_rate_decay_by_depth: {phase.learning_rate_decay_by_depth} is out of range; it must be "
@@ -90,7 +92,7 @@ def check(training: Any) -> list[str]:
             )
         for setting, choices in {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}.items():
             if phase[setting] not in choices:
-                hint = plugins.nearest(phase[setting], choices)
+                hint = plugins.close(phase[setting], choices)
                 problems.append(f"{key}.{setting}: {phase[setting]!r} is not one of {', '.join(choices)}{hint}")
         if phase.image_size is not None and phase.trainable == "none":
             problems.append(

@@ -504,7 +504,7 @@ BAD = [
     ("horizontal_flip", {"probability": 1.5}, "probability: 1.5"),
     ("vertical_flip", {"probability": -0.1}, "probability: -0.1"),
     ("horizontal_flip", {"probability": float("nan")}, "probability: nan"),
-    ("shift", {}, "pixels: None does not go with fraction=None"),
+    ("shift", {}, "pixels: null and fraction=null leave no limit"),
     ("shift", {"pixels": 2, "fraction": 0.1}, "pixels: 2 does not go with fraction=0.1"),
     ("shift", {"pixels": -1}, "pixels: -1"),
     ("shift", {"fraction": 1.1}, "fraction: 1.1"),

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from cifar_research import config, mistakes, plugins
 
-# Command line, or its words if one has spaces, and what the message must contain.
+# Command line, or its words if one has spaces, and what the message must contain, $ at its end.
 BAD = [
     ("training.epoch=3", ["training.epoch", "epochs"]),
     ("training.epochs=ten", ["training.epochs", "ten"]),
@@ -30,6 +30,18 @@ BAD = [
     ("training.batch_size=0", ["training.batch_size", "0"]),
     ("training.batchsize=64", ["training.batchsize", "batch_size"]),
     ("training.precision=bf16", ["training.precision", "bf16", "did you mean 'bfloat16'"]),
+    ("sweep.on_error=halt", ["sweep.on_error: 'halt' is not one of continue, stop$"]),
+    ("training.phases.scratch.optimizer=x", ["'x' is not one of reset, keep$"]),
+    ("training.phases.scratch.learning_rate=inf", ["inf is out of range; it must be above 0 and finite"]),
+    ("optimizer.learning_rate=inf", ["inf is out of range; it must be above 0 and finite"]),
+    ("optimizer=adamw optimizer.weight_decay=inf", ["inf is out of range; it must be at least 0 and finite"]),
+    ("model.scale=inf", ["model.scale: inf is out of range; it must be above 0 and finite"]),
+    ("backbone=airbench backbone.whitening_epsilon=inf", ["it must be above 0 and finite"]),
+    (
+        "augmentation=shift augmentation.shift.fraction=null",
+        ["pixels: null and fraction=null leave no limit; give one"],
+    ),
+    ("augmentation=shift augmentation.shift.pixels=3", ["pixels: 3 does not go with fraction=0.1"]),
     ("training.precision=double", ["training.precision", "double", "float32"]),
     ("training.strategy=mirror", ["training.strategy", "mirror", "did you mean 'mirrored'"]),
     ("training.deterministic=maybe", ["training.deterministic", "maybe"]),
@@ -160,7 +172,7 @@ def test_bad_config_is_refused(line, parts):
     with pytest.raises(config.ConfigError) as raised:
         config.check(config.compose(overrides))
     message = str(raised.value)
-    assert not [part for part in parts if part not in message], message
+    assert not [part for part in parts if part not in f"{message}$"], message
     assert "Traceback" not in message
 
 

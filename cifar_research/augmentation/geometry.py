@@ -64,7 +64,9 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
 
     The limit is `pixels`, or `fraction` of the axis rounded to pixels; the other of the two is None.
     """
-    if (pixels is None) == (fraction is None):
+    if pixels is None and fraction is None:
+        raise ValueError("pixels: null and fraction=null leave no limit; give one of them")
+    if pixels is not None and fraction is not None:
         raise ValueError(f"pixels: {pixels} does not go with fraction={fraction}; give one and make the other null")
     if pixels is not None:
         check_range("pixels", pixels, 0)

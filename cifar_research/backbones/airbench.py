@@ -40,7 +40,7 @@ def airbench(
     if not 1 <= whitening_size <= 8:
         raise ValueError(f"whitening_size: {whitening_size} is out of range; it must be at least 1 and at most 8")
     if not 0 < whitening_epsilon < float("inf"):
-        raise ValueError(f"whitening_epsilon: {whitening_epsilon} is out of range; it must be above 0")
+        raise ValueError(f"whitening_epsilon: {whitening_epsilon} is out of range; it must be above 0 and finite")
     if not 0 <= batch_norm_momentum < 1:
         raise ValueError(
             f"batch_norm_momentum: {batch_norm_momentum} is out of range; it must be at least 0 and below 1"
