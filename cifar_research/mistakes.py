@@ -186,6 +186,8 @@ def _unreadable(word: str) -> str:
         return f"{told}; put = between a key and its value, as in seed=1"
     if trust.parsed(f"{key}=1") is None:
         return f"{told}: {key!r} is no key"
+    if value.endswith(","):
+        return f"{told}: leave the comma at its end out"
     if value[0] not in "[{":
         quoted = f"{key}={_quoted(value)}"
     else:
