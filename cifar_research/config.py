@@ -292,7 +292,7 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 def _computed(cfg: Any) -> dict[str, Any]:
     """Return the flat config without what may differ between two halves of one run."""
-    computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(_free(cfg))}
+    computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free_prefixes(cfg))}
     # A flat mapping is compared by key, and augmentations are applied in their order, as phases are gone through.
     computed["augmentation"] = [name for name, node in cfg["augmentation"].items() if node is not None]
     if len(order := list(cfg["training"].get("phases", {}))) > 1:
@@ -300,7 +300,7 @@ def _computed(cfg: Any) -> dict[str, Any]:
     return computed
 
 
-def _free(cfg: Any) -> tuple[str, ...]:
+def free_prefixes(cfg: Any) -> tuple[str, ...]:
     """Return FREE_KEYS as prefixes; a folder of images is the data set, others are the same wherever they lie."""
     return tuple(f"{key}." for key in FREE_KEYS if key != "data.dir" or cfg["data"]["name"] != "images")
 
@@ -317,7 +317,7 @@ def settings(made: dict[str, Any]) -> dict[str, Any]:
     transforms, `flip+shift`, and `phases` those of the training, `head+backbone`.
     """
     flat = flatten(made)
-    free = tuple(key for key in _free(made) if key != "name.")
+    free = tuple(key for key in free_prefixes(made) if key != "name.")
     said = ("_target_", ".application", ".module", ".upper_blocks", ".min_image_size")  # by the group's own name
     told = {key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith(said)}
     for group in PLUGIN_GROUPS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,11 @@ class Original:
         if run_dir is not None and run_dir.resolve() == self.folder.resolve():
             raise config.ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
         if self.is_verified:
+            there = self.report["config"]
+            # Whether the images are the same is seen by their fingerprint, wherever they lie.
+            made = {**there, "data": {**there["data"], "dir": cfg.data.get("dir")}} if "dir" in there["data"] else there
             try:
-                config.refuse_difference(self.report["config"], cfg, self.folder)
+                config.refuse_difference(made, cfg, self.folder)
             except config.ConfigError as error:
                 changed = "\n".join(str(error).splitlines()[:-1])
                 raise config.ConfigError(f"{changed}\n--verify: this is another config; leave these out") from error
@@ -119,23 +122,48 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
     if is_verified and found["status"] != "completed":
         raise config.ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
     try:
-        return [*_words(found["config"]), *rest], Original(path, found, is_verified)
+        return [*_words(found["config"], _chosen(rest)), *rest], Original(path, found, is_verified)
     except (KeyError, TypeError, AttributeError) as error:
         raise config.ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
 
 
-def _words(made: Mapping[str, Any]) -> list[str]:
-    """Return the command line that composes a config, whatever files it was composed from."""
+def _chosen(rest: Sequence[str]) -> set[str]:
+    """Return the groups of which another option is chosen, on the command line or by the sweep that it names."""
+    keys = {word.partition("=")[0] for word in rest if "=" in word}
+    if "sweep" in keys:
+        words = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
+        keys |= set(config.compose(words, with_hydra=True).hydra.sweeper.get("params") or {})
+    if "experiment" in keys:
+        raise config.ConfigError(
+            "--from-run: experiment= would replace all that is to be repeated; leave one of them out"
+        )
+    return keys & {*config.PLUGIN_GROUPS, "augmentation", "data", "training"}
+
+
+def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]:
+    """Return the command line that composes a config, whatever files it was composed from.
+
+    chosen: groups whose option is to be another one: all of such a group is that option's, but of `training` its phases
+    and their epochs alone.
+    """
     data, training = made["data"], dict(made["training"])
     is_elsewhere = data["name"] != "images" and not Path(str(data.get("dir"))).is_dir()
     left_out = {*_LEFT_OUT, "data.dir"} if is_elsewhere else set(_LEFT_OUT)
     sections = {"data": data, "training": training}
     phases = training.pop("phases", {"scratch": {}})
-    words = [f"data={data['name']}", f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
+    words = [f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
     for group in (*config.PLUGIN_GROUPS, "augmentation"):
-        words += [f"~{group}", f"+{group}={_word(made[group])}"]
-    # Together, since Hydra adds no phase alone; a dictionary is merged with what is there, which would keep its place.
-    words += ["~training.phases.scratch", f"++training.phases={_word(phases)}"]
+        # Values win over options, wherever they stand.
+        words += [] if group in chosen else [f"~{group}", f"+{group}={_word(made[group])}"]
+    if "training" in chosen:
+        del training["epochs"]
+    else:
+        # Together, since Hydra adds no phase alone; a dictionary is merged with what is there, which would keep its place.
+        words += ["~training.phases.scratch", f"++training.phases={_word(phases)}"]
+    if "data" in chosen:
+        del sections["data"]
+    else:
+        words.append(f"data={data['name']}")
     sections |= {name: made[name] for name in ("evaluation", "features", "tensorboard") if name in made}
     for section, settings in sections.items():
         words += [

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from cifar_research import config, report
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.sweep.cells import LEDGER
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,10 @@ def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkp
     ConfigError if they are of a config that differs in what matters; CheckpointError if there was a checkpoint and none
     can be used; None, None in a new folder.
     """
+    if (run_dir / LEDGER).exists():
+        raise config.ConfigError(
+            f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another"
+        )
     ended = report.read_report(run_dir / "report.json")
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints)
     if ended is not None and ended["status"] != "stopped":

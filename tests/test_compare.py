@@ -83,6 +83,10 @@ def test_other_images_are_another_row(tmp_path):
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "cifar" / fingerprint, [f"seed={seed}"], more={"data": data})
     assert sorted(row["images"] for row in table_of(tmp_path / "cifar")) == ["a", "b"]
+    for fingerprint in "ab":  # as many folders as data sets, of which the table tells nothing
+        data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
+        write_run(tmp_path / "two" / fingerprint, ["seed=0", f"data.dir={fingerprint}"], more={"data": data})
+    assert sorted(row["images"] for row in table_of(tmp_path / "two")) == ["a", "b"]
 
 
 def test_runs_without_validation_are_one_row_and_written(tmp_path):
@@ -179,8 +183,9 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
     assert tables.study_table(found[:5])[6][6] == "–"  # a cell that is missing
     compare.write(tmp_path, found)
     assert "## Beside the study" in (tmp_path / "leaderboard.md").read_text()
-    write_run(tmp_path / "other", ["data=synthetic"])
-    assert tables.study_table(runs.find([str(tmp_path)])[0]) is None
+    for place, more in enumerate((["data=synthetic"], ["backbone.batch_norm=false"], ["data.train_size=500"])):
+        write_run(tmp_path / "others" / str(place), [*plan.grid()[0].overrides, *more])
+        assert tables.study_table(runs.find([str(tmp_path / "others" / str(place))])[0]) is None
 
 
 def call(*words, code=0):

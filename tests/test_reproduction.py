@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from cifar_research import config, report, reproduction
+from cifar_research.sweep import cells as planning
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model.hidden=[4]",
@@ -98,6 +101,68 @@ def test_the_words_compose_the_config(words):
 
 
 @pytest.mark.parametrize(
+    ("words", "targets"),
+    [
+        (
+            ["optimizer=adamw", "optimizer.weight_decay=0.1"],
+            {"optimizer": {"weight_decay": 0.1, "learning_rate": 0.001}},
+        ),
+        (
+            ["augmentation=cutout"],
+            {"augmentation": {"cutout": {"_target_": "cifar_research.augmentation.cutout"}}},
+        ),
+        (
+            ["training=fine_tuning"],
+            {"training": {"epochs": 10, "batch_size": 50, "phases": {"backbone": {"epochs": None}}}},
+        ),
+        (["data=images", "data.dir=/"], {"data": {"name": "images", "dir": "/"}}),
+        (["backbone=airbench", "seed=6"], {"backbone": {"filters": [64, 256, 256]}, "seed": 6}),
+    ],
+)
+def test_another_option_replaces_the_runs(original, words, targets):
+    def check(found, expected):
+        for key, value in expected.items():
+            check(found[key], value) if isinstance(value, dict) else None
+            assert isinstance(value, dict) or found[key] == value, key
+
+    arguments, _ = reproduction.taken(["--from-run", str(original), *words])
+    found = OmegaConf.to_container(config.compose(arguments), resolve=True)
+    check(found, targets)
+    made = report.read_report(original / "report.json")["config"]
+    groups = {word.partition("=")[0].partition(".")[0] for word in words}
+    assert {key: value for key, value in found.items() if key not in groups} == {
+        key: value for key, value in made.items() if key not in groups
+    }
+    assert list(found["augmentation"]) == list(targets.get("augmentation", made["augmentation"]))
+
+
+def test_a_sweep_of_options_has_a_cell_for_each(original):
+    arguments, _ = reproduction.taken(
+        ["--from-run", str(original), "-m", "optimizer=adam,sgd", "loss=categorical_crossentropy"]
+    )
+    cells = planning.Plan.of(planning.base(arguments), arguments).grid()
+    assert [cell.config["optimizer"]["_target_"].rpartition(".")[2] for cell in cells] == ["adam", "sgd"]
+    assert {cell.config["loss"]["_target_"].rpartition(".")[2] for cell in cells} == {"categorical_crossentropy"}
+
+
+def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(
+                tmp_path / "here" / name / f"{number}.png"
+            )
+    words = [*SMALL[3:5], "training.epochs=1", "training.batch_size=8", "data=images", f"data.dir={tmp_path / 'here'}"]
+    done = command(*words, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = f"data.dir={tmp_path / 'there'}"
+    done = command("--from-run", tmp_path / "run", "--verify", moved, f"hydra.run.dir={tmp_path / 'again'}")
+    assert done.returncode == reproduction.IDENTICAL, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "part"),
     [
         (["--from-run"], "needs the folder"),
@@ -107,6 +172,9 @@ def test_the_words_compose_the_config(words):
         (["--from-run", "{original}", "hydra.run.dir={original}"], "is the run to repeat"),
         (["--from-run", "{original}", "--verify", "-m", "seed=1,2"], "this is a sweep"),
         (["--from-run", "{original}", "seed=x"], "seed"),
+        (["--from-run", "{original}", "--verify", "schedule=step_decay"], "this is another config"),
+        (["--from-run", "{original}", "experiment=wide"], "would replace all that is to be repeated"),
+        (["--from-run", "{original}", "sweep=hyperparameters"], "would replace all that is to be repeated"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(original, tmp_path, words, part):

@@ -89,7 +89,7 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
 
 
 def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):
-    source, _ = open_search(tmp_path, 4, "seed=0,1", "tensorboard.histograms=true,false")
+    source, _ = open_search(tmp_path, 4, "seed=0,1", "augmentation=flip,[flip]")
     cells_of = []
     while cell := source.next():
         cells_of.append(cell.folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_research import config
+from cifar_research import config, run_folder, sweep
 from cifar_research.sweep import cells
 
 SMALL = [
@@ -156,6 +156,8 @@ def test_cells_that_compute_the_same_are_one():
         (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "not taken by a sweep"]),
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
+        (["data.dir=a,b"], ["data.dir=a,b", "changes nothing that a run computes"]),
+        (["name=a,b", "seed=1,2"], ["name=a,b", "changes nothing that a run computes"]),
         (["seed=1,2", "--cfg", "job"], ["--cfg", "leave -m out"]),
         (["seed=1,2", "--version"], ["--version: a sweep does not take this; leave it or -m out"]),
         (["--seed=1,2"], ["--seed=1,2: settings are written without dashes; write seed=1,2"]),
@@ -166,6 +168,24 @@ def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
     done = finish(tmp_path, command=command, code=2)
     assert not [part for part in parts if part not in done.stderr], done.stderr
     assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
+    (tmp_path / "grid").mkdir()
+    cells.Ledger.open(tmp_path / "grid", [], plan("seed=1,2"))
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    with pytest.raises(config.ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
+        run_folder.begun(config.compose(), tmp_path / "grid")
+    for words, name, part in (
+        (["seed=1,2"], "run", "is a run's folder"),
+        (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
+    ):
+        with pytest.raises(config.ConfigError, match=part):
+            sweep.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
+    (tmp_path / "grid" / "study.db").touch()
+    with pytest.raises(config.ConfigError, match="holds a search, and this is a grid"):
+        sweep.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
 
 
 def test_settings_that_no_cell_would_see_are_refused(tmp_path):

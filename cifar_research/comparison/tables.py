@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from cifar_research import config
 from cifar_research.comparison import statistics
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.metrics import wilson_interval
@@ -173,10 +176,12 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     """Return the leaderboard as text: rank, what varies, what came out."""
     titles = varied(runs)
     sizes = [name for name in _SIZES if len({run.sizes[name] for run in runs if name in run.sizes}) > 1]
-    # Copies of one data set that differ in their images have the same name.
-    known = [run for run in runs if _images(run)]
-    places = {(run.config["data"]["name"], run.config["data"].get("dir")) for run in known}
-    is_told = len({_images(run) for run in known}) > len(places)
+    # Copies of one data set that differ in their images may be told apart by nothing else.
+    shown: dict[tuple[str, ...], set[str | None]] = {}
+    for run in runs:
+        if _images(run):
+            shown.setdefault(tuple(text_of(run.settings.get(key)) for key in titles), set()).add(_images(run))
+    is_told = any(len(images) > 1 for images in shown.values())
     table = [["rank", *titles.values(), *(["images"] if is_told else []), "n", "val accuracy", "val 95 %", "test accuracy",
               "test 95 %", "train accuracy", "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
     for row in leaderboard(runs):
@@ -250,6 +255,17 @@ _STUDY_KEYS: dict[str, Callable[[Run], Any]] = {
 }
 
 
+def _of_study(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what all cells of the study's grid have in common: the network, the images, and nothing done to them."""
+    varied = ("backbone.pooling", "model.dropout")
+    common = ("backbone", "model", "augmentation", "phases", "data.train_size", "data.classes")
+    return {
+        key: value
+        for key, value in settings.items()
+        if key in common or (key.startswith(("backbone.", "model.")) and key not in varied)
+    }
+
+
 def study_table(runs: Sequence[Run]) -> Table | None:
     """Return the study's 24 rows in its order, ours beside its own; None if these runs are not of its grid on CIFAR-10.
 
@@ -259,9 +275,13 @@ def study_table(runs: Sequence[Run]) -> Table | None:
     study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
     wanted = [tuple(text_of(_value(row[key])) for key in _STUDY_KEYS) for row in study]
     ours: dict[tuple[str, ...], list[Run]] = {key: [] for key in wanted}
+    alike = None
     for run in _distinct(runs):
         place = tuple(text_of(read(run)) for read in _STUDY_KEYS.values())
         if place not in ours or run.config["data"]["name"] != "cifar10":
+            return None
+        alike = alike or _of_study(config.settings(OmegaConf.to_container(config.compose(["experiment=wide"]))))
+        if any(run.settings.get(key, value) != value for key, value in alike.items()):
             return None
         ours[place].append(run)
     table = [["LOSS", "LR", "DROPOUT", "OPT", "POOLING", "ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS", "test accuracy",

@@ -88,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     if problems := plugins.check("hydra.launcher", cfg.hydra.launcher):
         raise config.ConfigError("\n".join(problems))
     folder = Path(cfg.hydra.sweep.dir)
+    _refuse_folder(folder, is_search=trials is not None)
     launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
     with _only_sweep_in(folder), contextlib.closing(launcher):
         launcher.open(folder)
@@ -225,6 +226,16 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
     allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
     again = [] if is_done else [f"{commandline.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
     return [*again, f"{commandline.program('report')} {shlex.quote(str(folder))}"]
+
+
+def _refuse_folder(folder: Path, *, is_search: bool) -> None:
+    """Refuse the folder of a run, or of a sweep of the other kind, whose cells would count as this one's."""
+    if (folder / "report.json").exists() or (folder / ".hydra").exists():
+        raise config.ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
+    was_search = (folder / "study.db").exists()
+    if (found := planning.read(folder)) and found[1] and was_search != is_search:
+        kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
+        raise config.ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 
 
 @contextlib.contextmanager

@@ -96,8 +96,18 @@ class Plan:
                 (override,) = _parse([word])
             found[key] = word, override
         context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
-        if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
-            raise config.ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
+        for key, (word, override) in found.items():
+            if not override.is_sweep_override():
+                continue
+            if key == "allow_targets":
+                raise config.ConfigError(
+                    "allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]"
+                )
+            if f"{key}.".startswith(config.free_prefixes(cfg)):
+                raise config.ConfigError(
+                    f"{word}: changes nothing that a run computes, so that all its cells would be one; give one value, and "
+                    "a sweep for each"
+                )
         return cls(
             [word for word, override in found.values() if not override.is_sweep_override()],
             [override for _, override in found.values() if override.is_sweep_override()],
