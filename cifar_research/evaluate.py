@@ -63,7 +63,7 @@ def evaluate(
     words: overrides of its data section; views: `flip` or `flip_shift`, to be held against none; corrupted: the number
     of test images that are corrupted, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
     Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/,
-    where <data> is images_<folder> for a folder of images.
+    where <data> is images_<folder> for a folder of images, with a part of their fingerprint if that is taken by others.
     One of USER_ERRORS says what a user can mend.
     """
     began = time.perf_counter()
@@ -76,12 +76,15 @@ def evaluate(
         new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
     if problems := plugins.check("loss", OmegaConf.create(found["config"]).loss):
         raise trained.RunError(f"{run}: its loss cannot be computed: {problems[0]}")
-    folder = _folder(run / "evaluation" / (other or ""))
+    folder = _folder(run / "evaluation" / (_free_name(run, other, data.fingerprint) if other else ""))
     classifier = trained.load(run)
     seconds = {"load": time.perf_counter() - began}
     measured, logits = measures.measure(
         classifier, data, is_own=is_own, views=views, corrupted=corrupted, cifar10_1=new_images
     )
+
+    if doubt := images.doubts(found, data, is_own=is_own):
+        measured["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
 
     from cifar_research.evaluation import document, pictures, sections
 
@@ -109,9 +112,9 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         if found["data"]["classes"] != reports[0]["data"]["classes"]:
             raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
     data, elsewhere = images.load(reports[0], words)
-    doubts = [] if elsewhere else [
+    doubts = [
         f"{run}: {doubt}" for run, found in zip([*first, *second], reports, strict=True)
-        if (doubt := images.doubts(found, data))
+        if (doubt := images.doubts(found, data, is_own=elsewhere is None))
     ]  # fmt: skip
     pictures, labels = measures.arrays(data.test)
     folder, logits = _folder(first[0] / "evaluation"), []
@@ -148,6 +151,15 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     report.atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)).encode())
     report.atomic_write(folder / f"{name}.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return f"{sections.comparison_summary(result)}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
+
+
+def _free_name(run: Path, name: str, fingerprint: str) -> str:
+    """Return a name in the run's evaluation/ for other images than its own that no others have."""
+    try:
+        there = json.loads((run / "evaluation" / name / trained.EVALUATION).read_bytes())["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return name
+    return name if there == fingerprint else f"{name}_{fingerprint[:8]}"
 
 
 def _name(runs: Sequence[Path]) -> str:

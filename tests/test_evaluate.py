@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 
-from cifar_research import config, evaluate, metrics, plugins, train, trained
+from cifar_research import config, console, evaluate, metrics, plugins, train, trained
 from cifar_research.data import datasets, synthetic
 from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
 from cifar_research.report import read_report, write_report
@@ -298,6 +298,24 @@ def test_other_images_leave_the_runs_own_evaluation(evaluated):
     assert other["test"]["images"] == 50 and not other["data"]["is_own"] and "corruptions" not in other
     assert other["temperature"] == found["temperature"] and other["temperature_images"] is None
     assert "not the images" in (run / "evaluation" / "synthetic" / "report.md").read_text()
+    kept = (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes()
+    text = evaluate.evaluate(run, ["data.seed=6", "data.test_images=40"], corrupted=0)
+    (more,) = (run / "evaluation").glob("synthetic_*")
+    assert str(more) in text and json.loads((more / "evaluation.json").read_text())["test"]["images"] == 40
+    assert (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes() == kept
+
+
+def test_images_that_may_have_been_trained_on_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    for place in range(40):
+        folder = tmp_path / "mine" / "ab"[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place}.png")
+    words = ["data=images", f"data.dir={tmp_path / 'mine'}", "backbone.filters=[4]", "model.hidden=[4]"]
+    cfg = config.compose([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
+    train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    told = [evaluate.evaluate(tmp_path / "run", more, corrupted=0) for more in ([], ["data.split_seed=5"])]
+    assert ["perhaps on some of those that are tested here" in text for text in told] == [False, True]
 
 
 def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
@@ -472,8 +490,10 @@ def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
     data, _ = images.load(made, [])
     made["config"]["data"]["name"], made["data"]["fingerprint"] = "images", "another"
     of_images = dataclasses.replace(data, name="images")
-    assert "another split" in images.doubts(made, of_images)
-    assert images.doubts(made | {"data": made["data"] | {"fingerprint": data.fingerprint}}, of_images) is None
+    assert "another split" in images.doubts(made, of_images, is_own=False)
+    assert (
+        images.doubts(made | {"data": made["data"] | {"fingerprint": data.fingerprint}}, of_images, is_own=True) is None
+    )
 
 
 def test_a_temperature_is_not_fitted_on_what_is_tested(runs, tmp_path):

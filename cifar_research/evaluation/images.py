@@ -62,7 +62,7 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
     return data, f"images_{Path(section.dir).expanduser().resolve().name}" if data.name == "images" else data.name
 
 
-def doubts(report: Mapping[str, Any], data: Dataset) -> str | None:
+def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | None:
     """Return why a run's score on data may be too high, as far as its report tells; None if nothing does."""
     config = report["config"]["data"]
     if config["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
@@ -70,7 +70,7 @@ def doubts(report: Mapping[str, Any], data: Dataset) -> str | None:
             "was trained on another split of a folder of images, or on another folder, and perhaps on some of those that "
             "are tested here"
         )
-    return report["data"].get("note") if report["data"].get("note") != data.note else None
+    return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
 
 
 def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
