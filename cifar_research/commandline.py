@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder; whom the run allowed to be called is for the command to say again, since the folder may be a stranger's. A
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
-    arguments = [re.sub(r"^(\+{0,2}[\w.]+=)~/", rf"\g<1>{Path.home()}/", argument) for argument in arguments]
+    home = re.compile(r"^(\+{0,2}[\w.]+=)(~/)")
+    arguments = [home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in arguments]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments
@@ -51,7 +53,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 def quoted(text: str) -> str:
     """Return a text as a value on Hydra's command line, whatever characters it has."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra takes backslashes for an escape only where a quotation mark follows.
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
 
 

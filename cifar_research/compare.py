@@ -69,7 +69,10 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *_NOTES]) + "\n").encode())
     report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, _NOTES).encode())
     pictures, titles = folder / "figures", reading.varied(runs)
-    pictures.mkdir(exist_ok=True)
+    try:
+        pictures.mkdir(exist_ok=True)
+    except OSError as error:
+        raise report.WriteError(error.errno, f"{pictures}: cannot be made ({error.strerror}); move it away") from error
     figures.curves(pictures / "curves.png", tables.leaderboard(runs)[:5], titles)
     if found := tables.effects(runs):
         figures.effects(pictures / "effects.png", found)

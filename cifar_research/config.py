@@ -290,14 +290,14 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _computed(cfg: Any) -> dict[str, Any]:
+def computed(cfg: Any) -> dict[str, Any]:
     """Return the flat config without what may differ between two halves of one run."""
-    computed = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free_prefixes(cfg))}
+    found = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free_prefixes(cfg))}
     # A flat mapping is compared by key, and augmentations are applied in their order, as phases are gone through.
-    computed["augmentation"] = [name for name, node in cfg["augmentation"].items() if node is not None]
+    found["augmentation"] = [name for name, node in cfg["augmentation"].items() if node is not None]
     if len(order := list(cfg["training"].get("phases", {}))) > 1:
-        computed["phases"] = order
-    return computed
+        found["phases"] = order
+    return found
 
 
 def free_prefixes(cfg: Any) -> tuple[str, ...]:
@@ -307,7 +307,7 @@ def free_prefixes(cfg: Any) -> tuple[str, ...]:
 
 def config_hash(cfg: Any) -> str:
     """Return 12 hex digits that are the same for configs that compute the same."""
-    return hashlib.sha256(json.dumps(_computed(cfg), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(computed(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def settings(made: dict[str, Any]) -> dict[str, Any]:
@@ -318,10 +318,19 @@ def settings(made: dict[str, Any]) -> dict[str, Any]:
     """
     flat = flatten(made)
     free = tuple(key for key in free_prefixes(made) if key != "name.")
-    said = ("_target_", ".application", ".module", ".upper_blocks", ".min_image_size")  # by the group's own name
-    told = {key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith(said)}
+    # By the group's own name; those of the backbone are what an application brings with it.
+    said = (
+        ("backbone.application", "backbone.module", "backbone.min_image_size")
+        if "application" in made["backbone"]
+        else ()
+    )
+    told = {
+        key: value
+        for key, value in flat.items()
+        if not f"{key}.".startswith(free) and key not in said and not key.endswith("_target_")
+    }
     for group in PLUGIN_GROUPS:
-        told[group] = str(made[group].get("application") or made[group]["_target_"].rpartition(".")[2])
+        told[group] = str(made[group].get("application") or plugins.name(made[group]["_target_"]))
     told["phases"] = "+".join(made["training"].get("phases", {"scratch": None}))
     told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
     return told
@@ -329,7 +338,7 @@ def settings(made: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError, naming the keys, if a run begun with config `before` cannot go on with `cfg`."""
-    old, new = _computed(before), _computed(cfg)
+    old, new = computed(before), computed(cfg)
     changed = [
         f"{key}: this run has {old.get(key, 'no such key')!r}, the command says {new.get(key, 'no such key')!r}"
         for key in sorted(old.keys() | new.keys())

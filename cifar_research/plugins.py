@@ -80,6 +80,11 @@ def _is_ours(target: str) -> bool:
     return found is None or str(getattr(found, "__module__", "")).startswith(f"{__package__}.")
 
 
+def name(target: str) -> str:
+    """Return what a factory is called: one of ours by its own name, another by all of it, since names may be shared."""
+    return target.rpartition(".")[2] if target.startswith(f"{__package__}.") else target
+
+
 def instantiate(node: Any) -> Any:
     """Call the factory that a plug-in node names; ValueError, in its words, if it may not or refuses its settings."""
     if problems := refusals("config", node):

@@ -68,6 +68,8 @@ def command(given: argparse.Namespace) -> int:
         raise _Mistake(f"--top-k: {given.top_k} is out of range; it must be at least 1 and at most {len(classes)}")
     if given.output is not None and not given.output.parent.is_dir():
         raise _Mistake(f"--output: {given.output.parent} is no folder; make it, or choose another file")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
     files, problems = find(given.images, sys.stdin)
     for problem in problems:
         console.error(problem)
@@ -87,9 +89,13 @@ def command(given: argparse.Namespace) -> int:
     if given.output is not None:
         content = io.StringIO()
         _write(content, rows, given.format, given.top_k)
-        report.atomic_write(given.output, content.getvalue().encode(errors="surrogateescape"))
+        encoded = content.getvalue().encode(errors="surrogateescape")
+        if given.output.exists() and not given.output.is_file() and not given.output.is_dir():
+            given.output.write_bytes(encoded)  # a pipe or a device, which is not to be replaced
+        else:
+            report.atomic_write(given.output.resolve(), encoded)
     else:
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
+        sys.stdout.reconfigure(errors="surrogateescape")
         _write(sys.stdout, rows, given.format, given.top_k)
     return 1 if problems else 0
 

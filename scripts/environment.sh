@@ -1,7 +1,7 @@
 # Sourced by the commands beside it: makes .venv, or brings it up to date, and sets $root and $venv.
 # When nothing has changed it only compares a checksum, so that a command starts at once.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
 
 fail() {

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifar_research import commandline, config
 from cifar_research.sweep import cells
+
+
+@pytest.mark.parametrize("text", ["a b", "it's", "back\\slash", "two\\\\", "\\'", "\\\\'x", "end\\", "a,b=(c)", ""])
+def test_a_quoted_text_is_read_back_as_it_is(text):
+    (override,) = OverridesParser.create().parse_overrides([f"key={commandline.quoted(text)}"])
+    assert override.value() == text
 
 
 @pytest.fixture

@@ -89,6 +89,19 @@ def test_other_images_are_another_row(tmp_path):
     assert sorted(row["images"] for row in table_of(tmp_path / "two")) == ["a", "b"]
 
 
+def test_what_an_option_brings_with_it_is_told_apart(tmp_path):
+    words = ["experiment=transfer", "backbone=mobilenet_v2", "training=fine_tuning"]
+    for upper, accuracy in (("block_16_expand", 0.9), ("block_15_expand", 0.6)):
+        write_run(tmp_path / "upper" / upper, [*words, f"backbone.upper_blocks={upper}"], accuracy=accuracy)
+    rows = table_of(tmp_path / "upper")
+    assert [(row["upper_blocks"], row["val accuracy"]) for row in rows] == [
+        ("block_16_expand", "0.9000"), ("block_15_expand", "0.6000"),
+    ]  # fmt: skip
+    for module in ("one", "other"):  # whose factories have one name
+        write_run(tmp_path / "own" / module, changes=[("backbone", "_target_", f"{module}.net")])
+    assert sorted(row["backbone"] for row in table_of(tmp_path / "own")) == ["one.net", "other.net"]
+
+
 def test_runs_without_validation_are_one_row_and_written(tmp_path):
     for rate in (1, 2):
         for seed, accuracy in enumerate((0.7, 0.8)):

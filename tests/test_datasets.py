@@ -337,6 +337,17 @@ def test_a_link_to_nothing_is_refused_with_its_path(tmp_path):
         images(tmp_path / "pets")
 
 
+def test_odd_names_and_pipes_in_a_folder_of_images(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "pets" / name)
+    os.mkfifo(tmp_path / "pets" / "dog" / "pipe.png")
+    data = images(tmp_path / "pets", "data.test_fraction=0.5")
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+    os.mkdir(os.fsencode(tmp_path / "pets") + b"/caf\xe9")
+    with pytest.raises(datasets.DataError, match="is not UTF-8; rename it"):
+        images(tmp_path / "pets")
+
+
 def test_unwritable_cache_says_which_key_to_change(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"data\.cache_dir"):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def call(monkeypatch, capsys):
         return code, shown.out, shown.err
 
     return call
+
+
+def test_a_pipe_is_written_into_and_a_link_followed(call, finished_run, png_folder, tmp_path):
+    image = next(png_folder.rglob("*.png"))
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        assert call(finished_run, image, "--format", "csv", "--output", tmp_path / "pipe")[0] == 0
+        assert str(image) in reader.stdout.read() and (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "file.csv")
+    assert call(finished_run, image, "--format", "csv", "--output", tmp_path / "link.csv")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink() and str(image) in (tmp_path / "file.csv").read_text()
 
 
 def picture(size=(40, 30), seed=0):

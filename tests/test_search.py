@@ -39,6 +39,16 @@ def test_space_of_a_command_line():
     assert found["seed"] == CategoricalDistribution(["1", "2", "3"])
     assert found["model.hidden"] == CategoricalDistribution(["[8]", "[16]"])
     assert found["backbone.kernel_size"] == IntDistribution(1, 5)
+    found = search.space(plan("training.batch_size=interval(8,64)", "optimizer.learning_rate=interval(1,2)"))
+    assert found["training.batch_size"] == IntDistribution(8, 64)
+    assert found["optimizer.learning_rate"] == FloatDistribution(1, 2)
+
+
+def test_a_study_lies_in_its_folder_whatever_its_name(tmp_path):
+    for name in ("q?a", "q?b", "a b%20#{c}"):
+        (tmp_path / name).mkdir()
+        source, _ = open_search(tmp_path / name, 1, "seed=1,2")
+        assert source.next() and not source.next() and (tmp_path / name / search.STUDY).is_file()
 
 
 @pytest.mark.parametrize(

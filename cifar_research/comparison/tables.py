@@ -89,11 +89,11 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
 
 
 def _alike(run: Run) -> tuple[str, str | None]:
-    """Return what runs that differ by their seed alone have in common: settings, and the images themselves."""
+    """Return what runs that differ by their seed alone have in common: what they compute, and the images themselves."""
     images = _images(run)
     # The same images are the same wherever they lie.
-    left_out = ("seed", "name", *(["data.dir"] if images else []))
-    said = {key: value for key, value in run.settings.items() if key not in left_out}
+    left_out = ("seed", *(["data.dir"] if images else []))
+    said = {key: value for key, value in config.computed(run.config).items() if key not in left_out}
     return repr(sorted(said.items())), images
 
 

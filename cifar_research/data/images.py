@@ -108,8 +108,14 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         raise DataError(f"{folder}: has {number}; put the images of each class into one of its own")
     classes = {}
     for subfolder in subfolders:
+        try:
+            subfolder.name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{folder}: the name of its folder {subfolder.name!r} is not UTF-8; rename it") from error
         files = sorted(
-            path for path in subfolder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+            path
+            for path in subfolder.iterdir()
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and not path.is_fifo()
         )
         if not files:
             raise DataError(f"{subfolder}: holds no PNG or JPEG image; fill it or remove it")

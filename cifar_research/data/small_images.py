@@ -10,6 +10,7 @@ import numpy as np
 from cifar_research.data import images
 from cifar_research.data.images import ImageError
 
+_XMP_TURN = b"tiff:Orientation"  # which Pillow goes by where there is no EXIF
 _MOST_BYTES = 1 << 16  # in larger files most of the time is the decoder's, which other threads need not wait for
 
 
@@ -67,14 +68,15 @@ def _read(path: str) -> bytes:
 def _plain_kind(content: bytes, size: int) -> str | None:
     """Return `jpeg` or `png` if both decoders make the same of this file, without a look at its EXIF or its colours."""
     if content.startswith(b"\xff\xd8\xff"):
-        if b"Exif" in content or b"Adobe" in content or not content.endswith(b"\xff\xd9"):
+        if b"Exif" in content or _XMP_TURN in content or b"Adobe" in content or not content.endswith(b"\xff\xd9"):
             return (
                 None  # turned perhaps; CMYK perhaps; cut off, of which TensorFlow's library would write to the terminal
             )
         return "jpeg" if _jpeg_shape(content) == (size, size, 3) else None
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         wanted = size.to_bytes(4) * 2 + b"\x08\x02"  # 8 bits of RGB
-        is_plain = content[16:26] == wanted and b"eXIf" not in content and b"tRNS" not in content
+        turned = b"eXIf" in content or _XMP_TURN in content
+        is_plain = content[16:26] == wanted and not turned and b"tRNS" not in content
         return "png" if is_plain else None
     return None
 

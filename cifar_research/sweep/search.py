@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -36,7 +37,7 @@ class Search:
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:
         self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
-        self._url = f"sqlite:///{folder.absolute() / STUDY}"
+        self._url = f"sqlite:///{quote(str(folder.absolute() / STUDY))}"  # whatever characters it has
         storage = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": {"timeout": 60}})
         self._study = optuna.create_study(
             storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
@@ -128,6 +129,12 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
             "sweep=perspectives"
         )
     first = {key: _ends(one)[0] for key, one in found.items()}
+    chosen = [f"{key}={value}" for key, value in first.items() if isinstance(found[key], CategoricalDistribution)]
+    made = config.flatten(plan.cell(chosen).config)
+    for key, one in found.items():  # Hydra makes the ends of interval(8,64) floats
+        is_whole = isinstance(one, FloatDistribution) and one.low.is_integer() and one.high.is_integer()
+        if is_whole and type(made.get(key)) is int:
+            found[key] = IntDistribution(int(one.low), int(one.high), log=one.log)
     rows = [first | {key: value} for key, one in found.items() for value in _ends(one)]
     for row in rows:
         cfg = plan.cell([f"{key}={_word(value)}" for key, value in row.items()]).config

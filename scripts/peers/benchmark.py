@@ -220,8 +220,9 @@ def hardware():
         flags, name = lines.get("flags", ""), lines.get("model name", name)
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
     asks = shutil.which("nvidia-smi")
-    gpus = subprocess.run([asks, "-L"], capture_output=True, text=True).stdout if asks else ""
-    return {"processor": name, "cores": cores(), "units": units, "gpus": gpus.splitlines()}
+    told = subprocess.run([asks, "-L"], capture_output=True, text=True).stdout if asks else ""
+    gpus = [line for line in told.splitlines() if line.startswith("GPU ")]
+    return {"processor": name, "cores": cores(), "units": units, "gpus": gpus}
 
 
 def versions(pythons):

@@ -21,13 +21,14 @@ from benchmark import HERE, ROOT, hardware, torch_python, versions
 from scipy import stats
 
 from cifar_research import config
+from cifar_research.commandline import quoted
 
 
 def ours(folder, words, seed, target):
     """Train once by the command line, and return what its report says."""
     with tempfile.TemporaryDirectory() as place:
         run = Path(place, "run")
-        fixed = [f"data.dir={folder}", f"seed={seed}", f"hydra.run.dir={run}", "tensorboard.enabled=false"]
+        fixed = [f"data.dir={quoted(str(folder))}", f"seed={seed}", f"hydra.run.dir={run}", "tensorboard.enabled=false"]
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "cifar_research.train", *words, *fixed], capture_output=True, text=True, cwd=ROOT
