@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,11 @@ def program(name: str) -> str:
     """Return what a user types for a command: scripts/train in a checkout, cifar-train where it is installed."""
     is_checkout = (Path(__file__).parents[1] / "scripts" / name).is_file()
     return f"scripts/{name}" if is_checkout else f"cifar-{name}"
+
+
+def pip() -> str:
+    """Return what a user types for the pip of the environment that this runs in."""
+    return f"{shlex.quote(sys.executable)} -m pip"
 
 
 def run_words(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from cifar_research import console, predict, trained
+from cifar_research import commandline, console, predict, trained
 from cifar_research.data import datasets, images
 from cifar_research.data.datasets import DataError
 from cifar_research.formats import FORMATS, Format, Model, module
@@ -130,7 +130,8 @@ def _check(kind: str, chosen: Format, quantize: bool, output: Path | None) -> No
         raise UsageError(f"--output: {output} is no folder; give one, which is made if it is missing")
     if missing := [package for package in chosen.packages if importlib.util.find_spec(package) is None]:
         raise UsageError(
-            f"--format {kind}: needs {', '.join(missing)}, which are not installed; pip install 'cifar_research[export]'"
+            f"--format {kind}: needs {', '.join(missing)}, which are not installed; {commandline.pip()} install "
+            "'cifar_research[export]'"
         )
 
 

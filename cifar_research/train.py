@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, cores, mistakes, phases, report, reproduction, run_folder
+from cifar_research import (
+    announcement,
+    commandline,
+    config,
+    console,
+    cores,
+    mistakes,
+    phases,
+    report,
+    reproduction,
+    run_folder,
+)
 from cifar_research import environment as environments
 from cifar_research import sweep as sweeps
 from cifar_research.backbones.weights import WeightsError
@@ -32,7 +43,6 @@ if TYPE_CHECKING:
 
     from cifar_research import loop, steps, tensorboard
     from cifar_research.data.datasets import Dataset
-    from cifar_research.environment import Environment
 
 log = logging.getLogger(__name__)
 Report = dict[str, Any]
@@ -92,7 +102,7 @@ def run(
             plan = phases.plan(cfg)
             # Of all phases, so that a layer's name misspelt in the last one costs no training of the first.
             trained = {phase.name: tasks.num_trained(task, phase) for phase in plan}
-            display.announce(_announcement(cfg, task, data, environment, run_dir, max(trained.values())))
+            display.announce(announcement.rows(cfg, task, data, environment, run_dir, max(trained.values())))
             if checkpoint is not None:
                 display.message(f"Going on from step {record.step}.")
                 if (before := checkpoint.meta.get("device", environment.device)) != environment.device:
@@ -162,47 +172,6 @@ def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -
         )
     if problems := phases.check_numbers(cfg, len(data.train), len(data.val)):
         raise config.ConfigError("\n".join(problems))
-
-
-def _announcement(
-    cfg: DictConfig, task: steps.Task, data: Dataset, environment: Environment, run_dir: Path, trainable: int
-) -> dict[str, str]:
-    training = cfg.training
-    sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
-    return {
-        "Run": f"{cfg.name}, seed {cfg.seed}, {_epochs_text(cfg)} of batches of {training.batch_size}",
-        "Data": f"{data.name}: {sizes}, {len(data.classes)} classes",
-        **({"Note": data.note} if data.note else {}),
-        "Model": f"{_plugin(cfg.backbone)} + {_plugin(cfg.model)}",
-        "Parameters": f"{task.model.count_params():,}, of which {trainable:,} trainable",
-        "Augmentation": ", ".join(config.transforms(cfg)) or "none",
-        "Loss": _plugin(cfg.loss),
-        "Optimizer": f"{_plugin(cfg.optimizer)}, learning rate {_rates_text(cfg)}, {_plugin(cfg.schedule)}",
-        "Precision": f"{training.precision}{', deterministic' if environment.deterministic else ''}",
-        "Device": environment.device,
-        "Folder": str(run_dir),
-    }
-
-
-def _plugin(node: DictConfig) -> str:
-    return node.get("application") or node._target_.rpartition(".")[2]
-
-
-def _epochs_text(cfg: DictConfig) -> str:
-    """Return `10 epochs`, or how many each phase has."""
-    plan = phases.plan(cfg)
-    numbers = [f"{phase.epochs} epoch{'s' if phase.epochs > 1 else ''}" for phase in plan]
-    return ", ".join(f"{n} of {phase.name}" if len(plan) > 1 else n for n, phase in zip(numbers, plan, strict=True))
-
-
-def _rates_text(cfg: DictConfig) -> str:
-    """Return `0.005`, or what each phase has, and whether the optimizer's is that of none."""
-    plan = phases.plan(cfg)
-    text = ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
-    if any(phase.learning_rate is None for phase in cfg.training.phases.values()):
-        return text
-    keys = ", ".join(f"training.phases.{phase.name}.learning_rate" for phase in plan)
-    return f"{text} (by {keys}, not optimizer.learning_rate)"
 
 
 def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, data: Dataset) -> None:

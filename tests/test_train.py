@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_research import config, console, report, tasks, train
+from cifar_research import announcement, config, console, report, tasks, train
+from cifar_research import environment as environments
 from cifar_research.data import datasets
 
 SMALL = [
@@ -88,6 +89,18 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys):
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
 
+    # And what else of the settings nothing comes of.
+    environment = environments.prepare(config.compose().training, 0)
+    for words, part in (
+        (["features.views=3"], "features.views is not used: no phase has a frozen backbone"),
+        (["features.views=3", "training=combined"], "1 view of each image kept, since without augmentation"),
+        (["features.views=3", "training=combined", "augmentation=flip"], "3 views of each image kept"),
+        (["training.precision=float16"], "float16, which processors compute many times as slowly"),
+    ):
+        cfg = config.compose([*SMALL, *words])
+        data = datasets.load(cfg.data)
+        told = announcement.rows(cfg, tasks.build(cfg, data), data, environment, tmp_path, 0)
+        assert part in " ".join(told.values())
     assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in said("combined")
     rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"
     assert rate in said("fine_tuning")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cifar_research.commandline import pip
 from cifar_research.config import ConfigError
 from cifar_research.launchers import worker
 
@@ -47,7 +48,7 @@ class Ray:
         try:
             import ray as library
         except ImportError:
-            raise ConfigError("hydra/launcher=ray needs Ray: pip install 'cifar_research[ray]'") from None
+            raise ConfigError(f"hydra/launcher=ray needs Ray: {pip()} install 'cifar_research[ray]'") from None
         try:
             library.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, library.exceptions.RayError) as error:

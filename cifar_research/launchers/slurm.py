@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research import report
+from cifar_research.commandline import pip
 from cifar_research.config import ConfigError
 from cifar_research.launchers import worker
 
@@ -103,7 +104,7 @@ class Slurm:
 
     def open(self, folder: Path) -> None:
         if importlib.util.find_spec("submitit") is None:
-            raise ConfigError("hydra/launcher=slurm needs submitit: pip install 'cifar_research[slurm]'")
+            raise ConfigError(f"hydra/launcher=slurm needs submitit: {pip()} install 'cifar_research[slurm]'")
         for program in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
             if shutil.which(program) is None:
                 raise ConfigError(
