@@ -146,11 +146,14 @@ def _watched(received: list[int]) -> Iterator[None]:
 
 def import_tensorflow() -> list[Any]:
     """Import TensorFlow and Keras without their noise, let GPU memory grow as it is needed, and return the GPUs."""
-    with quiet():
+    # A Ctrl-C in the midst of it would come out of their extensions as an ImportError.
+    with stop_signals() as received, quiet():
         import keras  # noqa: F401
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+    if received:
+        signal.raise_signal(received[0])
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # it has been used already, in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)

@@ -341,6 +341,26 @@ def test_completion_needs_no_tensorflow(tmp_path, line, expected):
     assert done.stdout.split() == expected.split(), done.stderr
 
 
+def test_ctrl_c_while_tensorflow_is_imported_is_one(tmp_path):
+    code = """
+import builtins, os, signal
+from cifar_research import train
+real = builtins.__import__
+def importing(name, *rest, **more):
+    if name == "tensorflow":
+        builtins.__import__ = real
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed")  # as its extensions do
+    return real(name, *rest, **more)
+builtins.__import__ = importing
+train.main()
+"""
+    done = command(*SMALL, f"hydra.run.dir={tmp_path / 'run'}", program=("-c", code))
+    assert done.returncode == 130 and done.stderr == "error: interrupted\n", done.stderr
+
+
 @pytest.mark.parametrize("words", [["--help"], ["-m", "seed=1,2", "--help"], ["--cfg", "job"], ["optimizer=addam"]])
 def test_what_needs_no_training_needs_no_tensorflow(tmp_path, words):
     done = command(*words, env=_without_tensorflow(tmp_path))
