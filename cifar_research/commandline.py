@@ -36,7 +36,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = cells.read(folder)
     is_sweep = sweep is not None
-    if not is_sweep and {"-m", "--multirun"} & set(arguments):
+    if not is_sweep and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume: {folder} is one run, and -m makes many; leave -m and lists of values out")
     try:
         words = trust.of_a_file(sweep[0] if is_sweep else run_words(folder))
@@ -56,7 +56,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 def quoted(text: str) -> str:
     """Return a text as a value on Hydra's command line, whatever characters it has."""
     # Hydra takes backslashes for an escape only where a quotation mark follows.
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
 
 

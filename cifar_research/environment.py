@@ -94,7 +94,9 @@ def stop_signals(*, within_calls: bool = False) -> Iterator[list[int]]:
 
     def give_back() -> None:
         while before:
-            signal.signal(*before.popitem())
+            number, handler = before.popitem()
+            if handler is not None:  # as it is where a program that Python is within has set one
+                signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
         if not received:

@@ -76,8 +76,9 @@ def odd_option(overrides: Sequence[str]) -> str | None:
         is_group = override is not None and (Path(config.config_dir()) / override.key_or_group).is_dir()
         if is_group and not override.is_delete() and not override.is_sweep_override():
             value = override.value()
+            is_optional = override.key_or_group in ("experiment", "sweep")
             for one in value if isinstance(value, list) else [value]:
-                if not isinstance(one, str):
+                if not isinstance(one, str) and not (one is None and is_optional):
                     return _no_option(override.key_or_group, one, overrides)
     return None
 

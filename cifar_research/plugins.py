@@ -142,6 +142,18 @@ def check(key: str, node: Any) -> list[str]:
     return problems
 
 
+def hint(node: DictConfig, setting: str) -> Any:
+    """Return the type of what a plug-in node's factory takes by this name, Any if it is not known."""
+    module, _, name = str(node.get("_target_") or "").rpartition(".")
+    if not module or refusals("config", node):
+        return Any
+    try:
+        factory = getattr(__import__(module, fromlist=[name]), name)
+        return _hint(factory, inspect.signature(factory).parameters[setting])
+    except (ImportError, AttributeError, KeyError, ValueError, TypeError):
+        return Any
+
+
 def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
     """Return a parameter's type; Any if it has none, or one that is only known to type checkers."""
     if parameter.annotation is parameter.empty:

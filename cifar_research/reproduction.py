@@ -128,23 +128,23 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
 
 
 def _chosen(rest: Sequence[str]) -> set[str]:
-    """Return the groups of which another option is chosen, on the command line or by the sweep that it names."""
-    keys = {word.partition("=")[0] for word in rest if "=" in word}
+    """Return the keys and groups that the command line chooses anew, or the sweep that it names."""
+    keys = {word.lstrip("+~").partition("=")[0] for word in rest if "=" in word or word.startswith("~")}
     if "sweep" in keys:
         words = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
         keys |= set(config.compose(words, with_hydra=True).hydra.sweeper.get("params") or {})
-    if "experiment" in keys:
+    if "experiment" in keys and "experiment=null" not in rest:
         raise config.ConfigError(
             "--from-run: experiment= would replace all that is to be repeated; leave one of them out"
         )
-    return keys & {*config.PLUGIN_GROUPS, "augmentation", "data", "training"}
+    return keys
 
 
 def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]:
     """Return the command line that composes a config, whatever files it was composed from.
 
-    chosen: groups whose option is to be another one: all of such a group is that option's, but of `training` its phases
-    and their epochs alone.
+    chosen: keys and groups that are to be others. All of such a group is its option's, but of `training` its phases and
+    their epochs alone.
     """
     data, training = made["data"], dict(made["training"])
     is_elsewhere = data["name"] != "images" and not Path(str(data.get("dir"))).is_dir()
@@ -169,7 +169,8 @@ def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]
         words += [
             f"{section}.{key}={_word(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out
         ]
-    return words
+    # A sweep's file gives way to what the command line says.
+    return [word for word in words if word.partition("=")[0] not in chosen]
 
 
 def _word(value: Any) -> str:

@@ -26,10 +26,6 @@ def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkp
     ConfigError if they are of a config that differs in what matters; CheckpointError if there was a checkpoint and none
     can be used; None, None in a new folder.
     """
-    if (run_dir / LEDGER).exists():
-        raise config.ConfigError(
-            f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another"
-        )
     ended = report.read_report(run_dir / "report.json")
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints)
     if ended is not None and ended["status"] != "stopped":
@@ -64,6 +60,10 @@ def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
     """Make the folder and hold its lock; the other workers of a multi-worker run enter beside their chief."""
+    if (run_dir / LEDGER).exists():
+        raise config.ConfigError(
+            f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another"
+        )
     if not is_chief:
         yield
         return

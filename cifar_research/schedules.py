@@ -74,9 +74,9 @@ def step_decay(
     def schedule(step, total_steps, steps_per_epoch):
         import tensorflow as tf
 
-        # Not the floor of the quotient: a traced one is a product with 1 / period, and may fall short of a whole number.
-        rest = tf.math.floormod(step, period(steps_per_epoch))
-        return _ramp(step, warmup(steps_per_epoch)) * factor ** tf.round((step - rest) / period(steps_per_epoch))
+        # A traced quotient is a product with 1 / period, which may fall short of a whole number by a rounding.
+        periods = tf.floor(tf.cast(step, tf.float64) / period(steps_per_epoch) + 1e-9)
+        return _ramp(step, warmup(steps_per_epoch)) * factor ** tf.cast(periods, tf.float32)
 
     return schedule
 

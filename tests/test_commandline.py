@@ -10,7 +10,9 @@ from cifar_research import commandline, config
 from cifar_research.sweep import cells
 
 
-@pytest.mark.parametrize("text", ["a b", "it's", "back\\slash", "two\\\\", "\\'", "\\\\'x", "end\\", "a,b=(c)", ""])
+@pytest.mark.parametrize(
+    "text", ["a b", "it's", "back\\slash", "two\\\\", "\\'", "\\\\'x", "end\\", "line\\\n", "a,b=(c)", ""]
+)
 def test_a_quoted_text_is_read_back_as_it_is(text):
     (override,) = OverridesParser.create().parse_overrides([f"key={commandline.quoted(text)}"])
     assert override.value() == text

@@ -272,8 +272,8 @@ def test_verified_and_calibrated_on_a_folder_of_images(call, no_data, finished_r
     ("words", "told"),
     [
         (["--format", "saved_model", "--quantize"], "a saved_model has no quantized form; choose --format litert or onnx"),
-        (["--format", "onnx"], "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; pip install "
-         "'cifar_research[export]'"),
+        (["--format", "onnx"], "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; "
+         f"{sys.executable} -m pip install 'cifar_research[export]'"),
         (["--format", "litert"], "needs ai_edge_litert"),
         (["--format", "tflite"], "invalid choice: 'tflite'"),
         (["--format", "saved_model", "--output", "x"], "--output: x is no folder"),

@@ -145,6 +145,13 @@ def test_a_sweep_of_options_has_a_cell_for_each(original):
     assert {cell.config["loss"]["_target_"].rpartition(".")[2] for cell in cells} == {"categorical_crossentropy"}
 
 
+def test_a_sweep_of_seeds_has_its_seeds(original):
+    arguments, _ = reproduction.taken(["--from-run", str(original), "sweep=seeds"])
+    cells = planning.Plan.of(planning.base(arguments), arguments).grid()
+    assert [cell.config["seed"] for cell in cells] == [0, 1, 2, 3, 4]
+    assert {cell.config["training"]["batch_size"] for cell in cells} == {50}
+
+
 def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -173,6 +180,7 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
         (["--from-run", "{original}", "--verify", "-m", "seed=1,2"], "this is a sweep"),
         (["--from-run", "{original}", "seed=x"], "seed"),
         (["--from-run", "{original}", "--verify", "schedule=step_decay"], "this is another config"),
+        (["--from-run", "{original}", "--verify", "~augmentation"], "augmentation"),
         (["--from-run", "{original}", "experiment=wide"], "would replace all that is to be repeated"),
         (["--from-run", "{original}", "sweep=hyperparameters"], "would replace all that is to be repeated"),
     ],

@@ -53,10 +53,12 @@ def test_every_schedule_stays_in_range_traced_as_eager(option):
 @pytest.mark.parametrize("is_compiled", [False, True], ids=["traced", "compiled"])
 def test_a_step_of_a_schedule_is_on_time_whatever_its_period(is_compiled):
     late = []
-    for period in (7, 41, 47, 82, 93, 97):  # the quotients of some of which fall short as products with 1 / period
-        schedule = schedules.step_decay(factor=0.5, every_steps=period)
-        traced = tf.function(lambda steps, schedule=schedule: schedule(steps, 100, 10), jit_compile=is_compiled)
-        steps = np.arange(20 * period)
-        expected = 0.5 ** (steps // period)
+    # The quotients of some of these fall short as products with 1 / period; 35.2 is 0.1 epochs of 352 steps.
+    for period in (7, 41, 47, 82, 93, 97, 35.2):
+        each = {"every_epochs": 0.1} if period == 35.2 else {"every_steps": period}
+        schedule = schedules.step_decay(factor=0.5, **each)
+        traced = tf.function(lambda steps, schedule=schedule: schedule(steps, 100, 352), jit_compile=is_compiled)
+        steps = np.arange(int(20 * period) + 1)
+        expected = 0.5 ** np.floor(steps * 10 // round(10 * period))
         late += [(period, step) for step in np.flatnonzero(traced(tf.constant(steps, tf.float32)).numpy() != expected)]
     assert not late

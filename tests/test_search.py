@@ -39,9 +39,22 @@ def test_space_of_a_command_line():
     assert found["seed"] == CategoricalDistribution(["1", "2", "3"])
     assert found["model.hidden"] == CategoricalDistribution(["[8]", "[16]"])
     assert found["backbone.kernel_size"] == IntDistribution(1, 5)
-    found = search.space(plan("training.batch_size=interval(8,64)", "optimizer.learning_rate=interval(1,2)"))
+    words = ["training.batch_size=interval(8,64)", "optimizer.learning_rate=interval(1,2)", "data.drop_remainder=true"]
+    words += ["data.train_size=interval(64.5,100)", "backbone.kernel_size=interval(1,5)"]
+    found = search.space(plan(*words, "augmentation=rotation", "augmentation.rotation.degrees=interval(5,30)"))
     assert found["training.batch_size"] == IntDistribution(8, 64)
+    assert found["data.train_size"] == IntDistribution(65, 100)
+    assert found["backbone.kernel_size"] == IntDistribution(1, 5)
     assert found["optimizer.learning_rate"] == FloatDistribution(1, 2)
+    assert found["augmentation.rotation.degrees"] == FloatDistribution(5, 30)
+
+
+def test_a_search_of_before_there_were_whole_numbers_goes_on(tmp_path):
+    source, _ = open_search(tmp_path, 1, "training.batch_size=interval(1000,4000)")
+    before = search._described({"training.batch_size": FloatDistribution(1000, 4000)})
+    source._study.set_user_attr("space", before)
+    source, _ = open_search(tmp_path, 1, "training.batch_size=interval(1000,4000)")
+    assert source.next() and study(tmp_path).user_attrs["space"] == before
 
 
 def test_a_study_lies_in_its_folder_whatever_its_name(tmp_path):

@@ -137,7 +137,7 @@ def test_folders_are_named_after_what_varies():
 
 
 def test_cells_that_compute_the_same_are_one():
-    assert len(plan("seed=1,1,2", "name=a,b")) == 2
+    assert len(plan("seed=1,1,2", "augmentation=flip,[flip]")) == 2
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,20 @@ def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
     assert not (tmp_path / "s").exists()
 
 
+def test_folders_of_images_are_a_cell_each(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {data: images, data.dir: 'a,b'}}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)  # of which a cell alone tells that they are folders
+    found = plan(f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine")
+    assert [cell.config["data"]["dir"] for cell in found] == ["a", "b"]
+
+
 def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     (tmp_path / "grid").mkdir()
     cells.Ledger.open(tmp_path / "grid", [], plan("seed=1,2"))
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     with pytest.raises(config.ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
-        run_folder.begun(config.compose(), tmp_path / "grid")
+        run_folder.only_process_in(tmp_path / "grid").__enter__()
     for words, name, part in (
         (["seed=1,2"], "run", "is a run's folder"),
         (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
@@ -186,6 +194,7 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     with pytest.raises(config.ConfigError, match="holds a search, and this is a grid"):
         sweep.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
+    assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
 
 
 def test_settings_that_no_cell_would_see_are_refused(tmp_path):

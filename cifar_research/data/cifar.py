@@ -107,7 +107,9 @@ def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) ->
         for layout in LAYOUTS[name]:
             nested = root / f"{layout.folder}-target" / layout.folder  # as Keras 3 unpacks
             for path in (root, root / layout.folder, nested):
-                if (path / layout.test).is_file() and (path == nested or path.resolve().name == layout.folder):
+                if (path / layout.test).is_file() and (
+                    path == nested or layout.folder in (path.name, path.resolve().name)
+                ):
                     return layout, path
             for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
                 if path.is_file():

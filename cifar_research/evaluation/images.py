@@ -122,7 +122,9 @@ def _section(own: Mapping[str, Any], words: Sequence[str]) -> Any:
                 cfg.data[key] = value
     elif "image_size" in cfg.data and not any(word.startswith("data.image_size=") for word in keys):
         cfg.data.image_size = _image_size(own)
-    cfg.data.drop_remainder, cfg.data.train_size = False, None  # nothing is trained
+    cfg.data.drop_remainder = False  # nothing is trained
+    if keys or chosen != name:  # elsewhere there may be fewer
+        cfg.data.train_size = None
     config.check(cfg)
     return cfg.data
 

@@ -96,18 +96,8 @@ class Plan:
                 (override,) = _parse([word])
             found[key] = word, override
         context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
-        for key, (word, override) in found.items():
-            if not override.is_sweep_override():
-                continue
-            if key == "allow_targets":
-                raise config.ConfigError(
-                    "allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]"
-                )
-            if f"{key}.".startswith(config.free_prefixes(cfg)):
-                raise config.ConfigError(
-                    f"{word}: changes nothing that a run computes, so that all its cells would be one; give one value, and "
-                    "a sweep for each"
-                )
+        if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
+            raise config.ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
         return cls(
             [word for word, override in found.values() if not override.is_sweep_override()],
             [override for _, override in found.values() if override.is_sweep_override()],
@@ -132,8 +122,18 @@ class Plan:
             digest = config.config_hash(cell.config)
             if any(other.folder == cell.folder for other in cells.values()):
                 cell.folder = f"{cell.folder}-{digest}"
-            cells.setdefault(digest, cell)
+            if cells.setdefault(digest, cell) is not cell:
+                self._refuse_free(cell)
         return list(cells.values())
+
+    def _refuse_free(self, cell: Cell) -> None:
+        """Refuse keys that vary and change nothing, where a cell is one that there is already."""
+        for override in self.swept:
+            if f"{override.key_or_group}.".startswith(config.free_prefixes(cell.config)):
+                raise config.ConfigError(
+                    f"{override.input_line}: changes nothing that a run computes, so that these cells would be one; give "
+                    "one value, and a sweep for each"
+                )
 
     def cell(self, row: Sequence[str]) -> Cell:
         """Return the cell with these values of what varies; ConfigError, naming it, if it could not work."""

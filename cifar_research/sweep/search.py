@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
+from omegaconf import DictConfig, IntegerNode, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifar_research import config, console, report
+from cifar_research import config, console, plugins, report
 from cifar_research.sweep.cells import Cell, Ledger, Plan
 
 optuna.logging.set_verbosity(logging.WARNING)
@@ -37,13 +40,17 @@ class Search:
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:
         self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
-        self._url = f"sqlite:///{quote(str(folder.absolute() / STUDY))}"  # whatever characters it has
+        # What addresses and Optuna give a meaning to, and no more: not every SQLAlchemy reads all escapes back.
+        path = re.sub(r"[%?#{}]", lambda found: quote(found[0]), str(folder.absolute() / STUDY))
+        self._url = f"sqlite:///{path}"
         storage = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": {"timeout": 60}})
         self._study = optuna.create_study(
             storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
         )
-        described = json.dumps({key: repr(value) for key, value in self._space.items()}, sort_keys=True)
+        described = _described(self._space)
         known = self._study.user_attrs.get("space", described)
+        if known != described and known == _described(drawn := _without_whole_numbers(self._space)):
+            self._space, described = drawn, known  # a search of before there were intervals of whole numbers
         if known != described:
             raise config.ConfigError(
                 f"{folder}: its search is over another space, {known}; give that one again, or choose another "
@@ -128,13 +135,14 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
             "sweep.trials: nothing varies here; give a key several values, key=a,b or key=interval(a,b), or choose "
             "sweep=perspectives"
         )
-    first = {key: _ends(one)[0] for key, one in found.items()}
-    chosen = [f"{key}={value}" for key, value in first.items() if isinstance(found[key], CategoricalDistribution)]
-    made = config.flatten(plan.cell(chosen).config)
+    chosen = [f"{key}={one.choices[0]}" for key, one in found.items() if isinstance(one, CategoricalDistribution)]
+    cfg = config.compose([*plan.fixed, *chosen, *plan.context])
     for key, one in found.items():  # Hydra makes the ends of interval(8,64) floats
-        is_whole = isinstance(one, FloatDistribution) and one.low.is_integer() and one.high.is_integer()
-        if is_whole and type(made.get(key)) is int:
-            found[key] = IntDistribution(int(one.low), int(one.high), log=one.log)
+        if isinstance(one, FloatDistribution) and _takes_whole_numbers(cfg, key):
+            if math.ceil(one.low) > math.floor(one.high):
+                raise config.ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
+            found[key] = IntDistribution(math.ceil(one.low), math.floor(one.high), log=one.log)
+    first = {key: _ends(one)[0] for key, one in found.items()}
     rows = [first | {key: value} for key, one in found.items() for value in _ends(one)]
     for row in rows:
         cfg = plan.cell([f"{key}={_word(value)}" for key, value in row.items()]).config
@@ -143,6 +151,25 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
                 "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
             )
     return found
+
+
+def _takes_whole_numbers(cfg: DictConfig, key: str) -> bool:
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig) or last not in node:
+        return False
+    return isinstance(node._get_node(last), IntegerNode) or plugins.hint(node, last) in (int, int | None)
+
+
+def _described(space: Mapping[str, BaseDistribution]) -> str:
+    return json.dumps({key: repr(value) for key, value in space.items()}, sort_keys=True)
+
+
+def _without_whole_numbers(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    return {
+        key: FloatDistribution(one.low, one.high, log=one.log) if isinstance(one, IntDistribution) else one
+        for key, one in space.items()
+    }
 
 
 def _ends(one: BaseDistribution) -> list[Any]:
