@@ -35,6 +35,11 @@ def rows_from(first: tf.Tensor | None) -> contextlib.AbstractContextManager[None
     return _within("first_row", first)
 
 
+def several_images(are_there: bool) -> contextlib.AbstractContextManager[None]:
+    """Say whether every batch seen within has more than one image, so that no layer provides for one."""
+    return _within("several_images", are_there)
+
+
 def portable() -> contextlib.AbstractContextManager[None]:
     """Trace what is called within from TensorFlow's plain ops, which converters to other formats know."""
     return _within("portable", True)
@@ -104,6 +109,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Inputs: float [B, H, W, C] or [B, C], seen by the kernel as [B, 1, 1, C]. Statistics are float32 whatever
     the precision of the inputs. Under a `tf.distribute` strategy the replicas' moments are averaged, since the
     kernel sees one replica only. Momentum and epsilon default to Keras's 0.99 and 0.001.
+    A batch of one value a channel has no variance (cuDNN returns nan, other kernels 0): on every device it is normalised
+    by the moving statistics, and leaves them as they are.
     is_pooled: whether ReluMaxPooling2D of 2 x 2 comes next, with which it is one then, where that is faster: see kernels.
     """
 
@@ -122,15 +129,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if replicas > 1:
             return self._call_synchronized(inputs)
         images = inputs if inputs.shape.rank == 4 else inputs[:, tf.newaxis, tf.newaxis, :]
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=images,
-            scale=self._scale(),
-            offset=self.beta.value,
-            mean=tf.zeros([0]) if training else self.moving_mean.value,
-            variance=tf.zeros([0]) if training else self.moving_variance.value,
-            epsilon=self.epsilon,
-            is_training=training,
-        )
+        count = tf.size(images) // images.shape[-1]
+        is_single = count == 1 if training and _may_be_single(images) else None
+        if is_single is None:
+            outputs, mean, variance = self._normalized(images, training)
+        else:
+            outputs, mean, variance = tf.cond(
+                is_single, lambda: self._normalized(images, False), lambda: self._normalized(images, True)
+            )
         if training and self.is_pooled and kernels.are_for(inputs):
             pooled, mean, variance = kernels.normalized_and_pooled(
                 inputs, self._scale(), self.beta.value, self.moving_mean.value, self.epsilon
@@ -140,12 +146,28 @@ class BatchNormalization(keras.layers.BatchNormalization):
             outputs.relu_max_pooled = pooled
         elif training:
             # The kernel returns the unbiased variance; Keras averages the biased one.
-            count = tf.cast(tf.size(images) // images.shape[-1], tf.float32)
-            self._move(mean, variance * (count - 1) / count)
+            count = tf.cast(count, tf.float32)
+            self._move(mean, variance * (count - 1) / count, is_single)
         return outputs if inputs.shape.rank == 4 else outputs[:, 0, 0, :]
 
+    def _normalized(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return the normalised images, and the mean and unbiased variance [C] of the batch if in training."""
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=images,
+            scale=self._scale(),
+            offset=self.beta.value,
+            mean=tf.zeros([0]) if training else self.moving_mean.value,
+            variance=tf.zeros([0]) if training else self.moving_variance.value,
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        return outputs, mean, variance
+
     def _call_synchronized(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Normalise with the moments of the whole batch: sums and counts are added up over the replicas."""
+        """Normalise with the moments of the whole batch: sums and counts are added up over the replicas.
+
+        There are two images or more, since tasks.build rejects a batch that leaves a replica without one.
+        """
         context = tf.distribute.get_replica_context()
         floats = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
@@ -162,11 +184,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _scale(self) -> tf.Tensor:
         return self.gamma.value if self.scale else tf.ones_like(self.beta.value)
 
-    def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    def _move(self, mean: tf.Tensor, variance: tf.Tensor, is_single: tf.Tensor | None = None) -> None:
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moved = average.value * self.momentum + value * (1 - self.momentum)
+            if is_single is not None:
+                moved = tf.where(is_single, average.value, moved)
             # This replica's copy: every replica has the same moments, and `assign` would reduce them once more.
             tf.raw_ops.AssignVariableOp(resource=average.value.handle, value=moved)
+
+
+def _may_be_single(maps: tf.Tensor) -> bool:
+    """Return whether maps [B, H, W, C] may have one value a channel, as far as it is known when they are traced."""
+    return not getattr(_context, "several_images", False) and all(size in (None, 1) for size in maps.shape[:-1])
 
 
 class Activation(keras.layers.Activation):

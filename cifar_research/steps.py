@@ -49,7 +49,7 @@ class Task:
     augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the same two.
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
-    parts: of a batch, see cores.
+    parts: of a batch, see cores; several_images: whether every batch has more than one.
     weights: those that the phase trains, with their slots; scales: what each one's learning rate is multiplied by.
     first_step: the updates that had been done when the phase began; optimizer_first_steps: when each weight's slots did.
     """
@@ -68,6 +68,7 @@ class Task:
     jit_compile: bool = False
     ema_decay: float | None = None
     parts: int = 1
+    several_images: bool = False
     view: View = field(init=False)
     weights: list[tf.Variable] = field(init=False)
     slots: list[list[tf.Variable]] = field(init=False)
@@ -215,7 +216,8 @@ def _update(task: Task, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, 
     """Forward, backward, update: what XLA compiles at least if training.jit_compile says so."""
     context = tf.distribute.get_replica_context()
     num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
-    with tf.GradientTape() as tape, layers.random_seed(seed):
+    several_images = layers.several_images(task.several_images)
+    with tf.GradientTape() as tape, layers.random_seed(seed), several_images:
         scored = _scored(task, task.view.network, inputs, targets, training=True)
         # Part by part, so that a part's gradient does not wait for the others' losses.
         objective = tf.add_n([tf.reduce_sum(losses) for _, losses in scored]) / num_images

@@ -22,6 +22,7 @@ def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
 
     parts: of a batch, see cores.
     """
+    smallest_batch = _smallest_batch(cfg, data)
     classifier = model.classifier(
         plugins.instantiate(cfg.backbone),
         plugins.instantiate(cfg.model),
@@ -47,7 +48,25 @@ def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
         jit_compile=cfg.training.jit_compile,
         ema_decay=cfg.training.ema_decay,
         parts=parts,
+        several_images=smallest_batch > 1,
     )
+
+
+def _smallest_batch(cfg: DictConfig, data: Dataset) -> int:
+    """Return how many images the smallest batch has; reject one that leaves a replica of the strategy without any.
+
+    TensorFlow's convolutions on a processor take no empty batch, and the moments of one are nan.
+    """
+    import tensorflow as tf
+
+    replicas, size = tf.distribute.get_strategy().num_replicas_in_sync, cfg.training.batch_size
+    smallest = batches.smallest(len(data.train), size, cfg.data.drop_remainder)
+    if smallest < replicas:
+        raise config.ConfigError(
+            f"training.batch_size: batches of {size} from {len(data.train):,} images leave one of {smallest}, too few for "
+            f"{replicas} replicas; set training.batch_size={max(size, replicas)} data.drop_remainder=true"
+        )
+    return smallest
 
 
 def _check_loss(cfg: DictConfig, loss: Callable[[Any, Any], Any], num_classes: int) -> None:

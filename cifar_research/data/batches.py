@@ -18,6 +18,11 @@ def steps_per_epoch(num_images: int, batch_size: int, drop_remainder: bool) -> i
     return num_images // batch_size if drop_remainder else -(-num_images // batch_size)
 
 
+def smallest(num_images: int, batch_size: int, drop_remainder: bool) -> int:
+    """Return how many images an epoch's smallest batch has."""
+    return batch_size if drop_remainder else num_images % batch_size or batch_size
+
+
 def indices(
     step: tf.Tensor, num_images: int, batch_size: int, steps: int, seed: int, count: tf.Tensor | int = 1
 ) -> tf.Tensor:
