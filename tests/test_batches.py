@@ -77,6 +77,11 @@ def test_steps_per_epoch():
     assert batches.steps_per_epoch(48, 8, False) == batches.steps_per_epoch(48, 8, True) == 6
 
 
+def test_the_smallest_batch():
+    assert [batches.smallest(count, 10, False) for count in (7, 20, 21)] == [7, 10, 1]
+    assert batches.smallest(21, 10, True) == 10 and batches.smallest(3, 1, False) == 1
+
+
 def test_batches_copied_to_a_device_ahead_of_time_are_the_same():
     assert training(device="/CPU:0") == training()  # there is no GPU where this is tested
     assert seen(batches.evaluation(split(), batch_size=7, device="/CPU:0")) == seen(

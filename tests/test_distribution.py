@@ -65,6 +65,12 @@ def test_mirrored_on_two_devices(one_device, tmp_path):
     assert_same_losses(tmp_path / "run", one_device)
 
 
+def test_a_batch_that_leaves_a_replica_without_an_image_is_rejected(tmp_path):
+    process = start(2, tmp_path / "run", "training.strategy=mirrored", "data.train_size=81")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode and "set training.batch_size=40 data.drop_remainder=true" in errors
+
+
 def test_two_workers(one_device, tmp_path):
     ports = []
     for _ in range(2):

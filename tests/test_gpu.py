@@ -13,7 +13,7 @@ from cifar_research import kernels as our_kernels
 from cifar_research.data.datasets import Dataset, Split
 
 UNKNOWN = 1_000  # a dimension that is open, mostly that of the batch
-OF_SHAPES = ("BroadcastGradientArgs", "If", "Range")  # operations on axes, whose number is open, and what calls others
+OF_SHAPES = ("BroadcastGradientArgs", "If", "StatelessIf", "Range")  # operations on axes, whose number is open, and what calls others
 SMALL = 512  # elements, more than a shape or a seed has
 
 
@@ -79,8 +79,9 @@ def in_host_memory(operation, of):
             "optimizer=lion",
         ],
         ["model.pooling=avg", "training=scratch", "training.phases.scratch.image_size=16", "training.ema_decay=0.9"],
+        ["experiment=wide", "training.batch_size=1"],
     ],
-    ids=["first_version", "augmented", "fast", "float16", "lion", "smaller images"],
+    ids=["first_version", "augmented", "fast", "float16", "lion", "smaller images", "one image"],
 )
 def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(words, monkeypatch):
     monkeypatch.setattr(our_kernels, "are_for", lambda images: False)  # as where there is a GPU

@@ -1,6 +1,7 @@
 """The fused layers equal Keras's: forward, backward, moving statistics."""
 
 import contextlib
+import functools
 import gc
 import weakref
 
@@ -45,6 +46,45 @@ def test_batch_normalization_moves_in_training_only():
     before = layer.moving_mean.numpy()
     layer(inputs, training=True)
     np.testing.assert_array_equal(layer.moving_mean.numpy(), before)
+
+
+@pytest.mark.parametrize("how", ["eager", "in a function", "compiled"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(None, 6), (None, 1, 1, 6)])
+def test_one_value_a_channel_is_normalised_by_the_moving_statistics(shape, kind, how, like_cudnn):
+    layer = layers.BatchNormalization(dtype=kind if kind == "float32" else f"mixed_{kind}")
+    layer.build(shape)
+    layer.set_weights([np.random.default_rng(n).uniform(0.5, 2, 6) for n in range(4)])
+
+    def differentiate(inputs, training):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=training)
+        return outputs, *tape.gradient(outputs, [inputs, layer.gamma.value, layer.beta.value])
+
+    signature = [tf.TensorSpec(shape, kind)]
+    train = functools.partial(differentiate, training=True)
+    train = train if how == "eager" else tf.function(train, signature, jit_compile=how == "compiled")
+    inputs, before = tf.cast(tf.reshape(tf.range(6), [1, *shape[1:]]), kind), layer.get_weights()
+    for got, expected in zip(train(inputs), differentiate(inputs, training=False), strict=True):
+        np.testing.assert_allclose(tf.cast(got, tf.float32), tf.cast(expected, tf.float32), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(layer.get_weights(), before)
+    train(tf.concat([inputs, inputs + 1], 0))
+    assert np.isfinite(layer.get_weights()).all() and (layer.moving_mean.numpy() != before[2]).all()
+
+
+def test_a_batch_of_one_is_provided_for_only_where_it_may_come():
+    def is_provided_for(shape, several_images):
+        layer = layers.BatchNormalization()
+        layer.build(shape)
+        with layers.several_images(several_images):
+            traced = tf.function(lambda inputs: layer(inputs, training=True))
+            graph = traced.get_concrete_function(tf.TensorSpec(shape)).graph
+        return "If" in {operation.type.removeprefix("Stateless") for operation in graph.get_operations()}
+
+    assert is_provided_for([None, 4], False) and is_provided_for([None, None, 1, 4], False)
+    assert not is_provided_for([None, 4], True)
+    assert not is_provided_for([None, 2, 1, 4], False) and not is_provided_for([8, 4], False)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5])

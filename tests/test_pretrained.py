@@ -86,6 +86,13 @@ def test_batch_norm_and_dropout_are_ours():
         assert all(isinstance(layer, ours) for layer in found if isinstance(layer, kind))
 
 
+def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
+    task = built("backbone.weights=none", "training.batch_size=1")
+    step = tf.function(lambda: steps.train_step(task, tf.ones([1, 32, 32, 3], tf.uint8), tf.ones([1], tf.int64)))
+    assert np.isfinite([step().numpy() for _ in range(2)]).all()
+    assert all(np.isfinite(weight.numpy()).all() for weight in task.model.weights)
+
+
 @pytest.mark.parametrize(("mode", "momentum"), [("train", 0.9), ("inference", 0.999)])
 def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
     application().save_weights(tmp_path / "a.weights.h5")

@@ -252,6 +252,31 @@ def test_a_run_after_another_on_one_replica_normalises_by_its_own_weights(tmp_pa
     assert again["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["training.precision=bfloat16", "training.strategy=mirrored", "backbone.batch_norm=true"],
+        ["training.batch_size=1", "data.train_size=10"],
+    ],
+    ids=" ".join,
+)
+def test_a_last_batch_of_one_image_is_the_same_whatever_the_kernel_makes_of_it(words, tmp_path, request):
+    words = [
+        "training.epochs=1",
+        "data.train_size=65",
+        "model=wide",
+        "model.hidden=[8]",
+        "tensorboard.enabled=false",
+        *words,
+    ]
+    first = run(tmp_path / "as it is", *words)
+    request.getfixturevalue("like_cudnn")
+    again = run(tmp_path / "like cuDNN", *words)
+    assert again["status"] == "completed" and again["test"]["loss"] == first["test"]["loss"]
+    assert again["train"]["loss"] == first["train"]["loss"] and np.isfinite(again["test"]["loss"])
+
+
 @pytest.mark.parametrize("is_device", [False, True])
 def test_what_xla_cannot_compile_is_told_in_a_sentence(tmp_path, is_device):
     (tmp_path / "odd.py").write_text(
