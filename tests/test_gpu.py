@@ -13,7 +13,8 @@ from cifar_research import kernels as our_kernels
 from cifar_research.data.datasets import Dataset, Split
 
 UNKNOWN = 1_000  # a dimension that is open, mostly that of the batch
-OF_SHAPES = ("BroadcastGradientArgs", "If", "StatelessIf", "Range")  # operations on axes, whose number is open, and what calls others
+# Operations on axes, whose number is open, and what calls others.
+OF_SHAPES = ("BroadcastGradientArgs", "If", "StatelessIf", "Range")
 SMALL = 512  # elements, more than a shape or a seed has
 
 
