@@ -54,8 +54,10 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
               for row in result["confused_pairs"]]  # fmt: skip
     made = [
         Section("Accuracy", first),
-        Section("Classes", [_by_class(result), f"Means over the classes: {means}. –: no image of the class, or none taken "
-                            "for it."]),
+        Section(
+            "Classes",
+            [_by_class(result), f"Means over the classes: {means}. –: no image of the class, or none taken for it."],
+        ),
         Section("Confusion", [figures["confusion"], *([pairs] if len(pairs) > 1 else [])]),
         Section("Calibration", [_calibration(result), _of_temperature(result), figures["reliability"]]),
     ]
@@ -153,8 +155,14 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     runs = [f"{name.capitalize()}: {', '.join(folders)}." for name, folders in result["runs"].items()]
     made = [
         Section("Accuracy", [*runs, _groups(result), _fourfold(result), *_verdicts(result)]),
-        Section("By class", [by_class, "p, Holm: adjusted for the number of classes (Holm 1979). –: the two are right "
-                             "on the same images, so that there is nothing to test."]),
+        Section(
+            "By class",
+            [
+                by_class,
+                "p, Holm: adjusted for the number of classes (Holm 1979). –: the two are right "
+                "on the same images, so that there is nothing to test.",
+            ],
+        ),
     ]
     if few := differences(result)[:21]:
         text = (
@@ -211,7 +219,9 @@ def _verdicts(result: Result) -> list[str]:
         told = [f"{votes} are right on the same images, so that McNemar's test has nothing to go by."]
     else:
         said = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
-        few = f" No {discordant} images could show a difference, however they fall; it takes 6." if discordant < 6 else ""
+        few = (
+            f" No {discordant} images could show a difference, however they fall; it takes 6." if discordant < 6 else ""
+        )
         told = [
             f"{votes} {said} on these images: McNemar's exact test, {table['only_first']:,} images that only the first "
             f"gets right against {table['only_second']:,}, p = {result['p']:.3g}.{few} It speaks of these trained "
@@ -224,7 +234,7 @@ def _verdicts(result: Result) -> list[str]:
         reason = "a group has a single run" if min(nums) < 2 else "their differences do not vary"
         told.append(f"The mean accuracies over runs: no t-test over seeds, since {reason}.")
     if any(group["interval"] is None for group in groups):
-        told.append("No spread: all runs of the group have the same accuracy, which is too few or too alike for an interval.")
+        told.append("No spread: all runs of the group have the same accuracy, so there is no interval over seeds.")
     if note := result["data"]["note"]:
         told.append(f"Note: {note}.")
     return told
