@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -311,14 +312,17 @@ def config_hash(cfg: Any) -> str:
     return hashlib.sha256(json.dumps(computed(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def option_names(choices: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options chosen for OPTION_GROUPS, of Hydra's choices or a command line's; a list is joined by +."""
-    found = {}
-    for group in OPTION_GROUPS:
-        if (choice := choices.get(group)) is not None:
-            names = choice.strip("[]").split(",") if isinstance(choice, str) else choice
-            found[group] = "+".join(str(name).strip() for name in names)
-    return found
+def option_names(choices: Any) -> dict[str, str]:
+    """Return the options chosen for OPTION_GROUPS, from Hydra's choices, the words of a command line or a report.
+
+    Several options of a group are joined by +. A report's may be anything; what is no mapping says nothing.
+    """
+    if isinstance(choices, (list, ListConfig)):
+        choices = dict(word.partition("=")[::2] for word in choices if isinstance(word, str))
+    if not isinstance(choices, (Mapping, DictConfig)):
+        return {}
+    known = {group: str(choices[group]) for group in OPTION_GROUPS if choices.get(group) is not None}
+    return {group: re.sub(r"[\[\]'\" ]", "", choice).replace(",", "+") for group, choice in known.items()}
 
 
 def settings(made: dict[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:

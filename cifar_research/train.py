@@ -303,6 +303,9 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         try:
             runtime = HydraConfig.get().runtime
             options = config.option_names(runtime.choices)
+            if original is not None:  # its groups are given value by value, but for those that are typed anew
+                typed = config.option_names(HydraConfig.get().overrides.task)
+                options = config.option_names(original.report.get("options")) | typed
             result = run(cfg, runtime.output_dir, is_hopeless=is_hopeless, options=options)
         except (*USER_ERRORS, OSError) as error:
             console.error(str(error))

@@ -200,13 +200,23 @@ def test_an_option_that_was_changed_is_named_by_its_transforms(tmp_path, more):
     assert {row["augmentation"] for row in table_of(tmp_path)} > {"horizontal_flip"}
 
 
-def test_names_of_options_in_a_command_line_and_in_hydras_choices():
-    assert config.option_names({"augmentation": "[flip,cutout]", "seed": "1", "model": None}) == {
-        "augmentation": "flip+cutout"
-    }
-    assert config.option_names({"augmentation": ["flip", "cutout"], "training": "combined"}) == {
-        "augmentation": "flip+cutout", "training": "combined",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("choices", "names"),
+    [
+        ({"augmentation": "flip", "seed": "1", "model": None}, {"augmentation": "flip"}),
+        (
+            {"augmentation": ["flip", "cutout"], "training": "combined"},
+            {"augmentation": "flip+cutout", "training": "combined"},
+        ),
+        (OmegaConf.create({"model": "wide", "sweep": None}), {"model": "wide"}),
+        (["augmentation=[flip,cutout]", "seed=1", "+model={a: 1}", "~loss"], {"augmentation": "flip+cutout"}),
+        (None, {}),
+        (7, {}),
+        ([7], {}),
+    ],
+)
+def test_names_of_options(choices, names):
+    assert config.option_names(choices) == names
 
 
 def test_the_csv_has_a_number_a_column(tmp_path):

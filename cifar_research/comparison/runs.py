@@ -116,9 +116,7 @@ def _run(folder: Path, cell: cells.Cell | None, warnings: list[str]) -> Run | No
     if found is not None and found["status"] != "stopped":
         state = found["status"]
     made = found["config"] if found else cell.config
-    options = found.get("options", {}) if found else {}
-    if cell:
-        options = options or config.option_names(dict(word.partition("=")[::2] for word in cell.overrides))
+    options = config.option_names(found.get("options") if found else cell.overrides)
     return Run(folder, state, reason, made, found, config.settings(made), made["seed"], options)
 
 
