@@ -301,12 +301,8 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         for difference in original.differences() if original else ():
             log.warning("%s", difference)
         try:
-            runtime = HydraConfig.get().runtime
-            options = config.option_names(runtime.choices)
-            if original is not None:  # its groups are given value by value, but for those that are typed anew
-                typed = config.option_names(HydraConfig.get().overrides.task)
-                options = config.option_names(original.report.get("options")) | typed
-            result = run(cfg, runtime.output_dir, is_hopeless=is_hopeless, options=options)
+            made = HydraConfig.get()
+            result = run(cfg, made.runtime.output_dir, is_hopeless=is_hopeless, options=_options(made, original))
         except (*USER_ERRORS, OSError) as error:
             console.error(str(error))
             log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already
@@ -351,6 +347,14 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         console.error("interrupted")
         return 128 + signal.SIGINT
     return int(max(codes, default=0))
+
+
+def _options(made: Any, original: reproduction.Original | None) -> dict[str, str]:
+    """Return the names of a run's options; made: Hydra's config."""
+    if original is None:
+        return config.option_names(made.runtime.choices)
+    # Its groups are given value by value, but for those that are typed anew.
+    return config.option_names(original.report.get("options")) | config.option_names(made.overrides.task)
 
 
 def _refuse_early(arguments: list[str], original: reproduction.Original | None) -> None:

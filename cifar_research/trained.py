@@ -53,15 +53,15 @@ class Classifier:
         found: dict[str, Any],
         *,
         image_shape: tuple[int, int, int],
-        temperature: float = 1.0,
-        uncalibrated: str | None = None,
         mean: np.ndarray | None = None,
         deviation: np.ndarray | None = None,
     ) -> None:
         self.model, self.report = model, found
         self.config: DictConfig = OmegaConf.create(found["config"])
         self.classes: tuple[str, ...] = tuple(found["data"]["classes"])
-        self.image_shape, self.temperature, self.uncalibrated = image_shape, temperature, uncalibrated
+        self.image_shape = image_shape
+        self.temperature: float = 1.0
+        self.uncalibrated: str | None = None
         self.mean, self.deviation = mean, deviation
         self.network: Callable[[Any, bool], Any] = lambda images, training: model(images, training=training)
         self._call: Callable[[Any], Any] | None = None
@@ -124,7 +124,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     run = Path(run).expanduser()
     found = read(run)
     cfg = OmegaConf.create(found["config"])
-    temperature, uncalibrated = read_temperature(run)
+    calibration = read_temperature(run)
     size = OmegaConf.select(cfg, "data.image_size") or 32
     if cfg.data.standardize and not found["data"].get("standardization"):
         raise RunError(
@@ -165,15 +165,8 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     finally:
         keras.config.set_dtype_policy(before)
     mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    classifier = Classifier(
-        model,
-        found,
-        image_shape=(size, size, 3),
-        temperature=temperature,
-        uncalibrated=uncalibrated,
-        mean=mean,
-        deviation=deviation,
-    )
+    classifier = Classifier(model, found, image_shape=(size, size, 3), mean=mean, deviation=deviation)
+    classifier.temperature, classifier.uncalibrated = calibration
     classifier.network = averaged(classifier.network, OmegaConf.select(cfg, "evaluation.views") or "none")
     return classifier
 
