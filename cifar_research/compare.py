@@ -14,11 +14,20 @@ from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
 
-_NOTES = (
+_NOTES = [
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
     "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which says "
     "nothing of how another seed would do. Of runs that repeat one another, seed and all, the last counts.",
+]
+_SINGLE_SEEDS = (
+    "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order: "
+    "a rank without = then only means that the difference is more than the choice of validation images explains. To "
+    "find out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
+)
+_NO_SPREAD = (
+    "«no spread»: all seeds reached the same accuracy, so nothing is known of how much others would differ; the data has "
+    "too few images, or the seeds change nothing."
 )
 
 
@@ -50,7 +59,7 @@ def main() -> None:
 def summary(runs: Sequence[Run]) -> str:
     """Return what the command shows: the leaderboard, the main effects, and the study's table if it is its grid."""
     board, *others = _tables(runs).items()
-    parts = [tables.as_text(board[1]), *_NOTES]
+    parts = [tables.as_text(board[1]), *_notes(runs)]
     for name, table in others:
         parts += ["", name, tables.as_text(table)]
     return "\n".join([*parts, ""])
@@ -62,12 +71,12 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
 
     if not folder.is_dir():
         raise report.ReportError(f"{folder}: --write needs a folder to write into; give that one first")
-    named = _tables(runs)
+    named, notes = _tables(runs), _notes(runs)
     markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
     hparams.write(folder, runs)
-    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(named["Leaderboard"]).encode())
-    report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *_NOTES]) + "\n").encode())
-    report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, _NOTES).encode())
+    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)).encode())
+    report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *notes]) + "\n").encode())
+    report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, notes).encode())
     pictures, titles = folder / "figures", reading.varied(runs)
     try:
         pictures.mkdir(exist_ok=True)
@@ -82,8 +91,19 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
         figures.parallel(pictures / "parallel_coordinates.png", runs, titles)
     if tables.differs(runs, "backbone"):
         figures.backbones(pictures / "backbones.png", runs)
-    if tables.differs(runs, "phases"):
+    if tables.differs(runs, "training"):
         figures.techniques(pictures / "techniques.png", runs)
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """Return what must be said below the leaderboard."""
+    rows = [row for row in tables.leaderboard(runs) if row.rank is not None]
+    notes = list(_NOTES)
+    if len(rows) > 1 and any(len(row.runs) == 1 for row in rows):
+        notes.append(_SINGLE_SEEDS)
+    if any(tables.NO_SPREAD in (row.interval("val/accuracy"), row.interval("test/accuracy")) for row in rows):
+        notes.append(_NO_SPREAD)
+    return notes
 
 
 def _tables(runs: Sequence[Run]) -> dict[str, tables.Table]:

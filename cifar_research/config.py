@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from cifar_research.schema import (
 )
 
 PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
+OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # whose options have names that are typed
 # A run may go on in its folder although these differ: none of them changes what is computed.
 FREE_KEYS = (
     "name", "data.dir", "data.cache_dir", "data.download", "training.keep_checkpoints", "training.log_every_steps",
@@ -310,11 +312,25 @@ def config_hash(cfg: Any) -> str:
     return hashlib.sha256(json.dumps(computed(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def settings(made: dict[str, Any]) -> dict[str, Any]:
+def option_names(choices: Any) -> dict[str, str]:
+    """Return the options chosen for OPTION_GROUPS, from Hydra's choices, the words of a command line or a report.
+
+    Several options of a group are joined by +. A report's may be anything; what is no mapping says nothing.
+    """
+    if isinstance(choices, (list, ListConfig)):
+        choices = dict(word.partition("=")[::2] for word in choices if isinstance(word, str))
+    if not isinstance(choices, (Mapping, DictConfig)):
+        return {}
+    known = {group: str(choices[group]) for group in OPTION_GROUPS if choices.get(group) is not None}
+    return {group: re.sub(r"[\[\]'\" ]", "", choice).replace(",", "+") for group, choice in known.items()}
+
+
+def settings(made: dict[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return {key: value} of what a run computes, as one would say it.
 
-    A group is its factory's name, `loss` = `mean_squared_error`, or the application it builds; `augmentation` is its
-    transforms, `flip+shift`, and `phases` those of the training, `head+backbone`.
+    A group is the name of its option, if names has it; else its factory's, `loss` = `mean_squared_error`, or the
+    application it builds, or of `augmentation` its transforms, `flip+shift`, and of `training` its phases,
+    `head+backbone`.
     """
     flat = flatten(made)
     free = tuple(key for key in free_prefixes(made) if key != "name.")
@@ -331,9 +347,9 @@ def settings(made: dict[str, Any]) -> dict[str, Any]:
     }
     for group in PLUGIN_GROUPS:
         told[group] = str(made[group].get("application") or plugins.name(made[group]["_target_"]))
-    told["phases"] = "+".join(made["training"].get("phases", {"scratch": None}))
+    told["training"] = "+".join(made["training"].get("phases", {"scratch": None}))
     told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
-    return told
+    return told | dict(names or {})
 
 
 def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path) -> None:

@@ -105,11 +105,12 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     """Hold a group of runs against another one on the same test images; return the comparison as text.
 
     Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run, <second> being the name of a run or of a
-    sweep. One of USER_ERRORS says what a user can mend: runs of different classes or image sizes are not compared.
+    sweep. Classes are matched by name, and stand in the first run's order. One of USER_ERRORS says what a user can fix:
+    runs of different classes or image sizes are not compared.
     """
     reports = [trained.read(run) for run in [*first, *second]]
     for run, found in zip([*first, *second], reports, strict=True):
-        if found["data"]["classes"] != reports[0]["data"]["classes"]:
+        if sorted(found["data"]["classes"]) != sorted(reports[0]["data"]["classes"]):
             raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
     data, elsewhere = images.load(reports[0], words)
     doubts = [
@@ -119,12 +120,13 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     pictures, labels = measures.arrays(data.test)
     folder, logits = _folder(first[0] / "evaluation"), []
     with console.counted("Classifying", len(reports)) as begin:
-        for run in [*first, *second]:
+        for run, found in zip([*first, *second], reports, strict=True):
             begin(run.name)
             classifier = trained.load(run)
             if classifier.image_shape != pictures.shape[1:]:
                 raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
-            logits.append(classifier.logits(pictures))
+            columns = [found["data"]["classes"].index(name) for name in data.classes]
+            logits.append(classifier.logits(pictures)[:, columns])
     one, other = np.stack(logits[: len(first)]), np.stack(logits[len(first) :])
     seeds = [found["seed"] for found in reports]
     result = against.compare(one, other, labels, data.classes, (seeds[: len(first)], seeds[len(first) :]))

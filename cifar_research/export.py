@@ -98,6 +98,7 @@ def export(
     classifier = trained.load(run, precision="float32")
     if (precision := classifier.config.training.precision) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
+    predict.note_uncalibrated(classifier, run)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -18,9 +18,24 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 
 
 def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy, a fraction, measured on so many images (Wilson 1927)."""
+    """Return the 95 % interval of an accuracy, a fraction, measured on so many images (Wilson 1927).
+
+    From 0 to 1 for no images, which say nothing.
+    """
+    if num_images == 0:
+        return 0.0, 1.0
     z = 1.959964
     centre = accuracy + z**2 / (2 * num_images)
     spread = z * math.sqrt(accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2))
     scale = 1 + z**2 / num_images
     return (centre - spread) / scale, (centre + spread) / scale
+
+
+def difference_interval(first: float, second: float, num_first: int, num_second: int) -> tuple[float, float]:
+    """Return the 95 % interval of first - second, accuracies on so many images each (Newcombe 1998, method 10)."""
+    (low, high), (other_low, other_high) = wilson_interval(first, num_first), wilson_interval(second, num_second)
+    difference = first - second
+    return (
+        difference - math.hypot(first - low, other_high - second),
+        difference + math.hypot(high - first, second - other_low),
+    )

@@ -76,10 +76,7 @@ def command(given: argparse.Namespace) -> int:
     if not files:
         raise _Mistake("No image was found; give files, folders or globs of images")
     classifier = trained.load(given.run)
-    if not (given.run.expanduser() / trained.EVALUATION).is_file():
-        console.note(
-            f"The probabilities are not calibrated; {commandline.program('evaluate')} {given.run} fits a temperature"
-        )
+    note_uncalibrated(classifier, given.run.expanduser())
 
     def tell(error: ImageError) -> None:
         problems.append(str(error))
@@ -98,6 +95,14 @@ def command(given: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")
         _write(sys.stdout, rows, given.format, given.top_k)
     return 1 if problems else 0
+
+
+def note_uncalibrated(classifier: Classifier, run: Path) -> None:
+    """Write why the probabilities of a run's classifier are not calibrated, if they are not."""
+    if classifier.uncalibrated is not None:
+        is_evaluated = (run / trained.EVALUATION).is_file()
+        advice = "" if is_evaluated else f"; {commandline.program('evaluate')} {run} fits a temperature"
+        console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 
 def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -12,9 +11,10 @@ from typing import Any
 
 from cifar_research import config, report
 from cifar_research.commandline import quoted
+from cifar_research.metrics import difference_interval
 
+_FEWEST = 10  # test images from which the interval of a difference holds
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
-_NORMAL_95 = 1.959964
 # Where things lie on one machine, how its sweep went about, and what a stranger's report may not say; see trust.py.
 _LEFT_OUT = ("data.name", "data.cache_dir")
 
@@ -61,7 +61,7 @@ class Original:
         """Return the exit code and the sentence that say whether a run came out as the original did.
 
         Identical: the same losses and the same weights. Within noise: the 95 % interval of the difference of the two
-        test accuracies, of as many independent images each, covers 0.
+        test accuracies, of as many independent images each, covers 0, or there are too few images for one.
         """
         if result["status"] != "completed":
             return DIFFERENT, f"Not reproduced: this run has ended as {result['status']}, {self.folder} was completed."
@@ -71,14 +71,13 @@ class Original:
         accuracies, sizes = zip(
             *((one["test"]["accuracy"], one["data"]["sizes"]["test"]) for one in (result, self.report)), strict=True
         )
-        difference = accuracies[0] - accuracies[1]
-        half = _NORMAL_95 * math.sqrt(sum(p * (1 - p) / n for p, n in zip(accuracies, sizes, strict=True)))
-        told = (
-            f"test accuracy {accuracies[0]:.4f}, {accuracies[1]:.4f} in {self.folder}; the 95 % interval of the "
-            f"difference is {difference - half:.4f} to {difference + half:.4f}"
-        )
+        told = f"test accuracy {accuracies[0]:.4f}, {accuracies[1]:.4f} in {self.folder}"
         other = self._other_cause(result)
-        if abs(difference) <= half:
+        if min(sizes) < _FEWEST:
+            return WITHIN_NOISE, f"Not identical: {told}; {min(sizes)} test images are too few to say more.{other}"
+        low, high = difference_interval(*accuracies, *sizes)
+        told += f"; the 95 % interval of the difference is {low:.4f} to {high:.4f}"
+        if low <= 0 <= high:
             return WITHIN_NOISE, f"Within noise, not identical: {told}.{other}"
         return DIFFERENT, f"Not reproduced: {told}, without 0.{other}"
 

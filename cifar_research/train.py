@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +55,12 @@ def run(
     run_dir: Path | str,
     display: console.Display | None = None,
     is_hopeless: loop.Rule | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Report:
     """Train, test and report one classifier in the folder `run_dir`; return what is in its report.json.
 
     is_hopeless: asked after each epoch with its row of the history; if it says so the run ends as `pruned`, untested.
+    options: names of the options that cfg was composed from, by group, under which reports show them.
     Called again in the same folder it goes on where it stopped, or returns the report it wrote if it had ended.
     Raises a ValueError in sentences for the user: ConfigError if the config cannot work or is not the folder's,
     DataError if data is missing or damaged, CheckpointError if no checkpoint can be used.
@@ -157,6 +159,7 @@ def run(
                     test = evaluate_images(data.test)
             seconds["total"] = record.elapsed + time.perf_counter() - began
             result = report.gather(cfg, task, data, environment, record, outcome, test, seconds, trained)
+            result["options"] = dict(options or {})
             if is_chief:
                 _leave(run_dir, result, task, data, record, test, writer)
             display.results(result, run_dir, _next_commands(result, run_dir))
@@ -236,7 +239,8 @@ def _leave(
         outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
         outcomes |= {} if test is None else {"test/accuracy": test.accuracy}
         is_cell = (run_dir.parent / LEDGER).exists()
-        writer.hparams(config.settings(result["config"]), outcomes, with_columns=not is_cell)
+        settings = config.settings(result["config"], result["options"])
+        writer.hparams(settings, outcomes, with_columns=not is_cell)
     report.write_report(run_dir / "report.json", result)
 
 
@@ -297,7 +301,8 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         for difference in original.differences() if original else ():
             log.warning("%s", difference)
         try:
-            result = run(cfg, HydraConfig.get().runtime.output_dir, is_hopeless=is_hopeless)
+            made = HydraConfig.get()
+            result = run(cfg, made.runtime.output_dir, is_hopeless=is_hopeless, options=_options(made, original))
         except (*USER_ERRORS, OSError) as error:
             console.error(str(error))
             log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already
@@ -342,6 +347,14 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         console.error("interrupted")
         return 128 + signal.SIGINT
     return int(max(codes, default=0))
+
+
+def _options(made: Any, original: reproduction.Original | None) -> dict[str, str]:
+    """Return the names of a run's options; made: Hydra's config."""
+    if original is None:
+        return config.option_names(made.runtime.choices)
+    # Its groups are given value by value, but for those that are typed anew.
+    return config.option_names(original.report.get("options")) | config.option_names(made.overrides.task)
 
 
 def _refuse_early(arguments: list[str], original: reproduction.Original | None) -> None:

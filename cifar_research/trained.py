@@ -41,7 +41,8 @@ class Classifier:
 
     classes: their names, in the order of the logits; image_shape: (H, W, C) of the images it was trained on; config:
     the run's; report: its report.json; temperature: what logits are divided by before the softmax, 1 unless the run's
-    evaluation.json has one that was fitted on validation images (Guo et al. 2017).
+    evaluation.json has one that was fitted on validation images (Guo et al. 2017); uncalibrated: why there is none, or
+    None.
     model: float [B, H, W, C] -> logits [B, K]. network: (images as the model takes them, training) -> logits [B, K]:
     the one way through the model that everything here takes, so that it may be set to another.
     """
@@ -52,14 +53,15 @@ class Classifier:
         found: dict[str, Any],
         *,
         image_shape: tuple[int, int, int],
-        temperature: float = 1.0,
         mean: np.ndarray | None = None,
         deviation: np.ndarray | None = None,
     ) -> None:
         self.model, self.report = model, found
         self.config: DictConfig = OmegaConf.create(found["config"])
         self.classes: tuple[str, ...] = tuple(found["data"]["classes"])
-        self.image_shape, self.temperature = image_shape, temperature
+        self.image_shape = image_shape
+        self.temperature: float = 1.0
+        self.uncalibrated: str | None = None
         self.mean, self.deviation = mean, deviation
         self.network: Callable[[Any, bool], Any] = lambda images, training: model(images, training=training)
         self._call: Callable[[Any], Any] | None = None
@@ -122,7 +124,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     run = Path(run).expanduser()
     found = read(run)
     cfg = OmegaConf.create(found["config"])
-    temperature = read_temperature(run)
+    calibration = read_temperature(run)
     size = OmegaConf.select(cfg, "data.image_size") or 32
     if cfg.data.standardize and not found["data"].get("standardization"):
         raise RunError(
@@ -163,9 +165,8 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     finally:
         keras.config.set_dtype_policy(before)
     mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    classifier = Classifier(
-        model, found, image_shape=(size, size, 3), temperature=temperature, mean=mean, deviation=deviation
-    )
+    classifier = Classifier(model, found, image_shape=(size, size, 3), mean=mean, deviation=deviation)
+    classifier.temperature, classifier.uncalibrated = calibration
     classifier.network = averaged(classifier.network, OmegaConf.select(cfg, "evaluation.views") or "none")
     return classifier
 
@@ -211,19 +212,22 @@ def _is_whole(found: dict[str, Any]) -> bool:
     return found["config"]["training"]["precision"] in environments.POLICIES
 
 
-def read_temperature(run: Path) -> float:
-    """Return the temperature in a run's evaluation.json, 1 if there is none; RunError if it is damaged."""
+def read_temperature(run: Path) -> tuple[float, str | None]:
+    """Return the temperature in a run's evaluation.json, and why it is 1 if none was fitted; RunError if damaged."""
     path = run / EVALUATION
     try:
-        value = json.loads(path.read_bytes()).get("temperature")
-        value = 1.0 if value is None else float(value)
+        found = json.loads(path.read_bytes())
+        value, reason = found.get("temperature"), found.get("uncalibrated")
+        if value is None and reason is None:
+            reason = f"{path} holds no temperature"
+        value = 1.0 if reason is not None else float(value)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"its temperature is {value}")
     except FileNotFoundError:
-        return 1.0
+        return 1.0, "the run has not been evaluated on its own data"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: is damaged ({error}); delete it, and evaluate the run again") from error
-    return value
+    return value, reason if reason is None else str(reason)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

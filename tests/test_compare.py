@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -169,14 +170,108 @@ def test_augmentations_and_plugins_have_their_names(tmp_path):
     assert {row["degrees"] for row in rows} == {"15", "30", "–"}
 
 
+def write_option(folder, words, **options):
+    write_run(folder, words, more={"options": options})
+
+
+def test_options_have_the_names_that_were_typed(tmp_path):
+    for flip in ("none", "flip"):
+        write_option(tmp_path / flip, [f"augmentation={flip}"], augmentation=flip, model="first_version")
+    write_option(tmp_path / "wide", ["augmentation=flip", "model=wide"], augmentation="flip", model="wide")
+    planned = [cells.Cell(name, words, made(*words), "failed") for name, words in (
+        ("none", ["augmentation=none"]), ("dead", ["augmentation=slides"]))]  # fmt: skip
+    cells.Ledger(tmp_path, [], planned, []).write()
+    found, _ = runs.find([str(tmp_path)])
+    assert {(run.settings["augmentation"], run.settings["model"]) for run in found} == {
+        ("none", "head"), ("flip", "head"), ("slides", "head"),
+    }  # fmt: skip
+    planned[1].overrides.append("model=first_version")
+    cells.Ledger(tmp_path, [], planned, []).write()
+    assert [(row["augmentation"], row["model"]) for row in table_of(tmp_path)] == [
+        ("none", "first_version"), ("flip", "first_version"), ("flip", "wide"), ("slides", "first_version"),
+    ]  # fmt: skip
+    assert "hidden" not in table_of(tmp_path)[0]  # which the option brings with it
+
+
+@pytest.mark.parametrize("more", [["~augmentation.horizontal_flip"], ["+augmentation.mirror={_target_: a.b}"]])
+def test_an_option_that_was_changed_is_named_by_its_transforms(tmp_path, more):
+    write_option(tmp_path / "a", ["augmentation=flip"], augmentation="flip")
+    write_option(tmp_path / "b", ["augmentation=flip", *more], augmentation="flip")
+    assert {row["augmentation"] for row in table_of(tmp_path)} > {"horizontal_flip"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "names"),
+    [
+        ({"augmentation": "flip", "seed": "1", "model": None}, {"augmentation": "flip"}),
+        (
+            {"augmentation": ["flip", "cutout"], "training": "combined"},
+            {"augmentation": "flip+cutout", "training": "combined"},
+        ),
+        (OmegaConf.create({"model": "wide", "sweep": None}), {"model": "wide"}),
+        (["augmentation=[flip,cutout]", "seed=1", "+model={a: 1}", "~loss"], {"augmentation": "flip+cutout"}),
+        (None, {}),
+        (7, {}),
+        ([7], {}),
+    ],
+)
+def test_names_of_options(choices, names):
+    assert config.option_names(choices) == names
+
+
+def test_the_csv_has_a_number_a_column(tmp_path):
+    for seed, accuracy in enumerate((0.70, 0.72, 0.71)):
+        write_run(tmp_path / f"a{seed}", ["model.hidden=[8, 8]", f"seed={seed}"], accuracy=accuracy)
+    write_run(tmp_path / "b", ["backbone.batch_norm=true"], accuracy=0.7095)
+    write_run(tmp_path / "c", ["model.dropout=0.5"], accuracy=0.9, status="diverged")
+    for seed in (0, 1):
+        write_run(tmp_path / f"d{seed}", [f"seed={seed}", "model.dropout=0.25"], accuracy=0.5)
+    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
+    for row in rows:
+        for name in row.keys() - {"is_tie", "backbone.batch_norm", "model.hidden", "interval", "state", "reason"}:
+            assert row[name] == "" or math.isfinite(float(row[name])), name
+    first, tie, equal, failed = rows
+    assert (first["rank"], first["is_tie"], first["n"], first["interval"]) == ("1", "false", "3", "seeds")
+    assert first["val_accuracy"] == "0.71" and float(first["val_low"]) == pytest.approx(0.71 - 0.0248, abs=1e-4)
+    assert json.loads(first["model.hidden"]) == [8, 8] and first["backbone.batch_norm"] == "false"
+    assert (tie["rank"], tie["is_tie"], tie["n"], tie["interval"]) == ("1", "true", "1", "images")
+    assert float(tie["test_high"]) > float(tie["test_accuracy"]) > float(tie["test_low"])
+    assert (equal["val_accuracy"], equal["val_low"], equal["val_high"]) == ("0.5", "", "")
+    assert (failed["rank"], failed["is_tie"], failed["test_accuracy"], failed["state"]) == ("", "", "", "diverged")
+    assert (
+        "«no spread»" in (tmp_path / "report.html").read_text()
+        and "no spread" in (tmp_path / "leaderboard.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "is_said"), [([[0], [0]], True), ([[0, 1], [0]], True), ([[0, 1], [0, 1]], False), ([[0]], False)]
+)
+def test_single_seeds_are_said_to_be_no_ranking_of_settings(tmp_path, seeds, is_said):
+    for place, of in enumerate(seeds):
+        for seed in of:
+            write_run(
+                tmp_path / f"{place}{seed}", [f"seed={seed}", f"model.dropout={place / 2}"], accuracy=0.5 + place / 4
+            )
+    found, _ = runs.find([str(tmp_path)])
+    compare.write(tmp_path, found)
+    for text in (
+        compare.summary(found),
+        *((tmp_path / name).read_text() for name in ("leaderboard.md", "report.html")),
+    ):
+        assert ("Another seed gives another accuracy" in text) is is_said
+
+
 def test_main_effects(tmp_path):
     for seed, rate, accuracy in ((0, 0.1, 0.4), (1, 0.1, 0.6), (0, 0.2, 0.7), (1, 0.2, 0.7)):
         words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
         write_run(tmp_path / f"{seed}{rate}", words, accuracy=accuracy)
     found = tables.effects(runs.find([str(tmp_path)])[0])
-    (low, high) = found["learning_rate"]
+    (low, high) = found["learning_rate"]  # all of 0.2 reached the same, which says nothing of their spread
     assert low[:2] == ("0.1", pytest.approx(0.5)) and low[2] == pytest.approx(12.706 * 0.1, rel=1e-3) and low[3] == 2
-    assert high == ("0.2", pytest.approx(0.7), pytest.approx(0), 2)
+    assert high == ("0.2", pytest.approx(0.7), pytest.approx(math.nan, nan_ok=True), 2)
+    assert tables.effects_table(runs.find([str(tmp_path)])[0])[1][-1] == "no spread"
 
 
 def test_the_studys_grid_stands_beside_the_study(tmp_path):
@@ -215,9 +310,10 @@ def test_files_are_written_and_read_back(tmp_path):
                 write_run(tmp_path / f"{i}{seed}{dropout}", words, accuracy=0.5 + i / 10 + seed / 100 + dropout / 50)
     shown = call(str(tmp_path), "--write").stdout
     header, *rows = csv.reader((tmp_path / "leaderboard.csv").read_text().splitlines())
-    assert len(rows) == 6 and dict(zip(header, rows[0], strict=True))["learning_rate"] == "0.3"
+    assert len(rows) == 6 and dict(zip(header, rows[0], strict=True))["optimizer.learning_rate"] == "0.3"
     markdown = (tmp_path / "leaderboard.md").read_text()
-    assert "## Main effects" in markdown and rows[0][header.index("val accuracy")] in markdown and "rank" in shown
+    assert "## Main effects" in markdown and "0.7150" in markdown and "rank" in shown
+    assert rows[0][header.index("val_accuracy")] == "0.715"
     page = (tmp_path / "report.html").read_text()
     own = page.replace(get_plotlyjs(), "")
     assert not re.search(r"(src|href)=|https?://|@import", own)  # opens without a network

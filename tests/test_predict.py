@@ -263,6 +263,8 @@ def test_calibrated_probabilities(call, finished_run, png_folder, tmp_path):
     (copy / "evaluation.json").write_text('{"temperature": 100}')
     code, out, err = call(copy, next(png_folder.rglob("*.png")), "--format", "csv")
     assert code == 0 and err == "" and float(out.splitlines()[1].split(",")[2]) < 0.2
+    (copy / "evaluation.json").write_text('{"temperature": 1.0, "uncalibrated": "4 images"}')
+    assert "note: The probabilities are not calibrated: 4 images\n" in call(copy, next(png_folder.rglob("*.png")))[2]
 
 
 @pytest.mark.parametrize(

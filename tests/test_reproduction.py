@@ -67,6 +67,7 @@ def result(accuracy, *, weights="a", images=10_000, status="completed", loss=1.0
     [
         (result(0.8), reproduction.IDENTICAL, "Identical"),
         (result(0.8, weights="b"), reproduction.WITHIN_NOISE, "-0.0111 to 0.0111"),
+        (result(0.5, weights="b", images=2), reproduction.WITHIN_NOISE, "2 test images are too few to say more"),
         (result(0.8, loss=1.1), reproduction.WITHIN_NOISE, "Within noise"),
         (result(0.8109, weights="b"), reproduction.WITHIN_NOISE, "-0.0001 to 0.0219"),
         (result(0.812, weights="b"), reproduction.DIFFERENT, "Not reproduced: test accuracy 0.8120"),

@@ -25,10 +25,35 @@ def test_paired_where_the_seeds_are_the_same_and_welch_where_not():
     assert math.isnan(statistics.t_test(FIRST, {0: 0.5}))
 
 
-def test_without_any_spread():
-    assert statistics.t_test({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}) == 1
-    assert statistics.t_test({0: 0.5, 1: 0.5}, {0: 0.75, 1: 0.75}) == 0
-    assert statistics.t_test({0: 0.5, 1: 0.5}, {2: 0.75, 3: 0.75}) == 0
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}),
+        ({0: 0.5, 1: 0.5}, {0: 0.75, 1: 0.75}),
+        ({0: 0.5, 1: 0.5}, {2: 0.75, 3: 0.75}),
+        ({0: 0.7, 1: 0.8}, {0: 0.6, 1: 0.7}),  # differences that are equal but for rounding
+    ],
+)
+def test_without_any_spread_there_is_no_p(first, second):
+    assert math.isnan(statistics.t_test(first, second))
+
+
+def test_equal_values_have_no_interval():
+    assert math.isnan(statistics.t_half_width([0.7, 0.7, 0.7])) and math.isnan(statistics.t_half_width([0.1] * 10))
+
+
+@pytest.mark.parametrize(
+    "counts", [(2, 0, 2, 2), (3, 0, 3, 3), (4, 0, 4, 4), (9, 5, 10, 10), (0, 3, 5, 40), (4, 4, 4, 4)]
+)
+def test_few_images_are_held_against_fishers_exact_test(counts):
+    right, other_right, num, other_num = counts
+    exact = stats.fisher_exact([[right, num - right], [other_right, other_num - other_right]]).pvalue
+    found = statistics.is_within_binomial(right / num, other_right / other_num, num, other_num)
+    assert found is bool(exact > 0.05)
+
+
+def test_no_images_explain_any_difference():
+    assert statistics.is_within_binomial(0, 1, 0, 50)
 
 
 @pytest.mark.parametrize(("second", "expected"), [(0.79, True), (0.785, True), (0.78, False)])

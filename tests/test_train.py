@@ -61,6 +61,7 @@ def test_report_holds_what_the_contract_names(finished):
         assert 0 <= found[split]["accuracy"] <= 1 and found[split]["loss"] > 0
     assert (found["epochs"], found["steps"]) == (2, 10) and 1 <= found["best_epoch"] <= 2
     assert found["images_per_second"] > 0 and found["peak_memory_bytes"] > 1e8
+    assert found["options"]["augmentation"] == "none" and found["options"]["model"] == "first_version"
     assert found["versions"]["tensorflow"] and found["hardware"]["cores"]
     assert found["git"] is None or len(found["git"]["commit"]) == 40
 

@@ -133,13 +133,15 @@ def test_predict_takes_files_pictures_and_arrays(classifier, tmp_path):
 
 def test_temperature_is_that_of_the_evaluation(copy, classifier):
     images, _ = images_of_test(classifier)
-    assert classifier.temperature == 1
+    assert classifier.temperature == 1 and "has not been evaluated" in classifier.uncalibrated
     (copy / "evaluation.json").write_text('{"temperature": 2.5}')
     cooled = cifar_research.load(copy)
-    assert cooled.temperature == 2.5
+    assert cooled.temperature == 2.5 and cooled.uncalibrated is None
     np.testing.assert_allclose(cooled.probabilities(images), trained.softmax(classifier.logits(images) / 2.5), 1e-5)
     (copy / "evaluation.json").write_text('{"accuracy": 1}')
     assert cifar_research.load(copy).temperature == 1
+    (copy / "evaluation.json").write_text('{"temperature": 1.0, "uncalibrated": "too few"}')
+    assert cifar_research.load(copy).uncalibrated == "too few"
     for text in ('{"temperature": 0}', '{"temperature": -1}', '{"temperature": "hot"}', '{"temp', "[]"):
         (copy / "evaluation.json").write_text(text)
         with pytest.raises(RunError, match="evaluation.json: is damaged"):

@@ -53,8 +53,7 @@ def effects(path: Path, found: Mapping[str, Sequence[tuple[str, float, float, in
         figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
     ):
         places = range(len(rows))
-        halves = [0 if math.isnan(row[2]) else row[2] for row in rows]
-        axes.errorbar(places, [row[1] for row in rows], halves, fmt="o", capsize=4, color="#4477aa")
+        axes.errorbar(places, [row[1] for row in rows], [row[2] for row in rows], fmt="o", capsize=4, color="#4477aa")
         axes.set_xticks(places, [_plain(row[0]) for row in rows], rotation=30, ha="right", fontsize=7)
         axes.set_xlim(-0.5, len(rows) - 0.5)
         axes.set_title(title, fontsize=9)

@@ -53,7 +53,7 @@ def _figures(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, Any]], dict[
         traces = [
             {"type": "scatter", "mode": "markers", "name": title, "x": [f"{title} {row[0]}" for row in rows],
              "y": [row[1] for row in rows], "text": [f"n = {row[3]}" for row in rows], "marker": {"size": 9},
-             "error_y": {"type": "data", "array": [0 if math.isnan(row[2]) else row[2] for row in rows]}}
+             "error_y": {"type": "data", "array": [row[2] for row in rows]}}
             for title, rows in found.items()
         ]  # fmt: skip
         layout = {"yaxis": {"title": {"text": "mean validation accuracy"}}, "margin": {"t": 20, "b": 160}}
@@ -77,7 +77,7 @@ def _figures(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, Any]], dict[
         figures.append(("Parallel coordinates", [trace], {"margin": {"t": 60, "l": 120}}))
     if tables.differs(runs, "backbone"):
         figures.append(("Backbones, the best setting of each", *_backbones(runs)))
-    if tables.differs(runs, "phases"):
+    if tables.differs(runs, "training"):
         figures.append(("Techniques, the mean of each and its runs", *_techniques(runs)))
     return figures
 

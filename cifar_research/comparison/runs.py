@@ -20,7 +20,8 @@ _OWN = {"checkpoints", "tensorboard", "figures", ".hydra"}
 class Run:
     """One run. state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json.
 
-    report: None if there is none; settings: as config.settings gives them; seed: the one it was drawn from.
+    report: None if there is none; settings: as config.settings gives them; seed: the one it was drawn from; options:
+    names by group, as far as they are known.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class Run:
     report: dict[str, Any] | None
     settings: dict[str, Any]
     seed: int
+    options: dict[str, str]
 
     @property
     def val_accuracy(self) -> float | None:
@@ -85,6 +87,7 @@ def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
             f"{', '.join(places)}: {'; '.join(warnings) or 'there is no report.json in or below it'}; give the folder "
             "of a run or of a sweep"
         )
+    _name_options(list(runs.values()))
     return list(runs.values()), warnings
 
 
@@ -113,7 +116,26 @@ def _run(folder: Path, cell: cells.Cell | None, warnings: list[str]) -> Run | No
     if found is not None and found["status"] != "stopped":
         state = found["status"]
     made = found["config"] if found else cell.config
-    return Run(folder, state, reason, made, found, config.settings(made), made["seed"])
+    options = config.option_names(found.get("options") if found else cell.overrides)
+    return Run(folder, state, reason, made, found, config.settings(made), made["seed"], options)
+
+
+def _name_options(runs: Sequence[Run]) -> None:
+    """Set each group's value to the option's name as it was typed, where all runs have one that stands for one thing.
+
+    A run that does not say has the option of those that it equals, if that is one.
+    """
+    for group in config.OPTION_GROUPS:
+        options: dict[str, set[str]] = {}  # by what they stand for
+        for run in runs:
+            if group in run.options:
+                options.setdefault(run.settings[group], set()).add(run.options[group])
+        every = [option for found in options.values() for option in found]
+        known = {value: next(iter(found)) for value, found in options.items() if len(found) == 1}
+        names = [run.options.get(group, known.get(run.settings[group])) for run in runs]
+        if None not in names and len(set(every)) == len(every):  # an option may have been given other transforms
+            for run, name in zip(runs, names, strict=True):
+                run.settings[group] = name
 
 
 def varied(runs: Sequence[Run]) -> dict[str, str]:
@@ -125,8 +147,9 @@ def varied(runs: Sequence[Run]) -> dict[str, str]:
     values: dict[str, dict[str, set[str]]] = {}  # by key and option
     for run in runs:
         for key, value in run.settings.items():
-            group = "phases" if key.startswith(("training.phases.", "training.epochs")) else key.partition(".")[0]
-            is_of_option = "." in key and group in (*config.PLUGIN_GROUPS, "augmentation", "phases")
+            group = key.partition(".")[0]
+            is_of_option = "." in key and group in (*config.PLUGIN_GROUPS, "augmentation")
+            is_of_option |= key.startswith(("training.phases.", "training.epochs"))
             option = run.settings[group] if is_of_option else ""
             values.setdefault(key, {}).setdefault(str(option), set()).add(str(value))
     keys = [

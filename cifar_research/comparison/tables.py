@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -28,6 +29,7 @@ _TECHNIQUES = {
     "head+backbone": "combined",
 }
 _ALL_WEIGHTS = "all weights"  # trained from the start, but not from scratch
+NO_SPREAD = "no spread"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Row:
         return sum(values) / len(values) if values else None
 
     def bounds(self, tag: str) -> tuple[float, float]:
-        """Return the 95 % interval of a score there is: by Student's t over seeds, or that of one run's images."""
+        """Return the 95 % interval of a score there is: by Student's t over seeds, or that of one run's images.
+
+        nan if all seeds have the same score.
+        """
         values = self._values(tag)
         if len(values) > 1:
             half = statistics.t_half_width(values)
@@ -59,6 +64,8 @@ class Row:
         if not values:
             return "–"
         low, high = self.bounds(tag)
+        if math.isnan(low):
+            return NO_SPREAD
         return f"± {(high - low) / 2:.4f}" if len(values) > 1 else f"[{low:.4f}, {high:.4f}]"
 
     def _by_seed(self) -> dict[int, float]:
@@ -151,9 +158,10 @@ def bars(runs: Sequence[Run]) -> tuple[str, list[Bar]]:
 
 def technique(run: Run) -> str:
     """Return what a run's way of training is called, its phases' names if it has no other name."""
-    if run.settings["phases"] == "scratch" and run.settings.get("backbone.weights", "none") != "none":
+    phases = "+".join(run.config["training"].get("phases", {"scratch": None}))
+    if phases == "scratch" and run.settings.get("backbone.weights", "none") != "none":
         return _ALL_WEIGHTS
-    return _TECHNIQUES.get(run.settings["phases"], run.settings["phases"])
+    return _TECHNIQUES.get(phases, phases)
 
 
 def techniques(runs: Sequence[Run]) -> list[str]:
@@ -176,12 +184,7 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     """Return the leaderboard as text: rank, what varies, what came out."""
     titles = varied(runs)
     sizes = [name for name in _SIZES if len({run.sizes[name] for run in runs if name in run.sizes}) > 1]
-    # Copies of one data set that differ in their images may be told apart by nothing else.
-    shown: dict[tuple[str, ...], set[str | None]] = {}
-    for run in runs:
-        if _images(run):
-            shown.setdefault(tuple(text_of(run.settings.get(key)) for key in titles), set()).add(_images(run))
-    is_told = any(len(images) > 1 for images in shown.values())
+    is_told = _shows_images(runs, titles)
     table = [["rank", *titles.values(), *(["images"] if is_told else []), "n", "val accuracy", "val 95 %", "test accuracy",
               "test 95 %", "train accuracy", "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
     for row in leaderboard(runs):
@@ -211,6 +214,41 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     return table
 
 
+def leaderboard_csv(runs: Sequence[Run]) -> Table:
+    """Return the leaderboard for machines: a number a column, settings by their full keys, "" for what there is not.
+
+    interval: what the 95 % intervals are over, `seeds` or the `images` of one run.
+    """
+    keys, splits = list(varied(runs)), ("val", "test")
+    is_told = _shows_images(runs, keys)
+    bounds = [f"{split}_{name}" for split in splits for name in ("accuracy", "low", "high")]
+    table = [["rank", "is_tie", *keys, *(["images"] if is_told else []), "n", *bounds, "interval", "train_accuracy",
+              "val_loss", *(name.lower() for name in _SIZES), "epochs", "seconds", "state", "reason"]]  # fmt: skip
+    for row in leaderboard(runs):
+        run, scores = row.runs[0], []
+        for tag in (f"{split}/accuracy" for split in splits):
+            mean = row.mean(tag)
+            scores += [mean, *((None, None) if mean is None else row.bounds(tag))]
+        reports = [run.report for run in row.runs if run.report]
+        table.append([_cell(value) for value in (
+            row.rank, None if row.rank is None else row.is_tie, *(run.settings.get(key) for key in keys),
+            *([_images(run)] if is_told else []), len(row.runs), *scores, "seeds" if len(row.runs) > 1 else "images",
+            row.mean("train/accuracy"), row.mean("val/loss"), *(run.sizes.get(name) for name in _SIZES),
+            _mean([report["epochs"] for report in reports]), _mean([report["seconds"]["total"] for report in reports]),
+            run.state, run.reason,
+        )])  # fmt: skip
+    return table
+
+
+def _shows_images(runs: Sequence[Run], keys: Iterable[str]) -> bool:
+    """Say whether copies of one data set that differ in their images are told apart by none of these settings."""
+    shown: dict[tuple[str, ...], set[str | None]] = {}
+    for run in runs:
+        if _images(run):
+            shown.setdefault(tuple(text_of(run.settings.get(key)) for key in keys), set()).add(_images(run))
+    return any(len(images) > 1 for images in shown.values())
+
+
 def effects(runs: Sequence[Run]) -> dict[str, list[tuple[str, float, float, int]]]:
     """Return, by title of what varies, (value, mean validation accuracy, half of its 95 % interval, n).
 
@@ -235,7 +273,8 @@ def effects_table(runs: Sequence[Run]) -> Table:
     table = [["what", "value", "n", "mean val accuracy", "95 %"]]
     for title, rows in effects(runs).items():
         for value, mean, half, n in sorted(rows, key=lambda row: -row[1]):
-            table.append([title, value, str(n), f"{mean:.4f}", "–" if math.isnan(half) else f"± {half:.4f}"])
+            lacks = "–" if n == 1 else NO_SPREAD
+            table.append([title, value, str(n), f"{mean:.4f}", lacks if math.isnan(half) else f"± {half:.4f}"])
     return table
 
 
@@ -246,19 +285,19 @@ def strongest_two(runs: Sequence[Run]) -> list[tuple[str, str]] | None:
     return sorted(found, key=lambda pair: -spread[pair[1]])[:2] if len(found) > 1 else None
 
 
-_STUDY_KEYS: dict[str, Callable[[Run], Any]] = {
-    "pooling": lambda run: run.settings.get("backbone.pooling"),
-    "dropout": lambda run: run.settings.get("model.dropout"),
-    "learning_rate": lambda run: run.settings.get("optimizer.learning_rate"),
-    "loss": lambda run: run.settings["loss"],
-    "optimizer": lambda run: run.settings["optimizer"],
+_STUDY_KEYS = {
+    "pooling": "backbone.pooling",
+    "dropout": "model.dropout",
+    "learning_rate": "optimizer.learning_rate",
+    "loss": "loss",
+    "optimizer": "optimizer",
 }
 
 
 def _of_study(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what all cells of the study's grid have in common: the network, the images, and nothing done to them."""
     varied = ("backbone.pooling", "model.dropout")
-    common = ("backbone", "model", "augmentation", "phases", "data.train_size", "data.classes")
+    common = ("backbone", "model", "augmentation", "training", "data.train_size", "data.classes")
     return {
         key: value
         for key, value in settings.items()
@@ -277,11 +316,12 @@ def study_table(runs: Sequence[Run]) -> Table | None:
     ours: dict[tuple[str, ...], list[Run]] = {key: [] for key in wanted}
     alike = None
     for run in _distinct(runs):
-        place = tuple(text_of(read(run)) for read in _STUDY_KEYS.values())
+        own = config.settings(run.config)
+        place = tuple(text_of(own.get(key)) for key in _STUDY_KEYS.values())
         if place not in ours or run.config["data"]["name"] != "cifar10":
             return None
         alike = alike or _of_study(config.settings(OmegaConf.to_container(config.compose(["experiment=wide"]))))
-        if any(run.settings.get(key, value) != value for key, value in alike.items()):
+        if any(own.get(key, value) != value for key, value in alike.items()):
             return None
         ours[place].append(run)
     table = [["LOSS", "LR", "DROPOUT", "OPT", "POOLING", "ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS", "test accuracy",
@@ -319,6 +359,15 @@ def as_csv(table: Table) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """Return a value as machines read it: "" for none, at most ten digits, true and false, lists as JSON."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,20 +14,20 @@ from cifar_research.metrics import wilson_interval
 from cifar_research.trained import softmax
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar(only_first: int, only_second: int) -> float | None:
     """Return the two-sided p of McNemar's exact test (McNemar 1947): the binomial test of the images that differ.
 
     only_first, only_second: images that only the one, or only the other, classifies correctly. Exact, and therefore
-    without a continuity correction. 1 if there are none.
+    without a continuity correction. None if there are none.
     """
     num = only_first + only_second
-    return 1.0 if num == 0 else min(1.0, float(2 * bdtr(min(only_first, only_second), num, 0.5)))
+    return None if num == 0 else min(1.0, float(2 * bdtr(min(only_first, only_second), num, 0.5)))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for being many (Holm 1979), in the order given."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    adjusted, largest = [0.0] * len(values), 0.0
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for being many (Holm 1979), in the order given; None stays, and counts among them."""
+    order = sorted((i for i, value in enumerate(values) if value is not None), key=lambda i: values[i])
+    adjusted, largest = [None] * len(values), 0.0
     for place, i in enumerate(order):
         largest = max(largest, min(1.0, (len(values) - place) * values[i]))
         adjusted[i] = largest
@@ -49,13 +50,13 @@ def vote(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def group(logits: np.ndarray, labels: np.ndarray, seeds: Sequence[int]) -> dict[str, Any]:
     """Return the accuracy of each of a group's runs, their mean with its interval, and the accuracy of their vote.
 
-    interval: 95 %, by Student's t over the runs, or Wilson's of the images for one run.
+    interval: 95 %, by Student's t over the runs, or Wilson's of the images for one run; None of equal runs.
     """
     accuracies = [float((one.argmax(1) == labels).mean()) for one in logits]
     mean = sum(accuracies) / len(accuracies)
     if len(accuracies) > 1:
         half = statistics.t_half_width(accuracies)
-        interval = [mean - half, mean + half]
+        interval = None if math.isnan(half) else [mean - half, mean + half]
     else:
         interval = list(wilson_interval(mean, len(labels)))
     voted = float((vote(logits)[0] == labels).mean())
@@ -73,8 +74,8 @@ def compare(
 
     first, second: logits float [R, N, K] of each group's runs; labels: int [N]; seeds: of the runs of each.
     p_of_seeds: of the difference of the mean accuracies over runs, by the t-test of statistics.t_test, paired where both
-    groups have the same seeds, one run each; None with a single run in either. That of the votes speaks of these images
-    and these trained weights only.
+    groups have the same seeds, one run each; None with a single run in either, or without any spread. That of the votes
+    speaks of these images and these trained weights only.
     """
     right = [vote(one)[0] == labels for one in (first, second)]
     groups = [group(one, labels, own) for one, own in zip((first, second), seeds, strict=True)]
@@ -97,7 +98,7 @@ def compare(
              for place, (seed, accuracy) in enumerate(zip(own, one["accuracies"], strict=True))}
             for number, (own, one) in enumerate(zip(seeds, groups, strict=True))
         ]  # fmt: skip
-        p_of_seeds = statistics.t_test(*by_run)
+        p_of_seeds = None if math.isnan(p := statistics.t_test(*by_run)) else p
     return {
         "first": groups[0],
         "second": groups[1],

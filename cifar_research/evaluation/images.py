@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
     """Return the data to test a run on, and a name for it; None if its splits are those that the run was trained with.
 
     report: the run's; words: overrides of its data section, data=OPTION or data.key=value, and allow_targets=[…], which
-    holds from then on. Another option than the run's begins with that option's defaults.
+    holds from then on. Another option than the run's begins with that option's defaults. Labels are by the run's order
+    of the classes, whatever theirs.
     ConfigError for words that do not compose; DataError if the data cannot be had, or has other classes or another size
     than the run's.
     """
@@ -42,11 +44,12 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
             f"data: {data.name} has {len(data.classes)} classes, and the run was trained on {len(classes)}: "
             f"{_some(classes)}; give data of those classes"
         )
-    if data.classes != classes:
+    if sorted(data.classes) != sorted(classes):
         raise DataError(
             f"data: {data.name} has the classes {_some(data.classes)}, and the run was trained on {_some(classes)}; "
             "give data of those classes"
         )
+    data = _in_order(data, classes)
     size = _image_size(report["config"])
     if data.test.images.shape[1:] != (size, size, 3):
         found = " x ".join(map(str, data.test.images.shape[1:]))
@@ -60,6 +63,18 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
     if is_own:
         return data, None
     return data, f"images_{Path(section.dir).expanduser().resolve().name}" if data.name == "images" else data.name
+
+
+def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """Return the data with its classes in this order."""
+    if data.classes == classes:
+        return data
+    numbers = np.array([*(classes.index(name) for name in data.classes), -1])  # -1 stays what belongs to no class
+    splits = {
+        name: dataclasses.replace(split, labels=numbers[split.labels])
+        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+    }
+    return dataclasses.replace(data, classes=classes, **splits)
 
 
 def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | None:
@@ -77,9 +92,10 @@ def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tupl
     """Return the 2,000 new test images of CIFAR-10.1 v6, uint8 [N, 32, 32, 3], and labels int64 [N] (Recht et al. 2018).
 
     folder: holds cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published. DataError if they are missing or
-    damaged, or if a run of these classes and this image size does not know its own. Nothing is unpickled.
+    damaged, or if a run of these classes and this image size does not know its own. Labels are by the order of classes.
+    Nothing is unpickled.
     """
-    if tuple(classes) != _CIFAR10:
+    if sorted(classes) != sorted(_CIFAR10):
         raise DataError(f"--cifar10-1: has the ten classes of CIFAR-10, and the run has {_some(classes)}; leave it out")
     if image_size != 32:
         raise DataError(
@@ -103,7 +119,7 @@ def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tupl
         )
     if labels.min() < 0 or labels.max() > 9:
         raise DataError(f"{folder}: a label is {labels.min()} or {labels.max()}, and they go from 0 to 9")
-    return images, labels.astype(np.int64)
+    return images, np.array([list(classes).index(name) for name in _CIFAR10], np.int64)[labels]
 
 
 def _section(own: Mapping[str, Any], words: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from cifar_research import console, metrics
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.evaluation import calibration, corruptions, scores
+from cifar_research.evaluation.calibration import Temperature
 from cifar_research.trained import Classifier
 
 _BLOCK = 500  # images corrupted at once, from a seed of their own
@@ -35,11 +36,12 @@ def measure(
     seconds = {"predict": time.perf_counter() - began}
     predictions = logits.argmax(1)
     matrix = metrics.confusion_matrix(labels, predictions, len(data.classes))
-    temperature, num_fitted = _temperature(classifier, data, is_own)
+    temperature = _temperature(classifier, data, is_own)
     reported = classifier.report["test"] if is_own else None
     result: dict[str, Any] = {
-        "temperature": temperature,
-        "temperature_images": num_fitted,
+        "temperature": temperature.value,
+        "temperature_images": temperature.num_images,
+        "uncalibrated": temperature.reason,
         "data": {"name": data.name, "fingerprint": data.fingerprint, "note": data.note, "is_own": is_own},
         "classes": list(data.classes),
         "test": scores.summary(logits, labels) | {"loss": _loss(classifier, logits, labels)},
@@ -47,11 +49,11 @@ def measure(
         "by_class": scores.by_class(labels, predictions, data.classes),
         "confusion": matrix.tolist(),
         "confused_pairs": scores.confused_pairs(matrix, data.classes),
-        "misclassified": scores.worst(logits / np.float32(temperature), labels),
+        "misclassified": scores.worst(logits / np.float32(temperature.value), labels),
         "calibration": {
             "bins": calibration.NUM_BINS,
             "before": calibration.measures(logits, labels),
-            "after": calibration.measures(logits, labels, temperature),
+            "after": None if temperature.reason else calibration.measures(logits, labels, temperature.value),
         },
     }
     if views is not None:
@@ -70,16 +72,19 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(split.images[split.indices]), np.asarray(split.labels[split.indices])
 
 
-def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> tuple[float, int | None]:
-    """Return the temperature, and on how many validation images it was fitted: None if it was not.
+def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:
+    """Return the temperature fitted on the run's validation images; on other data, that of its own evaluation.
 
-    Other data than the run's own may hold out what the run was trained on, so that it is not fitted to; nor is it to
-    images that are tested on, as a run's are with data.validation=test.
+    Other data may hold out what the run was trained on, and with data.validation=test the images are tested on.
     """
-    if not is_own or not len(data.val) or classifier.config.data.validation == "test":
-        return classifier.temperature, None
+    if not is_own:
+        return Temperature(classifier.temperature, None, classifier.uncalibrated)
+    if classifier.config.data.validation == "test":
+        return Temperature(1.0, None, "the validation images are the test images, and a temperature needs others")
+    if not len(data.val):
+        return Temperature(1.0, None, "the run has no validation images to fit a temperature on")
     pictures, labels = arrays(data.val)
-    return calibration.fit_temperature(classifier.logits(pictures), labels), len(labels)
+    return calibration.temperature(classifier.logits(pictures), labels)
 
 
 def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> float:

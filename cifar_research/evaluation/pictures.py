@@ -33,9 +33,11 @@ def draw(
     figures.confusion(paths["confusion"], np.array(result["confusion"]), data.classes)
     found = {}
     for title, how in (("as trained", "before"), ("with its temperature", "after")):
-        measured = result["calibration"][how]
+        if (measured := result["calibration"][how]) is None:
+            continue
         bins = calibration.reliability(trained.softmax(logits / measured["temperature"]), labels)
-        found[f"{title}, T = {measured['temperature']:.3g}, ECE {measured['ece']:.4f}"] = bins
+        ece = "too few images for an ECE" if measured["ece"] is None else f"ECE {measured['ece']:.4f}"
+        found[f"{title}, T = {measured['temperature']:.3g}, {ece}"] = bins
     reliability(paths["reliability"], found)
     if wrong := result["misclassified"]:
         names = [(data.classes[row["label"]], data.classes[row["prediction"]]) for row in wrong]

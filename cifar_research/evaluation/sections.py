@@ -8,6 +8,7 @@ from typing import Any
 
 from cifar_research.comparison.tables import Table, as_text
 from cifar_research.evaluation import corruptions, scores
+from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
 from cifar_research.evaluation.document import Section
 
 Result = Mapping[str, Any]
@@ -15,7 +16,10 @@ Result = Mapping[str, Any]
 
 def summary(result: Result) -> str:
     """Return what a terminal shows of an evaluation."""
-    parts = [as_text(_accuracies(result)), as_text(_calibration(result)), as_text(_by_class(result))]
+    parts = [as_text(_accuracies(result)), as_text(_calibration(result))]
+    if reason := result["uncalibrated"]:
+        parts.append(f"No temperature: {reason}.")
+    parts.append(as_text(_by_class(result)))
     if note := result["data"]["note"]:
         parts.append(f"Note: {note}")
     seconds = sum(result["seconds"].values())
@@ -40,13 +44,20 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
     if note := result["data"]["note"]:
         first.append(f"Note: {note}.")
     macro = scores.macro(result["by_class"])
-    means = ", ".join(f"{name} {value:.4f}" for name, value in macro.items())
+    num = len(result["classes"])
+    means = ", ".join(
+        f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
+        for name, (value, known) in macro.items()
+    )
     pairs = [["truth", "prediction", "images", "share of the class"]]
     pairs += [[row["truth"], row["prediction"], str(row["images"]), f"{row['share']:.4f}"]
               for row in result["confused_pairs"]]  # fmt: skip
     made = [
         Section("Accuracy", first),
-        Section("Classes", [_by_class(result), f"Means over the classes: {means}."]),
+        Section(
+            "Classes",
+            [_by_class(result), f"Means over the classes: {means}. –: no image of the class, or none taken for it."],
+        ),
         Section("Confusion", [figures["confusion"], *([pairs] if len(pairs) > 1 else [])]),
         Section("Calibration", [_calibration(result), _of_temperature(result), figures["reliability"]]),
     ]
@@ -92,7 +103,7 @@ def _accuracies(result: Result) -> Table:
 def _by_class(result: Result) -> Table:
     table = [["class", "images", "precision", "recall", "F1"]]
     for row in result["by_class"]:
-        numbers = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+        numbers = (_number(row[name]) for name in ("precision", "recall", "f1"))
         table.append([row["class"], f"{row['images']:,}", *numbers])
     return table
 
@@ -100,9 +111,9 @@ def _by_class(result: Result) -> Table:
 def _calibration(result: Result) -> Table:
     table = [["calibration", "temperature", "ECE", "cross-entropy", "Brier score", "mean confidence"]]
     for name, how in (("as trained", "before"), ("scaled", "after")):
-        found = result["calibration"][how]
-        numbers = (f"{found[key]:.4f}" for key in ("temperature", "ece", "cross_entropy", "brier", "confidence"))
-        table.append([name, *numbers])
+        if (found := result["calibration"][how]) is not None:
+            numbers = (_number(found[key]) for key in ("temperature", "ece", "cross_entropy", "brier", "confidence"))
+            table.append([name, *numbers])
     return table
 
 
@@ -112,13 +123,13 @@ def _of_temperature(result: Result) -> str:
         f"ECE is over {result['calibration']['bins']} equal bins of confidence (Guo et al. 2017); accuracy does not change "
         "with the temperature."
     )
+    if result["calibration"]["before"]["ece"] is None:
+        ece = f"No ECE: it needs at least {MIN_IMAGES_OF_ECE} test images, since of fewer it is large by chance."
+    if reason := result["uncalibrated"]:
+        return f"Predictions are not calibrated: {reason}. {ece}"
     if num is not None:
         return f"The temperature was fitted on {num:,} validation images. {ece}"
-    origin = "that of an earlier evaluation" if result["temperature"] != 1 else "1, since none has been fitted"
-    return (
-        "There were no validation images of the run's own, apart from those it is tested on, to fit a temperature on; it is "
-        f"{origin}. {ece}"
-    )
+    return f"The temperature is that of the evaluation on the run's own data. {ece}"
 
 
 def _corruptions(result: Result) -> Table:
@@ -139,12 +150,19 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     by_class = [["class", "images", "first", "second", "only first right", "only second right", "p", "p, Holm"]]
     for row in result["by_class"]:
         by_class.append([row["class"], f"{row['images']:,}", _number(row["first"]), _number(row["second"]),
-                         str(row["only_first"]), str(row["only_second"]), f"{row['p']:.3g}",
-                         f"{row['p_holm']:.3g}"])  # fmt: skip
+                         str(row["only_first"]), str(row["only_second"]), _number(row["p"], ".3g"),
+                         _number(row["p_holm"], ".3g")])  # fmt: skip
     runs = [f"{name.capitalize()}: {', '.join(folders)}." for name, folders in result["runs"].items()]
     made = [
         Section("Accuracy", [*runs, _groups(result), _fourfold(result), *_verdicts(result)]),
-        Section("By class", [by_class, "p, Holm: adjusted for the number of classes (Holm 1979)."]),
+        Section(
+            "By class",
+            [
+                by_class,
+                "p, Holm: adjusted for the number of classes (Holm 1979). –: the two are right "
+                "on the same images, so that there is nothing to test.",
+            ],
+        ),
     ]
     if few := differences(result)[:21]:
         text = (
@@ -158,7 +176,8 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
 
 def differences(result: Result) -> Table:
     """Return the images that one group gets right and the other does not, a row each."""
-    table = [["image", "truth", "first", "probability", "runs right", "second", "probability", "runs right"]]
+    table = [["image", "truth", "first", "first probability", "first runs right", "second", "second probability",
+              "second runs right"]]  # fmt: skip
     names = result["classes"]
     for row in result["differences"]:
         table.append([str(row["index"]), names[row["label"]], names[row["first"]], f"{row['first_probability']:.4f}",
@@ -176,8 +195,8 @@ def _groups(result: Result) -> Table:
     table = [["group", "runs", "mean accuracy", "95 % interval", "accuracy of the vote"]]
     for name in ("first", "second"):
         found = result[name]
-        low, high = found["interval"]
-        table.append([name, str(len(found["accuracies"])), f"{found['mean']:.4f}", f"{low:.4f} – {high:.4f}",
+        interval = "no spread" if found["interval"] is None else "{:.4f} – {:.4f}".format(*found["interval"])
+        table.append([name, str(len(found["accuracies"])), f"{found['mean']:.4f}", interval,
                       f"{found['vote']:.4f}"])  # fmt: skip
     return table
 
@@ -192,22 +211,34 @@ def _fourfold(result: Result) -> Table:
 
 
 def _verdicts(result: Result) -> list[str]:
-    found = result["table"]
-    said = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
-    votes = "The votes of the groups' runs" if len(result["first"]["accuracies"]) > 1 or len(
-        result["second"]["accuracies"]) > 1 else "The two"  # fmt: skip
-    told = [
-        f"{votes} {said} on these images: McNemar's exact test, {found['only_first']:,} images that only the first gets "
-        f"right against {found['only_second']:,}, p = {result['p']:.3g}. It speaks of these trained weights, and not of "
-        "how other seeds would do."
-    ]
+    table, groups = result["table"], [result[name] for name in ("first", "second")]
+    nums = [len(group["accuracies"]) for group in groups]
+    votes = "The votes of the groups' runs" if max(nums) > 1 else "The two"
+    discordant = table["only_first"] + table["only_second"]
+    if result["p"] is None:
+        told = [f"{votes} are right on the same images, so that McNemar's test has nothing to go by."]
+    else:
+        said = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
+        few = (
+            f" No {discordant} images could show a difference, however they fall; it takes 6." if discordant < 6 else ""
+        )
+        told = [
+            f"{votes} {said} on these images: McNemar's exact test, {table['only_first']:,} images that only the first "
+            f"gets right against {table['only_second']:,}, p = {result['p']:.3g}.{few} It speaks of these trained "
+            "weights, and not of how other seeds would do."
+        ]
+    paired = "paired" if result["is_paired"] else "Welch's"
     if result["p_of_seeds"] is not None:
-        paired = "paired" if result["is_paired"] else "Welch's"
         told.append(f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {paired} t-test over seeds.")
+    elif max(nums) > 1:
+        reason = "a group has a single run" if min(nums) < 2 else "their differences do not vary"
+        told.append(f"The mean accuracies over runs: no t-test over seeds, since {reason}.")
+    if any(group["interval"] is None for group in groups):
+        told.append("No spread: all runs of the group have the same accuracy, so there is no interval over seeds.")
     if note := result["data"]["note"]:
         told.append(f"Note: {note}.")
     return told
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "–" if value is None else format(value, form)

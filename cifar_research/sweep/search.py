@@ -246,11 +246,12 @@ def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
     """Return what a run asks after each epoch, with its row of the history: whether it is hopeless.
 
     Hopeless is a best validation accuracy so far below the median of the earlier trials' at the same epoch, from the
-    second on (the median stopping rule of Golovin et al. 2017), once five trials are complete.
+    second on (the median stopping rule of Golovin et al. 2017), once five trials are complete, and as many have come as
+    far.
     """
     url, number = trial
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2, n_min_trials=5)
     study = optuna.load_study(study_name="sweep", storage=storage, pruner=pruner)
     live = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 

@@ -1,0 +1,109 @@
+"""A temperature is kept only where it was fitted to enough images, and what is too little says so."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cifar_research import evaluate, export, predict, trained
+from cifar_research.evaluation import calibration, measures, sections
+
+
+def logits_of(num, wrong, classes=3):
+    """Logits [num, classes] of which so many are wrong, surely so but not by the same margin, and labels [num]."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(num) % classes
+    guesses = np.where(np.arange(num) < wrong, (labels + 1) % classes, labels)
+    return np.eye(classes)[guesses] * rng.uniform(1, 6, (num, 1)), labels
+
+
+@pytest.mark.parametrize(
+    ("num", "wrong", "reason"),
+    [
+        (200, 40, None),
+        (50, 10, None),
+        (49, 15, "15 of 49 validation images are wrong, and a temperature needs at least 50 images"),
+        (4, 0, "0 of 4 validation images are wrong"),
+        (1, 1, "1 of 1 validation images are wrong"),
+        (0, 0, "0 of 0 validation images are wrong"),
+        (5000, 0, "0 of 5,000 validation images are wrong"),
+        (5000, 9, "9 of 5,000 validation images are wrong"),
+        (5000, 5000, "5,000 of 5,000"),
+        (5000, 4991, "at least 10 of them right and 10 wrong"),
+        (200, 150, "ended at its bound, 50"),  # it is wrong the surer it is
+    ],
+)
+def test_a_temperature_needs_enough_images_of_both_kinds(num, wrong, reason):
+    found = calibration.temperature(*logits_of(num, wrong))
+    if reason is None:
+        assert found.reason is None and found.num_images == num and 0.02 < found.value < 50
+    else:
+        assert found[:2] == (1.0, None) and reason in found.reason
+
+
+def test_one_class_only():
+    found = calibration.temperature(np.ones((100, 3)) * [1, 0, 0], np.zeros(100, int))
+    assert found[:2] == (1.0, None)
+    rows = measures.scores.by_class(np.zeros(5, int), np.zeros(5, int), "ab")
+    assert rows[1] == {"class": "b", "precision": None, "recall": None, "f1": None, "images": 0}
+
+
+@pytest.mark.parametrize(("num", "is_known"), [(1, False), (299, False), (300, True)])
+def test_an_ece_needs_enough_images(num, is_known):
+    found = calibration.measures(*logits_of(num, num // 2))
+    assert (found["ece"] is not None) is is_known and np.isfinite(found["cross_entropy"])
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(finished_run, tmp_path_factory):
+    """A copy of the run, evaluated as if all of its validation images were classified rightly."""
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("few") / "run")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(calibration, "MIN_IMAGES", 10**6)
+    with patch.context():
+        text = evaluate.evaluate(run, corrupted=0)
+    patch.undo()
+    return run, text
+
+
+def test_the_reason_is_in_every_report(uncalibrated):
+    run, text = uncalibrated
+    found = json.loads((run / "evaluation.json").read_text())
+    assert (
+        found["temperature"] == 1
+        and found["calibration"]["after"] is None
+        and "validation images" in found["uncalibrated"]
+    )
+    assert f"No temperature: {found['uncalibrated']}" in text
+    for name in ("report.html", "report.md"):
+        assert f"not calibrated: {found['uncalibrated']}" in (run / "evaluation" / name).read_text()
+    assert trained.load(run).uncalibrated == found["uncalibrated"]
+
+
+def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
+    run, _ = uncalibrated
+    reason = json.loads((run / "evaluation.json").read_text())["uncalibrated"]
+    export.export(run, "saved_model", output=tmp_path)
+    assert f"not calibrated: {reason}" in " ".join(capfd.readouterr().err.split())
+    predict.note_uncalibrated(trained.load(run), run)
+    assert f"not calibrated: {reason}" in capfd.readouterr().err
+
+
+def comparison(first, second, labels, seeds):
+    found = evaluate.against.compare(first, second, labels, "ab", seeds)
+    return found | {"data": {"note": None}, "classes": ["a", "b"], "runs": {}, "differences": []}
+
+
+def test_a_comparison_of_too_little_gives_no_p():
+    labels = np.array([0, 1, 0, 1])
+    right = np.stack([np.eye(2)[labels]] * 2)
+    found = comparison(right, right, labels, ([0, 1], [0, 1]))
+    assert found["p"] is None and found["p_of_seeds"] is None and found["first"]["interval"] is None
+    json.dumps(found, allow_nan=False)
+    text = sections.comparison_summary(found)
+    assert "McNemar's test has nothing to go by" in text and "no t-test over seeds" in text and "no spread" in text
+    wrong = right[:1, :, ::-1]
+    text = sections.comparison_summary(comparison(right[:1], wrong, labels, ([0], [0])))
+    assert "No 4 images could show a difference" in text
+    assert sections.comparison(found, [])[1].parts[0][1][-2:] == ["–", "–"]

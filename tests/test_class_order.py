@@ -1,0 +1,68 @@
+"""Classes are matched by name: runs and data sets that count them in another order."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cifar_research import evaluate, trained
+from cifar_research.data import datasets, synthetic
+from cifar_research.evaluation import images
+from cifar_research.report import read_report, write_report
+
+
+@pytest.fixture(scope="module")
+def runs(finished_run, tmp_path_factory):
+    """A run as `a`, and as `b` the same network with its classes, and its last layer, in reverse."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in "ab":
+        shutil.copytree(finished_run, folder / name)
+    report = read_report(folder / "b" / "report.json")
+    report["data"]["classes"].reverse()
+    write_report(folder / "b" / "report.json", report)
+    model = trained.load(finished_run).model
+    kernel, bias = (weight for weight in model.weights if weight.shape[-1] == 10)
+    for weight in (kernel, bias):
+        weight.assign(weight.numpy()[..., ::-1])
+    model.save_weights(folder / "b" / "model.weights.h5")
+    return folder
+
+
+def accuracy(run):
+    return read_report(run / "report.json")["test"]["accuracy"]
+
+
+def test_two_runs_are_compared_by_class_name(runs):
+    text = evaluate.compare([runs / "a"], [runs / "b"])
+    found = json.loads((runs / "a" / "evaluation" / "against_b.json").read_text())
+    assert found["first"]["accuracies"] == found["second"]["accuracies"] == [pytest.approx(accuracy(runs / "a"))]
+    assert found["p"] is None and "are right on the same images" in text
+    assert found["classes"] == list(synthetic.CLASSES)
+
+
+def test_a_run_is_evaluated_on_data_of_another_order(runs):
+    report, words = trained.read(runs / "a"), [f"data.classes=[{','.join(synthetic.CLASSES[::-1])}]"]
+    data, other = images.load(report, words)
+    own, _ = images.load(report, [])
+    assert data.classes == own.classes == synthetic.CLASSES and other == "synthetic"
+    for name in ("train", "val", "test"):
+        split, same = getattr(data, name), getattr(own, name)
+        assert (split.labels[split.indices] == same.labels[same.indices]).all()
+    evaluate.evaluate(runs / "a", words, corrupted=0)
+    found = json.loads((runs / "a" / "evaluation" / "synthetic" / "evaluation.json").read_text())
+    assert found["test"]["accuracy"] == pytest.approx(accuracy(runs / "a"))
+
+
+def test_cifar10_1_is_labelled_by_the_runs_order(tmp_path):
+    names = images._CIFAR10
+    np.save(tmp_path / "cifar10.1_v6_data.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", np.arange(10))
+    _, labels = images.cifar10_1(str(tmp_path), names[::-1])
+    assert [names[::-1][label] for label in labels] == list(names)
+
+
+def test_other_classes_are_refused(runs):
+    words = [f"data.classes=[{','.join(synthetic.CLASSES[:9])}]"]
+    with pytest.raises(datasets.DataError, match="give data of those classes"):
+        images.load(trained.read(runs / "a"), words)
