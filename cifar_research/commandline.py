@@ -1,4 +1,4 @@
-"""What stands on the command line, before Hydra sees it: `resume=FOLDER`, and paths that begin with ~/."""
+"""What stands on the command line, before Hydra sees it: `resume=FOLDER`, and paths that begin with ~."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder; whom the run allowed to be called is for the command to say again, since the folder may be a stranger's. A
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
-    home = re.compile(r"^(\+{0,2}[\w.]+=)(~/)")
-    arguments = [home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in arguments]
+    arguments = [_with_home(argument) for argument in arguments]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments
@@ -51,6 +50,18 @@ def expand(arguments: Sequence[str]) -> list[str]:
         begin -= 1
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
+
+
+def _with_home(word: str) -> str:
+    """Return key=~/path or key=~user/path with the home directory in its place; ConfigError if there is none."""
+    match = re.match(r"(\+{0,2}([\w./@]+)=)(~[\w.-]*)(?=/|$)", word)
+    if match is None:
+        return word
+    home = os.path.expanduser(match[3])
+    if home.startswith("~"):
+        reason = "this user has no home directory" if home == "~" else f"there is no user {home[1:]}"
+        raise ConfigError(f"{match[2]}: {word[match.end(1) :]}: {reason}; write the whole path")
+    return f"{match[1]}{home}{word[match.end() :]}"
 
 
 def quoted(text: str) -> str:

@@ -62,7 +62,8 @@ class _Mistake(ValueError):
 
 def command(given: argparse.Namespace) -> int:
     """Do what the command line says, and return its exit code; what is wrong with it is told before TensorFlow loads."""
-    found = trained.read(given.run.expanduser())
+    run = Path(os.path.expanduser(given.run))
+    found = trained.read(run)
     classes = found["data"]["classes"]
     if not 1 <= given.top_k <= len(classes):
         raise _Mistake(f"--top-k: {given.top_k} is out of range; it must be at least 1 and at most {len(classes)}")
@@ -76,7 +77,7 @@ def command(given: argparse.Namespace) -> int:
     if not files:
         raise _Mistake("No image was found; give files, folders or globs of images")
     classifier = trained.load(given.run)
-    if not (given.run.expanduser() / trained.EVALUATION).is_file():
+    if not (run / trained.EVALUATION).is_file():
         console.note(
             f"The probabilities are not calibrated; {commandline.program('evaluate')} {given.run} fits a temperature"
         )
