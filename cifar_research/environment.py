@@ -162,6 +162,9 @@ def provide_home() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (cache.DataError, OSError):  # one by data.cache_dir, perhaps
         folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():  # another user's: what it holds is not to be trusted
+            return
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     if not os.path.isdir(os.path.join(home, ".keras")):  # whose weights and data can be read all the same
         os.environ.setdefault("KERAS_HOME", str(folder / "keras"))
