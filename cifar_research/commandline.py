@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from cifar_research import trust
+from cifar_research import report, trust
 from cifar_research.config import ConfigError
+from cifar_research.data import cifar
 from cifar_research.sweep import cells
 
 
@@ -42,14 +44,31 @@ def expand(arguments: Sequence[str]) -> list[str]:
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
     words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
-    # The sweep may have been one by -m alone.
-    words += ["hydra.mode=MULTIRUN"] if is_sweep else []
+    if is_sweep:
+        words += _data_of_a_sweep(folder, sweep[1], [*words, *arguments])
+        words.append("hydra.mode=MULTIRUN")  # it may have been a sweep by -m alone
     # Among the other overrides, before them what was given then, so that what is given now wins.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
         begin -= 1
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
+
+
+def _data_of_a_sweep(folder: Path, found: Sequence[cells.Cell], words: Sequence[str]) -> list[str]:
+    """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
+    sections = [cell.config.get("data", {}) for cell in found]
+    names = {section.get("name") for section in sections if section.get("dir") is None}
+    is_said = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in words)
+    if is_said or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
+        return []
+    for cell in found:
+        with contextlib.suppress(report.ReportError):  # which the sweep itself will tell
+            ended = report.read_report(folder / cell.folder / "report.json")
+            place = ended and ended.get("data", {}).get("found_in")
+            if place and Path(place).exists():
+                return [f"data.dir={quoted(str(cifar.folder_of(place)))}"]
+    return []
 
 
 def _with_home(word: str) -> str:
