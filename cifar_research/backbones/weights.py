@@ -33,7 +33,8 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
                     f"weights: {weights} has no {name}; give the folder of a run that was completed, or a file"
                 )
     elif not path.is_file():
-        raise ValueError(f"weights: {weights} is neither imagenet, none, a file, nor the folder of a run")
+        named = "imagenet, none" if has_imagenet else "none"
+        raise ValueError(f"weights: {weights} does not exist; choose {named}, a weights file or the folder of a run")
     elif not path.name.endswith(_SUFFIXES):
         raise ValueError(f"weights: {weights} is no file of weights; give one that ends in {', '.join(_SUFFIXES)}")
 
