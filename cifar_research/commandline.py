@@ -1,7 +1,8 @@
-"""What stands on the command line, before Hydra sees it: `resume=FOLDER`, and paths that begin with ~/."""
+"""What stands on the command line, before Hydra sees it: `resume=FOLDER`, and paths that begin with ~."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from cifar_research import trust
+from cifar_research import report, trust
 from cifar_research.config import ConfigError
+from cifar_research.data import cifar
 from cifar_research.sweep import cells
 
 
@@ -24,8 +26,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder; whom the run allowed to be called is for the command to say again, since the folder may be a stranger's. A
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
-    home = re.compile(r"^(\+{0,2}[\w.]+=)(~/)")
-    arguments = [home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in arguments]
+    arguments = [_with_home(argument) for argument in arguments]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments
@@ -43,14 +44,43 @@ def expand(arguments: Sequence[str]) -> list[str]:
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
     words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
-    # The sweep may have been one by -m alone.
-    words += ["hydra.mode=MULTIRUN"] if is_sweep else []
+    if is_sweep:
+        words += _data_of_a_sweep(folder, sweep[1], [*words, *arguments])
+        words.append("hydra.mode=MULTIRUN")  # it may have been a sweep by -m alone
     # Among the other overrides, before them what was given then, so that what is given now wins.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
         begin -= 1
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
+
+
+def _data_of_a_sweep(folder: Path, found: Sequence[cells.Cell], words: Sequence[str]) -> list[str]:
+    """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
+    sections = [cell.config.get("data", {}) for cell in found]
+    names = {section.get("name") for section in sections if section.get("dir") is None}
+    is_said = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in words)
+    if is_said or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
+        return []
+    for cell in found:
+        with contextlib.suppress(report.ReportError):  # which the sweep itself will tell
+            ended = report.read_report(folder / cell.folder / "report.json")
+            place = ended and ended.get("data", {}).get("found_in")
+            if place and Path(place).exists():
+                return [f"data.dir={quoted(str(cifar.folder_of(place)))}"]
+    return []
+
+
+def _with_home(word: str) -> str:
+    """Return key=~/path or key=~user/path with the home directory in its place; ConfigError if there is none."""
+    match = re.match(r"(\+{0,2}([\w./@]+)=)(~[\w.-]*)(?=/|$)", word)
+    if match is None:
+        return word
+    home = os.path.expanduser(match[3])
+    if home.startswith("~"):
+        reason = "this user has no home directory" if home == "~" else f"there is no user {home[1:]}"
+        raise ConfigError(f"{match[2]}: {word[match.end(1) :]}: {reason}; write the whole path")
+    return f"{match[1]}{home}{word[match.end() :]}"
 
 
 def quoted(text: str) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_research import commandline, config, console, report
+from cifar_research import commandline, config, console, environment, report
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
@@ -67,6 +67,7 @@ def summary(runs: Sequence[Run]) -> str:
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
     """Write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns; WriteError if it cannot."""
+    environment.provide_home()
     from cifar_research.comparison import figures, hparams, page  # which take half a second to import
 
     if not folder.is_dir():

@@ -352,13 +352,26 @@ def settings(made: dict[str, Any], names: Mapping[str, str] | None = None) -> di
     return told | dict(names or {})
 
 
-def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path) -> None:
-    """Raise ConfigError, naming the keys, if a run begun with config `before` cannot go on with `cfg`."""
+def differences(before: Mapping[str, Any], cfg: Any) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (before, now)} of what two configs compute otherwise.
+
+    A folder of images may have moved: by their fingerprint they are known to be the same.
+    """
     old, new = computed(before), computed(cfg)
-    changed = [
-        f"{key}: this run has {old.get(key, 'no such key')!r}, the command says {new.get(key, 'no such key')!r}"
+    changed = {
+        key: (old.get(key, "no such key"), new.get(key, "no such key"))
         for key in sorted(old.keys() | new.keys())
         if old.get(key, MISSING) != new.get(key, MISSING)
+    }
+    if "data.name" not in changed:
+        changed.pop("data.dir", None)
+    return changed
+
+
+def refuse_difference(before: Mapping[str, Any], cfg: DictConfig, run_dir: Path) -> None:
+    """Raise ConfigError, naming the keys, if a run begun with config `before` cannot go on with `cfg`."""
+    changed = [
+        f"{key}: this run has {old!r}, the command says {new!r}" for key, (old, new) in differences(before, cfg).items()
     ]
     if changed:
         advice = f"The run in {run_dir} was begun with another config; give it back, or choose another hydra.run.dir."

@@ -7,14 +7,17 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_research import cores
 from cifar_research.config import ConfigError
+from cifar_research.data import cache
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -146,8 +149,30 @@ def _watched(received: list[int]) -> Iterator[None]:
         os.close(reader)
 
 
+def provide_home() -> None:
+    """Let Keras and matplotlib keep their files in our cache folder where there is no home directory to write into.
+
+    Without one they would make a folder called ~, or take a new one in /tmp each time.
+    """
+    home = os.path.expanduser("~")
+    if os.access(home, os.W_OK):
+        return
+    try:
+        folder = cache.root(None)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (cache.DataError, OSError):  # one by data.cache_dir, perhaps
+        folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():  # another user's: what it holds is not to be trusted
+            return
+    os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+    if not os.path.isdir(os.path.join(home, ".keras")):  # whose weights and data can be read all the same
+        os.environ.setdefault("KERAS_HOME", str(folder / "keras"))
+
+
 def import_tensorflow() -> list[Any]:
     """Import TensorFlow and Keras without their noise, let GPU memory grow as it is needed, and return the GPUs."""
+    provide_home()
     # A Ctrl-C in the midst of it would come out of their extensions as an ImportError.
     with stop_signals() as received, quiet():
         import keras  # noqa: F401

@@ -192,7 +192,7 @@ def _folders(places: Sequence[str]) -> list[Path]:
     """Return the runs that folders, globs of them or sweeps name; of a sweep, those that were completed."""
     found: dict[Path, Path] = {}
     for place in places:
-        folder = Path(place).expanduser()
+        folder = Path(os.path.expanduser(place))
         if (folder / ".hydra").is_dir() and not (folder / LEDGER).exists() or (folder / "report.json").exists():
             here = [folder]
         elif re.match(r"[\w.]+=", place) and not folder.exists():

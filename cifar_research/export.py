@@ -88,7 +88,7 @@ def export(
     computation before it gets its name. folder: of images to do that with, instead of the run's data set.
     UsageError or RunError if that cannot be; ExportError if it fails, or is not what the run is.
     """
-    run = Path(run).expanduser()
+    run = Path(os.path.expanduser(run))
     found, chosen = trained.read(run), FORMATS[kind]
     _check(kind, chosen, quantize, output)
     held_against = _images(found, folder, quantize)
@@ -143,7 +143,8 @@ def _images(found: dict[str, Any], folder: str | None, quantize: bool) -> Images
     if folder is not None:
         return _of_folder(folder, size, rng, quantize)
     try:
-        data = datasets.load(OmegaConf.create({**found["config"]["data"], "download": False, "cache_dir": None}))
+        section = OmegaConf.create({**found["config"]["data"], "download": False, "cache_dir": None})
+        data = datasets.load(section, found["data"].get("found_in"))
         if data.fingerprint != found["data"]["fingerprint"]:
             raise DataError(f"{data.name}: these are other images than the run's")
     except DataError as error:

@@ -62,7 +62,8 @@ class _Mistake(ValueError):
 
 def command(given: argparse.Namespace) -> int:
     """Do what the command line says, and return its exit code; what is wrong with it is told before TensorFlow loads."""
-    found = trained.read(given.run.expanduser())
+    run = Path(os.path.expanduser(given.run))
+    found = trained.read(run)
     classes = found["data"]["classes"]
     if not 1 <= given.top_k <= len(classes):
         raise _Mistake(f"--top-k: {given.top_k} is out of range; it must be at least 1 and at most {len(classes)}")
@@ -76,7 +77,7 @@ def command(given: argparse.Namespace) -> int:
     if not files:
         raise _Mistake("No image was found; give files, folders or globs of images")
     classifier = trained.load(given.run)
-    note_uncalibrated(classifier, given.run.expanduser())
+    note_uncalibrated(classifier, run)
 
     def tell(error: ImageError) -> None:
         problems.append(str(error))

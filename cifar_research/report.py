@@ -154,6 +154,7 @@ def gather(
             "classes": list(data.classes),
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
             "fingerprint": data.fingerprint,
+            "found_in": data.found_in,
             "note": data.note,
             # What data.standardize takes out by channel, so that a model can be used without its data.
             "standardization": None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar_research import config, report
+from omegaconf import OmegaConf
+
+from cifar_research import config, console, report
 from cifar_research.commandline import quoted
+from cifar_research.data import cifar, datasets
+from cifar_research.data.datasets import DataError
 from cifar_research.metrics import difference_interval
 
 _FEWEST = 10  # test images from which the interval of a difference holds
@@ -48,11 +53,8 @@ class Original:
         if run_dir is not None and run_dir.resolve() == self.folder.resolve():
             raise config.ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
         if self.is_verified:
-            there = self.report["config"]
-            # Whether the images are the same is seen by their fingerprint, wherever they lie.
-            made = {**there, "data": {**there["data"], "dir": cfg.data.get("dir")}} if "dir" in there["data"] else there
             try:
-                config.refuse_difference(made, cfg, self.folder)
+                config.refuse_difference(self.report["config"], cfg, self.folder)
             except config.ConfigError as error:
                 changed = "\n".join(str(error).splitlines()[:-1])
                 raise config.ConfigError(f"{changed}\n--verify: this is another config; leave these out") from error
@@ -114,16 +116,37 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
         if is_verified:
             raise config.ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
         return rest, None
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     found = report.read_report(path / "report.json")
     if found is None:
         raise config.ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
     if is_verified and found["status"] != "completed":
         raise config.ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
     try:
-        return [*_words(found["config"], _chosen(rest)), *rest], Original(path, found, is_verified)
+        chosen = _chosen(rest)
+        words = [*_words(found["config"], chosen), *_where_the_data_is(found, chosen, path)]
+        return [*words, *rest], Original(path, found, is_verified)
     except (KeyError, TypeError, AttributeError) as error:
         raise config.ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
+
+
+def _where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
+    """Return data.dir=… if nothing else says where the data is, and the run's lies where the run found it."""
+    own, found_in = found["config"]["data"], found.get("data", {}).get("found_in")
+    is_given = os.path.isdir(str(own.get("dir"))) or (own["name"] != "images" and os.environ.get("CIFAR_DATA_DIR"))
+    if not found_in or is_given or {"data", "data.dir"} & chosen:
+        return []
+    folder = str(cifar.folder_of(found_in))
+    try:
+        data = datasets.load(OmegaConf.create({**own, "dir": folder, "cache_dir": None, "download": False}))
+        is_same = data.fingerprint == found["data"]["fingerprint"]
+    except DataError:
+        is_same = False
+    if not is_same:
+        console.note(f"{run}: found its data in {found_in}, where it is no longer; data.dir=<folder> says where it is")
+        return []
+    console.note(f"The data is in {folder}, where {run} found it")
+    return [f"data.dir={quoted(folder)}"]
 
 
 def _chosen(rest: Sequence[str]) -> set[str]:

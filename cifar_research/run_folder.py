@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cifar_research import config, report
+from cifar_research import config, extension, report
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.data import datasets
 from cifar_research.sweep.cells import LEDGER
 
 log = logging.getLogger(__name__)
@@ -28,20 +29,68 @@ def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkp
     """
     ended = report.read_report(run_dir / "report.json")
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints)
-    if ended is not None and ended["status"] != "stopped":
+    has_ended = ended is not None and ended["status"] != "stopped"
+    if has_ended and not extension.is_asked_for(ended["config"], cfg):
         config.refuse_difference(ended["config"], cfg, run_dir)
+        _check_moved(cfg, ended)
         return ended, None
     checkpoint = checkpoints.latest()
     if checkpoint is not None:
-        if not isinstance(checkpoint.meta.get("config"), dict) or "fingerprint" not in checkpoint.meta:
+        before = checkpoint.meta.get("config")
+        if not isinstance(before, dict) or "fingerprint" not in checkpoint.meta:
             raise CheckpointError(f"{checkpoints.folder}: its checkpoints are no run's; choose another hydra.run.dir")
-        config.refuse_difference(checkpoint.meta["config"], cfg, run_dir)
+        if extension.is_asked_for(before, cfg):
+            extension.check(before, cfg, run_dir, checkpoint.meta, ended)
+        else:
+            config.refuse_difference(before, cfg, run_dir)
+    elif has_ended:
+        extension.check(ended["config"], cfg, run_dir, None, ended)
     elif ended is not None or (run_dir / "history.csv").exists():  # both are written after a checkpoint
         raise CheckpointError(
             f"{checkpoints.folder}: this run was begun and its checkpoints are gone; restore them from a backup, or "
             "start anew in another hydra.run.dir"
         )
     return None, checkpoint
+
+
+def _check_moved(cfg: DictConfig, ended: dict[str, Any]) -> None:
+    """Refuse a folder of images that is not the one a run that has ended was trained on, wherever that lies now."""
+    if cfg.data.name != "images" or cfg.data.dir == ended["config"]["data"]["dir"]:
+        return
+    check_images(ended["data"], datasets.load(cfg.data))
+
+
+def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
+    """Raise ConfigError if the images are not those that a run has begun with.
+
+    before: their fingerprint and classes, and where they were found, as a checkpoint or a report says.
+    """
+    if before["fingerprint"] != data.fingerprint:
+        raise config.ConfigError(
+            f"data: this run was begun with the images of fingerprint {before['fingerprint']}"
+            f"{_place(before.get('found_in'))}, and those found now{_place(data.found_in)} have {data.fingerprint}; give "
+            "the data.dir it had, or choose another hydra.run.dir"
+        )
+    if list(data.classes) != before.get("classes", list(data.classes)):
+        raise config.ConfigError(
+            f"data: this run was begun with the classes {', '.join(before['classes'])}, and the same images now have "
+            f"{', '.join(data.classes)}; give the classes their names back, or choose another hydra.run.dir"
+        )
+
+
+def _place(found_in: str | None) -> str:
+    return f" in {found_in}" if found_in else ""
+
+
+def reopen(run_dir: Path) -> bool:
+    """Remove what a run that goes on to more epochs says of fewer, and say whether there was any."""
+    ended = report.read_report(run_dir / "report.json")
+    if ended is None or ended["status"] == "stopped":
+        return False
+    # The temperature in evaluation.json is of the weights that will be replaced.
+    for name in ("evaluation.json", "report.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    return True
 
 
 def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:

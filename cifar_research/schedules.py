@@ -7,7 +7,7 @@ A warm-up multiplies whatever follows by (step + 1) / warm-up steps, until that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Schedule = Callable[[Any, int, int], Any]
@@ -97,6 +97,21 @@ def exponential(
         return _ramp(step, warmup(steps_per_epoch)) * factor ** (step / period(steps_per_epoch))
 
     return schedule
+
+
+def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: int) -> bool:
+    """Say whether a schedule depends on the number of all steps: whether these make it other operations.
+
+    Nothing is computed, so that TensorFlow's threads can still be set.
+    """
+    import tensorflow as tf
+
+    graphs = set()
+    for total in totals:
+        with tf.Graph().as_default() as graph:
+            tf.convert_to_tensor(schedule(tf.compat.v1.placeholder(tf.float32, []), total, steps_per_epoch))
+        graphs.add(graph.as_graph_def().SerializeToString(deterministic=True))
+    return len(graphs) > 1
 
 
 def _ramp(step, steps: float):

@@ -80,8 +80,7 @@ def run(
         # Data before TensorFlow: what is missing or damaged is told at once.
         seconds: dict[str, float | None] = {}
         with _timed(seconds, "data"):
-            data = datasets.load(cfg.data)
-            _check_data(cfg, data, checkpoint)
+            data = _load_data(cfg, checkpoint)
 
         with _timed(seconds, "import"):
             environment = environments.prepare(cfg.training, cfg.seed, cores.parts(cfg, data))
@@ -106,6 +105,10 @@ def run(
             trained = {phase.name: tasks.num_trained(task, phase) for phase in plan}
             display.announce(announcement.rows(cfg, task, data, environment, run_dir, max(trained.values())))
             if checkpoint is not None:
+                if is_chief and run_folder.reopen(run_dir):
+                    display.message(f"Its report is replaced by one of {phases.total_epochs(cfg.training)} epochs.")
+                if cfg.data.dir is None and data.found_in:
+                    display.message(f"The data is in {data.found_in}.")
                 display.message(f"Going on from step {record.step}.")
                 if (before := checkpoint.meta.get("device", environment.device)) != environment.device:
                     display.message(
@@ -124,6 +127,8 @@ def run(
                 identity={
                     "config": OmegaConf.to_container(cfg, resolve=True),
                     "fingerprint": data.fingerprint,
+                    "classes": list(data.classes),
+                    "found_in": data.found_in,
                     "device": environment.device,
                 },
                 record=record,
@@ -166,15 +171,21 @@ def run(
         return result
 
 
-def _check_data(cfg: DictConfig, data: Dataset, checkpoint: Checkpoint | None) -> None:
-    """Refuse what can only be seen once the data is there."""
-    if checkpoint is not None and checkpoint.meta["fingerprint"] != data.fingerprint:
-        raise config.ConfigError(
-            f"data: this run was begun with the images of fingerprint {checkpoint.meta['fingerprint']}, and what is "
-            f"found now has {data.fingerprint}; give the data.dir it had, or choose another hydra.run.dir"
-        )
+def _load_data(cfg: DictConfig, checkpoint: Checkpoint | None) -> Dataset:
+    """Return the data, the same that the checkpoint was trained on; ConfigError for what only it can tell."""
+    before = {} if checkpoint is None else checkpoint.meta
+    found_in = before.get("found_in")
+    try:
+        data = datasets.load(cfg.data, found_in)
+    except DataError as error:
+        if not found_in or found_in in str(error):
+            raise
+        raise DataError(f"{error}. This run found its data in {found_in}") from error
+    if checkpoint is not None:
+        run_folder.check_images(before, data)
     if problems := phases.check_numbers(cfg, len(data.train), len(data.val)):
         raise config.ConfigError("\n".join(problems))
+    return data
 
 
 def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, data: Dataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     precision: float32, bfloat16 or float16, to compute in; None: as the run did.
     RunError if the folder is no run, has not been completed, or lacks weights that fit; nothing is changed in it.
     """
-    run = Path(run).expanduser()
+    run = Path(os.path.expanduser(run))
     found = read(run)
     cfg = OmegaConf.create(found["config"])
     calibration = read_temperature(run)

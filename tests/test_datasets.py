@@ -110,15 +110,19 @@ def test_found_in_the_order_that_is_promised(tmp_path, monkeypatch):
         lay_out(tmp_path / place, "cifar10", 0, archive=False)
     root = cache.root(None)
 
-    def where(data_dir=None):
-        return cifar.locate("cifar10", data_dir, root, download=False)[1].parent
+    def where(data_dir=None, found_in=None):
+        return cifar.locate("cifar10", data_dir, root, False, found_in and str(found_in))[1].parent
 
     assert where() == tmp_path / "cache/data"
     monkeypatch.setenv("CIFAR_DATA_DIR", str(tmp_path / "environment"))
     assert where() == tmp_path / "environment"
     assert where(str(tmp_path / "given")) == tmp_path / "given"
     assert where(str(tmp_path / "given" / "cifar-10-batches-py")) == tmp_path / "given"
-    assert where(str(tmp_path / "empty")) == tmp_path / "keras/datasets"
+    assert where(None, tmp_path / "cache/data/cifar-10-batches-py") == tmp_path / "environment"
+    monkeypatch.delenv("CIFAR_DATA_DIR")
+    assert where(None, tmp_path / "given/cifar-10-batches-py") == tmp_path / "given"
+    shutil.rmtree(tmp_path / "cache/data")
+    assert where() == tmp_path / "keras/datasets"
 
 
 def test_a_folder_of_images_is_not_taken_for_a_place_to_download_to(tmp_path, monkeypatch):
@@ -131,8 +135,9 @@ def test_a_folder_of_images_is_not_taken_for_a_place_to_download_to(tmp_path, mo
 
 def test_nothing_found_says_where_it_looked_and_touches_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "fetch", lambda *args: pytest.fail("the network was asked"))
-    with pytest.raises(DataError, match=r"data\.dir.*nowhere.*cifar-10-batches-py.*data\.download=true"):
-        load(f"data.dir={tmp_path / 'nowhere'}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"data\.dir.*empty.*cifar-10-batches-py.*data\.download=true"):
+        load(f"data.dir={tmp_path / 'empty'}")
 
 
 class Gadget:

@@ -458,7 +458,7 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
         ([run, "seed=1"], "only the data of a run can be overridden"),
         (["data=cifar10"], "no folder was given"),
         ([run, "data=cifar11"], "data: there is no option 'cifar11'; did you mean"),
-        ([run, "data=images", f"data.dir={tmp_path / 'none'}"], "is no folder"),
+        ([run, "data=images", f"data.dir={tmp_path / 'none'}"], "none does not exist"),
         ([run, "--corruptions", "few"], "'few' is not none, all or a number"),
         ([run, "--views", "mirror"], "invalid choice: 'mirror'"),
         ([run, "--cifar10-1", tmp_path], "the ten classes of CIFAR-10"),

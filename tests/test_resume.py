@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from cifar_research import checkpoint, report
+from cifar_research import checkpoint, config, console, report, train
+from cifar_research.evaluation import images as evaluation
+from cifar_research.sweep import cells
 
 # Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
 OVERRIDES = [
@@ -247,3 +250,67 @@ def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(uninterrupt
     assert not [name for name in ours if (folder / name).exists()]
     assert all((folder / name).read_text() == "cut sho" for name in theirs)
     assert_same(result(folder), result(uninterrupted))
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A run on a folder of images that has moved since: its words, its report, and that of where it was killed."""
+    rng = np.random.default_rng(0)
+    for place in range(40):
+        folder = tmp_path / "here" / "ab"[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place:02}.png")
+    words = ["data=images", "backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "training.batch_size=8",
+             "tensorboard.enabled=false"]  # fmt: skip
+    done = go_on(tmp_path, words, "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    return words, done
+
+
+def go_on(tmp_path, words, folder, run="run"):
+    cfg = config.compose([*words, f"data.dir={tmp_path / folder}"])
+    return train.run(cfg, tmp_path / run, console.Display(quiet=True))
+
+
+def change(tmp_path, what):
+    if what == "other images":
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "there" / "b" / "01.png")
+    elif what == "other classes":
+        (tmp_path / "there" / "b").rename(tmp_path / "there" / "c")
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+@pytest.mark.parametrize("what", ["the same images", "other images", "other classes"])
+def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, what):
+    words, done = pets
+    change(tmp_path, what)
+    if not is_ended:
+        (tmp_path / "run" / "report.json").unlink()
+    with pytest.raises(train.DataError, match="here does not exist"):
+        go_on(tmp_path, words, "here") if not is_ended else evaluation.load(done, [])
+    if what == "the same images":
+        again = go_on(tmp_path, words, "there")
+        assert again["weights_sha256"] == done["weights_sha256"]
+        assert again["config"]["data"]["dir"] == str(tmp_path / ("here" if is_ended else "there"))
+        assert evaluation.load(done, [f"data.dir={tmp_path / 'there'}"])[1] is None
+    else:
+        with pytest.raises(
+            config.ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"
+        ):
+            go_on(tmp_path, words, "there")
+
+
+@pytest.mark.parametrize("what", ["the same images", "other images"])
+def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, what):
+    words, done = pets
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
+    cell = cells.Cell("seed=0", [], done["config"], "completed")
+    cells.Ledger(tmp_path / "sweep", [], [cell], []).write()
+    change(tmp_path, what)
+    words = [*words, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
+    planned = cells.Plan.of(cells.base(words), words).grid()
+    found = cells.Ledger.open(tmp_path / "sweep", [], planned)
+    is_same = what == "the same images"
+    assert [cell.state for cell in found.cells] == ["completed" if is_same else "waiting", "waiting"]
+    assert [cell.state for cell in found.others] == ([] if is_same else ["completed"])

@@ -25,7 +25,7 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
         raise ValueError("weights: imagenet is not to be had for this backbone; choose none, a file, or a run's folder")
     if weights in ("imagenet", "none"):
         return
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if path.is_dir():
         for name in ("report.json", FILE):
             if not (path / name).is_file():
@@ -33,7 +33,8 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
                     f"weights: {weights} has no {name}; give the folder of a run that was completed, or a file"
                 )
     elif not path.is_file():
-        raise ValueError(f"weights: {weights} is neither imagenet, none, a file, nor the folder of a run")
+        named = "imagenet, none" if has_imagenet else "none"
+        raise ValueError(f"weights: {weights} does not exist; choose {named}, a weights file or the folder of a run")
     elif not path.name.endswith(_SUFFIXES):
         raise ValueError(f"weights: {weights} is no file of weights; give one that ends in {', '.join(_SUFFIXES)}")
 
@@ -48,7 +49,7 @@ def load(backbone: keras.Model, chosen: str, make: Callable[[str | None], Any] |
 
     if chosen == "none":
         return
-    path = Path(chosen).expanduser()
+    path = Path(os.path.expanduser(chosen))
     if chosen == "imagenet":
         source = _imagenet(make)
     elif path.is_dir():
@@ -101,7 +102,7 @@ def _imagenet(make: Callable[[str | None], Any]) -> Any:
     except WeightsError:
         raise
     except Exception as error:  # noqa: BLE001 — Keras raises Exception itself for a failed download
-        kept = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+        kept = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "models"
         found = re.search(r"https?://\S+(?<!:)", str(error))
         url = found.group(0) if found else "the file of weights"
         raise WeightsError(

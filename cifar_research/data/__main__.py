@@ -16,7 +16,11 @@ def main() -> None:
     parser.add_argument("--dir", help="the folder, as data.cache_dir; else $CIFAR_CACHE_DIR or the user's cache folder")
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")
     given = parser.parse_args()
-    root, code = cache.root(given.dir), 0
+    try:
+        root, code = cache.root(given.dir), 0
+    except cache.DataError as error:
+        console.error(str(error))
+        sys.exit(2)
     found = sorted(path.parent for path in root.glob("[!.]*/meta.json"))
     for folder in found:
         size = sum(path.stat().st_size for path in folder.iterdir())

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from cifar_research import sealed
+from cifar_research import plugins, sealed
 
 _VERSION = 2  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -41,14 +42,47 @@ class Source:
     classes: tuple[str, ...]
     note: str | None = None
     fingerprint: str = ""
+    found_in: str | None = None  # the folder or the archive it was read from
 
 
 def root(cache_dir: str | None) -> Path:
     """Return the folder of all caches: `cache_dir`, else $CIFAR_CACHE_DIR, else the user's cache folder."""
-    chosen = cache_dir or os.environ.get("CIFAR_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar_research"
+    for key, chosen in {"data.cache_dir": cache_dir, "CIFAR_CACHE_DIR": os.environ.get("CIFAR_CACHE_DIR")}.items():
+        if chosen:
+            return expanded(chosen, key)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_research"
+    except RuntimeError as error:
+        raise DataError(
+            "CIFAR_CACHE_DIR: is not set, and this user has no home directory to keep the cache in; set it, or "
+            "data.cache_dir, to a folder that can be written"
+        ) from error
+
+
+def expanded(path: str | Path, key: str) -> Path:
+    """Return a path with its ~ or ~user filled in; DataError, naming `key`, if that user has no home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{key}: {path} begins with a home directory that does not exist; write the whole path"
+        ) from error
+
+
+def existing_folder(path: str | Path, key: str) -> Path:
+    """Return the path of a folder with its ~ filled in; DataError, naming `key`, if it is none or does not exist."""
+    folder, hint = expanded(path, key).absolute(), ""
+    try:
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return folder
+        reason = "is not a directory"
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "does not exist"
+        with contextlib.suppress(OSError):
+            hint = plugins.close(folder.name, [entry.name for entry in folder.parent.iterdir() if entry.is_dir()])
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({getattr(error, 'strerror', error)})"
+    raise DataError(f"{key}: {folder} {reason}{hint or '; correct the path'}")
 
 
 def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -> Source:

@@ -6,6 +6,8 @@ Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html; SH
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -96,46 +98,102 @@ LAYOUTS = {
 _PLACES = ("*/*", "train/*/*")  # of images, as data=images takes them
 
 
-def locate(name: str, data_dir: str | None, cache_root: Path, download: bool) -> tuple[Layout, Path]:
+def locate(
+    name: str, data_dir: str | None, cache_root: Path, download: bool, found_in: str | None = None
+) -> tuple[Layout, Path]:
     """Return where the data set is: (layout, its folder or archive), downloading the archive if nothing is there.
 
-    In order: data_dir, or $CIFAR_DATA_DIR, or `cache_root`/data; Keras's cache; the official address.
+    `data_dir`, or else $CIFAR_DATA_DIR, is the only place looked at if it is given. Otherwise that is `found_in`, where
+    the run found it before, if it is still there; then come `cache_root`/data, Keras's cache and the official address.
     """
-    home = Path(data_dir or os.environ.get("CIFAR_DATA_DIR") or cache_root / "data").expanduser()
-    keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
-    for root in (home, keras):
-        for layout in LAYOUTS[name]:
-            nested = root / f"{layout.folder}-target" / layout.folder  # as Keras 3 unpacks
-            for path in (root, root / layout.folder, nested):
-                if (path / layout.test).is_file() and (
-                    path == nested or layout.folder in (path.name, path.resolve().name)
-                ):
-                    return layout, path
-            for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
-                if path.is_file():
-                    return layout, path
+    key, given = ("data.dir", data_dir) if data_dir else ("CIFAR_DATA_DIR", os.environ.get("CIFAR_DATA_DIR"))
+    if given:
+        roots = [cache.existing_folder(given, key)]
+    elif found_in and Path(found_in).exists():
+        roots = [folder_of(found_in)]
+    else:
+        roots = [cache_root / "data"]
+        with contextlib.suppress(RuntimeError):  # without a home directory there is none
+            roots.append(Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets")
+    problems = []
+    for root in roots:
+        found, incomplete = _search(name, root)
+        if found is not None:
+            return found
+        if root is roots[0] or not download:  # Keras's own unpacking, broken off, does not hinder a download
+            problems += incomplete
+    if problems:
+        raise DataError("\n".join(problems))
+    places = " and ".join(map(str, roots))
+    if found_in and not given:
+        raise DataError(
+            f"data.dir: this run found {name} in {found_in}, where it is no longer, and {places} have none; give "
+            "data.dir=<folder>, or set CIFAR_DATA_DIR"
+        )
     layout = LAYOUTS[name][0]
     if not download:
         raise DataError(
-            f"data.dir: no {name} in {home} (looked for {', '.join(x.folder for x in LAYOUTS[name])} and their "
-            f"archives, also in {keras}); give the folder that holds one of them, or set data.download=true"
+            f"{key if given else 'data.dir'}: no {name} in {places} (looked for "
+            f"{', '.join(x.folder for x in LAYOUTS[name])} and their archives); give the folder that holds one of them, or "
+            "set data.download=true"
         )
-    if data_dir and any(
-        next(home.glob(f"{place}.{kind}"), None) for place in _PLACES for kind in ("png", "jpg", "jpeg")
+    if given and any(
+        next(roots[0].glob(f"{place}.{kind}"), None) for place in _PLACES for kind in ("png", "jpg", "jpeg")
     ):
-        raise DataError(f"data.dir: {home} holds folders of images and no {name}; add data=images, or name another")
-    archive = home / layout.archive
+        raise DataError(f"{key}: {roots[0]} holds folders of images and no {name}; add data=images, or name another")
+    archive = roots[0] / layout.archive
     # The address may be another one for a mirror; what comes is held against the published checksum all the same.
     fetch(f"{os.environ.get('CIFAR_BASE_URL', BASE_URL)}/{layout.archive}", archive, layout.sha256)
     return layout, archive
 
 
-def load(name: str, data_dir: str | None, cache_root: Path, download: bool) -> Source:
-    """Return the data set, memory-mapped; DataError if it is missing, damaged or cannot be fetched."""
-    layout, path = locate(name, data_dir, cache_root, download)
-    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return cache.load(cache_root, name, [layout.folder, stats], lambda: _decode(name, layout, path))
+def folder_of(found_in: str) -> Path:
+    """Return what to give as data.dir for a data set that was found in this folder or archive."""
+    return Path(found_in) if Path(found_in).is_dir() else Path(found_in).parent
+
+
+def _search(name: str, root: Path) -> tuple[tuple[Layout, Path] | None, list[str]]:
+    """Return where in a folder the data set is, None if it is not whole; and what others lack, a sentence each."""
+    problems = []
+    for layout in LAYOUTS[name]:
+        nested = root / f"{layout.folder}-target" / layout.folder  # as Keras 3 unpacks
+        for path in (root, root / layout.folder, nested):
+            is_named = path == nested or layout.folder in (path.name, path.resolve().name)
+            if not is_named or not path.is_dir():
+                continue
+            members = (*layout.train, layout.test, layout.names)
+            missing = [member for member in members if not (path / member).is_file()]
+            empty = [member for member in members if member not in missing and not (path / member).stat().st_size]
+            if not missing and not empty:
+                return (layout, path), []
+            if path == root and len(missing) == len(members):
+                continue  # a folder of that name to download to
+            parts = [f"{', '.join(missing)} {_is(missing)} missing"] if missing else []
+            parts += [f"{', '.join(empty)} {_is(empty)} empty"] if empty else []
+            problems.append(f"data.dir: {path} is incomplete: {', '.join(parts)}; fetch the data set again")
+        for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
+            if path.is_file():
+                return (layout, path), []
+    return None, problems
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def load(name: str, data_dir: str | None, cache_root: Path, download: bool, found_in: str | None = None) -> Source:
+    """Return the data set, memory-mapped; DataError if it is missing, damaged or cannot be fetched.
+
+    found_in: see `locate`.
+    """
+    try:
+        layout, path = locate(name, data_dir, cache_root, download, found_in)
+        files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise DataError(f"data.dir: {error.filename} cannot be read ({error.strerror}); give another one") from error
+    source = cache.load(cache_root, name, [layout.folder, stats], lambda: _decode(name, layout, path))
+    return dataclasses.replace(source, found_in=os.path.abspath(path))
 
 
 def _decode(name: str, layout: Layout, path: Path) -> Source:

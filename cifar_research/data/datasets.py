@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,15 +55,18 @@ class Dataset:
     test: Split
     fingerprint: str
     note: str | None
+    found_in: str | None = None  # the folder or archive that it was read from
 
 
-def load(data: Any) -> Dataset:
-    """Return the data set that the config section `data` describes; DataError if it cannot be had.
+def load(data: Any, found_in: str | None = None) -> Dataset:
+    """Return the data set that the config section `data` describes; DataError if it cannot be loaded.
+
+    found_in: where an earlier process of the run found it, used if neither data.dir nor $CIFAR_DATA_DIR is given.
 
     Validation images are held out from the training images, the same share of each class, by `split_seed` alone:
     other runs' seeds hold out the same. With validation=test they are the test images, as some studies did.
     """
-    source = _source(data)
+    source = _source(data, found_in)
     everything = np.arange(len(source.train_labels))
     test = Split(source.test_images, source.test_labels, np.arange(len(source.test_labels)))
     notes = [source.note] if source.note else []
@@ -89,6 +93,7 @@ def load(data: Any) -> Dataset:
         test=test,
         fingerprint=source.fingerprint,
         note="; ".join(notes) or None,
+        found_in=source.found_in,
     )
 
 
@@ -114,13 +119,14 @@ def _only(split: Split, chosen: Sequence[int]) -> Split:
     return Split(split.images, labels, split.indices[labels[split.indices] >= 0])
 
 
-def _source(data: Any) -> Source:
+def _source(data: Any, found_in: str | None) -> Source:
     root = cache.root(data.cache_dir)
     match data.name:
         case "cifar10" | "cifar100":
-            return cifar.load(data.name, data.dir, root, data.download)
+            return cifar.load(data.name, data.dir, root, data.download, found_in)
         case "images":
-            return images.load(data.dir, root, data.image_size, data.test_fraction, data.split_seed)
+            source = images.load(data.dir, root, data.image_size, data.test_fraction, data.split_seed)
+            return replace(source, found_in=str(Path(data.dir).expanduser().absolute()))
         case "synthetic":
             identity = [data.train_images, data.test_images, data.seed, synthetic.VERSION]
 

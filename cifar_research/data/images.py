@@ -30,7 +30,8 @@ def load(data_dir: str, cache_root: Path, image_size: int, test_fraction: float,
     folder or the file that is missing, empty or unreadable.
     """
     try:
-        return _load(Path(data_dir).expanduser(), cache_root, image_size, test_fraction, split_seed)
+        folder = cache.existing_folder(data_dir, "data.dir")
+        return _load(folder, cache_root, image_size, test_fraction, split_seed)
     except OSError as error:
         raise DataError(
             f"{error.filename or data_dir}: cannot be read ({error.strerror}); mend it or remove it"
@@ -38,10 +39,6 @@ def load(data_dir: str, cache_root: Path, image_size: int, test_fraction: float,
 
 
 def _load(folder: Path, cache_root: Path, image_size: int, test_fraction: float, split_seed: int) -> Source:
-    if not folder.is_dir():
-        raise DataError(
-            f"data.dir: {folder} is no folder; give the one that holds train/ and test/, or a folder a class"
-        )
     parts = [name for name in ("train", "test") if (folder / name).is_dir()]
     if len(parts) == 1 and _holds_folders_alone(folder / parts[0]):
         other = "test" if parts == ["train"] else "train"

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cifar_research import config
 from cifar_research.config import ConfigError
-from cifar_research.data import datasets
+from cifar_research.data import cache, datasets
 from cifar_research.data.datasets import DataError, Dataset
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,7 +37,8 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
     than the run's.
     """
     section = _section(report["config"], words)
-    data = datasets.load(section)
+    is_same = section.name == report["config"]["data"]["name"]
+    data = datasets.load(section, report["data"].get("found_in") if is_same else None)
     classes = tuple(report["data"]["classes"])
     if len(data.classes) != len(classes):
         raise DataError(
@@ -62,7 +63,7 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
     )
     if is_own:
         return data, None
-    return data, f"images_{Path(section.dir).expanduser().resolve().name}" if data.name == "images" else data.name
+    return data, f"images_{Path(data.found_in).resolve().name}" if data.name == "images" else data.name
 
 
 def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
@@ -103,7 +104,7 @@ def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tupl
         )
     arrays = []
     for name in ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"):
-        path = Path(folder).expanduser() / name
+        path = cache.expanded(folder, "--cifar10-1") / name
         try:
             arrays.append(np.load(path, allow_pickle=False))
         except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_research import config, mistakes, report, trust
+from cifar_research.data import datasets
 
 LEDGER = "cells.json"
 COMPLETE = ("completed", "diverged", "pruned")
@@ -219,6 +221,7 @@ class Ledger:
         """Hold the planned cells against what the folder has already, all of which stays if planned is None."""
         found = read(folder)
         ledger = cls(folder, list(arguments), [], found[1] if found else [])
+        _follow_images(folder, ledger.others, planned or [])
         for cell in list(ledger.others) if planned is None else planned:
             ledger.add(cell)
         for cell in ledger.others:
@@ -292,6 +295,22 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
             f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
             "which then finds its runs by their folders"
         ) from error
+
+
+def _follow_images(folder: Path, known: Sequence[Cell], planned: Sequence[Cell]) -> None:
+    """Let the known cells of a folder of images that has moved be of where it is now, if it holds the same images."""
+    before, now = ({cell.config.get("data", {}).get("dir") for cell in cells} for cells in (known, planned))
+    if len(before) != 1 or len(now) != 1 or before == now or planned[0].config["data"]["name"] != "images":
+        return
+    fingerprint = None
+    for cell in known:
+        with contextlib.suppress(report.ReportError):  # which the cell will say itself
+            ended = report.read_report(folder / cell.folder / "report.json")
+            fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
+    if fingerprint != datasets.load(OmegaConf.create(planned[0].config["data"])).fingerprint:
+        return
+    for cell in known:
+        cell.config["data"]["dir"] = planned[0].config["data"]["dir"]
 
 
 def _is_of_another(run_dir: Path, digest: str) -> bool:

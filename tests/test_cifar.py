@@ -1,0 +1,197 @@
+"""CIFAR is looked for where it was said to be, and what is missing there is named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_datasets import lay_out, load
+
+from cifar_research import commandline, config, console, report, reproduction, run_folder, train
+from cifar_research.data import cache, cifar, datasets
+from cifar_research.data.cache import DataError
+from cifar_research.evaluation import images as evaluation
+from cifar_research.sweep import cells
+
+SMALL = ["backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "tensorboard.enabled=false"]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.delenv("CIFAR_DATA_DIR", raising=False)
+    monkeypatch.setattr(cifar, "fetch", lambda *args: pytest.fail("the network was asked"))
+    monkeypatch.chdir(tmp_path)
+
+
+def find(data_dir=None, name="cifar10", found_in=None):
+    return cifar.locate(name, data_dir, cache.root(None), True, found_in)[1]
+
+
+LAYOUTS = [(name, which) for name, pair in cifar.LAYOUTS.items() for which in range(len(pair))]
+
+
+@pytest.mark.parametrize(("name", "which"), LAYOUTS)
+@pytest.mark.parametrize("is_empty", [False, True])
+@pytest.mark.parametrize("place", ["data", "cache/data"])
+def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empty, place):
+    folder, layout = lay_out(tmp_path / place, name, which, archive=False), cifar.LAYOUTS[name][which]
+    given = place if place == "data" else None
+    for member in (layout.train[-1], layout.test, layout.names):
+        content = (folder / member).read_bytes()
+        (folder / member).write_bytes(b"") if is_empty else (folder / member).unlink()
+        said = f"{folder} is incomplete: {member} is {'empty' if is_empty else 'missing'}; fetch"
+        with pytest.raises(DataError, match=said):
+            find(given, name)
+        (folder / member).write_bytes(content)
+    assert find(given, name) == folder
+    (folder / layout.test).unlink()
+    (folder / layout.names).unlink()
+    with pytest.raises(DataError, match=f"{layout.test}, {layout.names} are missing"):
+        find(given, name)
+    # Another form that is whole will do.
+    other = lay_out(tmp_path / place, name, 1 - which, archive=True)
+    assert find(given, name) == other
+
+
+def test_a_broken_copy_of_keras_hinders_no_download(tmp_path, monkeypatch):
+    folder = lay_out(tmp_path / "keras" / "datasets", "cifar10", 0, archive=False)
+    (folder / "test_batch").unlink()
+    with pytest.raises(DataError, match="test_batch is missing"):
+        load()
+    monkeypatch.setattr(cifar, "fetch", lambda url, path, sha256: None)
+    assert find() == tmp_path / "cache" / "data" / "cifar-10-python.tar.gz"
+
+
+@pytest.mark.parametrize("words", [["data=cifar10"], ["data=cifar100"], ["data=images"]])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("dta", "dta does not exist; did you mean 'data'"),
+        ("data/deep/down", "data/deep/down does not exist; correct the path"),
+        ("file", "file is not a directory"),
+        ("file/below", "file/below does not exist"),
+        ("dangling", "dangling does not exist"),
+        ("~nobody_here/data", "~nobody_here/data begins with a home directory that does not exist"),
+    ],
+)
+def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path, words, given, said):
+    lay_out(tmp_path / "keras" / "datasets", "cifar10", 0, archive=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "file").touch()
+    os.symlink("nothing", tmp_path / "dangling")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=f"^data.dir: .*{said}"):
+        datasets.load(config.compose([*words, f"data.dir='{given}'"]).data)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_folder_of_the_environment_is_the_only_one_looked_at(tmp_path, monkeypatch):
+    lay_out(tmp_path / "keras" / "datasets", "cifar10", 0, archive=False)
+    monkeypatch.setenv("CIFAR_DATA_DIR", str(tmp_path / "dta"))
+    with pytest.raises(DataError, match="^CIFAR_DATA_DIR: .*dta does not exist"):
+        find()
+    (tmp_path / "dta").mkdir()
+    with pytest.raises(DataError, match="^CIFAR_DATA_DIR: no cifar10 in .*dta "):
+        load()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="^data.dir: no cifar10 in .*empty "):
+        load("data.dir=empty")
+
+
+def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
+    folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
+    monkeypatch.setenv("CIFAR_DATA_DIR", str(tmp_path / "mine"))
+    cfg = config.compose([*SMALL, "training.batch_size=20"])
+    done = train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    (tmp_path / "run" / "report.json").rename(tmp_path / "report.json")
+    monkeypatch.delenv("CIFAR_DATA_DIR")
+    assert done["data"]["found_in"] == str(folder)
+    # A run that goes on, one that is repeated, one that is evaluated.
+    again = train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    assert again["weights_sha256"] == done["weights_sha256"] and again["data"] == done["data"]
+    words, _ = reproduction.taken(["--from-run", str(tmp_path)])
+    assert f"data.dir='{folder}'" in words
+    assert evaluation.load(done, [])[1] is None
+    # Elsewhere is looked only if something else says so.
+    assert "data.dir='elsewhere'" in reproduction.taken(["--from-run", str(tmp_path), "data.dir='elsewhere'"])[0]
+    ended, checkpoint = run_folder.begun(cfg, tmp_path / "run")
+    assert ended is not None and checkpoint is None
+    (tmp_path / "run" / "report.json").unlink()
+    folder.rename(tmp_path / "gone")
+    with pytest.raises(DataError, match=f"this run found cifar10 in {folder}, where it is no longer"):
+        train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
+    # Others in its place are others.
+    lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
+    victim = folder / "test_batch.bin"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        config.ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"
+    ):
+        train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
+
+
+def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
+    made = config.OmegaConf.to_container(config.compose([]), resolve=True)
+    folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=True)
+    (tmp_path / "sweep" / "a").mkdir(parents=True)
+    report.write_report(
+        tmp_path / "sweep" / "a" / "report.json",
+        {"status": "completed", "config": made, "data": {"found_in": str(folder)}},
+    )
+    cells.Ledger(tmp_path / "sweep", ["seed=1,2"], [cells.Cell("a", ["seed=1"], made)], []).write()
+    word = f"data.dir='{tmp_path / 'mine'}'"
+    assert word in commandline.expand(["resume=sweep"])
+    assert word not in commandline.expand(["resume=sweep", "data.dir=other"])
+    monkeypatch.setenv("CIFAR_DATA_DIR", "other")
+    assert word not in commandline.expand(["resume=sweep"])
+
+
+def without_a_home(words, **environment):
+    """Run a command as a user without HOME and passwd entry is told of, and return it."""
+    code = "import pathlib, pwd, runpy, sys; pwd.getpwuid = pwd.getpwnam = {}.__getitem__; runpy.run_module(sys.argv.pop(1), run_name='__main__')"  # noqa: E501
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HOME", "XDG_", "CIFAR_", "KERAS_"))}
+    arguments = [sys.executable, "-c", code, *words]
+    return subprocess.run(arguments, env=kept | environment, capture_output=True, text=True, timeout=300)
+
+
+TINY = ["cifar_research.train", "data=synthetic", "data.train_images=100", "data.test_images=20", *SMALL]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (TINY, "error: CIFAR_CACHE_DIR: is not set, and this user has no home directory"),
+        (["cifar_research.data"], "error: CIFAR_CACHE_DIR: is not set"),
+        ([*TINY, "data.cache_dir=~/cache"], "error: data.cache_dir: ~/cache: this user has no home directory; write"),
+        ([*TINY, "data.cache_dir=~nobody_here"], "error: data.cache_dir: ~nobody_here: there is no user nobody_here"),
+        (["cifar_research.train", "resume=~nobody_here/run"], "error: resume: ~nobody_here/run: there is no user"),
+        (["cifar_research.evaluate", "~nobody_here/run"], "error: ~nobody_here/run"),
+        (["cifar_research.predict", "~nobody_here/run", "x.png"], "error: ~nobody_here/run"),
+        (["cifar_research.export", "~nobody_here/run", "--format", "onnx"], "error: ~nobody_here/run"),
+        (["cifar_research.train", "--from-run", "~nobody_here/run"], "error: --from-run: ~nobody_here/run"),
+    ],
+)
+def test_without_a_home_one_sentence_says_what_to_give(words, said):
+    done = without_a_home(words)
+    assert done.returncode == 2 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not Path("~").exists()
+
+
+def test_without_a_home_the_cache_folder_takes_its_place(tmp_path):
+    done = without_a_home(TINY, CIFAR_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert not Path("~").exists() and (tmp_path / "cache" / "keras").is_dir()
+
+
+def test_a_home_of_another_user_is_filled_in():
+    root = os.path.expanduser("~root")
+    assert commandline.expand(["data.dir=~root/x", "name=a~root"]) == [f"data.dir={root}/x", "name=a~root"]
+    with pytest.raises(
+        config.ConfigError, match="data.dir: ~nobody_here/x: there is no user nobody_here; write the whole"
+    ):
+        commandline.expand(["data.dir=~nobody_here/x"])

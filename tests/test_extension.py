@@ -1,0 +1,141 @@
+"""A run goes on to more epochs where that gives what so many from the start would have given, or says what does."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+from omegaconf import OmegaConf
+
+from cifar_research import (
+    checkpoint,
+    commandline,
+    config,
+    console,
+    plugins,
+    report,
+    reproduction,
+    run_folder,
+    schedules,
+    train,
+)
+
+SMALL = [
+    "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model=wide",
+    "model.hidden=[8]", "backbone.batch_norm=true", "backbone.dropout=0.2", "augmentation=slides",
+    "training.batch_size=32", "training.steps_per_call=4", "training.ema_decay=0.9", "tensorboard.enabled=false",
+    "loss=categorical_crossentropy", "optimizer.learning_rate=0.003", "training.keep_checkpoints=1",
+]  # fmt: skip
+TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256")
+
+
+def run(folder, *words):
+    return train.run(config.compose([*SMALL, *words]), folder, console.Display(quiet=True))
+
+
+def without_times(row):
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["schedule.warmup_epochs=1"], "training.epochs"),
+        (["schedule=step_decay", "schedule.factor=0.5", "schedule.every_epochs=1"], "training.epochs"),
+        (["schedule=exponential", "schedule.factor=0.5", "schedule.every_steps=5", "optimizer=muon"], "training.epochs"),
+        (
+            ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.trainable={last:1}"],
+            "training.phases.backbone.epochs",
+        ),
+        (
+            ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.schedule=continue",
+             "training.patience=3"],
+            "training.epochs",
+        ),
+    ],
+)  # fmt: skip
+def test_two_epochs_and_one_more_are_three(tmp_path, words, key):
+    whole = run(tmp_path / "whole", *words, f"{key}=3")
+    run(tmp_path / "run", *words, f"{key}=2")
+    (tmp_path / "run" / "evaluation.json").write_text("{}")
+    more = run(tmp_path / "run", *words, f"{key}=3")
+    assert without_times(more) == without_times(whole)
+    histories = [report.read_history(tmp_path / name / "history.csv") for name in ("whole", "run")]
+    assert [*map(without_times, histories[0])] == [*map(without_times, histories[1])]
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a run of two phases, two epochs each."""
+    folder = tmp_path_factory.mktemp("ended") / "a run"
+    run(folder, "training=combined", "training.epochs=2")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("begun", "words", "reason"),
+    [
+        (
+            ["schedule=cosine"],
+            ["training.phases.backbone.epochs=3"],
+            "by schedule=cosine, depend on the number of epochs",
+        ),
+        (["schedule=one_cycle"], ["training.phases.backbone.epochs=3"], "schedule=one_cycle"),
+        ([], ["training.epochs=3"], "only the last phase, backbone"),
+        ([], ["training.phases.head.epochs=3"], "only the last phase, backbone"),
+        ([], ["training.phases.backbone.epochs=1"], "has trained for 2 epochs already"),
+        (
+            ["training.patience=1"],
+            ["training.phases.backbone.epochs=3"],
+            "training.patience=1 has ended it after epoch 4",
+        ),
+        (["status=diverged"], ["training.phases.backbone.epochs=3"], "it has ended as diverged"),
+        (["checkpoints"], ["training.phases.backbone.epochs=3"], "its checkpoints are gone"),
+    ],
+)
+def test_what_more_epochs_would_not_give_is_refused_with_its_command(ended, tmp_path, begun, words, reason):
+    folder = tmp_path / "a run"
+    shutil.copytree(ended, folder)
+    found = report.read_report(folder / "report.json")
+    keys = [word for word in begun if "." in word or word.startswith("schedule")]
+    all_words = [*SMALL, "training=combined", "training.epochs=2", *keys]
+    before = OmegaConf.to_container(config.compose(all_words), resolve=True)
+    status = "diverged" if "status=diverged" in begun else "completed"
+    report.write_report(folder / "report.json", found | {"config": before, "status": status})
+    last = max((folder / "checkpoints").glob("step-*"))
+    kept = checkpoint.Checkpoints(folder / "checkpoints", 1).latest()
+    best = kept.meta["best"] | ({"epoch": 3} if "training.patience=1" in begun else {})
+    shutil.rmtree(folder / "checkpoints") if "checkpoints" in begun else checkpoint.write(
+        last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best})
+    )
+    with pytest.raises(config.ConfigError, match=re.escape(reason)) as raised:
+        run_folder.begun(config.compose([*all_words, *words]), folder)
+    # What it tells to type composes the run that is meant.
+    _, _, line = str(raised.value).partition("from the start is ")
+    program, *arguments = shlex.split(line)
+    assert program == commandline.program("train")
+    again = config.compose(reproduction.taken(arguments)[0])
+    assert not config.differences(config.compose([*all_words, *words]), again)
+
+
+@pytest.mark.parametrize(
+    ("words", "looks"),
+    [
+        ([], False),
+        (["schedule.warmup_steps=3"], False),
+        (["schedule=step_decay", "schedule.factor=0.5", "schedule.every_epochs=1"], False),
+        (["schedule=exponential", "schedule.factor=0.5", "schedule.every_epochs=1"], False),
+        (["schedule=cosine"], True),
+        (["schedule=one_cycle"], True),
+    ],
+)
+def test_a_schedule_looks_at_the_total_or_not(words, looks):
+    schedule = plugins.instantiate(config.compose(words).schedule)
+    assert schedules.looks_at_total(schedule, [20, 30], 10) == looks
+
+
+def test_a_users_schedule_is_seen_to_look_at_the_total():
+    assert schedules.looks_at_total(lambda step, total, steps: 1.0 / total, [20, 30], 10)
+    assert schedules.looks_at_total(lambda step, total, steps: step * 0 + (1.0 if total > 25 else 0.5), [20, 30], 10)
+    assert not schedules.looks_at_total(lambda step, total, steps: 1.0 / steps, [20, 30], 10)
