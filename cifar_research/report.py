@@ -155,6 +155,7 @@ def gather(
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
             "fingerprint": data.fingerprint,
             "note": data.note,
+            "left_out": dict(data.left_out),
             # What data.standardize takes out by channel, so that a model can be used without its data.
             "standardization": None
             if task.mean is None

@@ -189,7 +189,7 @@ def test_finds_files_folders_globs_and_lines(tmp_path):
         (tmp_path / name).touch()
 
     def find(*words, stdin=()):
-        files, problems = predict.find([str(tmp_path / word) if word != "-" else word for word in words], stdin)
+        files, problems, _ = predict.find([str(tmp_path / word) if word != "-" else word for word in words], stdin)
         return [str(Path(file).relative_to(tmp_path)) for file in files], problems
 
     assert find("a") == (["a/1.png", "a/2.JPG", "a/[x].png", "a/b/3.webp"], [])

@@ -40,7 +40,13 @@ def measure(
     result: dict[str, Any] = {
         "temperature": temperature,
         "temperature_images": num_fitted,
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": data.note, "is_own": is_own},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "note": data.note,
+            "is_own": is_own,
+            "left_out": dict(data.left_out),
+        },
         "classes": list(data.classes),
         "test": scores.summary(logits, labels) | {"loss": _loss(classifier, logits, labels)},
         "reported_accuracy": reported and reported["accuracy"],
