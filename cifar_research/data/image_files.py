@@ -56,7 +56,7 @@ def find(folder: Path) -> tuple[list[Path], LeftOut]:
                 else:
                     files.append(Path(entry.path))
             elif (identity := _identity(entry)) in seen:
-                left_out["folder that is read already"].append(entry.path)
+                left_out["folder already read"].append(entry.path)
             else:
                 seen.add(identity)
                 waiting.append(Path(entry.path))

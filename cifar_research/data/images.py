@@ -164,8 +164,9 @@ def _of_file(source: Any, size: int) -> np.ndarray:
         if content is None:
             raise
         try:
-            with Image.open(io.BytesIO(content), formats=formats()) as image:
-                pixels = _pixels(image, size)
+            plain = io.BytesIO(content)
+            with Image.open(plain, formats=formats()) as image:
+                pixels = _pixels(image, size, plain)
         except Exception:
             raise error from None
         _remarks.get().metadata(error)
@@ -189,7 +190,7 @@ def _pixels(image: Image.Image, size: int, source: Any = None) -> np.ndarray:
             pixels[is_hidden if values.ndim == 2 else is_hidden.all(-1)] = 255
         image = Image.fromarray(pixels)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     if turn is not None:
