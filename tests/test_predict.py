@@ -234,8 +234,9 @@ def test_a_table_is_aligned_and_bad_files_are_told_and_skipped(call, finished_ru
     picture().save(tmp_path / "good.png")
     picture(seed=1).convert("CMYK").save(tmp_path / "a longer name.jpg")
     (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "drawn.svg").touch()
     code, out, err = call(finished_run, tmp_path, tmp_path / "nowhere.png")
-    assert code == 1
+    assert code == 1 and "2 images used; left out: 1 .svg (no reader), 1 damaged" in err
     header, first, second = out.splitlines()
     assert first.startswith(str(tmp_path / "a longer name.jpg")) and second.startswith(str(tmp_path / "good.png"))
     assert header.index("class") == len(str(tmp_path / "a longer name.jpg")) + 2
