@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_research import config, phases
+from cifar_research.data import datasets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,6 +25,7 @@ def rows(
     return {
         "Run": f"{cfg.name}, seed {cfg.seed}, {_epochs_text(cfg)} of batches of {training.batch_size}",
         "Data": f"{data.name}: {sizes}, {len(data.classes)} classes",
+        **({"Files": datasets.files_told(data)} if data.left_out else {}),
         **({"Note": data.note} if data.note else {}),
         "Model": f"{_plugin(cfg.backbone)} + {_plugin(cfg.model)}",
         "Parameters": f"{task.model.count_params():,}, of which {trainable:,} trainable",

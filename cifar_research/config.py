@@ -35,8 +35,8 @@ PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # whose options have names that are typed
 # A run may go on in its folder although these differ: none of them changes what is computed.
 FREE_KEYS = (
-    "name", "data.dir", "data.cache_dir", "data.download", "training.keep_checkpoints", "training.log_every_steps",
-    "tensorboard", "sweep", "allow_targets",
+    "name", "data.dir", "data.cache_dir", "data.download", "data.max_damaged", "training.keep_checkpoints",
+    "training.log_every_steps", "tensorboard", "sweep", "allow_targets",
 )  # fmt: skip
 
 
@@ -133,6 +133,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "data.train_size": ("[]", 1, _MOST),
     "data.image_size": ("[]", 8, 1024),
     "data.test_fraction": ("()", 0, 1),
+    "data.max_damaged": ("[]", 0, 1),
     "data.train_images": ("[]", 10, _MOST),
     "data.test_images": ("[]", 10, _MOST),
     "data.seed": ("[]", 0, _MOST),

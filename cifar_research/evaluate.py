@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from cifar_research import config, console, plugins, report, trained
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
+from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
 from cifar_research.evaluation import against, images, measures
 from cifar_research.sweep.cells import LEDGER
@@ -71,6 +72,8 @@ def evaluate(
     found = trained.read(run)
     data, other = images.load(found, words)
     is_own = other is None
+    if data.left_out:
+        console.note(datasets.files_told(data))
     new_images = None
     if cifar10_1 is not None:
         new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])

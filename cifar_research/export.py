@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from cifar_research import commandline, console, predict, trained
-from cifar_research.data import datasets, images
+from cifar_research.data import datasets, image_files, images
 from cifar_research.data.datasets import DataError
 from cifar_research.formats import FORMATS, Format, Model, module
 from cifar_research.trained import RunError
@@ -162,7 +162,9 @@ def _images(found: dict[str, Any], folder: str | None, quantize: bool) -> Images
 
 
 def _of_folder(folder: str, size: int, rng: np.random.Generator, quantize: bool) -> Images:
-    files, problems = predict.find([folder], [])
+    files, problems, left_out = predict.find([folder], [])
+    if left_out:
+        console.note(f"--images: {image_files.told(len(files), left_out)}")
     if problems:
         raise UsageError(f"--images: {problems[0]}")
     if quantize and len(files) < _CALIBRATED:
@@ -171,11 +173,17 @@ def _of_folder(folder: str, size: int, rng: np.random.Generator, quantize: bool)
             "half to verify; give more"
         )
     files = [files[i] for i in rng.permutation(len(files))[: _CALIBRATED + _SCORED]]
-    try:
-        decoded = np.stack([images.decode(file, size) for file in files])
-    except images.ImageError as error:
-        raise UsageError(f"--images: {error}; replace it or remove it") from error
-    half = min(len(files) // 2, _CALIBRATED) if quantize else 0
+    good = []
+    with images.warnings_logged():
+        for file in files:
+            try:
+                good.append(images.decode(file, size))
+            except images.ImageError as error:
+                console.note(f"--images: {error}; it is left out")
+    if not good:
+        raise UsageError(f"--images: {folder} has no image that can be read; give another folder")
+    decoded = np.stack(good)
+    half = min(len(good) // 2, _CALIBRATED) if quantize else 0
     return Images(f"images of {folder}", decoded[half:], None, decoded[:half])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -67,7 +68,8 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
 
     def features(split: Split, identity: dict[str, Any], views: int, augments: bool) -> Split:
         # Rows of the test set's images may have the numbers and labels of some of the training set's.
-        place = "test" if split.images is data.test.images else "training"
+        of_train = split.images is data.train.images
+        place = "test" if split.images is data.test.images else "training" if of_train else "validation"
         identity = identity | {"rows": [place, _digest(split.indices, split.labels[split.indices])]}
 
         def make(folder: Path) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
 
     train = features(data.train, of_training, views, augments)
     val = features(data.val, identity, 1, False) if len(data.val) else data.val
-    kept = Dataset(data.name, data.classes, train, val, data.test, data.fingerprint, data.note)
+    kept = dataclasses.replace(data, train=train, val=val)
 
     def targets(labels: tf.Tensor) -> tf.Tensor:
         return labels if labels.dtype.is_floating else tf.one_hot(labels, task.num_classes)

@@ -9,8 +9,8 @@ import io
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cifar_research import commandline, console, report, trained
-from cifar_research.data import images
+from cifar_research.data import image_files, images
 from cifar_research.data.images import ImageError
 from cifar_research.trained import Prediction, RunError
 
@@ -71,16 +71,17 @@ def command(given: argparse.Namespace) -> int:
         raise _Mistake(f"--output: {given.output.parent} is no folder; make it, or choose another file")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
-    files, problems = find(given.images, sys.stdin)
+    files, problems, left_out = find(given.images, sys.stdin)
     for problem in problems:
         console.error(problem)
     if not files:
-        raise _Mistake("No image was found; give files, folders or globs of images")
+        raise _Mistake(f"No image was found{_others(left_out)}; give files, folders or globs of images")
     classifier = trained.load(given.run)
     note_uncalibrated(classifier, run)
 
     def tell(error: ImageError) -> None:
         problems.append(str(error))
+        left_out[image_files.DAMAGED] += 1
         console.error(str(error))
 
     rows = classify(classifier, files, given.top_k, tell)
@@ -95,7 +96,10 @@ def command(given: argparse.Namespace) -> int:
     else:
         sys.stdout.reconfigure(errors="surrogateescape")
         _write(sys.stdout, rows, given.format, given.top_k)
-    return 1 if problems else 0
+    if left_out:
+        console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], +left_out))
+    is_unread = any(reason.endswith(image_files.NO_READER) for reason in left_out)
+    return 1 if problems or is_unread else 0
 
 
 def note_uncalibrated(classifier: Classifier, run: Path) -> None:
@@ -106,25 +110,24 @@ def note_uncalibrated(classifier: Classifier, run: Path) -> None:
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 
-def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str]]:
+def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
     """Return the files that the words of a command line name, in their order, and a sentence for each that names none.
 
-    A folder stands for the images in it and below it, by their suffix, sorted; a glob for what it matches, sorted; `-`
-    for the paths of `stdin`, a line each, which are no globs.
+    A folder stands for the images in it and below it, as in training, sorted; a glob for what it matches, sorted; `-`
+    for the paths of `stdin`, a line each, which are no globs. Last comes how many files of folders are left out, by reason.
     """
     files: list[str] = []
     problems: list[str] = []
+    left_out: Counter[str] = Counter()
 
     def add(word: str, is_glob: bool) -> None:
         if os.path.isdir(word):
-            inside = sorted(
-                str(path)
-                for path in Path(word).rglob("*")
-                if path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".") and path.is_file()
-            )
-            files.extend(inside)
+            inside, others = image_files.find(Path(word))
+            files.extend(map(str, inside))
+            counted = Counter({reason: len(names) for reason, names in others.items()})
+            left_out.update(counted)
             if not inside:
-                problems.append(f"{word}: this folder holds no image")
+                problems.append(f"{word}: this folder holds no image{_others(counted)}")
         elif os.path.exists(word):
             files.append(word)
         elif is_glob and glob.has_magic(word):
@@ -143,7 +146,11 @@ def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[st
                     add(path, is_glob=False)
         else:
             add(word, is_glob=True)
-    return files, problems
+    return files, problems, left_out
+
+
+def _others(left_out: Mapping[str, int]) -> str:
+    return f" ({image_files.told(0, left_out)})" if left_out else ""
 
 
 def classify(
@@ -156,7 +163,7 @@ def classify(
     from cifar_research.data import small_images
 
     decode = small_images.decoder(classifier.image_shape[0])
-    with ThreadPoolExecutor() as pool:
+    with images.warnings_logged(), ThreadPoolExecutor() as pool:
         for batch in _ahead(pool, decode, files):
             good = [(file, pixels) for file, pixels in batch if isinstance(pixels, np.ndarray)]
             for _, pixels in batch:

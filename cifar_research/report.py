@@ -156,6 +156,7 @@ def gather(
             "fingerprint": data.fingerprint,
             "found_in": data.found_in,
             "note": data.note,
+            "left_out": dict(data.left_out),
             # What data.standardize takes out by channel, so that a model can be used without its data.
             "standardization": None
             if task.mean is None

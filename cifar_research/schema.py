@@ -34,6 +34,7 @@ class CifarConfig(DataConfig):
 class ImagesConfig(DataConfig):
     image_size: int = 32
     test_fraction: float = 0.2
+    max_damaged: float = 0.01  # share of the images that may be damaged and are left out; one may be unless it is 0
 
 
 @dataclass

@@ -101,15 +101,17 @@ class Classifier:
         return softmax(self.logits(images, batch_size) / np.float32(self.temperature))
 
     def predict(self, images: Any) -> list[Prediction]:
-        """Return a prediction for each image: files, PIL images or arrays uint8 [h, w, 3] of any size; one, or several.
+        """Return a prediction for each image: files, PIL images or arrays [h, w] or [h, w, 1 to 4] of any size; one, or several.
 
+        Arrays of other numbers than uint8 are scaled as files of such numbers are.
         ImageError, with its name, if one cannot be read as an image.
         """
         if isinstance(images, (str, Path)) or not isinstance(images, (Sequence, np.ndarray, Iterator)):
             images = [images]
-        elif isinstance(images, np.ndarray) and images.ndim == 3:
+        elif isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] <= 4):
             images = images[None]
-        decoded = [image_files.decode(image, self.image_shape[0]) for image in images]
+        with image_files.warnings_logged():
+            decoded = [image_files.decode(image, self.image_shape[0]) for image in images]
         found = self.probabilities(np.stack(decoded) if decoded else np.zeros([0, *self.image_shape], np.uint8))
         return [Prediction(self.classes[row.argmax()], float(row.max())) for row in found]
 

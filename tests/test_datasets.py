@@ -293,8 +293,7 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda root: (root / "train" / "fish").mkdir(), r"fish.*no PNG or JPEG"),
-        (lambda root: (root / "train" / "cat" / "9.png").write_bytes(b"no image"), r"9\.png.*replace it or remove it"),
+        (lambda root: (root / "train" / "fish").mkdir(), r"fish: has no image that can be read"),
         (lambda root: write_images(root / "test" / "fish"), r"'fish' is in only one"),
         (lambda root: root.rename(root.parent / "elsewhere"), r"data\.dir.*pets"),
         (
@@ -322,23 +321,6 @@ def test_every_class_is_trained_validated_and_tested(tmp_path):
     assert set(data.train.labels[data.train.indices]) == {0, 1, 2}
     write_images(tmp_path / "pets" / "bird", 1)
     with pytest.raises(DataError, match=r"bird.*one image.*data\.test_fraction"):
-        images(tmp_path / "pets")
-
-
-def test_sixteen_bits_a_pixel_become_eight(tmp_path):
-    write_images(tmp_path / "pets" / "cat", 4)
-    (tmp_path / "pets" / "grey").mkdir()
-    for i in range(4):
-        Image.fromarray(np.full((32, 32), 30_000, np.uint16)).save(tmp_path / "pets" / "grey" / f"{i}.png")
-    data = images(tmp_path / "pets")
-    assert set(data.test.images[data.test.labels == 1].ravel()) == {30_000 // 257}
-
-
-def test_a_link_to_nothing_is_refused_with_its_path(tmp_path):
-    write_images(tmp_path / "pets" / "cat", 4)
-    write_images(tmp_path / "pets" / "dog", 4)
-    (tmp_path / "pets" / "dog" / "x.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"x\.png.*remove it"):
         images(tmp_path / "pets")
 
 

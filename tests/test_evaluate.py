@@ -308,7 +308,7 @@ def test_other_images_leave_the_runs_own_evaluation(evaluated):
     assert (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes() == kept
 
 
-def test_images_that_may_have_been_trained_on_are_told(tmp_path):
+def test_images_that_may_have_been_trained_on_are_told(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for place in range(40):
         folder = tmp_path / "mine" / "ab"[place % 2]
@@ -317,7 +317,11 @@ def test_images_that_may_have_been_trained_on_are_told(tmp_path):
     words = ["data=images", f"data.dir={tmp_path / 'mine'}", "backbone.filters=[4]", "model.hidden=[4]"]
     cfg = config.compose([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
     train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    (tmp_path / "mine" / "a" / "b.svg").touch()
     told = [evaluate.evaluate(tmp_path / "run", more, corrupted=0) for more in ([], ["data.split_seed=5"])]
+    assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
+    evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluated["data"]["left_out"] == {".svg (no reader)": 1}
     assert ["perhaps on some of those that are tested here" in text for text in told] == [False, True]
 
 

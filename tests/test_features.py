@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cifar_research import checkpoint, report
 from cifar_research.data import cache
@@ -26,8 +27,8 @@ def run(tmp_path, monkeypatch):
     """A function that runs a command in the cache of this test, and returns the folder."""
     monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
 
-    def run(name, *more):
-        words = [sys.executable, "-m", "cifar_research.train", *FROZEN, *more, f"hydra.run.dir={tmp_path / name}"]
+    def run(name, *more, given=FROZEN):
+        words = [sys.executable, "-m", "cifar_research.train", *given, *more, f"hydra.run.dir={tmp_path / name}"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         run.output = done.stdout + done.stderr
@@ -48,6 +49,18 @@ def losses(folder):
 def weights(folder):
     arrays = checkpoint.read(sorted((folder / "checkpoints").glob("step-*.ckpt"))[-1]).arrays
     return {name: value for name, value in arrays.items() if "block" in name and name.startswith("model/")}
+
+
+def test_validation_images_of_their_own_have_features_of_their_own(run, tmp_path):
+    for part, shade in (("train", 0), ("val", 200), ("test", 100)):
+        for number, name in enumerate("ab"):
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), (shade, 9 * i, 50 * number)).save(tmp_path / "d" / part / name / f"{i}.png")
+    given = [word for word in FROZEN if not word.startswith("data")]
+    run("val", "data=images", f"data.dir={tmp_path / 'd'}", given=given)
+    first, second = (np.load(folder / "features.npy") for folder in kept(tmp_path))  # of the same rows and labels
+    assert first.shape == second.shape and abs(first - second).max() > 0
 
 
 def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):

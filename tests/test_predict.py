@@ -189,7 +189,7 @@ def test_finds_files_folders_globs_and_lines(tmp_path):
         (tmp_path / name).touch()
 
     def find(*words, stdin=()):
-        files, problems = predict.find([str(tmp_path / word) if word != "-" else word for word in words], stdin)
+        files, problems, _ = predict.find([str(tmp_path / word) if word != "-" else word for word in words], stdin)
         return [str(Path(file).relative_to(tmp_path)) for file in files], problems
 
     assert find("a") == (["a/1.png", "a/2.JPG", "a/[x].png", "a/b/3.webp"], [])
@@ -234,8 +234,9 @@ def test_a_table_is_aligned_and_bad_files_are_told_and_skipped(call, finished_ru
     picture().save(tmp_path / "good.png")
     picture(seed=1).convert("CMYK").save(tmp_path / "a longer name.jpg")
     (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "drawn.svg").touch()
     code, out, err = call(finished_run, tmp_path, tmp_path / "nowhere.png")
-    assert code == 1
+    assert code == 1 and "2 images used; left out: 1 .svg (no reader), 1 damaged" in err
     header, first, second = out.splitlines()
     assert first.startswith(str(tmp_path / "a longer name.jpg")) and second.startswith(str(tmp_path / "good.png"))
     assert header.index("class") == len(str(tmp_path / "a longer name.jpg")) + 2

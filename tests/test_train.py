@@ -310,9 +310,18 @@ def test_history_is_written_without_tensorboard_and_class_names_may_hold_anythin
             (tmp_path / "pets" / part / name).mkdir(parents=True)
             for i in range(10):
                 Image.new("RGB", (16, 16), (i, 9, 9)).save(tmp_path / "pets" / part / name / f"{i}.png")
+    (tmp_path / "pets" / "train" / "猫" / "drawn.svg").touch()
+    (tmp_path / "pets" / "test" / "猫" / "bad.png").write_text("rubbish")
     words = ["data=images", f"data.dir={tmp_path / 'pets'}", "data.image_size=16", *SMALL[3:]]
     done = command(*words, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0 and done.stderr == ""
+    assert "40 images used; left out: 1 .svg (no reader), 1 damaged\n" in done.stdout
+    assert report.read_report(tmp_path / "run" / "report.json")["data"]["left_out"] == {
+        ".svg (no reader)": 1,
+        "damaged": 1,
+    }
+    logged = (tmp_path / "run" / "train.log").read_text()
+    assert "train/猫/drawn.svg" in logged and "test/猫/bad.png (it is of no format" in logged
     assert len(report.read_history(tmp_path / "run" / "history.csv")) == 2
     assert (tmp_path / "run" / "figures" / "confusion.png").exists()
 

@@ -12,8 +12,8 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cifar_research import plugins, sealed
 
 _VERSION = 2  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_VAL_ARRAYS = ("val_images", "val_labels")
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +34,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as decoded: images uint8 [N, H, W, C], labels int64 [N]; `note` says what a reader must know."""
+    """A data set as decoded: images uint8 [N, H, W, C], labels int64 [N]; `note` says what a reader must know.
+
+    val_images is None where validation images are to be held out from train_images. left_out: names of files that are not
+    used, by the reason.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -43,6 +48,9 @@ class Source:
     note: str | None = None
     fingerprint: str = ""
     found_in: str | None = None  # the folder or the archive it was read from
+    val_images: np.ndarray | None = None
+    val_labels: np.ndarray | None = None
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def root(cache_dir: str | None) -> Path:
@@ -85,20 +93,26 @@ def existing_folder(path: str | Path, key: str) -> Path:
     raise DataError(f"{key}: {folder} {reason}{hint or '; correct the path'}")
 
 
-def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -> Source:
-    """Return what `decode` returns, memory-mapped from a cache in `folder`; see `kept`."""
+def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source], *, has_val: bool = False) -> Source:
+    """Return what `decode` returns, memory-mapped from a cache in `folder`; see `kept`.
+
+    has_val: whether the source has validation images of its own.
+    """
+    names = _ARRAYS + _VAL_ARRAYS if has_val else _ARRAYS
 
     def make(target: Path) -> dict[str, Any]:
         source, digest = decode(), hashlib.sha256()
-        for name in _ARRAYS:
+        for name in names:
             array = np.ascontiguousarray(getattr(source, name))
             digest.update(array)
             with needs(array.nbytes):
                 np.save(target / f"{name}.npy", array, allow_pickle=False)
-        return {"classes": source.classes, "note": source.note, "fingerprint": digest.hexdigest()[:16]}
+        facts = {"classes": source.classes, "note": source.note, "left_out": source.left_out}
+        return facts | {"fingerprint": digest.hexdigest()[:16]}
 
-    arrays, meta = kept(folder, name, identity, _ARRAYS, make)
-    return Source(**arrays, classes=tuple(meta["classes"]), note=meta["note"], fingerprint=meta["fingerprint"])
+    arrays, meta = kept(folder, name, identity, names, make)
+    facts = {"note": meta["note"], "fingerprint": meta["fingerprint"], "left_out": meta.get("left_out", {})}
+    return Source(**arrays, classes=tuple(meta["classes"]), **facts)
 
 
 def kept(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cifar_research.data import cache, cifar, images, synthetic
+from cifar_research.data import cache, cifar, image_files, image_folders, synthetic
 from cifar_research.data.cache import DataError, Source
 from cifar_research.plugins import nearest
+from cifar_research.schema import DataConfig
 
 __all__ = ["DataError", "Dataset", "Split", "load"]
 
@@ -46,7 +47,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run trains, validates and tests on. `note`: what must be said beside its results, or None."""
+    """What a run trains, validates and tests on. `note`: what must be said beside its results, or None.
+
+    left_out: how many files of the data set's folder are not used, by the reason.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -56,6 +60,13 @@ class Dataset:
     fingerprint: str
     note: str | None
     found_in: str | None = None  # the folder or archive that it was read from
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def files_told(data: Dataset) -> str:
+    """Return how many images are used and how many files are left out, as one line."""
+    used = {id(split): len(split) for split in (data.train, data.val, data.test)}  # val may be test
+    return image_files.told(sum(used.values()), data.left_out)
 
 
 def load(data: Any, found_in: str | None = None) -> Dataset:
@@ -64,7 +75,8 @@ def load(data: Any, found_in: str | None = None) -> Dataset:
     found_in: where an earlier process of the run found it, used if neither data.dir nor $CIFAR_DATA_DIR is given.
 
     Validation images are held out from the training images, the same share of each class, by `split_seed` alone:
-    other runs' seeds hold out the same. With validation=test they are the test images, as some studies did.
+    other runs' seeds hold out the same. Where the source has validation images of its own, they are these. With
+    validation=test they are the test images, as some studies did.
     """
     source = _source(data, found_in)
     everything = np.arange(len(source.train_labels))
@@ -73,8 +85,15 @@ def load(data: Any, found_in: str | None = None) -> Dataset:
     if data.validation == "test":
         held_out, val = np.zeros(len(everything), bool), test
         notes.append("validated on the test set, so its test accuracy is too high by the choice of the best epoch")
+        if source.val_images is not None:
+            notes.append("data.validation=test leaves the images of val/ unused")
+    elif source.val_images is not None:
+        held_out = np.zeros(len(everything), bool)
+        val = Split(source.val_images, source.val_labels, np.arange(len(source.val_labels)))
+        if data.val_fraction != DataConfig.val_fraction:
+            notes.append(f"data.val_fraction={data.val_fraction} is not used, since val/ holds the validation images")
     else:
-        held_out = images.hold_out(source.train_labels, data.val_fraction, data.split_seed)
+        held_out = image_folders.hold_out(source.train_labels, data.val_fraction, data.split_seed)
         val = Split(source.train_images, source.train_labels, everything[held_out])
     rows, labels, classes = everything[~held_out], source.train_labels, source.classes
     if data.classes is not None:
@@ -94,6 +113,7 @@ def load(data: Any, found_in: str | None = None) -> Dataset:
         fingerprint=source.fingerprint,
         note="; ".join(notes) or None,
         found_in=source.found_in,
+        left_out={reason: len(names) for reason, names in source.left_out.items()},
     )
 
 
@@ -125,7 +145,8 @@ def _source(data: Any, found_in: str | None) -> Source:
         case "cifar10" | "cifar100":
             return cifar.load(data.name, data.dir, root, data.download, found_in)
         case "images":
-            source = images.load(data.dir, root, data.image_size, data.test_fraction, data.split_seed)
+            split = (data.test_fraction, data.split_seed)
+            source = image_folders.load(data.dir, root, data.image_size, *split, data.max_damaged)
             return replace(source, found_in=str(Path(data.dir).expanduser().absolute()))
         case "synthetic":
             identity = [data.train_images, data.test_images, data.seed, synthetic.VERSION]

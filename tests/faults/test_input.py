@@ -20,7 +20,7 @@ from cifar_research.data import cache, cifar, images
 from cifar_research.sweep import cells
 
 SECONDS = 3  # for one mistake
-OURS = (config.ConfigError, cache.DataError, checkpoint.CheckpointError, report.ReportError)
+OURS = (config.ConfigError, cache.DataError, images.ImageError, checkpoint.CheckpointError, report.ReportError)
 
 
 def generated(examples):
@@ -145,7 +145,7 @@ LAYOUT = cifar.LAYOUTS["cifar10"]
 
 
 def read_image(path):
-    images._decode({"cat": [path]}, 8)
+    images.decode(path, 8)
 
 
 def read_cache(path):

@@ -1,0 +1,120 @@
+"""Which files of a folder are images, and why others are not used: the same for training, evaluation and prediction."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from cifar_research.data import images
+
+# Of file systems, archives and photo programs: copies in a small size, or nothing that a user put there.
+_SYSTEM = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+# What a folder of a run, a sweep, a report on them, our cache or a virtual environment holds.
+_PROGRAM = ({".hydra"}, {"cells.json"}, {"leaderboard.csv"}, {"history.csv", "report.json"},
+            {"meta.json", "train_images.npy"}, {"pyvenv.cfg"})  # fmt: skip
+_NO_READER = (".heic", ".heif", ".hif", ".avif", ".webp", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw",
+              ".exr", ".dcm")  # fmt: skip
+DAMAGED, NO_READER, RUNS, BROKEN_LINK = "damaged", "(no reader)", "folder of runs", "broken link"
+
+# Names of what is not used, by the reason.
+LeftOut = dict[str, list[str]]
+
+
+def find(folder: Path) -> tuple[list[Path], LeftOut]:
+    """Return the images in a folder and below it, by their suffix, sorted, and what is left out.
+
+    Links to folders are followed, and each folder is read once. Hidden names and those of the system are passed over.
+    """
+    files: list[Path] = []
+    left_out: LeftOut = defaultdict(list)
+    # A link to a folder above would lead back here.
+    seen = {_identity(path) for path in (folder, *folder.resolve().parents)}
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as found:
+                entries = list(found)
+        except OSError as error:
+            left_out[f"folder that cannot be read ({error.strerror})"].append(str(place))
+            continue
+        if _is_of_a_program([entry.name for entry in entries]):
+            left_out[RUNS].append(str(place))
+            continue
+        for entry in entries:
+            if not is_visible(entry.name):
+                continue
+            if not _is_folder(entry):
+                if why := reason(entry):
+                    left_out[why].append(entry.path)
+                else:
+                    files.append(Path(entry.path))
+            elif (identity := _identity(entry)) in seen:
+                left_out["folder already read"].append(entry.path)
+            else:
+                seen.add(identity)
+                waiting.append(Path(entry.path))
+    return sorted(files), left_out
+
+
+def told(num_used: int, left_out: Mapping[str, int]) -> str:
+    """Return how many images are used, and how many files are not by their reasons, as one line."""
+    most = sorted(left_out.items(), key=lambda item: -item[1])
+    plural = functools.partial(re.sub, r"^(folder|broken link|image)\b", r"\1s")
+    parts = [f"{n:,} {plural(reason) if n > 1 else reason}" for reason, n in most[:6]]
+    if len(most) > 6:
+        parts.append(f"{sum(n for _, n in most[6:]):,} others")
+    return f"{num_used:,} images used" + (f"; left out: {', '.join(parts)}" if parts else "")
+
+
+def is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in _SYSTEM
+
+
+def _is_of_a_program(names: Sequence[str]) -> bool:
+    return any(marks.issubset(names) for marks in _PROGRAM)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(path: os.PathLike) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
+
+
+def reason(path: Path | os.DirEntry) -> str | None:
+    """Return why a file is not an image that can be used, by its suffix and its kind; None if it is one."""
+    readable, known = _suffixes()
+    suffix = os.path.splitext(path.name)[1].lower()
+    if suffix not in readable:
+        suffix = as_text(suffix) if suffix[1:].isalnum() and len(suffix) < 10 else "other files"
+        return f"{suffix} {NO_READER if suffix in known else '(not an image)'}"
+    if os.path.isfile(path):
+        return None
+    return "not a file" if os.path.exists(path) else BROKEN_LINK
+
+
+@functools.cache
+def _suffixes() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the suffixes of images that can be read here, and of all that are known."""
+    readable = images.formats()
+    suffixes = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in suffixes.items() if name in readable), frozenset(
+        (*suffixes, *_NO_READER)
+    )
+
+
+def as_text(name: str) -> str:
+    """Return a file's name as text that can be written, which not all names are."""
+    return name.encode(errors="backslashreplace").decode()
