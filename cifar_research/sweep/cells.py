@@ -216,7 +216,10 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Cell] | None) -> Ledger:
-        """Hold the planned cells against what the folder has already, all of which stays if planned is None."""
+        """Hold the planned cells against what the folder has already, all of which stays if planned is None.
+
+        Nothing is written before `write`.
+        """
         found = read(folder)
         ledger = cls(folder, list(arguments), [], found[1] if found else [])
         for cell in list(ledger.others) if planned is None else planned:
@@ -225,7 +228,6 @@ class Ledger:
             cell.is_planned = False
         if found:
             ledger.news = ledger._news()
-        ledger.write()
         return ledger
 
     def add(self, cell: Cell) -> Cell:
