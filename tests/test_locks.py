@@ -141,7 +141,9 @@ def test_a_folder_is_made_for_what_is_kept_alone(tmp_path, has_flock, caplog, is
     folder = tmp_path / "a" / "b"
     with locks.only_process_in(folder, key="hydra.run.dir", what="process trains") as keep:
         with (
-            pytest.raises(LockedError, match=rf"another process trains here \(process {os.getpid()} on .*hydra.run.dir"),
+            pytest.raises(
+                LockedError, match=rf"another process trains here \(process {os.getpid()} on .*hydra.run.dir"
+            ),
             locks.only_process_in(folder, key="hydra.run.dir", what="process trains"),
         ):
             pass

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cifar_research import compare, config, evaluate, export, locks, predict, run_folder, train
 from cifar_research.data.cache import DataError
+from cifar_research.launchers import local
 from cifar_research.sweep import cells, search
 
 SMALL = [
@@ -184,6 +185,15 @@ def test_a_refused_run_changes_nothing(here, capsys, words, part):
 @pytest.mark.parametrize(("words", "part"), SWEEPS.values(), ids=SWEEPS)
 def test_a_refused_sweep_changes_nothing(here, capsys, words, part):
     assert_refused(here, capsys, words, part, with_small(words))
+
+
+@pytest.mark.parametrize("place", ["grid", "new/sweep"])
+def test_a_cluster_that_refuses_the_first_job_changes_nothing(here, capsys, monkeypatch, place):
+    def start(*of):
+        raise config.ConfigError("hydra.launcher: SLURM refuses the job: invalid partition")
+
+    monkeypatch.setattr(local.Local, "start", start)
+    assert_refused(here, capsys, ["-m", "seed=1,2,3", f"hydra.sweep.dir={place}"], "invalid partition", SMALL)
 
 
 def test_other_images_are_refused(here, capsys):

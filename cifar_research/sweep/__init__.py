@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,26 +83,19 @@ def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
 
         planned, space = None, search.space(plan)
         search.check(Path(cfg.hydra.sweep.dir), space)
-    target = str(cfg.hydra.launcher.get("_target_"))
-    if target.startswith(("hydra.", "hydra_plugins.")):
-        raise config.ConfigError(
-            f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
-            "choose hydra/launcher=local, slurm or ray"
-        )
-    if problems := plugins.check("hydra.launcher", cfg.hydra.launcher):
-        raise config.ConfigError("\n".join(problems))
     folder = Path(cfg.hydra.sweep.dir)
     _refuse_folder(folder, is_search=trials is not None)
-    launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
+    launcher = _launcher(cfg.hydra.launcher)
     with (
         locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
+        contextlib.ExitStack() as started,
         contextlib.closing(launcher),
     ):
         launcher.open(folder)
         ledger = Ledger.open(folder, arguments, planned)
         if launcher.is_on_this_machine:
             _check_data(ledger.cells if space is None else [plan.cell(row) for row in search.corners(space)])
-        keep()
+        started.enter_context(_undone_if_refused(keep, ledger))
         ledger.write()
         for line in ledger.news:
             console.tell(line)
@@ -117,6 +111,39 @@ def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
     if received:
         return 128 + received[0]
     return 1 if _failed(ledger) else 0
+
+
+def _launcher(node: Any) -> Launcher:
+    """Return what the config's section hydra.launcher describes; ConfigError if it cannot."""
+    target = str(node.get("_target_"))
+    if target.startswith(("hydra.", "hydra_plugins.")):
+        raise config.ConfigError(
+            f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
+            "choose hydra/launcher=local, slurm or ray"
+        )
+    if problems := plugins.check("hydra.launcher", node):
+        raise config.ConfigError("\n".join(problems))
+    return plugins.instantiate(node)
+
+
+@contextlib.contextmanager
+def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
+    """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only it can tell."""
+    from cifar_research.comparison import hparams  # which reads a sweep's cells
+
+    there = set(ledger.folder.iterdir())
+    before = {path: path.read_bytes() for path in there if path.name in (planning.LEDGER, hparams.FILE)}
+    keep()
+    try:
+        yield
+    except config.ConfigError:
+        if not any(cell.is_complete for cell in ledger.cells):
+            keep(False)
+            for path, content in before.items():
+                report.atomic_write(path, content)
+            for path in set(ledger.folder.iterdir()) - there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 class Grid:
