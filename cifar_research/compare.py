@@ -46,9 +46,10 @@ def main() -> None:
         runs, warnings = reading.find(given.folders)
         for warning in warnings:
             console.error(warning)
+        told = f"{best_command(runs)}\n" if given.best else summary(runs)
         if given.write:
             write(Path(given.folders[0]), runs)
-        sys.stdout.write(f"{best_command(runs)}\n" if given.best else summary(runs))
+        sys.stdout.write(told)
     except (report.ReportError, report.WriteError) as error:
         console.error(str(error))
         sys.exit(2)
@@ -73,16 +74,18 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     if not folder.is_dir():
         raise report.ReportError(f"{folder}: --write needs a folder to write into; give that one first")
     named, notes = _tables(runs), _notes(runs)
+    pictures, titles = folder / "figures", reading.varied(runs)
+    if pictures.exists() and not pictures.is_dir():
+        raise report.ReportError(
+            f"{pictures}: is not a directory, and the figures are to be written there; move it away"
+        )
+    html = page.page(folder.name, runs, named, notes).encode()
     markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
     hparams.write(folder, runs)
     report.atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)).encode())
     report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *notes]) + "\n").encode())
-    report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, notes).encode())
-    pictures, titles = folder / "figures", reading.varied(runs)
-    try:
-        pictures.mkdir(exist_ok=True)
-    except OSError as error:
-        raise report.WriteError(error.errno, f"{pictures}: cannot be made ({error.strerror}); move it away") from error
+    report.atomic_write(folder / "report.html", html)
+    pictures.mkdir(exist_ok=True)
     figures.curves(pictures / "curves.png", tables.leaderboard(runs)[:5], titles)
     if found := tables.effects(runs):
         figures.effects(pictures / "effects.png", found)

@@ -187,6 +187,18 @@ def import_tensorflow() -> list[Any]:
     return gpus
 
 
+@contextlib.contextmanager
+def precision_kept() -> Iterator[None]:
+    """Give Keras the precision that it had back at the end."""
+    before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
+    try:
+        yield
+    finally:
+        if "keras" in sys.modules:
+            keras = sys.modules["keras"].config
+            keras.set_dtype_policy(before or keras.floatx())
+
+
 def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -21,6 +22,9 @@ from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
 from cifar_research.evaluation import against, images, measures
 from cifar_research.sweep.cells import LEDGER
+
+if TYPE_CHECKING:
+    from cifar_research.data.datasets import Dataset
 
 USER_ERRORS = (config.ConfigError, DataError, trained.RunError, report.ReportError, report.WriteError)
 _NUM_CORRUPTED = 2_000
@@ -39,6 +43,9 @@ def main() -> None:
             tell = compare(first, second, words)
         else:
             options = {"views": given.views, "corrupted": given.corruptions, "cifar10_1": given.cifar10_1}
+            if len(first) > 1:  # all are checked before the first is written
+                for run in first:
+                    _prepared(run, words, given.cifar10_1)
             tell = "\n\n".join(evaluate(run, words, **options) for run in first)
         sys.stdout.write(f"{tell}\n")
     except USER_ERRORS as error:
@@ -68,19 +75,10 @@ def evaluate(
     One of USER_ERRORS says what a user can mend.
     """
     began = time.perf_counter()
-    # Data before TensorFlow: what is missing or damaged is told at once.
-    found = trained.read(run)
-    data, other = images.load(found, words)
+    found, data, other, new_images, folder, classifier = _prepared(run, words, cifar10_1)
     is_own = other is None
     if data.left_out:
         console.note(datasets.files_told(data))
-    new_images = None
-    if cifar10_1 is not None:
-        new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
-    if problems := plugins.check("loss", OmegaConf.create(found["config"]).loss):
-        raise trained.RunError(f"{run}: its loss cannot be computed: {problems[0]}")
-    folder = _folder(run / "evaluation" / (_free_name(run, other, data.fingerprint) if other else ""))
-    classifier = trained.load(run)
     seconds = {"load": time.perf_counter() - began}
     measured, logits = measures.measure(
         classifier, data, is_own=is_own, views=views, corrupted=corrupted, cifar10_1=new_images
@@ -91,6 +89,7 @@ def evaluate(
 
     from cifar_research.evaluation import document, pictures, sections
 
+    _make(folder)
     began = time.perf_counter()
     drawn = pictures.draw(folder, classifier, data, measured, logits)
     seconds |= measured["seconds"] | {"figures": time.perf_counter() - began}
@@ -102,6 +101,27 @@ def evaluate(
     target = run if is_own else folder
     report.atomic_write(target / trained.EVALUATION, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return f"{sections.summary(result)}\n\nEverything is in {folder}, and in {target / trained.EVALUATION}"
+
+
+def _prepared(
+    run: Path, words: Sequence[str], cifar10_1: str | None
+) -> tuple[dict[str, Any], Dataset, str | None, Any, Path, trained.Classifier]:
+    """Return what an evaluation begins with; one of USER_ERRORS if it cannot be, before anything is written.
+
+    The run's report, its data and their name if they are others than its own, CIFAR-10.1, the folder to write into, and
+    the classifier.
+    """
+    # Data before TensorFlow: what is missing or damaged is told at once.
+    found = trained.read(run)
+    data, other = images.load(found, words)
+    new_images = None
+    if cifar10_1 is not None:
+        new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
+    if problems := plugins.check("loss", OmegaConf.create(found["config"]).loss):
+        raise trained.RunError(f"{run}: its loss cannot be computed: {problems[0]}")
+    folder = run / "evaluation" / (_free_name(run, other, data.fingerprint) if other else "")
+    _refuse_unwritable(folder)
+    return found, data, other, new_images, folder, trained.load(run)
 
 
 def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] = ()) -> str:
@@ -121,7 +141,8 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         if (doubt := images.doubts(found, data, is_own=elsewhere is None))
     ]  # fmt: skip
     pictures, labels = measures.arrays(data.test)
-    folder, logits = _folder(first[0] / "evaluation"), []
+    folder, logits = first[0] / "evaluation", []
+    _refuse_unwritable(folder)
     with console.counted("Classifying", len(reports)) as begin:
         for run, found in zip([*first, *second], reports, strict=True):
             begin(run.name)
@@ -146,6 +167,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     from cifar_research.evaluation import document, sections
     from cifar_research.evaluation import pictures as drawing
 
+    _make(folder)
     name, drawn = f"against_{_name(second)}", []
     if few := result["differences"][:20]:
         path = folder / "figures" / f"{name}.png"
@@ -176,19 +198,23 @@ def _name(runs: Sequence[Path]) -> str:
     return first.parent.name if is_whole else f"{first.parent.name}_{first.name}"
 
 
-def _folder(folder: Path) -> Path:
-    """Make the folder that an evaluation is written into; ReportError if it cannot be made, or written into."""
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise ReportError if the folder of an evaluation, or its figures/, cannot be made or written into."""
+    for place in (folder, folder / "figures"):
+        there = next(one for one in (place, *place.parents) if one.exists())
+        if not there.is_dir():
+            raise report.ReportError(f"{there}: is not a directory, and {place} is to be written; move it away")
+        if not os.access(there, os.W_OK):
+            raise report.ReportError(f"{place}: cannot be written; make {there} writable, or copy the run")
+
+
+def _make(folder: Path) -> None:
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise report.ReportError(
             f"{folder}: cannot be made ({error.strerror}); make {folder.parent} writable"
         ) from error
-    if not os.access(folder, os.W_OK) or not os.access(folder / "figures", os.W_OK):
-        raise report.ReportError(
-            f"{folder}: cannot be written into; make it and its figures/ writable, or copy the run"
-        )
-    return folder
 
 
 def _folders(places: Sequence[str]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -99,6 +100,7 @@ def export(
     if (precision := classifier.config.training.precision) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
     predict.note_uncalibrated(classifier, run)
+    missing = [place for place in target.parents if not place.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -115,11 +117,20 @@ def export(
         except Exception as error:  # converters and runtimes raise many kinds
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ExportError(f"{target}: {kind} does not take this model ({line[:300]}); nothing was kept") from error
+        before = temporary / "before"
         if target.is_dir():
-            os.replace(target, temporary / "before")
-        os.replace(made, target)
+            os.replace(target, before)
+        try:
+            os.replace(made, target)
+        except BaseException:
+            if before.exists():
+                os.replace(before, target)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for place in () if target.exists() else missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
     console.tell(verdict)
     return target
 

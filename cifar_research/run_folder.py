@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from cifar_research import config, extension, report
+from cifar_research import config, extension, locks, report
 from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from cifar_research.data import datasets
+from cifar_research.data.cache import DataError
 from cifar_research.sweep.cells import LEDGER
 
 log = logging.getLogger(__name__)
@@ -107,34 +107,37 @@ def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def only_process_in(run_dir: Path, is_chief: bool = True) -> Iterator[None]:
-    """Make the folder and hold its lock; the other workers of a multi-worker run enter beside their chief."""
+def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False) -> Iterator[Callable[[], None]]:
+    """Hold the folder's lock, and yield what to call before the first file is written; see locks.only_process_in.
+
+    The other workers of a multi-worker run enter beside their chief. What a user can fix, before there is a checkpoint,
+    leaves no folder where there was none.
+    """
     if (run_dir / LEDGER).exists():
         raise config.ConfigError(
             f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another"
         )
     if not is_chief:
-        yield
+        yield lambda: None
         return
-    try:
-        for name in ("checkpoints", "figures", "tensorboard"):
-            (run_dir / name).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise config.ConfigError(
-            f"{run_dir}: another process trains here; wait for it, or choose another hydra.run.dir"
-        ) from None
-    except OSError as error:
-        raise config.ConfigError(
-            f"hydra.run.dir: {error.filename or run_dir} cannot be made or written ({error.strerror}); choose another"
-        ) from error
-    try:
-        # What a killed process was writing; by whole names, since the folder may hold other things too.
-        names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")
-        for name in (*names, "figures/.curves.png", "figures/.confusion.png"):
-            for path in run_dir.glob(f"{name}*"):
-                path.unlink()
-        yield
-    finally:
-        lock.release()
+    is_new = not run_dir.exists()
+    with locks.only_process_in(run_dir, key="hydra.run.dir", what="process trains", unlocks=unlocks) as keep:
+
+        def begin() -> None:
+            keep()
+            for name in ("checkpoints", "figures", "tensorboard"):
+                (run_dir / name).mkdir(exist_ok=True)
+            # What a killed process was writing; by whole names, since the folder may hold other things too.
+            names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")
+            for name in (*names, "figures/.curves.png", "figures/.confusion.png"):
+                for path in run_dir.glob(f"{name}*"):
+                    path.unlink()
+
+        try:
+            yield begin
+        except (config.ConfigError, DataError):
+            # Only the first step shows what XLA cannot compile, and only kept features that there is no room for them.
+            if is_new and not any(run_dir.glob("checkpoints/*")):
+                keep(False)
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from cifar_research import (
     config,
     console,
     cores,
+    job,
+    locks,
     mistakes,
     phases,
     report,
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Report = dict[str, Any]
 # What a user can mend and needs no traceback for; anything else is a mistake of ours, or of a user's own module.
-USER_ERRORS = (config.ConfigError, DataError, WeightsError, CheckpointError, report.ReportError)
+USER_ERRORS = (
+    config.ConfigError, DataError, WeightsError, CheckpointError, report.ReportError, locks.LockedError,
+)  # fmt: skip
 
 
 def run(
@@ -56,21 +60,25 @@ def run(
     display: console.Display | None = None,
     is_hopeless: loop.Rule | None = None,
     options: Mapping[str, str] | None = None,
+    begins: Callable[[], None] | None = None,
+    unlocks: bool = False,
 ) -> Report:
     """Train, test and report one classifier in the folder `run_dir`; return what is in its report.json.
 
     is_hopeless: asked after each epoch with its row of the history; if it says so the run ends as `pruned`, untested.
     options: names of the options that cfg was composed from, by group, under which reports show them.
+    begins: called when everything has been checked, before the first file is written; unlocks: see locks.Lock.
     Called again in the same folder it goes on where it stopped, or returns the report it wrote if it had ended.
-    Raises a ValueError in sentences for the user: ConfigError if the config cannot work or is not the folder's,
-    DataError if data is missing or damaged, CheckpointError if no checkpoint can be used.
+    Raises a ValueError in sentences for the user, and leaves the folder as it was: ConfigError if the config cannot
+    work or is not the folder's, DataError if data is missing or damaged, CheckpointError if no checkpoint can be used,
+    LockedError if another process trains there.
     """
     began = time.perf_counter()
     config.check(cfg)
     run_dir = Path(run_dir)
     is_chief = environments.is_chief(cfg.training.strategy)
     display = display or console.Display(quiet=not is_chief)
-    with run_folder.only_process_in(run_dir, is_chief):
+    with run_folder.only_process_in(run_dir, is_chief, unlocks) as keep, environments.precision_kept():
         ended, checkpoint = run_folder.begun(cfg, run_dir)
         if ended is not None:
             run_folder.mend_history(run_dir, ended)
@@ -93,16 +101,19 @@ def run(
         checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()
         if checkpoint is not None:
             loop.restore(task, record, checkpoint)
+        plan = phases.plan(cfg)
+        # Of all phases, so that a layer's name misspelt in the last one costs no training of the first.
+        trained = {phase.name: tasks.num_trained(task, phase) for phase in plan}
 
+        keep()
+        if begins is not None:
+            begins()
         writer = None
         if cfg.tensorboard.enabled and is_chief:
             writer = tensorboard.Writer(run_dir / "tensorboard", resume_step=record.step if checkpoint else None)
             if checkpoint is None:
                 _describe(writer, cfg, task, data)
         with display, contextlib.closing(writer) if writer else contextlib.nullcontext():
-            plan = phases.plan(cfg)
-            # Of all phases, so that a layer's name misspelt in the last one costs no training of the first.
-            trained = {phase.name: tasks.num_trained(task, phase) for phase in plan}
             display.announce(announcement.rows(cfg, task, data, environment, run_dir, max(trained.values())))
             if checkpoint is not None:
                 if is_chief and run_folder.reopen(run_dir):
@@ -299,93 +310,105 @@ def main() -> None:
 
 
 def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> int:
-    """Do what `cifar-train` with these arguments does, and return its exit code; is_hopeless: see `run`."""
-    # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
-    codes: list[int] = []
-    original: reproduction.Original | None = None
+    """Do what `cifar-train` with these arguments does, and return its exit code; is_hopeless: see `run`.
 
-    def job(cfg: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        for difference in original.differences() if original else ():
-            log.warning("%s", difference)
+    With exit code 2 every folder is as it was. Logging is as it was in any case.
+    """
+    with job.logging_kept():
+        logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
         try:
-            made = HydraConfig.get()
-            result = run(cfg, made.runtime.output_dir, is_hopeless=is_hopeless, options=_options(made, original))
-        except (*USER_ERRORS, OSError) as error:
+            unlocks = locks.UNLOCK in arguments
+            arguments, original = reproduction.taken([word for word in arguments if word != locks.UNLOCK])
+            if told := mistakes.flags(arguments):
+                raise config.ConfigError(told)
+            arguments = sweeps.for_help(commandline.expand(arguments))
+            if sweeps.is_sweep(arguments):
+                if original is not None and original.is_verified:
+                    raise config.ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
+                return sweeps.run(arguments, unlocks=unlocks)
+            if any(argument.startswith("-") for argument in arguments):
+                return _show(arguments)
+            return _train(arguments, original, is_hopeless, unlocks)
+        except USER_ERRORS as error:
             console.error(str(error))
-            log.info("ended by an error: %s", error)  # into the run's own log; on the terminal it stands already
-            codes.append(2 if isinstance(error, USER_ERRORS) else 1)
-            return
-        codes.append(128 + result["signal"] if result["status"] == "stopped" else result["status"] == "diverged")
-        if original is not None and original.is_verified and result["status"] != "stopped":
-            code, sentence = original.verdict(result)
-            console.tell(sentence)
-            codes.append(code)
+            return 2
+        except config.HYDRA_ERRORS as error:
+            console.error(mistakes.explain(error, list(arguments)))
+            return 2
+        except OSError as error:
+            is_told = isinstance(error, report.WriteError) or not error.strerror or not error.filename
+            console.error(str(error) if is_told else f"{error.filename}: {error.strerror}")
+            return 1
+        except KeyboardInterrupt:
+            console.error("interrupted")
+            return 128 + signal.SIGINT
 
-    try:
-        arguments, original = reproduction.taken(arguments)
-        if told := mistakes.flags(arguments):
-            raise config.ConfigError(told)
-        sys.argv[1:] = arguments = sweeps.for_help(commandline.expand(arguments))
-        if sweeps.is_sweep(arguments):
-            if original is not None and original.is_verified:
-                raise config.ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
-            return sweeps.run(arguments)
-        if not any(argument.startswith("-") for argument in arguments):
-            _refuse_early(arguments, original)
-        elif any(
-            word.startswith(("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")) for word in arguments
+
+def _train(
+    arguments: list[str], original: reproduction.Original | None, is_hopeless: loop.Rule | None, unlocks: bool
+) -> int:
+    """Train the one run of a command line, and return the exit code."""
+    with job.of(arguments) as this:
+        config.check(this.cfg)
+        if this.cfg.training.strategy == "multi_worker" and not any(
+            argument.startswith("hydra.run.dir=") for argument in arguments
         ):
-            # Hydra sets up its own logging before it shows anything.
-            config.compose([word for word in arguments if not word.startswith("-") and "=" in word], with_hydra=True)
-        hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(job)()
-    except USER_ERRORS as error:
-        console.error(str(error))
-        return 2
-    except config.HYDRA_ERRORS as error:
-        console.error(mistakes.explain(error, list(arguments)))
-        return 2
-    except OSError as error:
-        # Of Hydra's own files, on a full disk, it tells no name.
-        place = error.filename or next((word for word in arguments if word.startswith("hydra.run.dir=")), "outputs")
-        is_told = isinstance(error, report.WriteError) or not error.strerror
-        console.error(str(error) if is_told else f"{place}: {error.strerror}")
-        return 1
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        return 128 + signal.SIGINT
-    return int(max(codes, default=0))
+            raise config.ConfigError(
+                "hydra.run.dir: the workers of training.strategy=multi_worker go on from one folder; give the same one, "
+                "on a disk that they share, to all of them"
+            )
+        if original is not None:
+            original.check(this.cfg, this.run_dir)
+            for difference in original.differences():
+                log.warning("%s", difference)
+        try:
+            result = run(
+                this.cfg,
+                this.run_dir,
+                is_hopeless=is_hopeless,
+                options=_options(this.whole.hydra, original),
+                begins=this.begin,
+                unlocks=unlocks,
+            )
+        except (*USER_ERRORS, OSError) as error:
+            log.info("ended by an error: %s", error)  # into the run's own log; the terminal is given it by `command`
+            raise
+        if result["status"] == "stopped":
+            return 128 + result["signal"]
+        code = int(result["status"] == "diverged")
+        if original is not None and original.is_verified:
+            verdict, sentence = original.verdict(result)
+            console.tell(sentence)
+            code = max(code, verdict)
+        return code
 
 
-def _options(made: Any, original: reproduction.Original | None) -> dict[str, str]:
-    """Return the names of a run's options; made: Hydra's config."""
+def _options(hydra: DictConfig, original: reproduction.Original | None) -> dict[str, str]:
+    """Return the names of a run's options; hydra: Hydra's own section."""
     if original is None:
-        return config.option_names(made.runtime.choices)
+        return config.option_names(hydra.runtime.choices)
     # Its groups are given value by value, but for those that are typed anew.
-    return config.option_names(original.report.get("options")) | config.option_names(made.overrides.task)
+    return config.option_names(original.report.get("options")) | config.option_names(hydra.overrides.task)
 
 
-def _refuse_early(arguments: list[str], original: reproduction.Original | None) -> None:
-    """Refuse a config before Hydra writes into a folder: a bad one leaves none, another one leaves what is there."""
-    cfg = config.compose(arguments)
-    config.check(cfg)
-    is_given = any(argument.startswith("hydra.run.dir=") for argument in arguments)
-    if cfg.training.strategy == "multi_worker" and not is_given:
-        raise config.ConfigError(
-            "hydra.run.dir: the workers of training.strategy=multi_worker go on from one folder; give the same one, "
-            "on a disk that they share, to all of them"
-        )
-    run_dir = Path(config.compose(arguments, with_hydra=True).hydra.run.dir) if is_given else None
-    if original is not None:
-        original.check(cfg, run_dir)
-    if run_dir is not None:
-        logging.disable(logging.WARNING)  # `run` looks again, and then says what it finds
-        with run_folder.only_process_in(run_dir, environments.is_chief(cfg.training.strategy)):
-            run_folder.begun(cfg, run_dir)
-        logging.disable(logging.NOTSET)
+def _show(arguments: list[str]) -> int:
+    """Let Hydra show its help, a config or its completion, which trains nothing."""
+    flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
+    if not flags - {"--resolve", "--package", "-p"}:
+        raise config.ConfigError(f"{' '.join(sorted(flags))}: goes with --cfg; add --cfg job")
+    if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
+        # Hydra sets up its own logging before it shows anything.
+        config.compose([word for word in arguments if not word.startswith("-") and "=" in word], with_hydra=True)
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *arguments], "1"
+    try:
+        hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(lambda cfg: None)()
+    finally:
+        sys.argv = before[0]
+        del os.environ["HYDRA_FULL_ERROR"]
+        os.environ |= {} if before[1] is None else {"HYDRA_FULL_ERROR": before[1]}
+    return 0
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ find_python() {
 make_environment() {
     local python
     python=$(find_python) || exit
-    # One at a time, where the system has flock; for writing, as NFS wants it.
+    # One at a time, where the system and the disk have flock; for writing, as NFS wants it.
     exec 9>>"$root/.venv.lock"
-    if command -v flock >/dev/null; then flock 9; fi
+    flock 9 2>/dev/null || true
     if ! is_current; then
         echo "Installing what setup.cfg lists into $venv; this takes a minute or two, once." >&2
         if ! (PYTHON=$venv/bin/python find_python && "$venv/bin/python" -m pip --version) >/dev/null 2>&1; then

@@ -180,7 +180,7 @@ def test_folders_of_images_are_a_cell_each(tmp_path):
 
 def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     (tmp_path / "grid").mkdir()
-    cells.Ledger.open(tmp_path / "grid", [], plan("seed=1,2"))
+    cells.Ledger.open(tmp_path / "grid", [], plan("seed=1,2")).write()
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     with pytest.raises(config.ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
         run_folder.only_process_in(tmp_path / "grid").__enter__()

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from cifar_research import plugins, sealed
+from cifar_research import locks, plugins, sealed
 
 _VERSION = 2  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -129,8 +128,7 @@ def kept(
     try:
         if (found := _read(target, names, warns=False)) is not None:
             return found
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        with locks.held(folder / f"{target.name}.lock"):
             if (found := _read(target, names)) is None:
                 _make(target, names, make)
                 found = _read(target, names)

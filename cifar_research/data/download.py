@@ -11,10 +11,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from cifar_research import locks
 from cifar_research.data.cache import DataError
 
 _CHUNK_BYTES = 1 << 18
@@ -29,9 +29,7 @@ def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_secon
     Raises DataError, in a sentence with the address, if it cannot be had.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        with lock:
+        with locks.held(path.with_name(f"{path.name}.lock")):
             if not path.exists():
                 _fetch(url, path, sha256, attempts, timeout_seconds)
     except OSError as error:

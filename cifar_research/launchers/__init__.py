@@ -11,9 +11,13 @@ class Launcher(Protocol):
 
     slots: int  # how many cells run at once, known once it is open
     queue: int  # how many may be handed out at once, of which those beyond `slots` wait their turn
+    is_on_this_machine: bool  # so that data which is not here is nowhere
 
     def open(self, folder: Path) -> None:
-        """Get ready to run the cells of the sweep in this folder; ConfigError, saying what to do, if it cannot."""
+        """Get ready to run the cells of the sweep in this folder; ConfigError, saying what to do, if it cannot.
+
+        Writes nothing into the folder.
+        """
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         """Begin the command line `arguments`, whose run goes into `run_dir`; `key` is the cell's name from now on.

@@ -46,6 +46,8 @@ class _Worker:
 class Local:
     """See `local`."""
 
+    is_on_this_machine = True
+
     def __init__(self, jobs: int | None, runs_per_gpu: int, runs_per_process: int) -> None:
         self._shares = _shares(jobs, visible_gpus(), runs_per_gpu)
         self._runs_per_process = runs_per_process

@@ -37,6 +37,8 @@ def ray(*, address: str = "auto", jobs: int | None = None, cpus: int = 1, gpus: 
 class Ray:
     """See `ray`."""
 
+    is_on_this_machine = False
+
     def __init__(self, address: str, jobs: int | None, cpus: int, gpus: float) -> None:
         self._address, self._jobs, self._cpus, self._gpus = address, jobs, cpus, gpus
         self._library: Any = None

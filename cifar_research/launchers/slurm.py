@@ -86,6 +86,7 @@ def slurm(
 class Slurm:
     """See `slurm`."""
 
+    is_on_this_machine = False
     queue = _LARGEST_ARRAY
 
     def __init__(self, jobs: int, requeues: int, cpus: int, parameters: dict[str, Any]) -> None:
@@ -114,7 +115,6 @@ class Slurm:
         if not self._ask():
             raise ConfigError("hydra/launcher=slurm: squeue fails here, so no job could be followed; try squeue --me")
         self._logs = folder.absolute() / LOGS
-        self._logs.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError, ValueError):
             self._known = json.loads((self._logs / _JOBS).read_bytes())
         self._earlier = {
@@ -166,6 +166,7 @@ class Slurm:
         from submitit.core.utils import FailedJobError
         from submitit.slurm.slurm import SlurmExecutor
 
+        self._logs.mkdir(parents=True, exist_ok=True)
         executor = SlurmExecutor(self._logs, max_num_timeout=self._requeues)
         executor.update_parameters(**self._parameters)
         said = io.StringIO()

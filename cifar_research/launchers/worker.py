@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import os
@@ -19,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from cifar_research import locks
 
 LOG = "output.log"
 _SAID = re.compile(r"(?:error: |\s*(?=[\w.]*(?:Error|Exception|Interrupt)\b))(.+)")
@@ -40,8 +39,9 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
     faulthandler.enable()
     from cifar_research import train
 
-    with contextlib.suppress(Timeout), FileLock(run_dir / ".lock", timeout=_PATIENCE_SECONDS):
-        pass
+    lock = locks.Lock(run_dir / ".lock", unlocks=locks.UNLOCK in arguments)
+    if lock.acquire(_PATIENCE_SECONDS) is None:
+        lock.release(restores=True)
     try:
         if trial is None:
             return train.command(arguments)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, plugins, report, trust
+from cifar_research import commandline, config, console, locks, plugins, report, trust
+from cifar_research.data import datasets
 from cifar_research.environment import stop_signals
 from cifar_research.launchers import worker
 from cifar_research.sweep import cells as planning
@@ -61,11 +63,12 @@ def for_help(arguments: Sequence[str]) -> list[str]:
     return [word for word in rest if not ((override := trust.parsed(word)) and override.is_sweep_override())]
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
     """Run every cell that this command line spans and that is not complete; return the exit code.
 
-    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to go on by `resume=`. Raises ConfigError
-    before anything is written, if a cell's config could not work.
+    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to go on by `resume=`. unlocks: see
+    locks.Lock. Before anything is written, ConfigError if a cell's config, the launcher or the folder could not work,
+    DataError if there is no data, LockedError if another sweep runs in the folder.
     """
     arguments = [word for word in arguments if word not in ("-m", "--multirun")]
     cfg = planning.base(arguments)
@@ -79,27 +82,28 @@ def run(arguments: Sequence[str]) -> int:
         from cifar_research.sweep import search  # which takes a third of a second to import
 
         planned, space = None, search.space(plan)
-    target = str(cfg.hydra.launcher.get("_target_"))
-    if target.startswith(("hydra.", "hydra_plugins.")):
-        raise config.ConfigError(
-            f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
-            "choose hydra/launcher=local, slurm or ray"
-        )
-    if problems := plugins.check("hydra.launcher", cfg.hydra.launcher):
-        raise config.ConfigError("\n".join(problems))
+        search.check(Path(cfg.hydra.sweep.dir), space)
     folder = Path(cfg.hydra.sweep.dir)
     _refuse_folder(folder, is_search=trials is not None)
-    launcher: Launcher = plugins.instantiate(cfg.hydra.launcher)
-    with _only_sweep_in(folder), contextlib.closing(launcher):
+    launcher = _launcher(cfg.hydra.launcher)
+    with (
+        locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
+        contextlib.ExitStack() as started,
+        contextlib.closing(launcher),
+    ):
         launcher.open(folder)
         ledger = Ledger.open(folder, arguments, planned)
+        if launcher.is_on_this_machine:
+            _check_data(ledger.cells if space is None else [plan.cell(row) for row in search.corners(space)])
+        started.enter_context(_undone_if_refused(keep, ledger))
+        ledger.write()
         for line in ledger.news:
             console.tell(line)
         source = Grid(ledger.cells) if space is None else search.Search(folder, space, trials, cfg.seed, plan, ledger)
         live = Live(folder, ledger.cells, launcher, trials or len(ledger.cells))
         _write_columns(folder, ledger)
         with stop_signals() as received, live:
-            _run_cells(source, ledger, launcher, live, cfg.sweep, received)
+            _run_cells(source, ledger, launcher, live, cfg.sweep, received, [locks.UNLOCK] if unlocks else [])
         problem = _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
         if problem and any(cell.is_complete for cell in ledger.cells):
@@ -107,6 +111,39 @@ def run(arguments: Sequence[str]) -> int:
     if received:
         return 128 + received[0]
     return 1 if _failed(ledger) else 0
+
+
+def _launcher(node: Any) -> Launcher:
+    """Return what the config's section hydra.launcher describes; ConfigError if it cannot."""
+    target = str(node.get("_target_"))
+    if target.startswith(("hydra.", "hydra_plugins.")):
+        raise config.ConfigError(
+            f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
+            "choose hydra/launcher=local, slurm or ray"
+        )
+    if problems := plugins.check("hydra.launcher", node):
+        raise config.ConfigError("\n".join(problems))
+    return plugins.instantiate(node)
+
+
+@contextlib.contextmanager
+def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
+    """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only it can tell."""
+    from cifar_research.comparison import hparams  # which reads a sweep's cells
+
+    there = set(ledger.folder.iterdir())
+    before = {path: path.read_bytes() for path in there if path.name in (planning.LEDGER, hparams.FILE)}
+    keep()
+    try:
+        yield
+    except config.ConfigError:
+        if not any(cell.is_complete for cell in ledger.cells):
+            keep(False)
+            for path, content in before.items():
+                report.atomic_write(path, content)
+            for path in set(ledger.folder.iterdir()) - there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 class Grid:
@@ -134,8 +171,12 @@ def _run_cells(
     live: Live,
     settings: Any,
     received: list[int],
+    flags: Sequence[str] = (),
 ) -> None:
-    """Hand out what the source has, and write down what came of it, until all have ended or a signal came."""
+    """Hand out what the source has, and write down what came of it, until all have ended or a signal came.
+
+    flags: more words for each cell's command line.
+    """
     again: deque[Cell] = deque()
     running: dict[str, Cell] = {}
     is_stopping = False
@@ -156,7 +197,7 @@ def _run_cells(
             running[cell.folder] = cell
             run_dir = ledger.folder / cell.folder
             place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
-            arguments = [*cell.overrides, *ledger.context, place]
+            arguments = [*cell.overrides, *ledger.context, place, *flags]
             launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
         if not running:
             return
@@ -230,7 +271,7 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
 
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:
     """Refuse the folder of a run, or of a sweep of the other kind, whose cells would count as this one's."""
-    if (folder / "report.json").exists() or (folder / ".hydra").exists():
+    if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
         raise config.ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
     if (found := planning.read(folder)) and found[1] and was_search != is_search:
@@ -238,21 +279,12 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
         raise config.ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 
 
-@contextlib.contextmanager
-def _only_sweep_in(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise config.ConfigError(
-            f"{folder}: another sweep runs here; wait for it, or choose another hydra.sweep.dir"
-        ) from None
-    except OSError as error:
-        raise config.ConfigError(
-            f"hydra.sweep.dir: {error.filename or folder} cannot be made or written ({error.strerror}); choose another"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _check_data(cells: Sequence[Cell]) -> None:
+    """Raise DataError if data of the cells cannot be loaded; once of each place, however it is split."""
+    places = {}
+    for cell in cells:
+        data = cell.config["data"]
+        if not cell.is_complete:
+            places.setdefault(tuple(data.get(key) for key in ("name", "dir", "download", "cache_dir")), data)
+    for data in places.values():
+        datasets.load(OmegaConf.create(data))

@@ -218,7 +218,10 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Cell] | None) -> Ledger:
-        """Hold the planned cells against what the folder has already, all of which stays if planned is None."""
+        """Hold the planned cells against what the folder has already, all of which stays if planned is None.
+
+        Nothing is written before `write`.
+        """
         found = read(folder)
         ledger = cls(folder, list(arguments), [], found[1] if found else [])
         _follow_images(folder, ledger.others, planned or [])
@@ -228,7 +231,6 @@ class Ledger:
             cell.is_planned = False
         if found:
             ledger.news = ledger._news()
-        ledger.write()
         return ledger
 
     def add(self, cell: Cell) -> Cell:

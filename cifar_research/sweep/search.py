@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import re
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,23 +42,14 @@ class Search:
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:
         self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
-        # What addresses and Optuna give a meaning to, and no more: not every SQLAlchemy reads all escapes back.
-        path = re.sub(r"[%?#{}]", lambda found: quote(found[0]), str(folder.absolute() / STUDY))
-        self._url = f"sqlite:///{path}"
+        self._url = f"sqlite:///{_escaped(folder)}"
         storage = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": {"timeout": 60}})
         self._study = optuna.create_study(
             storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
         )
-        described = _described(self._space)
-        known = self._study.user_attrs.get("space", described)
-        if known != described and known == _described(drawn := _without_whole_numbers(self._space)):
-            self._space, described = drawn, known  # a search of before there were intervals of whole numbers
-        if known != described:
-            raise config.ConfigError(
-                f"{folder}: its search is over another space, {known}; give that one again, or choose another "
-                "hydra.sweep.dir"
-            )
-        self._study.set_user_attr("space", described)
+        known = self._study.user_attrs.get("space", _described(self._space))
+        self._space = _same(folder, self._space, known)
+        self._study.set_user_attr("space", known)
         found = self._study.get_trials()
         # Another seed after each restart: the same one would propose the same trials again.
         self._study.sampler = _Unseen(self._space, seed + len(found))
@@ -124,6 +117,41 @@ class Search:
         return self._url, self._numbers[cell.folder]
 
 
+def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
+    """Raise ConfigError if the folder's study is over another space, ReportError if it is damaged; writes nothing."""
+    path = folder / STUDY
+    if not path.exists():
+        return
+    query = "SELECT value_json FROM study_user_attributes WHERE key = 'space'"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{_escaped(folder)}?mode=ro", uri=True)) as study:
+            found = study.execute(query).fetchone()
+    except sqlite3.OperationalError:  # it was killed before it had a space, or has a journal, which opening it reads
+        return
+    except sqlite3.DatabaseError as error:
+        raise report.ReportError(
+            f"{path}: is damaged ({error}); restore it from a backup, or choose another hydra.sweep.dir"
+        ) from error
+    if found is not None:
+        _same(folder, space, json.loads(found[0]))
+
+
+def _same(folder: Path, space: Mapping[str, BaseDistribution], known: str) -> dict[str, BaseDistribution]:
+    """Return the space as a study was begun with it; ConfigError if that is another one."""
+    # A search of before there were intervals of whole numbers has the second.
+    for one in (dict(space), _without_whole_numbers(space)):
+        if known == _described(one):
+            return one
+    raise config.ConfigError(
+        f"{folder}: its search is over another space, {known}; give that one again, or choose another hydra.sweep.dir"
+    )
+
+
+def _escaped(folder: Path) -> str:
+    # What addresses and Optuna give a meaning to, and no more: not every SQLAlchemy reads all escapes back.
+    return re.sub(r"[%?#{}]", lambda found: quote(found[0]), str(folder.absolute() / STUDY))
+
+
 def space(plan: Plan) -> dict[str, BaseDistribution]:
     """Return what each swept key may be: a list or choice, a range, or an interval, `tag(log, interval(a, b))`.
 
@@ -142,15 +170,20 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
             if math.ceil(one.low) > math.floor(one.high):
                 raise config.ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
             found[key] = IntDistribution(math.ceil(one.low), math.floor(one.high), log=one.log)
-    first = {key: _ends(one)[0] for key, one in found.items()}
-    rows = [first | {key: value} for key, one in found.items() for value in _ends(one)]
-    for row in rows:
-        cfg = plan.cell([f"{key}={_word(value)}" for key, value in row.items()]).config
+    for row in corners(found):
+        cfg = plan.cell(row).config
         if cfg["data"]["val_fraction"] == 0 and cfg["data"]["validation"] == "holdout":
             raise config.ConfigError(
                 "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
             )
     return found
+
+
+def corners(space: Mapping[str, BaseDistribution]) -> list[list[str]]:
+    """Return the words of cells that have each choice, and each end of each interval, once or more."""
+    first = {key: _ends(one)[0] for key, one in space.items()}
+    rows = [first | {key: value} for key, one in space.items() for value in _ends(one)]
+    return [[f"{key}={_word(value)}" for key, value in row.items()] for row in rows]
 
 
 def _takes_whole_numbers(cfg: DictConfig, key: str) -> bool:

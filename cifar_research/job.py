@@ -1,0 +1,134 @@
+"""A command that trains one run, set up as Hydra would: its folder, log and .hydra/, which are written by `begin`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra._internal.callbacks import Callbacks  # there is no public one, nor of what writes a job's files
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, filter_overrides
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_research import config, mistakes, report
+
+
+@dataclass
+class Job:
+    """whole: the config with Hydra's own section; cfg: the run's, without it; run_dir: absolute."""
+
+    whole: DictConfig
+    cfg: DictConfig
+    run_dir: Path
+    _records: list[logging.LogRecord]
+    _callbacks: Callbacks = field(default_factory=Callbacks)
+    has_begun: bool = False
+
+    def begin(self) -> None:
+        """Write the run's log and .hydra/, as the command's config says."""
+        hydra = self.whole.hydra
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            configure_log(hydra.job_logging, hydra.verbose)
+        except ValueError as error:
+            raise config.ConfigError(f"hydra.job_logging: cannot be set up ({error.__cause__ or error})") from error
+        for record in self._records:
+            logger = logging.getLogger(record.name)
+            for handler in logging.getLogger().handlers:
+                # The terminal has had it.
+                is_wanted = logger.isEnabledFor(record.levelno) and record.levelno >= handler.level
+                if is_wanted and type(handler) is not logging.StreamHandler:
+                    handler.handle(record)
+        self.has_begun = True
+        if hydra.output_subdir is not None:
+            folder = self.run_dir / hydra.output_subdir
+            folder.mkdir(parents=True, exist_ok=True)
+            files = {"config": self.cfg, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
+            for name, content in files.items():
+                report.atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
+        self._callbacks = Callbacks(self.whole)
+        self._callbacks.on_run_start(config=self.whole, config_name="config")
+        self._callbacks.on_job_start(config=self.whole, task_function=None)
+        if hydra.job.chdir:
+            os.chdir(self.run_dir)
+
+    def end(self, status: JobStatus) -> None:
+        """Let callbacks know how the job has ended."""
+        returned = JobReturn(cfg=self.cfg, hydra_cfg=HydraConfig.instance().cfg, working_dir=os.getcwd(), status=status)
+        returned.overrides = filter_overrides(self.whole.hydra.overrides.task)
+        self._callbacks.on_job_end(config=self.whole, job_return=returned)
+        self._callbacks.on_run_end(config=self.whole, config_name="config", job_return=returned)
+
+
+@contextlib.contextmanager
+def of(overrides: Sequence[str]) -> Iterator[Job]:
+    """Yield the job of a command line, within which `${hydra:…}` and hydra.job.env_set hold; nothing is written.
+
+    ConfigError if it does not compose. Logging, the working directory and the environment are as before afterwards.
+    """
+    whole = config.compose(overrides, with_hydra=True)
+    cfg, hydra_config = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]), HydraConfig.instance()
+    before, folder = hydra_config.cfg, Path.cwd()
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, hydra_config, "cfg", before)
+        stack.callback(os.chdir, folder)
+        hydra_config.set_config(whole)
+        try:
+            run_dir = Path(os.path.abspath(str(whole.hydra.run.dir)))
+            with read_write(whole.hydra), open_dict(whole.hydra):
+                whole.hydra.mode = RunMode.RUN
+                whole.hydra.runtime.output_dir = str(run_dir)
+            hydra_config.set_config(whole)
+            stack.enter_context(env_override(whole.hydra.job.env_set))
+        except OmegaConfBaseException as error:
+            raise config.ConfigError(mistakes.explain(error, list(overrides))) from error
+        made = Job(whole, cfg, run_dir, stack.enter_context(_held_log()))
+        status = JobStatus.FAILED
+        try:
+            yield made
+            status = JobStatus.COMPLETED
+        finally:
+            made.end(status)
+
+
+@contextlib.contextmanager
+def logging_kept() -> Iterator[None]:
+    """Give logging its handlers, levels and switches back at the end, whatever ends it."""
+    root, manager = logging.getLogger(), logging.root.manager
+    named = [logger for logger in manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    loggers = [(logger, logger.handlers[:], logger.level, logger.disabled) for logger in [root, *named]]
+    switches = manager.disable, logging.raiseExceptions
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if not any(handler in handlers for _, handlers, _, _ in loggers):
+                handler.close()
+        for logger, logger.handlers, level, logger.disabled in loggers:
+            logger.setLevel(level)
+        logging.disable(switches[0])
+        logging.raiseExceptions = switches[1]
+
+
+@contextlib.contextmanager
+def _held_log() -> Iterator[list[logging.LogRecord]]:
+    """Show warnings, and yield a list of all that is logged until the run's own log is there."""
+    records: list[logging.LogRecord] = []
+    holder, shown, root = logging.Handler(), logging.StreamHandler(), logging.getLogger()
+    holder.emit = records.append
+    shown.setLevel(logging.WARNING)
+    shown.setFormatter(logging.Formatter("warning: %(message)s"))
+    root.setLevel(logging.INFO)
+    for handler in (holder, shown):
+        root.addHandler(handler)
+    try:
+        yield records
+    finally:
+        for handler in (holder, shown):
+            root.removeHandler(handler)

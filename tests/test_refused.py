@@ -1,0 +1,331 @@
+"""A command that is refused, with exit code 2, leaves every file and folder as it was, byte for byte."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_research import compare, config, evaluate, export, locks, predict, run_folder, train
+from cifar_research.data.cache import DataError
+from cifar_research.launchers import local
+from cifar_research.sweep import cells, search
+
+SMALL = [
+    "data=synthetic", "data.train_images=60", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
+    "training.batch_size=30", "training.epochs=1", "tensorboard.enabled=false",
+]  # fmt: skip
+PETS = ["data=images", "data.dir=pets", "data.image_size=8", *SMALL[3:], "training.epochs=2"]
+SPACE = ["optimizer.learning_rate=interval(0.001,0.01)"]
+NEW, NEW_SWEEP = "hydra.run.dir=new/run", "hydra.sweep.dir=new/sweep"
+LAB = """
+import tensorflow as tf
+def mean():
+    return lambda logits, targets: tf.reduce_mean((logits - targets) ** 2)
+"""
+
+
+def stop(row):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return False
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with completed and stopped runs, a grid, a search, and damaged ones of each."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("a", "b"):
+            Path("pets", name).mkdir(parents=True)
+            for number in range(12):
+                pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(f"pets/{name}/{number}.png")
+        assert train.command([*SMALL, "hydra.run.dir=run"]) == 0
+        assert train.command([*SMALL, "training.epochs=2", "hydra.run.dir=stopped"], stop) == 143
+        assert train.command([*PETS, "hydra.run.dir=pets_run"], stop) == 143
+        words = [*SMALL, "seed=1,2"]
+        for name in ("grid", "search", "grid_damaged"):
+            Path(name).mkdir()
+        cells.Ledger.open(Path("grid"), words, cells.Plan.of(cells.base(words), words).grid()).write()
+        words = [*SMALL, *SPACE, "sweep.trials=2"]
+        plan = cells.Plan.of(cells.base(words), words)
+        ledger = cells.Ledger.open(Path("search"), words, None)
+        ledger.write()
+        assert search.Search(Path("search"), search.space(plan), 2, 0, plan, ledger).next()
+        ledger.write()
+        Path("grid_damaged/cells.json").write_text("{")
+        shutil.copytree("run", "report_damaged")
+        Path("report_damaged/report.json").write_text("{")
+        shutil.copytree("stopped", "checkpoints_damaged")
+        for path in Path("checkpoints_damaged/checkpoints").glob("*.ckpt"):
+            path.write_bytes(path.read_bytes()[:-1])
+        shutil.copytree("search", "study_damaged")
+        Path("study_damaged/study.db").write_bytes(b"x" * 5000)
+        Path("my_lab.py").write_text(LAB)
+        shutil.copytree("run", "evaluated")
+        Path("evaluated/evaluation.json").write_text('{"temperature": 2}')
+        Path("evaluated/export").write_text("mine")
+        Path("evaluated/evaluation").write_text("mine")
+        shutil.copytree("run", "weights_missing")
+        Path("weights_missing/model.weights.h5").unlink()
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def content(folder):
+    """Return every path below a folder, with what the files hold."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
+    }
+
+
+RUNS = {
+    "value": (["training.epochs=0", NEW], "training.epochs: 0"),
+    "without a folder": (["training.epochs=0"], "training.epochs: 0"),
+    "key": (["training.epoch=3", NEW], "training.epoch"),
+    "option": (["optimizer=addam", NEW], "adam"),
+    "word": (["--seed=1", NEW], "seed=1"),
+    "flag": (["-p", "seed", NEW], "--cfg"),
+    "resolver": (["name=${nothing:x}", NEW], "nothing"),
+    "another config": (["seed=9", "hydra.run.dir=run"], "seed"),
+    "resume another config": (["resume=stopped", "seed=9"], "seed"),
+    "resume with a grid's words": (["resume=stopped", "seed=1,2"], "seed"),
+    "resume nothing": (["resume=nowhere"], "nowhere"),
+    "resume without data": (["resume=pets_run", "data.dir=nowhere"], "nowhere"),
+    "data": (["data=images", "data.dir=nowhere", NEW], "nowhere"),
+    "data without a folder": (["data=images", "data.dir=nowhere"], "nowhere"),
+    "cifar10": (["data=cifar10", "data.dir=nowhere", "data.download=false", NEW], "nowhere"),
+    "class": (["data.classes=[circle,sqare]", NEW], "square"),
+    "weights": (["backbone.weights=gone.weights.h5", NEW], "gone.weights.h5"),
+    "weights of another network": (["backbone.weights=run", "backbone.filters=[8]", NEW], "backbone.weights"),
+    "layer": (["training.phases.scratch.trainable=blok*", NEW], "blok"),
+    "loss": (["loss._target_=my_lab.mean", "~loss.label_smoothing", "allow_targets=[my_lab]", NEW], "[2]"),
+    "target": (["loss._target_=other_lab.mean", NEW], "allow_targets"),
+    "module": (["schedule._target_=gone_lab.x", "allow_targets=[gone_lab]", NEW], "gone_lab"),
+    "batch": (["data.drop_remainder=true", "training.batch_size=500", NEW], "data.drop_remainder"),
+    "warm-up": (["schedule=cosine", "schedule.warmup_steps=99", NEW], "schedule.warmup_steps"),
+    "profile": (["tensorboard.profile_start_step=99", NEW], "profile_start_step"),
+    "log": (["hydra.job_logging.handlers.file.level=LOUD", NEW], "hydra.job_logging"),
+    "log of an existing run": (["resume=stopped", "hydra.job_logging.handlers.file.level=LOUD"], "hydra.job_logging"),
+    "report": (["hydra.run.dir=report_damaged"], "report.json"),
+    "checkpoints": (["resume=checkpoints_damaged"], "No checkpoint"),
+    "folder of a sweep": (["hydra.run.dir=grid"], "is a sweep's"),
+    "folder that is a file": (["hydra.run.dir=my_lab.py"], "hydra.run.dir"),
+    "folder in a file": (["hydra.run.dir=my_lab.py/run"], "hydra.run.dir"),
+    "repeats nothing": (["--from-run", "nowhere"], "--from-run"),
+    "repeats in its own folder": (["--from-run", "run", "hydra.run.dir=run"], "hydra.run.dir"),
+    "verifies nothing": (["--verify", NEW], "--from-run"),
+    "verifies another config": (["--from-run", "run", "--verify", "seed=9", NEW], "--verify"),
+    "verifies what was stopped": (["--from-run", "stopped", "--verify", NEW], "--verify"),
+}
+SWEEPS = {
+    "value": (["-m", "training.epochs=0,1", NEW_SWEEP], "training.epochs"),
+    "without a folder": (["-m", "training.epochs=0,1"], "training.epochs"),
+    "data": (["-m", "seed=1,2", "data=images", "data.dir=nowhere", NEW_SWEEP], "nowhere"),
+    "data of one cell": (["-m", "data=images", "data.dir=pets,nowhere", NEW_SWEEP], "nowhere"),
+    "data of a search": (["-m", *SPACE, "sweep.trials=2", "data=images", "data.dir=nowhere", NEW_SWEEP], "nowhere"),
+    "jobs": (["-m", "seed=1,2", "hydra.launcher.jobs=0", NEW_SWEEP], "hydra.launcher.jobs"),
+    "slurm": (["-m", "seed=1,2", "hydra/launcher=slurm", NEW_SWEEP], "hydra/launcher"),
+    "slurm in a grid": (["resume=grid", "seed=1,2,3", "hydra/launcher=slurm"], "hydra/launcher"),
+    "ray": (["-m", "seed=1,2", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1", NEW_SWEEP], "hydra"),
+    "ray in a search": (["resume=search", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"], "hydra"),
+    "data of a grid": (["-m", "seed=1,2,3", "data=images", "data.dir=nowhere", "hydra.sweep.dir=grid"], "nowhere"),
+    "another space": (["resume=search", "optimizer.learning_rate=interval(0.1,1)"], "another space"),
+    "another key": (["resume=search", "seed=1,2"], "another space"),
+    "no trial": (["resume=search", "sweep.trials=0"], "sweep.trials"),
+    "grid in a search": (["-m", "seed=1,2", "hydra.sweep.dir=search"], "holds a search"),
+    "search in a grid": (["-m", *SPACE, "sweep.trials=2", "hydra.sweep.dir=grid"], "holds a grid"),
+    "damaged study": (["resume=study_damaged"], "study.db: is damaged"),
+    "damaged ledger": (["resume=grid_damaged"], "cells.json: is damaged"),
+    "in a damaged ledger's folder": (["-m", "seed=1,2", "hydra.sweep.dir=grid_damaged"], "cells.json: is damaged"),
+    "folder of a run": (["-m", "seed=1,2", "hydra.sweep.dir=run"], "is a run's folder"),
+    "folder in a file": (["-m", "seed=1,2", "hydra.sweep.dir=my_lab.py/sweep"], "hydra.sweep.dir"),
+    "verified": (["-m", "--from-run", "run", "--verify", "seed=1,2", NEW_SWEEP], "--verify"),
+}  # fmt: skip
+
+
+def assert_refused(here, capsys, words, part, settings=()):
+    before = content(here)
+    is_repeat = any(word.startswith(("resume=", "--from-run")) for word in words)
+    code = train.command([*words] if is_repeat else [*words, *settings])
+    said = capsys.readouterr().err
+    assert code == 2 and part in said and "Traceback" not in said, said
+    assert content(here) == before
+
+
+def with_small(words):
+    """Return the settings that the words do not say themselves, which must come before them."""
+    keys = {word.partition("=")[0] for word in words}
+    return [
+        word for word in SMALL if word.partition("=")[0] not in keys and ("data" not in keys or "data." not in word)
+    ]
+
+
+@pytest.mark.parametrize(("words", "part"), RUNS.values(), ids=RUNS)
+def test_a_refused_run_changes_nothing(here, capsys, words, part):
+    assert_refused(here, capsys, words, part, with_small(words))
+
+
+@pytest.mark.parametrize(("words", "part"), SWEEPS.values(), ids=SWEEPS)
+def test_a_refused_sweep_changes_nothing(here, capsys, words, part):
+    assert_refused(here, capsys, words, part, with_small(words))
+
+
+@pytest.mark.parametrize("place", ["grid", "new/sweep"])
+def test_a_cluster_that_refuses_the_first_job_changes_nothing(here, capsys, monkeypatch, place):
+    def start(*of):
+        raise config.ConfigError("hydra.launcher: SLURM refuses the job: invalid partition")
+
+    monkeypatch.setattr(local.Local, "start", start)
+    assert_refused(here, capsys, ["-m", "seed=1,2,3", f"hydra.sweep.dir={place}"], "invalid partition", SMALL)
+
+
+def test_other_images_are_refused(here, capsys):
+    Image.new("RGB", (8, 8)).save("pets/a/0.png")
+    assert_refused(here, capsys, ["resume=pets_run"], "fingerprint")
+
+
+@pytest.mark.parametrize(
+    ("folder", "words", "part"),
+    [
+        ("run", ["hydra.run.dir=run"], "another process trains here"),
+        ("stopped", ["resume=stopped"], "another process trains here"),
+        ("grid", ["resume=grid"], "another sweep runs here"),
+        ("search", ["resume=search"], "another sweep runs here"),
+    ],
+)
+def test_a_folder_that_another_process_holds_is_refused(here, capsys, folder, words, part):
+    lock = locks.Lock(here / folder / ".lock")
+    lock.acquire()
+    assert_refused(here, capsys, words, part, with_small(words))
+
+
+def test_what_only_the_first_step_shows_leaves_no_folder(tmp_path):
+    for error in (config.ConfigError("x"), DataError("x")):
+        with pytest.raises(type(error)), run_folder.only_process_in(tmp_path / "new" / "run") as begin:
+            begin()
+            (tmp_path / "new" / "run" / "train.log").touch()
+            raise error
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(config.ConfigError), run_folder.only_process_in(tmp_path / "run") as begin:
+        begin()
+        (tmp_path / "run" / "checkpoints" / "step-1.ckpt").touch()
+        raise config.ConfigError("x")
+    assert (tmp_path / "run" / "checkpoints" / "step-1.ckpt").exists()
+
+
+def test_a_function_call_that_is_refused_changes_nothing(here):
+    before = content(here)
+    for words, folder in ((["data.train_size=7"], "new"), (["seed=9"], "run"), (["model.hidden=[5]"], "stopped")):
+        with pytest.raises(ValueError):
+            train.run(config.compose([*SMALL, *words]), folder)
+    assert content(here) == before
+
+
+def test_a_run_that_has_ended_is_left_alone_and_one_that_goes_on_has_its_new_words(here):
+    before = content(here)
+    assert train.command([*SMALL, "hydra.run.dir=run"]) == 0
+    assert content(here) == before
+    assert train.command(["resume=stopped", "training.log_every_steps=7"]) == 0
+    assert "training.log_every_steps=7" in Path("stopped/.hydra/overrides.yaml").read_text()
+
+
+OTHERS = {
+    "evaluate: data": (evaluate, ["run", "data=images", "data.dir=nowhere"], "nowhere"),
+    "evaluate: the second run": (evaluate, ["run", "weights_missing"], "weights_missing"),
+    "evaluate: no weights": (evaluate, ["weights_missing"], "weights_missing"),
+    "evaluate: CIFAR-10.1": (evaluate, ["run", "--cifar10-1", "nowhere"], "--cifar10-1"),
+    "evaluate: a file in its place": (evaluate, ["evaluated", "--corruptions", "none"], "is not a directory"),
+    "evaluate: not completed": (evaluate, ["stopped"], "stopped"),
+    "evaluate: against none": (evaluate, ["run", "--against", "weights_missing"], "weights_missing"),
+    "export: no weights": (
+        export,
+        ["weights_missing", "--format", "saved_model", "--output", "new/x"],
+        "weights_missing",
+    ),
+    "export: a file": (export, ["run", "--format", "saved_model", "--output", "my_lab.py"], "--output"),
+    "export: a file in its place": (export, ["evaluated", "--format", "saved_model"], "export"),
+    "export: images": (export, ["run", "--format", "saved_model", "--images", "nowhere", "--output", "x"], "--images"),
+    "report: nothing": (compare, ["nowhere", "--write"], "nowhere"),
+    "report: a glob": (compare, ["r*n", "--write"], "--write"),
+    "report: no best": (compare, ["stopped", "--write", "--best"], "best"),
+    "predict: folder": (predict, ["run", "pets", "--output", "nowhere/x.csv"], "--output"),
+    "predict: a folder": (predict, ["run", "pets", "--output", "grid"], "grid"),
+    "predict: no image": (predict, ["run", "nowhere", "--output", "x.csv"], "nowhere"),
+    "predict: classes": (predict, ["run", "pets", "--output", "my_lab.py", "--top-k", "99"], "--top-k"),
+}
+
+
+@pytest.mark.parametrize(("program", "words", "part"), OTHERS.values(), ids=OTHERS)
+def test_other_commands_that_are_refused_change_nothing(here, capsys, monkeypatch, program, words, part):
+    before = content(here)
+    monkeypatch.setattr(sys, "argv", [program.__name__, *words])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    said = capsys.readouterr().err
+    assert ended.value.code in (1, 2) and part in said, said
+    assert content(here) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*SMALL, "hydra.run.dir=new", "hydra.verbose=true"],
+        [*SMALL, "hydra.run.dir=new", "data.train_size=7"],
+        ["resume=checkpoints_damaged"],
+        [*SMALL, "hydra.run.dir=new", "hydra.job_logging.disable_existing_loggers=true", "training.precision=bfloat16"],
+        [*SMALL, "hydra.run.dir=new", "hydra.job.chdir=true", "+hydra.job.env_set.REFUSED=1"],
+        ["--help"],
+        ["training.epochs=0"],
+    ],
+)
+def test_what_a_command_turns_off_is_on_again(here, words):
+    import keras
+
+    root, log = logging.getLogger(), logging.getLogger("cifar_research.train")
+
+    def state():
+        switches = logging.raiseExceptions, logging.root.manager.disable, log.disabled, root.level
+        variables = {key: value for key, value in os.environ.items() if key.startswith(("HYDRA", "REFUSED"))}
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+        return (
+            switches, root.handlers[:], sys.argv[:], os.getcwd(), variables, handlers, keras.config.dtype_policy().name
+        )  # fmt: skip
+
+    before = state()
+    try:
+        train.command(words)
+    except SystemExit as leave:
+        assert leave.code == 0
+    assert state() == before
+
+
+def test_hydras_own_settings_of_a_run_are_followed(here):
+    words = [
+        *SMALL,
+        "hydra.run.dir=new",
+        "hydra.output_subdir=words",
+        "+hydra.job.env_set.REFUSED=1",
+        "name=${hydra:job.name}",
+    ]
+    assert train.command(words) == 0
+    assert {path.name for path in Path("new/words").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert json.loads(Path("new/report.json").read_text())["config"]["name"] == "train"
+    assert train.command([*SMALL, "hydra.run.dir=plain", "hydra.output_subdir=null"]) == 0
+    assert not Path("plain/.hydra").exists() and Path("plain/train.log").exists()
