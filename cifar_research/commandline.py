@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from cifar_research import trust
+from cifar_research.composition import quoted as quoted
+from cifar_research.composition import with_texts
 from cifar_research.config import ConfigError
 from cifar_research.sweep import cells
 
@@ -25,7 +27,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
     home = re.compile(r"^(\+{0,2}[\w.]+=)(~/)")
-    arguments = [home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in arguments]
+    arguments = [home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in with_texts(arguments)]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments
@@ -51,13 +53,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
         begin -= 1
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
-
-
-def quoted(text: str) -> str:
-    """Return a text as a value on Hydra's command line, whatever characters it has."""
-    # Hydra takes backslashes for an escape only where a quotation mark follows.
-    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def program(name: str) -> str:

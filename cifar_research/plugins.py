@@ -142,6 +142,18 @@ def check(key: str, node: Any) -> list[str]:
     return problems
 
 
+def parameters(node: Any) -> dict[str, inspect.Parameter]:
+    """Return what a plug-in node's factory takes, by name; nothing if it may not be called or is not there."""
+    target = str(node.get("_target_") or "") if isinstance(node, DictConfig) else ""
+    module, _, name = target.rpartition(".")
+    if not module or refusals("config", node):
+        return {}
+    try:
+        return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    except Exception:  # noqa: BLE001 — any kind, of a user's own module; `check` says it
+        return {}
+
+
 def hint(node: DictConfig, setting: str) -> Any:
     """Return the type of what a plug-in node's factory takes by this name, Any if it is not known."""
     module, _, name = str(node.get("_target_") or "").rpartition(".")
@@ -205,5 +217,22 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
 
 def close(name: str, valid: typing.Iterable[str]) -> str:
     """Return the end of a sentence that names the closest valid name, nothing if none is close."""
-    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = closest(name, valid)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the valid name that was probably meant, an empty text if none is close.
+
+    Before the spelling counts what it stands for: mse is mean_squared_error, cos cosine, horizontal_flip flip.
+    """
+    names = {str(one).lower(): str(one) for one in valid}
+    low = name.lower()
+    words = set(low.split("_"))
+    initials = [one for one in names if "_" in one and "".join(part[:1] for part in one.split("_")) == low]
+    parts = [one for one in names if low and (words >= (own := set(one.split("_"))) or words <= own)]
+    begun = [one for one in names if len(low) >= 3 and one.startswith(low)]
+    for candidates, least in ((initials, 0.0), (parts, 0.0), (begun, 0.0), (names, cutoff)):
+        if found := difflib.get_close_matches(low, candidates, n=1, cutoff=least):
+            return names[found[0]]
+    return ""

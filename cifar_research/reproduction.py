@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cifar_research import config, report
-from cifar_research.commandline import quoted
+from cifar_research.composition import parsed, quoted
 
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
 _NORMAL_95 = 1.959964
@@ -177,7 +176,8 @@ def _word(value: Any) -> str:
     """Return a value in the grammar of Hydra's command line; ConfigError if it has no word for a key."""
     if isinstance(value, Mapping):
         for key in value:
-            if not re.fullmatch(r"[^\W\d][\w-]*", str(key)):
+            override = parsed(f"key={{{key}:1}}")
+            if override is None or override.is_sweep_override() or override.value() != {key: 1}:
                 raise config.ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
         return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

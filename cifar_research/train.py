@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from cifar_research import (
     announcement,
     commandline,
+    composition,
     config,
     console,
     cores,
@@ -329,7 +330,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
     except USER_ERRORS as error:
         console.error(str(error))
         return 2
-    except config.HYDRA_ERRORS as error:
+    except composition.HYDRA_ERRORS as error:
         console.error(mistakes.explain(error, list(arguments)))
         return 2
     except OSError as error:

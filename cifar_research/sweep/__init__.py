@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from hydra.types import RunMode
 
-from cifar_research import commandline, config, console, plugins, report, trust
+from cifar_research import commandline, composition, config, console, plugins, report, trust
 from cifar_research.environment import stop_signals
 from cifar_research.launchers import worker
 from cifar_research.sweep import cells as planning
@@ -57,8 +57,7 @@ def for_help(arguments: Sequence[str]) -> list[str]:
     """Return a command line with which Hydra can show its help: a sweep's without -m and words with several values."""
     if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
         return list(arguments)
-    rest = [word for word in arguments if word not in ("-m", "--multirun")]
-    return [word for word in rest if not ((override := trust.parsed(word)) and override.is_sweep_override())]
+    return composition.without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
 def run(arguments: Sequence[str]) -> int:
