@@ -27,7 +27,9 @@ def expand(arguments: Sequence[str]) -> list[str]:
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
     home = re.compile(r"^(\+{0,2}[\w.]+=)(~/)")
-    arguments = [home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in with_texts(arguments)]
+    arguments = [
+        home.sub(lambda word: word[1] + os.path.expanduser(word[2]), argument) for argument in with_texts(arguments)
+    ]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments

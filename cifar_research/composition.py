@@ -159,7 +159,7 @@ def resolve_hydra(cfg: DictConfig) -> None:
             leaves.sort(key=lambda leaf: "runtime.output_dir" in leaf[3])
             for key, node, name, text in leaves:
                 if "runtime.output_dir" in text and OmegaConf.is_missing(cfg.hydra.runtime, "output_dir"):
-                    if key == "name" or key.startswith("hydra."):
+                    if key in ("name", "hydra.run.dir"):
                         raise ValueError(f"{key}: {text} is known only once this is; leave it out")
                     cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
                 _check_paths(cfg, key, text)

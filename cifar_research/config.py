@@ -41,9 +41,7 @@ class ConfigError(ValueError):
     """A mistake in the config, in sentences for whoever wrote it."""
 
 
-def compose(
-    overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: RunMode = RunMode.RUN
-) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: RunMode = RunMode.RUN) -> DictConfig:
     """Return the config that these command-line overrides compose; ConfigError says what is wrong with them.
 
     Every ${hydra:…} is replaced by its value. What the overrides say of allow_targets is allowed in this process from
@@ -110,7 +108,7 @@ def check(cfg: DictConfig) -> None:
     for key, node in nodes:
         problems += plugins.check(key, node)
     if not problems:
-        problems += _check_image_size(cfg)
+        problems += _check_image_size(cfg) + phases.check_weights(cfg)
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -83,8 +83,9 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     value = override.value()
     listed = composition.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
-        is_left_out = option is None and group in ("experiment", "sweep")
-        if not is_left_out and (not isinstance(option, str) or option not in listed):
+        if option is None and group in ("experiment", "sweep"):
+            return f"{group}: null is no option; leave {typed(word)} out"
+        if not isinstance(option, str) or option not in listed:
             return _no_option(group, option, overrides)
     return None
 
@@ -118,7 +119,9 @@ def _several_values(word: str, overrides: Sequence[str]) -> str:
     if not override.is_choice_sweep() or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
     as_text = typed(f"{key}={quoted(value)}")
-    return f"{key}: {value} are several values; for a sweep add -m, for a list give {key}=[{value}], for a text {as_text}"
+    return (
+        f"{key}: {value} are several values; for a sweep add -m, for a list give {key}=[{value}], for a text {as_text}"
+    )
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:

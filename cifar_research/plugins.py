@@ -13,6 +13,8 @@ import importlib
 import inspect
 import os
 import re
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -93,8 +95,19 @@ def instantiate(node: Any) -> Any:
         return hydra_instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        message = str(cause) if isinstance(cause, ValueError) else str(error).replace("\n", " ")
-        raise ValueError(message) from error
+        known = isinstance(cause, ValueError) or cause is None
+        raise ValueError(
+            str(cause or error).replace("\n", " ") if known else f"{node._target_}: {said(cause)}"
+        ) from error
+
+
+def said(error: BaseException) -> str:
+    """Return what an error of a user's code says, in a line, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{place}"
 
 
 def check(key: str, node: Any) -> list[str]:
@@ -109,7 +122,9 @@ def check(key: str, node: Any) -> list[str]:
         factory = getattr(__import__(module, fromlist=[name]), name)
     except (ImportError, ValueError) as error:
         return [f"{key}._target_: cannot import {target!r} ({error}); is its folder on PYTHONPATH?"]
-    except AttributeError:
+    except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
+        if not isinstance(error, AttributeError) or module not in sys.modules:
+            return [f"{key}._target_: cannot import {target!r}: {said(error)}"]
         public = [k for k, v in vars(__import__(module, fromlist=[name])).items() if inspect.isfunction(v)]
         return [f"{key}._target_: module {module!r} has no {name!r}{nearest(name, public)}"]
     if not callable(factory):
@@ -138,7 +153,8 @@ def check(key: str, node: Any) -> list[str]:
         try:
             instantiate(node)
         except ValueError as error:
-            problems += [f"{key}.{error}"]
+            is_of_setting = str(error).partition(":")[0] in hints
+            problems += [f"{key}.{error}" if is_of_setting else f"{key}: {error}"]
     return problems
 
 

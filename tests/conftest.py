@@ -34,6 +34,24 @@ def lab(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def weights_for(tmp_path_factory):
+    """A function that returns the word for a file of weights of the backbone that some words compose."""
+    from cifar_research import config, plugins
+
+    folder = tmp_path_factory.mktemp("weights")
+
+    def weights_for(*words):
+        import keras
+
+        path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
+        keras.utils.set_random_seed(0)
+        plugins.instantiate(config.compose(words).backbone)((32, 32, 3)).save_weights(path)
+        return f"backbone.weights={path}"
+
+    return weights_for
+
+
+@pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """The folder of a completed run that has learnt something, with what a model must bring along."""
     from cifar_research import config, console, train

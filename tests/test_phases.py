@@ -24,7 +24,8 @@ def random_data(count=16, size=32):
 def entered(*overrides, phase=0, base=BASE):
     """Return a task in one of its phases, and the data as that sees it."""
     cfg = config.compose([*base, *overrides])
-    config.check(cfg)
+    if not phases.check_weights(cfg):  # here a random backbone will do for a frozen one
+        config.check(cfg)
     data = random_data()
     task = tasks.build(cfg, data)
     tasks.load_weights(cfg, task, data)

@@ -117,7 +117,7 @@ def test_sweeps_compose_with_experiments_and_overrides():
 
 
 def test_keys_of_an_option_that_only_the_cells_choose():
-    planned = plan("sweep=backbones", "backbone.image_size=64", "backbone.weights=none", "training=scratch,fine_tuning")
+    planned = plan("sweep=backbones", "backbone.image_size=64", "training=scratch,fine_tuning")
     assert len(planned) == 6 and {cell.config["backbone"]["image_size"] for cell in planned} == {64}
     with pytest.raises(config.ConfigError, match="backbone=vgg16.*image_sise"):
         plan("backbone=vgg16,resnet50", "backbone.image_sise=64", "model=linear")

@@ -7,6 +7,7 @@ cell by cell; the cells' own folders tell what came out, and `cells.json` what w
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import signal
 import subprocess
@@ -27,6 +28,8 @@ from cifar_research.sweep.cells import Cell, Ledger, Plan
 from cifar_research.sweep.live import Live
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from cifar_research.launchers import Launcher
     from cifar_research.sweep import search
 
@@ -49,8 +52,29 @@ def is_sweep(arguments: Sequence[str]) -> bool:
         return True
     if flags:
         return False
-    mode = planning.base(arguments).hydra.mode
-    return mode is RunMode.MULTIRUN
+    cfg = planning.base(arguments)
+    if cfg.hydra.mode is RunMode.MULTIRUN:
+        return True
+    _refuse_for_one_run(cfg, arguments)
+    return False
+
+
+def _refuse_for_one_run(cfg: DictConfig, arguments: Sequence[str]) -> None:
+    """Refuse what a sweep alone takes, on the command line of one run, where it would come to nothing."""
+    # A run that goes on in its folder is one run for good.
+    is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
+    leave = "leave it out" if is_begun else "add -m, or leave it out"
+    for word in arguments:
+        key = word.lstrip("+~").partition("=")[0]
+        if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
+            raise config.ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
+    launcher = cfg.hydra.runtime.choices.get("hydra/launcher")
+    if launcher != "local":
+        here = "hydra/launcher=local trains on this machine"
+        raise config.ConfigError(
+            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
+            + (here if is_begun else f"add -m to submit it as one job; {here}")
+        )
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
@@ -155,7 +179,8 @@ def _run_cells(
             running[cell.folder] = cell
             run_dir = ledger.folder / cell.folder
             place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
-            arguments = [*cell.overrides, *ledger.context, place]
+            # A preset of the cell's own may choose another launcher, which has this cell already.
+            arguments = [*cell.overrides, *ledger.context, "hydra/launcher=local", place]
             launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
         if not running:
             return
