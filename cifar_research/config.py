@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research import composition, mistakes, phases, plugins, trust
 from cifar_research.augmentation.views import VIEWS
+from cifar_research.composition import HYDRA_ERRORS as HYDRA_ERRORS
 from cifar_research.composition import config_dir as config_dir
 from cifar_research.schema import (
     CifarConfig,

@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 from cifar_research import (
     announcement,
     commandline,
-    composition,
     config,
     console,
     cores,
@@ -330,7 +329,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
     except USER_ERRORS as error:
         console.error(str(error))
         return 2
-    except composition.HYDRA_ERRORS as error:
+    except config.HYDRA_ERRORS as error:
         console.error(mistakes.explain(error, list(arguments)))
         return 2
     except OSError as error:

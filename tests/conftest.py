@@ -1,5 +1,7 @@
 """What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
 
+import functools
+import subprocess
 import sys
 
 import pytest
@@ -36,16 +38,17 @@ def lab(tmp_path):
 @pytest.fixture(scope="session")
 def weights_for(tmp_path_factory):
     """A function that returns the word for a file of weights of the backbone that some words compose."""
-    from cifar_research import config, plugins
-
     folder = tmp_path_factory.mktemp("weights")
+    # In a process of its own: tests that fork must not have TensorFlow.
+    code = (
+        "import sys, keras; from cifar_research import config, plugins; keras.utils.set_random_seed(0)\n"
+        "plugins.instantiate(config.compose(sys.argv[2:]).backbone)((32, 32, 3)).save_weights(sys.argv[1])"
+    )
 
+    @functools.cache
     def weights_for(*words):
-        import keras
-
         path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
-        keras.utils.set_random_seed(0)
-        plugins.instantiate(config.compose(words).backbone)((32, 32, 3)).save_weights(path)
+        subprocess.run([sys.executable, "-c", code, path, *words], check=True)
         return f"backbone.weights={path}"
 
     return weights_for
