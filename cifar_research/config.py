@@ -96,7 +96,7 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(mistakes.explain(error, [])) from error
     if missing:
-        raise ConfigError("\n".join(f"{key}: has no value; choose an option, or give one: {key}=…" for key in missing))
+        raise ConfigError("\n".join(map(mistakes.missing, missing)))
     # What cannot be read further on comes first.
     if problems := [*_check_keys(cfg), *check_values(cfg)]:
         raise ConfigError("\n".join(problems))

@@ -112,16 +112,33 @@ def _options_with(group: str, key: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _several_values(word: str, overrides: Sequence[str]) -> str:
+    """Say what may be done with several values for a key, where one run takes one."""
     override = parsed(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
         return f"{word}: takes one value, and says how all cells are run; give one"
     if not override.is_choice_sweep() or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
-    as_text = typed(f"{key}={quoted(value)}")
-    return (
-        f"{key}: {value} are several values; for a sweep add -m, for a list give {key}=[{value}], for a text {as_text}"
-    )
+    value = ",".join(getattr(one, "text", None) or str(one) for one in override._value.list)
+    first = next(override.sweep_string_iterator())
+    ways = ["for a sweep add -m"] if is_group(key) or _fits(f"{key}={first}", overrides) else []
+    for kind, one in {"list": f"{key}=[{value}]", "text": f"{key}={quoted(value)}"}.items():
+        ways += [f"for a {kind} give {typed(one)}"] if _fits(one, overrides) else []
+    return f"{key}: {value} are several values; {', '.join(ways) or 'give one'}"
+
+
+def _fits(word: str, overrides: Sequence[str]) -> bool:
+    """Say whether an override is of a kind that its key takes, with the options that the others choose."""
+    override = parsed(word)
+    if is_group(override.key_or_group):
+        return override.key_or_group == "augmentation" and isinstance(override.value(), list)
+    section, _, last = override.key_or_group.rpartition(".")
+    try:
+        cfg = composition.compose([*_groups(overrides), word])
+    except composition.HYDRA_ERRORS:
+        return False
+    hint = plugins.hint(cfg[section], last) if section in composition.groups() else Any
+    return plugins.fits(override.value(), hint)
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
@@ -139,6 +156,14 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
         return f"{key}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
     found = re.search(r"full_key: (\S+)", text)
     return _other_kind(found[1] if found else key, word, cfg, text)
+
+
+def missing(key: str) -> str:
+    """Say that a key or group has no value."""
+    if not is_group(key):
+        return f"{key}: has no value; give one: {key}=…"
+    default = composition.compose().hydra.runtime.choices[key]
+    return f"{key}: has no value; choose an option, as in {key}={default}"
 
 
 def _new_phase(word: str) -> str:
@@ -262,11 +287,16 @@ def _in_a_file(text: str, overrides: Sequence[str]) -> str:
 
 def _context(overrides: Sequence[str]) -> DictConfig:
     """Return what the chosen options compose, or no option at all if what is wrong lies in one of them."""
-    groups = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
     try:
-        return composition.compose(groups)
+        return composition.compose(_groups(overrides))
     except Exception:  # noqa: BLE001 — any kind, of a file
         return composition.compose()
+
+
+def _groups(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose options, each one."""
+    chosen = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
+    return composition.without_sweeps(chosen)
 
 
 def flags(arguments: Sequence[str]) -> str | None:

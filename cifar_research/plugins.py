@@ -143,7 +143,7 @@ def check(key: str, node: Any) -> list[str]:
             hint = nearest(setting, hints)
             drop = "" if "did you mean" in hint else f"; if it is a preset's, leave it out with ~{key}.{setting}"
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{drop}")
-        elif not _fits(value, hints[setting]):
+        elif not fits(value, hints[setting]):
             wanted = _type_name(hints[setting])
             problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
     for parameter in named:
@@ -170,16 +170,13 @@ def parameters(node: Any) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def hint(node: DictConfig, setting: str) -> Any:
+def hint(node: Any, setting: str) -> Any:
     """Return the type of what a plug-in node's factory takes by this name, Any if it is not known."""
-    module, _, name = str(node.get("_target_") or "").rpartition(".")
-    if not module or refusals("config", node):
+    parameter = parameters(node).get(setting)
+    if parameter is None:
         return Any
-    try:
-        factory = getattr(__import__(module, fromlist=[name]), name)
-        return _hint(factory, inspect.signature(factory).parameters[setting])
-    except (ImportError, AttributeError, KeyError, ValueError, TypeError):
-        return Any
+    module, _, name = str(node._target_).rpartition(".")
+    return _hint(getattr(sys.modules[module], name), parameter)
 
 
 def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
@@ -194,13 +191,13 @@ def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
         return Any
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Say whether a YAML value fits a factory's type hint: an int counts as a float, a bool not as an int."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(fits(value, one) for one in arguments)
     if origin is typing.Literal:
         return value in arguments
     if hint is float:
@@ -208,7 +205,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin in (list, Sequence, tuple):
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+        return isinstance(value, (list, tuple)) and all(fits(item, arguments[0]) for item in value)
     if origin in (dict, Mapping):
         return isinstance(value, dict)
     return isinstance(value, hint) if isinstance(hint, type) else True

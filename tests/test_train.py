@@ -84,7 +84,8 @@ def test_terminal_shows_the_story_and_no_noise(finished):
 
 def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weights_for):
     def said(technique):
-        cfg = config.compose([*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}", "optimizer.learning_rate=0.002"])
+        words = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
+        cfg = config.compose([*words, "optimizer.learning_rate=0.002"])
         train.run(cfg, tmp_path / technique)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
