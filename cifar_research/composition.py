@@ -72,18 +72,19 @@ def is_group(key: str) -> bool:
 
 
 def _text_keys() -> set[str]:
+    """Return the keys of the framework's sections, and of Hydra's, that take any text or a list of texts."""
     sections = {"": [schema.Config], "data.": [schema.CifarConfig, schema.ImagesConfig, schema.SyntheticConfig]}
     typed = {
         f"{prefix}{field.name}"
         for prefix, classes in sections.items()
         for one in classes
         for field in fields(one)
-        if re.match(r"(list\[)?str\b", str(field.type))
+        if re.match(r"(list\[)?str\b", str(field.type)) and field.name != "validation"
     }
     return typed | {"backbone.weights", "hydra.run.dir", "hydra.sweep.dir", "hydra.job.name"}
 
 
-_TEXT_KEYS = _text_keys()
+TEXT_KEYS = _text_keys()
 
 
 def with_texts(overrides: Sequence[str]) -> list[str]:
@@ -97,7 +98,7 @@ def with_texts(overrides: Sequence[str]) -> list[str]:
 def _with_texts(word: str) -> str:
     key, _, value = word.partition("=")
     name = key.lstrip("+")
-    if not value or "${" in value or not (name in _TEXT_KEYS or is_group(name)):
+    if not value or "${" in value or not (name in TEXT_KEYS or is_group(name)):
         return word
 
     def quoted_atom(found: re.Match[str]) -> str:
@@ -156,12 +157,14 @@ def resolve_hydra(cfg: DictConfig) -> None:
         with flag_override(cfg.hydra, "readonly", False):
             leaves = list(_hydra_leaves(cfg, OmegaConf.to_container(cfg, resolve=False)))
             # The run's folder may be composed of the others.
-            leaves.sort(key=lambda leaf: "runtime.output_dir" in leaf[3])
+            leaves.sort(key=lambda leaf: ("runtime.output_dir" in leaf[3], leaf[0].startswith("hydra.job")))
             for key, node, name, text in leaves:
                 if "runtime.output_dir" in text and OmegaConf.is_missing(cfg.hydra.runtime, "output_dir"):
                     if key in ("name", "hydra.run.dir"):
                         raise ValueError(f"{key}: {text} is known only once this is; leave it out")
                     cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
+                    config.set_config(cfg)  # which copies the section
+                    OmegaConf.set_readonly(cfg.hydra, False)
                 _check_paths(cfg, key, text)
                 node[name] = node[name]
     except (RecursionError, OmegaConfBaseException) as error:

@@ -121,9 +121,12 @@ def _several_values(word: str, overrides: Sequence[str]) -> str:
         return f"{key}: {value} are several values; for a sweep add -m"
     value = ",".join(getattr(one, "text", None) or str(one) for one in override._value.list)
     first = next(override.sweep_string_iterator())
-    ways = ["for a sweep add -m"] if is_group(key) or _fits(f"{key}={first}", overrides) else []
-    for kind, one in {"list": f"{key}=[{value}]", "text": f"{key}={quoted(value)}"}.items():
-        ways += [f"for a {kind} give {typed(one)}"] if _fits(one, overrides) else []
+    can_vary = key not in ("name", "data.cache_dir") and (is_group(key) or _fits(f"{key}={first}", overrides))
+    ways = ["for a sweep add -m"] if can_vary else []
+    if _fits(f"{key}=[{value}]", overrides):
+        ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
+    elif key in composition.TEXT_KEYS:
+        ways.append(f"for a text give {typed(f'{key}={quoted(value)}')}")
     return f"{key}: {value} are several values; {', '.join(ways) or 'give one'}"
 
 

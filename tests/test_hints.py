@@ -61,7 +61,7 @@ WRONG = [
     ("experiment=fast optimizer=adam", ["~optimizer.other_scale"]),
     ("~optimizer", ["optimizer=adam"]),
     ("seed=1,2", ["-m"]),
-    ("name=1,2", ["-m", "name='1,2'"]),
+    ("name=1,2", ["name='1,2'"]),
     ("data.classes=cat,dog", ["data.classes=[cat,dog]"]),
     ("optimizer.learning_rate=0.1,0.2", ["-m"]),
     ("augmentation=flip,shift", ["-m", "augmentation=[flip,shift]"]),
