@@ -361,7 +361,7 @@ def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
     ]
     assert found == ["adam", "adamw", "rmsprop", "sgd"]
     (tmp_path / "schedule").mkdir()
-    text = "_target_: cifar_research.schedules.constant\nwarmup_epochs: 0.1\nwarmup_steps: null\n"
+    text = "_target_: cifar_research.schedules.constant\nwarmup_epochs: 1\nwarmup_steps: 0\n"
     (tmp_path / "schedule" / "chilly.yaml").write_text(text)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=glob(c*)", "training.epochs=20"]
     assert [cell.folder for cell in plan(*words)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
@@ -407,7 +407,7 @@ def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
 
 def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp_path):
     (tmp_path / "experiment").mkdir()
-    preset = "# @package _global_\ndefaults:\n- override /hydra/launcher: slurm\n"
+    preset = "# @package _global_\nhydra: {launcher: {_target_: cifar_research.launchers.slurm.slurm}}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
     with pytest.raises(config.ConfigError, match="^hydra/launcher: slurm "):

@@ -68,8 +68,8 @@ def _refuse_for_one_run(cfg: DictConfig, arguments: Sequence[str]) -> None:
         key = word.lstrip("+~").partition("=")[0]
         if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
             raise config.ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
-    launcher = cfg.hydra.runtime.choices.get("hydra/launcher")
-    if launcher != "local":
+    launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
+    if launcher != "local" and "hydra/launcher=local" not in arguments:
         here = "hydra/launcher=local trains on this machine"
         raise config.ConfigError(
             f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
