@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from cifar_research import report, trust
+from cifar_research.composition import quoted as quoted
+from cifar_research.composition import with_texts
 from cifar_research.config import ConfigError
 from cifar_research.data import cifar
 from cifar_research.sweep import cells
@@ -26,7 +28,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder; whom the run allowed to be called is for the command to say again, since the folder may be a stranger's. A
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
-    arguments = [_with_home(argument) for argument in arguments]
+    arguments = [_with_home(argument) for argument in with_texts(arguments)]
     places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
     if not places:
         return arguments
@@ -81,13 +83,6 @@ def _with_home(word: str) -> str:
         reason = "this user has no home directory" if home == "~" else f"there is no user {home[1:]}"
         raise ConfigError(f"{match[2]}: {word[match.end(1) :]}: {reason}; write the whole path")
     return f"{match[1]}{home}{word[match.end() :]}"
-
-
-def quoted(text: str) -> str:
-    """Return a text as a value on Hydra's command line, whatever characters it has."""
-    # Hydra takes backslashes for an escape only where a quotation mark follows.
-    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def program(name: str) -> str:

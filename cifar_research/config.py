@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import mistakes, phases, plugins, trust
+from cifar_research import composition, mistakes, phases, plugins, trust
 from cifar_research.augmentation.views import VIEWS
+from cifar_research.composition import HYDRA_ERRORS as HYDRA_ERRORS
+from cifar_research.composition import config_dir as config_dir
 from cifar_research.schema import (
     CifarConfig,
     Config,
@@ -40,31 +40,22 @@ FREE_KEYS = (
 )  # fmt: skip
 
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
-
-
 class ConfigError(ValueError):
     """A mistake in the config, in sentences for whoever wrote it."""
 
 
-def config_dir() -> str:
-    """Return the absolute path of conf/: the packaged one if it is there, else the checkout's."""
-    package = Path(__file__).resolve().parent
-    packaged = package / "conf"
-    return str(packaged if (packaged / "config.yaml").is_file() else package.parent / "conf")
-
-
-def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: RunMode = RunMode.RUN) -> DictConfig:
     """Return the config that these command-line overrides compose; ConfigError says what is wrong with them.
 
-    What they say of allow_targets is allowed in this process from then on, and refused if a file says it; so is what a
-    file tells Hydra to run.
+    Every ${hydra:…} is replaced by its value. What the overrides say of allow_targets is allowed in this process from
+    then on, and refused if a file says it; so is what a file tells Hydra to run. mode: see composition.compose.
     """
-    overrides = list(overrides)
+    overrides = composition.with_texts(overrides)
+    single = composition.without_sweeps(overrides) if mode is RunMode.MULTIRUN else overrides
     try:
-        cfg = compose_unchecked(overrides, with_hydra)
-    except HYDRA_ERRORS as error:
-        raise ConfigError(mistakes.explain(error, overrides)) from error
+        cfg = composition.compose(overrides, mode)
+    except composition.HYDRA_ERRORS as error:
+        raise ConfigError(mistakes.explain(error, single)) from error
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         raise ConfigError(
@@ -73,20 +64,21 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
     except Exception as error:  # Hydra and OmegaConf raise many kinds for files that hold something else than settings
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
-        raise ConfigError(mistakes.odd_option(overrides) or told) from error
+        raise ConfigError(mistakes.wrong_override(single) or told) from error
     try:
-        problems = trust.problems(cfg, overrides)
+        problems = trust.problems(cfg, single)
+        if not problems:
+            composition.resolve_hydra(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(mistakes.explain(error, overrides)) from error
+        raise ConfigError(mistakes.explain(error, single)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if problems:
         raise ConfigError("\n".join(problems))
+    if not with_hydra:
+        with open_dict(cfg):
+            del cfg["hydra"]
     return cfg
-
-
-def compose_unchecked(overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
-    """Return what Hydra composes, or let its error through."""
-    with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
-        return hydra_compose("config", list(overrides), return_hydra_config=with_hydra)
 
 
 def transforms(cfg: DictConfig) -> dict[str, Any]:
@@ -106,7 +98,7 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(mistakes.explain(error, [])) from error
     if missing:
-        raise ConfigError("\n".join(f"{key}: has no value; choose an option, or give one: {key}=…" for key in missing))
+        raise ConfigError("\n".join(map(mistakes.missing, missing)))
     # What cannot be read further on comes first.
     if problems := [*_check_keys(cfg), *check_values(cfg)]:
         raise ConfigError("\n".join(problems))
@@ -119,7 +111,7 @@ def check(cfg: DictConfig) -> None:
     for key, node in nodes:
         problems += plugins.check(key, node)
     if not problems:
-        problems += _check_image_size(cfg)
+        problems += _check_image_size(cfg) + phases.check_weights(cfg)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -172,7 +164,7 @@ def _check_keys(cfg: DictConfig) -> list[str]:
         for key in cfg[prefix] if prefix else cfg:
             if key not in valid:
                 full = f"{prefix}.{key}" if prefix else key
-                problems.append(f"{full}: there is no such key{plugins.nearest(key, valid)}")
+                problems.append(mistakes.unknown_key(full, str(OmegaConf.select(cfg, full)), _without(cfg, full)))
     names = {CifarConfig: ("cifar10", "cifar100"), ImagesConfig: ("images",), SyntheticConfig: ("synthetic",)}
     valid = names.get(sections["data"], ())
     if cfg.data.name not in valid:
@@ -180,6 +172,13 @@ def _check_keys(cfg: DictConfig) -> list[str]:
             f"data.name: {cfg.data.name!r} does not go with these keys; choose data={cfg.data.name} instead"
         )
     return problems
+
+
+def _without(cfg: DictConfig, key: str) -> DictConfig:
+    rest = OmegaConf.to_container(cfg, resolve=False)
+    section, _, last = key.rpartition(".")
+    del (rest[section] if section else rest)[last]
+    return OmegaConf.create(rest)
 
 
 def _check_image_size(cfg: DictConfig) -> list[str]:

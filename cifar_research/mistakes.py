@@ -1,103 +1,172 @@
-"""Mistakes on a command line or in a file of settings, in sentences for whoever made them."""
+"""Mistakes on a command line or in a file of settings, in sentences for whoever made them.
+
+The words of the command line are composed one after another: the first that fails is the mistake, and is held against
+what the words before it compose. Only what lies in a file is found by the text of Hydra's error.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cifar_research import plugins, trust
+from cifar_research import composition, plugins, trust
+from cifar_research.composition import is_group, parsed, quoted, typed
 
 # Those that choose another config, see trust.py.
 _HYDRAS_OPTIONS = (
     "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun", "--run", "-r",
 )  # fmt: skip
+# What the field calls a key, where that is not its own last part.
+_ABBREVIATIONS = {
+    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
+    "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
+    "max_epochs": "training.epochs", "data_dir": "data.dir", "dataset": "data", "root": "data.dir",
+    "arch": "backbone", "network": "backbone", "net": "backbone", "criterion": "loss", "scheduler": "schedule",
+    "lr_scheduler": "schedule", "augment": "augmentation", "transforms": "augmentation", "aug": "augmentation",
+    "output_dir": "hydra.run.dir", "out_dir": "hydra.run.dir", "workers": "training.threads",
+    "num_workers": "training.threads", "random_seed": "seed", "warmup": "schedule.warmup_epochs",
+    "early_stopping": "training.patience", "amp": "training.precision", "dtype": "training.precision",
+}  # fmt: skip
+
+_OPTIONS = {"ce": "categorical_crossentropy", "xent": "categorical_crossentropy", "nll": "categorical_crossentropy"}
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
-    from cifar_research import config  # which imports this module
-
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__
     text = "\n".join(str(one) for one in chain)
-
-    full = re.search(r"full_key: (\S+)", text)
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
-    if match := re.search(r"Ambiguous value for argument '(.*)'", text):
-        key, _, value = match.group(1).partition("=")
-        as_text = typed(f"{key}={_quoted(value)}")
-        return f"{key}: {value} are several values; for a sweep add -m, for a list give {key}=[{value}], for a text {as_text}"
-    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
-        return _no_option(*match.groups(), overrides)
-    if match := re.search(r"Could not override '([^']*)'\. ?\n?No match in the defaults list", text):
-        key = match.group(1)
-        groups = sorted(p.name for p in Path(config.config_dir()).iterdir() if p.is_dir())
-        return f"{key}: there is no such group or key{plugins.nearest(key, [*groups, 'seed', 'name'])}"
-    if match := re.search(r"Could not override '([^']*)'", text):
-        return _unknown_key(match.group(1), overrides)
-    if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
-        return _unknown_key(full.group(1) if full else match.group(1), overrides)
-    # The word that Hydra could not take, of several with this key.
-    merged = re.match(r"Error merging override (.*)", text)
-    given = merged.group(1) if merged else None
-    if given and given.startswith("+") and "is not a subclass of PhaseConfig" in text:
-        return _new_phase(given)
-    if full and re.search(
-        r"is not Optional|is not a ListConfig|Cannot merge DictConfig with ListConfig|is not a subclass", text
-    ):
-        return _other_kind(full.group(1), given, text, overrides)
-    if match := re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text):
-        place = full.group(1) if full else "config"
-        where = f" (given as {given!r})" if given else ""
-        return f"{place}: {match.group(1)}{where}"
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if full:
-        return f"{full.group(1)}: {lines[0]}"
-    return " ".join(lines[:4])
+    return wrong_override(overrides) or _in_a_file(text, overrides)
 
 
-def odd_option(overrides: Sequence[str]) -> str | None:
-    """Say which word gives a group something else than an option's name, as optimizer=null does; None if none does."""
-    from cifar_research import config
-
+def wrong_override(overrides: Sequence[str]) -> str | None:
+    """Say what is wrong with the first override that does not compose, None if all do."""
     for word in overrides:
-        override = trust.parsed(word)
-        is_group = override is not None and (Path(config.config_dir()) / override.key_or_group).is_dir()
-        if is_group and not override.is_delete() and not override.is_sweep_override():
-            value = override.value()
-            is_optional = override.key_or_group in ("experiment", "sweep")
-            for one in value if isinstance(value, list) else [value]:
-                if not isinstance(one, str) and not (one is None and is_optional):
-                    return _no_option(override.key_or_group, one, overrides)
+        if parsed(word) is None:
+            return _unreadable(word)
+    for word in overrides:
+        if parsed(word).is_sweep_override():
+            return _several_values(word, overrides)
+    groups = [word for word in overrides if is_group(parsed(word).key_or_group)]
+    for word in groups:
+        if sentence := _wrong_group(word, overrides):
+            return sentence
+    # Options first: they decide which keys there are.
+    before = [word for word in overrides if word.startswith("hydra.searchpath=") or word in groups]
+    try:
+        cfg = composition.compose(before)
+    except Exception:  # noqa: BLE001 — any kind, of a file: not a word's mistake
+        return None
+    for word in [word for word in overrides if word not in before]:
+        try:
+            after = composition.compose([*before, word])
+        except composition.HYDRA_ERRORS as error:
+            return _wrong_value(word, cfg, error, overrides)
+        before, cfg = [*before, word], after
+    return None
+
+
+def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
+    """Say what is wrong with the choice of an option, as in optimizer=null."""
+    override = parsed(word)
+    if override.is_delete() or override.package is not None:
+        return None
+    group = override.key_or_group
+    if override.is_add() and group in composition.compose().hydra.runtime.choices:
+        return f"{group}: a run has one already; leave the + out: {typed(word.lstrip('+'))}"
+    value = override.value()
+    listed = composition.options(group, overrides)
+    for option in value if isinstance(value, list) else [value]:
+        if option is None and group in ("experiment", "sweep"):
+            return f"{group}: null is no option; leave {typed(word)} out"
+        if not isinstance(option, str) or option not in listed:
+            return _no_option(group, option, overrides)
     return None
 
 
 def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
-    from cifar_research import config
-
-    # Hydra lists a group's options, those of hydra.searchpath too, for a word that names none.
-    places = [word for word in overrides if word.startswith("hydra.searchpath=")]
-    listed = None
-    with contextlib.suppress(*config.HYDRA_ERRORS):
-        try:
-            config.compose_unchecked([*places, f"{group}="])
-        except MissingConfigException as error:
-            listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", str(error))
-    options = listed.group(1).split() if listed else []
-    close = plugins.close(str(option), options) or "."
+    listed = sorted(composition.options(group, overrides))
+    name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
+    close = plugins.close(name, listed) if name != "none" or name in listed else ""
+    if not close and (meant := _options_with(group, str(option), overrides)):
+        close = f"; did you mean {meant[0]!r}?"
     given = "null" if option is None else repr(option)
-    return f"{group}: there is no option {given}{close}" + (f" It has {', '.join(options)}" if options else "")
+    return f"{group}: there is no option {given}{close or '.'}" + (f" It has {', '.join(listed)}" if listed else "")
+
+
+def _options_with(group: str, key: str, overrides: Sequence[str]) -> list[str]:
+    """Return the options of a group whose file has a key, or whose factory is called so."""
+    repository, found = composition.repository(overrides), []
+    for option in sorted(composition.options(group, overrides)):
+        loaded = repository.load_config(f"{group}/{option}")
+        content = loaded.config if loaded is not None and isinstance(loaded.config, DictConfig) else {}
+        if key in content or str(content.get("_target_", "")).rpartition(".")[2] == key:
+            found.append(option)
+    return found
+
+
+def _several_values(word: str, overrides: Sequence[str]) -> str:
+    """Say what may be done with several values for a key, where one run takes one."""
+    override = parsed(word)
+    key, _, value = word.partition("=")
+    if override.is_hydra_override():
+        return f"{word}: takes one value, and says how all cells are run; give one"
+    if not override.is_choice_sweep() or "(" in value:
+        return f"{key}: {value} are several values; for a sweep add -m"
+    value = ",".join(getattr(one, "text", None) or str(one) for one in override._value.list)
+    first = next(override.sweep_string_iterator())
+    can_vary = key not in ("name", "data.cache_dir") and (is_group(key) or _fits(f"{key}={first}", overrides))
+    ways = ["for a sweep add -m"] if can_vary else []
+    if _fits(f"{key}=[{value}]", overrides):
+        ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
+    elif key in composition.TEXT_KEYS:
+        ways.append(f"for a text give {typed(f'{key}={quoted(value)}')}")
+    return f"{key}: {value} are several values; {', '.join(ways) or 'give one'}"
+
+
+def _fits(word: str, overrides: Sequence[str]) -> bool:
+    """Say whether an override is of a kind that its key takes, with the options that the others choose."""
+    override = parsed(word)
+    if is_group(override.key_or_group):
+        return override.key_or_group == "augmentation" and isinstance(override.value(), list)
+    section, _, last = override.key_or_group.rpartition(".")
+    try:
+        cfg = composition.compose([*_groups(overrides), word])
+    except composition.HYDRA_ERRORS:
+        return False
+    hint = plugins.hint(cfg[section], last) if section in composition.groups() else Any
+    return plugins.fits(override.value(), hint)
+
+
+def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
+    """Say why an override does not go into what the ones before it compose."""
+    override = parsed(word)
+    key, value = override.key_or_group, word.partition("=")[2]
+    text = f"{error}\n{error.__cause__ or ''}"
+    node = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+    is_there = isinstance(node, DictConfig) and key.rpartition(".")[2] in node
+    if re.match(r"training\.phases\.\w", key) and not is_there and (override.is_add() or override.is_force_add()):
+        return _new_phase(word)
+    if not is_there and not override.is_add() and not override.is_force_add():
+        return unknown_key(key, value, cfg, overrides)
+    if override.is_add() and "Could not append" in text:
+        return f"{key}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
+    found = re.search(r"full_key: (\S+)", text)
+    return _other_kind(found[1] if found else key, word, cfg, text)
+
+
+def missing(key: str) -> str:
+    """Say that a key or group has no value."""
+    if not is_group(key):
+        return f"{key}: has no value; give one: {key}=…"
+    default = composition.compose().hydra.runtime.choices[key]
+    return f"{key}: has no value; choose an option, as in {key}={default}"
 
 
 def _new_phase(word: str) -> str:
@@ -111,72 +180,147 @@ def _new_phase(word: str) -> str:
     return f"training.phases.{names[0]}: a new phase is given whole, with all its settings in one word: {whole}"
 
 
-def _other_kind(key: str, given: str | None, text: str, overrides: Sequence[str]) -> str:
-    """Say what kind of value a key takes; given: the word with another one, None if a file has it."""
-    value = None if given is None else given.partition("=")[2]
+def _other_kind(key: str, word: str | None, cfg: DictConfig, text: str) -> str:
+    """Say what kind of value a key takes; word: the override with another one, None if a file has it."""
+    value = None if word is None else word.partition("=")[2]
     file = re.match(r"In '([^']*)'", text)
-    end = f", not {value}" if given else f" (in {file.group(1)})" if file else ""
-    now = OmegaConf.select(_context(key, overrides), key)
+    end = f", not {value}" if word else f" (in {file.group(1)})" if file else ""
+    now = OmegaConf.select(cfg, key)
     if isinstance(now, ListConfig) or "is not a ListConfig" in text or "object_type=list" in text:
         inner = {None: "…", "null": ""}.get(value, "…" if value and value[0] == "{" else value)
-        return f"{key}: takes a list{end}; give {key}=[{inner}]"
+        return f"{key}: takes a list{end}; give {typed(f'{key}=[{inner}]')}"
     if re.fullmatch(r"training\.phases\.\w+", key) and "is not Optional" in text:
         return f"{key}: null is no phase; leave it out with ~{key}"
     if isinstance(now, DictConfig):
         return f"{key}: takes settings of its own{end}; it has {', '.join(map(str, now))}"
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return f"{key}: takes {kinds.get(type(now), 'a value')}{end}; give one: {key}=…"
+    if "is not Optional" in text or "subclass" in text:
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        example = quoted(value) if isinstance(now, str) and value else _plain(now)
+        return f"{key}: takes {kinds.get(type(now), 'a value')}{end}; give one, as in {typed(f'{key}={example}')}"
+    reason = re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text)
+    where = f" (given as {word!r})" if word else ""
+    return f"{key}: {reason.group(1) if reason else text.strip().splitlines()[-1]}{where}"
 
 
-def _context(key: str, overrides: Sequence[str]) -> DictConfig:
-    """Return what the options on the command line compose, Hydra's own section too, without what it says of a key."""
-    from cifar_research import config
-
-    rest = [o for o in overrides if "=" in o and "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
-    try:
-        return config.compose_unchecked(rest, with_hydra=True)
-    except config.HYDRA_ERRORS:
-        return config.compose_unchecked([], with_hydra=True)  # what is wrong lies in a preset
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    """Name the valid neighbours of an unknown key, as the rest of the command line composes them."""
-    from cifar_research import config
-
-    parent, _, last = key.rpartition(".")
-    cfg = _context(key, overrides)
-    while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
-        parent, _, last = parent.rpartition(".")
+def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequence[str] = ()) -> str:
+    """Name the key that was meant by an unknown one; value: what it was given, None if that is not known."""
+    told = f"{key}: there is no such key"
+    parts = key.split(".")
+    depth = len(parts) - 1
+    while depth and not isinstance(OmegaConf.select(cfg, ".".join(parts[:depth])), DictConfig):
+        depth -= 1
+    parent, last, rest = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    valid = [str(k) for k in node if not str(k).startswith("_")]
-    words = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == parent]
-    chosen = {cfg.hydra.runtime.choices.get(parent), *re.split(r"\W+", words[-1] if words else "")}
-    if last not in chosen and (Path(config.config_dir()) / parent / f"{last}.yaml").is_file():
-        return f"{key}: there is no such key; choose {parent}={last} first"
-    return f"{key}: there is no such key{plugins.nearest(last, valid)}"
+    own = [str(name) for name in node if not str(name).startswith("_") and (parent or name != "hydra")]
+    hidden = [name for name in plugins.parameters(node) if name not in own] if parent else []
+    listed = composition.options(parent, overrides) if parent and is_group(parent) else []
+    if last in listed and last not in _chosen(parent, cfg, overrides):
+        return f"{told}; choose {parent}={last} first"
+    if rest and rest[0] in own:
+        return f"{told}; did you mean {_word('.'.join([*parts[:depth], *rest]), value)}?"
+    if (parent or rest) and (close := plugins.closest(last, [*own, *hidden])):
+        full = ".".join([*parts[:depth], close, *rest])
+        if rest and not (isinstance(node[close], DictConfig) and rest[0] in node[close]):
+            return told + unknown_key(full, value, cfg, overrides).removeprefix(f"{full}: there is no such key")
+        return f"{told}; did you mean {_word(full if close in own else f'+{full}', value)}?"
+    if not rest and (full := meant(last, cfg)):
+        return f"{told}; did you mean {' or '.join(_word(one, value) for one in full)}?"
+    last = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
+    for group in [parent] if listed else [] if parent else composition.groups():
+        if not rest and (having := _options_with(group, last, overrides)):
+            choices = " or ".join(f"{group}={one}" for one in having)
+            return f"{told} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
+    return f"{told}{plugins.nearest(last, [*own, *hidden])}"
+
+
+def meant(name: str, cfg: DictConfig) -> list[str]:
+    """Return the keys and groups of a config that a name without its section may stand for."""
+    keys = [*_keys(OmegaConf.to_container(cfg, resolve=False))]
+    known = {*composition.groups(), *keys, "hydra.run.dir"}
+    if (full := _ABBREVIATIONS.get(name, "")) in known:
+        return [full]
+    last: dict[str, list[str]] = {one: [one] for one in (*composition.groups(), "experiment", "sweep")}
+    for key in keys:
+        last.setdefault(key.rpartition(".")[2], []).append(key)
+    found = last.get(full.rpartition(".")[2] or name) or last.get(plugins.closest(name, last, cutoff=0.75), [])
+    # A key of the whole training stands for those of its phases.
+    return [key for key in found if ".phases." not in key] or found
+
+
+def _keys(content: Mapping[Any, Any], prefix: str = "") -> Iterable[str]:
+    for name, value in content.items():
+        if str(name).startswith("_") or (not prefix and name == "hydra"):
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _word(key: str, value: str | None) -> str:
+    return repr(key) if value is None else typed(f"{key}={value}")
+
+
+def _chosen(group: str, cfg: DictConfig, overrides: Sequence[str]) -> set[str]:
+    """Return the options of a group that a command line or a preset has chosen."""
+    words = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == group]
+    choices = cfg.hydra.runtime.choices.get(group) if "hydra" in cfg else None
+    return {str(choices), *re.split(r"\W+", words[-1] if words else "")}
+
+
+def _in_a_file(text: str, overrides: Sequence[str]) -> str:
+    """Say what is wrong in a file of settings, by the text of Hydra's error."""
+    full = re.search(r"full_key: (\S+)", text)
+    if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
+        return _no_option(*match.groups(), overrides)
+    if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
+        return unknown_key(full.group(1) if full else match.group(1), None, _context(overrides), overrides)
+    if match := re.search(r"Interpolation key 'hydra\.([^']*)' not found", text):
+        return f"{full.group(1) if full else 'config'}: write ${{hydra:{match.group(1)}}}, with a colon"
+    kinds = "is not Optional|is not a ListConfig|with ListConfig|Value |Incompatible |Cannot convert|subclass"
+    if full and re.search(kinds, text):
+        return _other_kind(full.group(1), None, _context(overrides), text)
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    return f"{full.group(1)}: {lines[0]}" if full else " ".join(lines[:4])
+
+
+def _context(overrides: Sequence[str]) -> DictConfig:
+    """Return what the chosen options compose, or no option at all if what is wrong lies in one of them."""
+    try:
+        return composition.compose(_groups(overrides))
+    except Exception:  # noqa: BLE001 — any kind, of a file
+        return composition.compose()
+
+
+def _groups(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose options, each one."""
+    chosen = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
+    return composition.without_sweeps(chosen)
 
 
 def flags(arguments: Sequence[str]) -> str | None:
     """Return what is wrong with the words of a command line that begin with a dash, None if nothing is."""
-    from cifar_research import config
-
     refused = trust.refused_flags(arguments)
     if hydras := [word for word in refused if word.partition("=")[0] in _HYDRAS_OPTIONS]:
         return f"{' '.join(hydras)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
     if not refused:
         return None
-    cfg = config.compose_unchecked()
-    keys = ["resume", "experiment", "sweep", *cfg, *sorted(config.flatten(cfg), key=len)]
-    meant = []
+    cfg = composition.compose()
+    write = []
     for word in refused:
         name, is_pair, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        key = next((key for key in keys if f".{key}".endswith(f".{name}")), name)
+        is_known = name == "resume" or ("." in name and OmegaConf.select(cfg, name) is not None)
+        key = name if is_known else (meant(name, cfg) or [name])[0]
         after = arguments[list(arguments).index(word) + 1 :][:1]
         if not is_pair and after and not after[0].startswith("-") and "=" not in after[0]:
             value = after[0]
-        meant.append(f"{key}={value or '…'}")
-    return f"{' '.join(refused)}: settings are written without dashes; write {' '.join(meant)}"
+        write.append(f"{key}={value or '…'}")
+    return f"{' '.join(refused)}: settings are written without dashes; write {' '.join(write)}"
 
 
 def _unreadable(word: str) -> str:
@@ -185,27 +329,16 @@ def _unreadable(word: str) -> str:
     told = f"{word!r} is not an override, key=value"
     if not is_pair:
         return f"{told}; put = between a key and its value, as in seed=1"
-    if trust.parsed(f"{key}=1") is None:
+    if parsed(f"{key}=1") is None:
         return f"{told}: {key!r} is no key"
     if value.endswith(","):
         return f"{told}: leave the comma at its end out"
     if value[0] not in "[{":
-        quoted = f"{key}={_quoted(value)}"
+        whole = f"{key}={quoted(value)}"
     else:
         parts = [part.strip() for part in value[1:-1].split(",")]
-        inner = ",".join(part if trust.parsed(f"{key}={part}") else _quoted(part) for part in parts)
-        quoted = f"{key}={value[0]}{inner}{value[-1]}"
-    if trust.parsed(quoted) is None:
+        inner = ",".join(part if parsed(f"{key}={part}") else quoted(part) for part in parts)
+        whole = f"{key}={value[0]}{inner}{value[-1]}"
+    if parsed(whole) is None:
         return f"{told}: its value cannot be read; close its brackets, and put a text in quotes, key='text'"
-    return f"{key.lstrip('+')}: {value!r} needs quotes; give {typed(quoted)}"
-
-
-def typed(word: str) -> str:
-    """Return what to type for a word with quotes, which a shell would take for its own."""
-    return shlex.quote(word) if re.search(r'["$`!]|\\(?!\')', word) else f'"{word}"'
-
-
-def _quoted(text: str) -> str:
-    from cifar_research import commandline  # which imports config
-
-    return commandline.quoted(text)
+    return f"{key.lstrip('+')}: {value!r} needs quotes; give {typed(whole)}"

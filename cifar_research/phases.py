@@ -103,6 +103,27 @@ def check(training: Any) -> list[str]:
     return problems
 
 
+def check_weights(cfg: Any) -> list[str]:
+    """Return why the first phase may not freeze the backbone: its weights are random. Nothing if it may.
+
+    Layers that are named one by one, as in {from: block2_conv1}, may be any.
+    """
+    weights = plugins.parameters(cfg.backbone).get("weights")
+    first = plan(cfg)[0]
+    if (
+        weights is None
+        or cfg.backbone.get("weights", weights.default) != "none"
+        or first.trainable not in ("none", "upper")
+    ):
+        return []
+    what = "no layer of it" if first.trainable == "none" else "its upper blocks alone"
+    imagenet = "backbone.weights=imagenet, " if weights.default == "imagenet" else ""
+    return [
+        f"backbone.weights: none leaves the backbone random, and training.phases.{first.name} trains {what}; give "
+        f"{imagenet}a weights file or a run folder, or choose training=scratch"
+    ]
+
+
 def check_numbers(cfg: Any, num_train: int, num_val: int) -> list[str]:
     """Return what is wrong with a config for so many training and validation images, a sentence each."""
     size, problems = cfg.training.batch_size, []

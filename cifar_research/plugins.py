@@ -13,6 +13,8 @@ import importlib
 import inspect
 import os
 import re
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -93,8 +95,19 @@ def instantiate(node: Any) -> Any:
         return hydra_instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        message = str(cause) if isinstance(cause, ValueError) else str(error).replace("\n", " ")
-        raise ValueError(message) from error
+        known = isinstance(cause, ValueError) or cause is None
+        raise ValueError(
+            str(cause or error).replace("\n", " ") if known else f"{node._target_}: {said(cause)}"
+        ) from error
+
+
+def said(error: BaseException) -> str:
+    """Return what an error of a user's code says, in a line, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{place}"
 
 
 def check(key: str, node: Any) -> list[str]:
@@ -109,7 +122,9 @@ def check(key: str, node: Any) -> list[str]:
         factory = getattr(__import__(module, fromlist=[name]), name)
     except (ImportError, ValueError) as error:
         return [f"{key}._target_: cannot import {target!r} ({error}); is its folder on PYTHONPATH?"]
-    except AttributeError:
+    except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
+        if not isinstance(error, AttributeError) or module not in sys.modules:
+            return [f"{key}._target_: cannot import {target!r}: {said(error)}"]
         public = [k for k, v in vars(__import__(module, fromlist=[name])).items() if inspect.isfunction(v)]
         return [f"{key}._target_: module {module!r} has no {name!r}{nearest(name, public)}"]
     if not callable(factory):
@@ -128,7 +143,7 @@ def check(key: str, node: Any) -> list[str]:
             hint = nearest(setting, hints)
             drop = "" if "did you mean" in hint else f"; if it is a preset's, leave it out with ~{key}.{setting}"
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{drop}")
-        elif not _fits(value, hints[setting]):
+        elif not fits(value, hints[setting]):
             wanted = _type_name(hints[setting])
             problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
     for parameter in named:
@@ -138,20 +153,30 @@ def check(key: str, node: Any) -> list[str]:
         try:
             instantiate(node)
         except ValueError as error:
-            problems += [f"{key}.{error}"]
+            is_of_setting = str(error).partition(":")[0] in hints
+            problems += [f"{key}.{error}" if is_of_setting else f"{key}: {error}"]
     return problems
 
 
-def hint(node: DictConfig, setting: str) -> Any:
-    """Return the type of what a plug-in node's factory takes by this name, Any if it is not known."""
-    module, _, name = str(node.get("_target_") or "").rpartition(".")
+def parameters(node: Any) -> dict[str, inspect.Parameter]:
+    """Return what a plug-in node's factory takes, by name; nothing if it may not be called or is not there."""
+    target = str(node.get("_target_") or "") if isinstance(node, DictConfig) else ""
+    module, _, name = target.rpartition(".")
     if not module or refusals("config", node):
-        return Any
+        return {}
     try:
-        factory = getattr(__import__(module, fromlist=[name]), name)
-        return _hint(factory, inspect.signature(factory).parameters[setting])
-    except (ImportError, AttributeError, KeyError, ValueError, TypeError):
+        return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    except Exception:  # noqa: BLE001 — any kind, of a user's own module; `check` says it
+        return {}
+
+
+def hint(node: Any, setting: str) -> Any:
+    """Return the type of what a plug-in node's factory takes by this name, Any if it is not known."""
+    parameter = parameters(node).get(setting)
+    if parameter is None:
         return Any
+    module, _, name = str(node._target_).rpartition(".")
+    return _hint(getattr(sys.modules[module], name), parameter)
 
 
 def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
@@ -166,13 +191,13 @@ def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
         return Any
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Say whether a YAML value fits a factory's type hint: an int counts as a float, a bool not as an int."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(fits(value, one) for one in arguments)
     if origin is typing.Literal:
         return value in arguments
     if hint is float:
@@ -180,7 +205,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin in (list, Sequence, tuple):
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+        return isinstance(value, (list, tuple)) and all(fits(item, arguments[0]) for item in value)
     if origin in (dict, Mapping):
         return isinstance(value, dict)
     return isinstance(value, hint) if isinstance(hint, type) else True
@@ -205,5 +230,22 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
 
 def close(name: str, valid: typing.Iterable[str]) -> str:
     """Return the end of a sentence that names the closest valid name, nothing if none is close."""
-    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = closest(name, valid)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the valid name that was probably meant, an empty text if none is close.
+
+    Before the spelling counts what it stands for: mse is mean_squared_error, cos cosine, horizontal_flip flip.
+    """
+    names = {str(one).lower(): str(one) for one in valid}
+    low = name.lower()
+    words = set(low.split("_"))
+    initials = [one for one in names if "_" in one and "".join(part[:1] for part in one.split("_")) == low]
+    parts = [one for one in names if low and (words >= (own := set(one.split("_"))) or words <= own)]
+    begun = [one for one in names if len(low) >= 3 and one.startswith(low)]
+    for candidates, least in ((initials, 0.0), (parts, 0.0), (begun, 0.0), (names, cutoff)):
+        if found := difflib.get_close_matches(low, candidates, n=1, cutoff=least):
+            return names[found[0]]
+    return ""

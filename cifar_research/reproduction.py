@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cifar_research import config, console, report
-from cifar_research.commandline import quoted
+from cifar_research.composition import parsed, quoted
 from cifar_research.data import cifar, datasets
 from cifar_research.data.datasets import DataError
 from cifar_research.metrics import difference_interval
@@ -199,7 +198,8 @@ def _word(value: Any) -> str:
     """Return a value in the grammar of Hydra's command line; ConfigError if it has no word for a key."""
     if isinstance(value, Mapping):
         for key in value:
-            if not re.fullmatch(r"[^\W\d][\w-]*", str(key)):
+            override = parsed(f"key={{{key}:1}}")
+            if override is None or override.is_sweep_override() or override.value() != {key: 1}:
                 raise config.ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
         return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

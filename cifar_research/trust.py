@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research import plugins
+from cifar_research.composition import parsed
 
 _KEY = "allow_targets"
 _LOGGING = ("job_logging", "hydra_logging")
@@ -119,11 +117,3 @@ def _leaves(key: str, content: Any) -> Iterator[tuple[str, Any]]:
         return
     for name, item in items:
         yield from _leaves(f"{key}.{name}", item)
-
-
-def parsed(word: str) -> Any:
-    """Return a word of a command line as Hydra reads it, None if it cannot."""
-    try:
-        return OverridesParser.create().parse_override(word)
-    except (HydraException, OmegaConfBaseException):
-        return None  # which Hydra refuses too

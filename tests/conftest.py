@@ -1,5 +1,7 @@
 """What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
 
+import functools
+import subprocess
 import sys
 
 import pytest
@@ -31,6 +33,25 @@ def lab(tmp_path):
     (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
     (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.breaks\nhow: fine\n")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def weights_for(tmp_path_factory):
+    """A function that returns the word for a file of weights of the backbone that some words compose."""
+    folder = tmp_path_factory.mktemp("weights")
+    # In a process of its own: tests that fork must not have TensorFlow.
+    code = (
+        "import sys, keras; from cifar_research import config, plugins; keras.utils.set_random_seed(0)\n"
+        "plugins.instantiate(config.compose(sys.argv[2:]).backbone)((32, 32, 3)).save_weights(sys.argv[1])"
+    )
+
+    @functools.cache
+    def weights_for(*words):
+        path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
+        subprocess.run([sys.executable, "-c", code, path, *words], check=True)
+        return f"backbone.weights={path}"
+
+    return weights_for
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ BAD = [
     ("training=combined training.phases.head=null", ["leave it out with ~training.phases.head"]),
     ("+training.phases.b.epochs=3", ["training.phases.b:", '"++training.phases={b:{epochs:3}}"']),
     ("+training.phases.b={epochs:3}", ["training.phases.b:", '"++training.phases={b:{epochs:3}}"']),
-    ("data.classes=circle", ["data.classes: takes a list, not circle; give data.classes=[circle]"]),
-    ("allow_targets=null", ["allow_targets: takes a list, not null; give allow_targets=[]"]),
+    ("data.classes=circle", ["data.classes: takes a list, not circle; give \"data.classes=[circle]\""]),
+    ("allow_targets=null", ["allow_targets: takes a list, not null; give \"allow_targets=[]\""]),
     ("seed=1 seed=1.5", ["(given as 'seed=1.5')"]),
     ("seed=1.5 seed=1", ["(given as 'seed=1.5')"]),
     ("training.batch_size=0", ["training.batch_size", "0"]),
@@ -61,7 +61,7 @@ BAD = [
     ("training.phases.scratch.schedule=on", ["training.phases.scratch.schedule", "on", "anew, continue"]),
     ("training.phases.scratch.image_size=16", ["training.phases.scratch.image_size", "model.pooling"]),
     ("backbone=vgg16 backbone.weights=none training.phases.scratch.image_size=16", ["image_size", "takes_any_size"]),
-    ("backbone.weights=imagenet", ["backbone.weights: imagenet is not to be had", "none"]),
+    ("backbone.weights=imagenet", ["backbone.weights: this backbone has no ImageNet weights", "none"]),
     ("experiment=fast optimizer=adam", ["optimizer.other_scale", "leave it out with ~optimizer.other_scale"]),
     ("model=linear training.phases.scratch.image_size=64", ["training.phases.scratch.image_size", "at most 32"]),
     ("training=combined training.phases.head.image_size=16", ["training.phases.head.image_size", "trainable=none"]),
@@ -86,7 +86,7 @@ BAD = [
     ("optimizer=adamm", ["optimizer", "adamm", "did you mean 'adam"]),
     ("optimiser=adam", ["optimiser", "optimizer"]),
     ("optimizer.momentom=0.9", ["optimizer.momentom"]),
-    ("optimizer=sgd optimizer.momentom=0.9", ["optimizer.momentom", "did you mean 'momentum'"]),
+    ("optimizer=sgd optimizer.momentom=0.9", ["optimizer.momentom", "did you mean optimizer.momentum=0.9?"]),
     ("optimizer=sgd +optimizer.momentom=0.9", ["optimizer.momentom", "sgd", "did you mean 'momentum'"]),
     ("optimizer.learning_rate=0", ["optimizer.learning_rate", "0"]),
     ("optimizer.learning_rate=fast", ["optimizer.learning_rate", "fast", "float"]),
@@ -127,7 +127,7 @@ BAD = [
     ("data.classes=[cat,dög]", ["data.classes:", """give "data.classes=[cat,'dög']\""""]),
     ("optimizer=adam,", ["'optimizer=adam,'", "leave the comma at its end out"]),
     ("naïve=1", ["'naïve' is no key"]),
-    ("seed=1,2", ["seed: 1,2 are several values", "add -m", "seed=[1,2]", """"seed='1,2'\""""]),
+    ("seed=1,2", ["seed: 1,2 are several values; for a sweep add -m$"]),
     (["seed 1"], ["'seed 1'", "put = between a key and its value"]),
     (["just words"], ["just words"]),
     ("quickstart", ["quickstart", "key=value"]),
@@ -138,7 +138,7 @@ BAD = [
     ("name=${nowhere}", ["name", "nowhere"]),
     ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
     ("seed=1 backbone=null", ["backbone: there is no option null. It has airbench, cnn, densenet121"]),
-    ("optimizer=3", ["optimizer: there is no option 3. It has adam, adamw"]),
+    ("optimizer=3", ["optimizer: there is no option '3'. It has adam, adamw"]),
     ("optimizer=", ["optimizer: there is no option ''. It has adam, adamw, lion, muon, rmsprop, sgd"]),
     (
         "augmentation=[flip,shft]",
@@ -146,10 +146,10 @@ BAD = [
     ),
     (
         "augmentation=[flip,null]",
-        ["augmentation: there is no option null; did you mean 'none'? It has alternating_flip"],
+        ["augmentation: there is no option 'null'; did you mean 'none'? It has alternating_flip"],
     ),
     ("+batch_size=64", ["batch_size", "no such key"]),
-    ("+training.batchsize=64", ["training.batchsize", "did you mean 'batch_size'"]),
+    ("+training.batchsize=64", ["training.batchsize", "did you mean training.batch_size=64?"]),
     ("+data.extra=1", ["data.extra", "no such key"]),
     ("optimizer._target_=cifar_research.optimizers", ["optimizer._target_", "module"]),
     ("+optimizer._partial_=true", ["optimizer._partial_"]),
@@ -161,9 +161,9 @@ BAD = [
     ("training.batch_size=100000000000000000000", ["training.batch_size", "at most"]),
     ("training.strategy=multi_worker", ["training.strategy", "TF_CONFIG"]),
     ("augmentation.rotation.degrees=30", ["augmentation.rotation.degrees", "augmentation=rotation"]),
-    ("augmentation=flip augmentation.flip.probability=1", ["no such key; it has horizontal_flip"]),
-    ("augmentation=[flip,shift] augmentation.flip.probability=1", ["no such key; it has horizontal_flip, shift"]),
-    ("schedule.constant.warmup_steps=1", ["no such key; it has warmup_epochs, warmup_steps"]),
+    ("augmentation=flip augmentation.flip.probability=1", ["did you mean augmentation.horizontal_flip.probability=1?"]),
+    ("augmentation=[flip,shift] augmentation.flip.probability=1", ["did you mean augmentation.horizontal_flip.probability=1?"]),
+    ("schedule.constant.warmup_steps=1", ["did you mean schedule.warmup_steps=1?"]),
 ]
 
 
@@ -184,7 +184,7 @@ def test_bad_config_is_refused(line, parts):
         ("-m --seed=1,2", "--seed=1,2: settings are written without dashes; write seed=1,2"),
         ("--epochs 3", "write training.epochs=3"),
         ("--resume run --batch-size seed=1", "write resume=run training.batch_size=…"),
-        ("--lr=3 --optimizer adam", "write lr=3 optimizer=adam"),
+        ("--lr=3 --optimizer adam", "write optimizer.learning_rate=3 optimizer=adam"),
         ("--config-dir x --seed=1", "--config-dir: is not taken; more options come from hydra.searchpath="),
     ],
 )
@@ -287,3 +287,93 @@ def test_every_option_lists_exactly_its_factorys_parameters():
             node = config.compose([f"{group}={path.stem}"])[group]
             keys = {key for key in node if key != "_target_"}
             assert keys == set(inspect.signature(get_method(node._target_)).parameters), path
+
+
+# A command line, a key, and the text that it takes although YAML reads something else.
+TEXTS = [
+    ("data.classes=[true,false]", "data.classes", ["true", "false"]),
+    ("data.classes=['001',1e3,null]", "data.classes", ["001", "1e3", "null"]),
+    ("data.classes=[Yes,NaN,0x10,1_000,a b]", "data.classes", ["Yes", "NaN", "0x10", "1_000", "a b"]),
+    ("name=001", "name", "001"),
+    ("data.dir=1e3", "data.dir", "1e3"),
+    ("data.dir=null", "data.dir", None),
+    ("data.classes=null", "data.classes", None),
+    ("backbone.weights=2021", "backbone.weights", "2021"),
+    ("hydra.run.dir=007", "hydra.run.dir", "007"),
+    ("seed=7", "seed", 7),
+]
+
+
+@pytest.mark.parametrize(("word", "key", "expected"), TEXTS)
+def test_a_text_stays_as_it_was_typed(word, key, expected):
+    assert OmegaConf.select(config.compose([word], with_hydra=True), key) == expected
+
+
+def test_an_option_may_be_called_like_a_number(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "2021.yaml").write_text("# @package _global_\nseed: 21\n")
+    assert config.compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=2021"]).seed == 21
+
+
+def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PETS", "cats")
+    words = ["data.dir=${hydra:runtime.cwd}/${oc.env:PETS}", "name=${hydra:job.name}-${hydra:runtime.choices.optimizer}"]
+    cfg = config.compose([*words, "hydra.run.dir=${hydra:runtime.cwd}/r", "data.cache_dir=${hydra:runtime.output_dir}"])
+    assert "hydra" not in cfg and cfg.data.cache_dir == f"{tmp_path}/r"
+    assert (cfg.data.dir, cfg.name) == (f"{tmp_path}/cats", "train-adam")
+    cfg = config.compose(["name=${hydra:job.override_dirname}", "optimizer=sgd", "seed=3"], with_hydra=True)
+    assert cfg.name == "optimizer=sgd,seed=3" and cfg.hydra.run.dir.startswith("outputs/optimizer=sgd,seed=3/")
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("data.dir=${hydra:runtime.cwdd}", "did you mean ${hydra:runtime.cwd}?"),
+        ("name=${hydra:job.num}", "${hydra:job.num} has no value"),
+        ("data.dir=${hydra:job.override_dirname}", "refers to itself"),
+        ("name=${hydra:runtime.output_dir}", "known only once"),
+        ("data.dir=${hydra.runtime.cwd}", "write ${hydra:runtime.cwd}, with a colon"),
+    ],
+)
+def test_a_resolver_without_a_value_is_refused(word, part):
+    with pytest.raises(config.ConfigError) as raised:
+        config.check(config.compose([word]))
+    assert str(raised.value).startswith(f"{word.partition('=')[0]}: ") and part in str(raised.value)
+
+
+LAB = """
+def net(*, width: int = 4, kind: str = "map"):
+    def build(image_shape):
+        import keras
+        if kind == "raise":
+            raise RuntimeError("out of ideas")
+        if kind == "none":
+            return None
+        layers = [keras.Input(image_shape), keras.layers.Conv2D(width, 3)]
+        if kind != "map":
+            layers += [keras.layers.GlobalAveragePooling2D()]
+        if kind == "classifier":
+            layers += [keras.layers.Dense(10)]
+        if kind == "softmax":
+            layers += [keras.layers.Dense(1000), keras.layers.Softmax()]
+        return keras.Sequential(layers)
+    return build
+
+def no_shape():
+    def build():
+        return None
+    return build
+"""
+
+
+def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(LAB)
+    (tmp_path / "conf" / "backbone").mkdir(parents=True)
+    (tmp_path / "conf" / "backbone" / "net.yaml").write_text("_target_: my_nets.net\nkind: map\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["allow_targets=[my_nets]", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "backbone=net"]
+    config.compose(words)
+    with pytest.raises(config.ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
+        config.compose([*words, "backbone.widht=8"])
+    config.check(config.compose([*words, "+backbone.width=8"]))

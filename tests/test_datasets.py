@@ -366,3 +366,10 @@ def test_bad_classes_are_named(chosen, part):
     whole = datasets.load(config.compose(CLASSES).data)
     with pytest.raises(datasets.DataError, match=part):
         datasets.load(config.compose([*CLASSES, f"data.classes={chosen.format(whole.classes[0])}"]).data)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["True", "1000.0"], [0, 2]), (["1", "false"], [1, 3]), (["true", "1e3"], [0, 2])]
+)
+def test_a_class_is_found_by_what_a_file_makes_of_its_name(names, expected):
+    assert datasets._chosen(names, ["true", "001", "1e3", "false"]) == expected

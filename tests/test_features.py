@@ -23,12 +23,13 @@ FROZEN = [
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, weights_for):
     """A function that runs a command in the cache of this test, and returns the folder."""
     monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
+    weights = weights_for(*FROZEN)
 
     def run(name, *more, given=FROZEN):
-        words = [sys.executable, "-m", "cifar_research.train", *given, *more, f"hydra.run.dir={tmp_path / name}"]
+        words = [sys.executable, "-m", "cifar_research.train", *given, weights, *more, f"hydra.run.dir={tmp_path / name}"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         run.output = done.stdout + done.stderr
@@ -66,12 +67,12 @@ def test_validation_images_of_their_own_have_features_of_their_own(run, tmp_path
 def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
     first, second = run("kept"), run("computed", "features.views=0")
     np.testing.assert_allclose(losses(first), losses(second), atol=1e-5)
-    # Training and validation; the run that computes keeps none, and another seed shares them but not its random backbone.
+    # Training and validation; the run that computes keeps none, and other weights share none.
     assert len(kept(tmp_path)) == 2
     before = weights(run("again", "training.epochs=1"))
     assert len(kept(tmp_path)) == 2
     assert all((before[name] == value).all() for name, value in weights(first).items())
-    run("other", "seed=1")
+    run("other", f"backbone.weights={run('scratch', 'training=scratch', 'training.epochs=1')}")
     assert len(kept(tmp_path)) == 4
     run("precise", "training.precision=bfloat16")
     assert len(kept(tmp_path)) == 6

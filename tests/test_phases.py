@@ -24,7 +24,8 @@ def random_data(count=16, size=32):
 def entered(*overrides, phase=0, base=BASE):
     """Return a task in one of its phases, and the data as that sees it."""
     cfg = config.compose([*base, *overrides])
-    config.check(cfg)
+    if not phases.check_weights(cfg):  # here a random backbone will do for a frozen one
+        config.check(cfg)
     data = random_data()
     task = tasks.build(cfg, data)
     tasks.load_weights(cfg, task, data)
@@ -285,3 +286,27 @@ def test_weights_of_one_name_are_refused(own_backbones):
                 "model=linear",
             ]
         )
+
+
+RANDOM = [
+    ("training=feature_extraction", False),
+    ("training=combined", False),
+    ("training=fine_tuning", False),
+    ("training=feature_extraction ~backbone.weights", False),
+    ("training=combined backbone=vgg16 backbone.weights=none", False),
+    ("backbone=airbench training.phases.scratch.trainable=none", False),
+    ("backbone=airbench training.phases.scratch.trainable={from:block1_conv1}", True),
+    ("training=combined training.phases.head.trainable=all training.phases.backbone.trainable=none", True),
+    ("training=combined backbone=vgg16", True),
+    ("training=scratch backbone=vgg16 backbone.weights=none", True),
+]
+
+
+@pytest.mark.parametrize(("words", "is_taken"), RANDOM)
+def test_a_random_backbone_is_not_frozen_before_it_is_trained(words, is_taken):
+    cfg = config.compose(words.split())
+    if is_taken:
+        config.check(cfg)
+    else:
+        with pytest.raises(config.ConfigError, match=r"^backbone\.weights: none leaves .*choose training=scratch"):
+            config.check(cfg)

@@ -24,9 +24,9 @@ def command(*words, cwd=None):
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory, weights_for):
     folder = tmp_path_factory.mktemp("original") / "run"
-    done = command(*SMALL, f"hydra.run.dir={folder}")
+    done = command(*SMALL, weights_for(*SMALL), f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -91,8 +91,8 @@ PHASES = [
 
 
 @pytest.mark.parametrize("mode", ["reset", "keep"])
-def test_killed_before_at_and_after_a_change_of_phase_it_ends_identical_to_the_bit(tmp_path, mode):
-    words = [*PHASES, f"training.phases.backbone.optimizer={mode}"]
+def test_killed_before_at_and_after_a_change_of_phase_it_ends_identical_to_the_bit(tmp_path, mode, weights_for):
+    words = [*PHASES, f"training.phases.backbone.optimizer={mode}", weights_for(*OVERRIDES)]
     overrides = [word for word in OVERRIDES if not word.startswith("training.epochs")] + words
     finish(tmp_path / "whole", overrides=overrides)
     expected, folder = result(tmp_path / "whole"), tmp_path / "run"

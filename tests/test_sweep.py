@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_sweeps_compose_with_experiments_and_overrides():
 
 
 def test_keys_of_an_option_that_only_the_cells_choose():
-    planned = plan("sweep=backbones", "backbone.image_size=64", "backbone.weights=none", "training=scratch,fine_tuning")
+    planned = plan("sweep=backbones", "backbone.image_size=64", "training=scratch,fine_tuning")
     assert len(planned) == 6 and {cell.config["backbone"]["image_size"] for cell in planned} == {64}
     with pytest.raises(config.ConfigError, match="backbone=vgg16.*image_sise"):
         plan("backbone=vgg16,resnet50", "backbone.image_sise=64", "model=linear")
@@ -351,3 +352,65 @@ def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
     # Another config in the same folder: its cells get folders of their own.
     finish(tmp_path, *grid, "training.batch_size=50")
     assert len(list((tmp_path / "sweep").glob("seed=0-*/report.json"))) == 1
+
+
+def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
+    found = [
+        cell.config["optimizer"]["_target_"].rpartition(".")[2]
+        for cell in plan("optimizer=glob(*,exclude=[muon,lion])")
+    ]
+    assert found == ["adam", "adamw", "rmsprop", "sgd"]
+    (tmp_path / "schedule").mkdir()
+    text = "_target_: cifar_research.schedules.constant\nwarmup_epochs: 1\nwarmup_steps: 0\n"
+    (tmp_path / "schedule" / "chilly.yaml").write_text(text)
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=glob(c*)", "training.epochs=20"]
+    assert [cell.folder for cell in plan(*words)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
+    (tmp_path / "sweep").mkdir()
+    params = "hydra: {mode: MULTIRUN, sweeper: {params: {schedule: 'glob(co*)'}}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\n{params}")
+    assert len(plan(words[0], "sweep=mine")) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [("optimizer=glob(x*)", "no option of optimizer matches; it has adam,"), ("seed=glob(*)", "seed is not one")],
+)
+def test_glob_of_nothing_is_refused(word, part):
+    with pytest.raises(config.ConfigError, match=rf"^{re.escape(word)}: .*{part}"):
+        plan(word)
+
+
+def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=images", "data.dir=${hydra:runtime.cwd}/pets", "data.classes=[true,null],['001',1e3]"]
+    found = [cell.config["data"] for cell in plan(*words)]
+    assert [one["classes"] for one in found] == [["true", "null"], ["001", "1e3"]]
+    assert {one["dir"] for one in found} == {f"{tmp_path}/pets"}
+    cfg = cells.base(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"])
+    assert cfg.hydra.sweep.dir == "s/seed=1,2"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("hydra/launcher=slurm", "add -m to submit it as one job"),
+        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; hydra/launcher=local"),
+        ("hydra.launcher.jobs=2", "add -m, or leave it out"),
+        ("hydra.sweep.dir=s", "add -m"),
+        ("sweep.retries=2", "add -m"),
+    ],
+)
+def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
+    with pytest.raises(config.ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
+        sweep.is_sweep(words.split())
+
+
+def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    preset = "# @package _global_\nhydra: {launcher: {_target_: cifar_research.launchers.slurm.slurm}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(preset)
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    with pytest.raises(config.ConfigError, match="^hydra/launcher: slurm "):
+        sweep.is_sweep(words)
+    assert not sweep.is_sweep([*words, "hydra/launcher=local"])
+    assert len(plan("hydra/launcher=slurm", "seed=3")) == 1

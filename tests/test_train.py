@@ -83,9 +83,10 @@ def test_terminal_shows_the_story_and_no_noise(finished):
     assert "Next: scripts/tensorboard" in done.stdout and "\x1b" not in done.stdout
 
 
-def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys):
+def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weights_for):
     def said(technique):
-        cfg = config.compose([*SMALL, "training.epochs=1", f"training={technique}", "optimizer.learning_rate=0.002"])
+        words = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
+        cfg = config.compose([*words, "optimizer.learning_rate=0.002"])
         train.run(cfg, tmp_path / technique)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
@@ -196,7 +197,8 @@ sys.exit(train.command(sys.argv[1:]))
     ],
     ids=["study", "drawn", "phases", "fast"],
 )
-def test_xla_gives_the_same_losses(tmp_path, words, tolerance, compiled):
+def test_xla_gives_the_same_losses(tmp_path, words, tolerance, compiled, weights_for):
+    words = [*words, weights_for(*words)] if "training=combined" in words else words
     # Each in a process of its own, since TensorFlow cannot turn determinism off again, and XLA has none here.
     losses = {}
     for name in ["plain", *compiled]:

@@ -16,13 +16,13 @@ FILE = "model.weights.h5"
 
 
 class WeightsError(ValueError):
-    """A backbone that cannot be had as it is asked for, or whose weights cannot, in a sentence with their path."""
+    """The backbone or its weights could not be loaded; the message names the path or the factory."""
 
 
 def check(weights: str, *, has_imagenet: bool = False) -> None:
     """Raise ValueError, before TensorFlow is imported, if this can be no weights: see pretrained."""
     if weights == "imagenet" and not has_imagenet:
-        raise ValueError("weights: imagenet is not to be had for this backbone; choose none, a file, or a run's folder")
+        raise ValueError("weights: this backbone has no ImageNet weights; use none, a weights file or a run folder")
     if weights in ("imagenet", "none"):
         return
     path = Path(os.path.expanduser(weights))
@@ -107,8 +107,8 @@ def _imagenet(make: Callable[[str | None], Any]) -> Any:
         url = found.group(0) if found else "the file of weights"
         raise WeightsError(
             f"backbone.weights: imagenet: {url.rpartition('/')[2]} could not be downloaded and verified "
-            f"({_first_line(error)}); fetch {url} where there is a network and put it into {kept}, or choose "
-            "backbone.weights=none, a file, or the folder of a run"
+            f"({_first_line(error)}); fetch {url} where there is a network and put it into {kept}; or give "
+            "backbone.weights a weights file or a run folder; or train from scratch: training=scratch backbone.weights=none"
         ) from error
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from cifar_research.data import cache, cifar, image_files, image_folders, synthetic
 from cifar_research.data.cache import DataError, Source
@@ -119,12 +121,19 @@ def load(data: Any, found_in: str | None = None) -> Dataset:
 
 def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Return the numbers of the classes of these names, in the order given."""
+    names = [_as_written(name, classes) for name in names]
     for name in names:
         if name not in classes:
             raise DataError(f"data.classes: there is no class {name!r}{nearest(name, classes)}")
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(f"data.classes: {list(names)} must be at least two different ones of {', '.join(classes)}")
     return [classes.index(name) for name in names]
+
+
+def _as_written(name: str, classes: Sequence[str]) -> str:
+    """Return the one class that YAML, in a file, reads as this name: 'True' is true, '1000.0' is 1e3."""
+    read = [one for one in classes if re.fullmatch(r"[\w.+-]+", one) and str(OmegaConf.create(f"[{one}]")[0]) == name]
+    return read[0] if name not in classes and len(read) == 1 else name
 
 
 def _renumbered(labels: np.ndarray, chosen: Sequence[int]) -> np.ndarray:

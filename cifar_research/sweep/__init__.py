@@ -7,6 +7,7 @@ cell by cell; the cells' own folders tell what came out, and `cells.json` what w
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, console, locks, plugins, report, trust
+from cifar_research import commandline, composition, config, console, locks, plugins, report, trust
 from cifar_research.data import datasets
 from cifar_research.environment import stop_signals
 from cifar_research.launchers import worker
@@ -29,6 +30,8 @@ from cifar_research.sweep.cells import Cell, Ledger, Plan
 from cifar_research.sweep.live import Live
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from cifar_research.launchers import Launcher
     from cifar_research.sweep import search
 
@@ -51,16 +54,36 @@ def is_sweep(arguments: Sequence[str]) -> bool:
         return True
     if flags:
         return False
-    mode = planning.base(arguments).hydra.mode
-    return mode is RunMode.MULTIRUN
+    cfg = planning.base(arguments)
+    if cfg.hydra.mode is RunMode.MULTIRUN:
+        return True
+    _refuse_for_one_run(cfg, arguments)
+    return False
+
+
+def _refuse_for_one_run(cfg: DictConfig, arguments: Sequence[str]) -> None:
+    """Refuse what a sweep alone takes, on the command line of one run, where it would come to nothing."""
+    # A run that goes on in its folder is one run for good.
+    is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
+    leave = "leave it out" if is_begun else "add -m, or leave it out"
+    for word in arguments:
+        key = word.lstrip("+~").partition("=")[0]
+        if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
+            raise config.ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
+    launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
+    if launcher != "local" and "hydra/launcher=local" not in arguments:
+        here = "hydra/launcher=local trains on this machine"
+        raise config.ConfigError(
+            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
+            + (here if is_begun else f"add -m to submit it as one job; {here}")
+        )
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
     """Return a command line with which Hydra can show its help: a sweep's without -m and words with several values."""
     if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
         return list(arguments)
-    rest = [word for word in arguments if word not in ("-m", "--multirun")]
-    return [word for word in rest if not ((override := trust.parsed(word)) and override.is_sweep_override())]
+    return composition.without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
 def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
@@ -197,7 +220,8 @@ def _run_cells(
             running[cell.folder] = cell
             run_dir = ledger.folder / cell.folder
             place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
-            arguments = [*cell.overrides, *ledger.context, place, *flags]
+            # A preset of the cell's own may choose another launcher, which has this cell already.
+            arguments = [*cell.overrides, *ledger.context, "hydra/launcher=local", place, *flags]
             launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
         if not running:
             return

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research import config, mistakes, report, trust
+from cifar_research import composition, config, mistakes, report, trust
 from cifar_research.data import datasets
 
 LEDGER = "cells.json"
@@ -44,29 +45,20 @@ class Cell:
         return self.state in COMPLETE
 
 
-def without_sweeps(arguments: Sequence[str]) -> list[str]:
-    """Return the words of a command line that compose, which those with several values do not."""
-    return [
-        word
-        for word, override in zip(_words(arguments), _parse(_words(arguments)), strict=True)
-        if not override.is_sweep_override()
-    ]
-
-
 def base(arguments: Sequence[str]) -> DictConfig:
     """Return what a sweep's words compose but for those with several values: its hydra section, its name, its seed.
 
     A key that an option has which only the cells choose, as in backbone=a,b backbone.size=1, is left to the cells, which
     check it. ConfigError if the rest does not compose.
     """
-    words = without_sweeps(arguments)
+    words = _words(arguments)
     try:
-        return config.compose(words, with_hydra=True)
+        return config.compose(words, with_hydra=True, mode=RunMode.MULTIRUN)
     except config.ConfigError:
         kept = [word for word in words if not re.match(r"[+~]*(?!hydra\.|sweep\.)\w+\.", word)]
         if kept == words:
             raise
-        return config.compose(kept, with_hydra=True)
+        return config.compose(kept, with_hydra=True, mode=RunMode.MULTIRUN)
 
 
 @dataclass(frozen=True)
@@ -90,6 +82,10 @@ class Plan:
                 )
         words = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
         words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
+        try:
+            words = composition.with_globs_expanded(composition.with_texts(words), arguments)
+        except ValueError as error:
+            raise config.ConfigError(str(error)) from error
         found: dict[str, tuple[str, Any]] = {}
         for word, override in zip(words, _parse(words), strict=True):
             key = override.get_key_element().removeprefix("++")
@@ -156,13 +152,13 @@ def _words(arguments: Sequence[str]) -> list[str]:
 def _parse(words: Sequence[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
-    except config.HYDRA_ERRORS as error:
+    except composition.HYDRA_ERRORS as error:
         raise config.ConfigError(mistakes.explain(error, list(words))) from error
 
 
 def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
     """A cell's command line holds what is in params, so what a sweep's file sets beside them would be lost."""
-    rest = [word for word in without_sweeps(arguments) if not word.startswith("sweep=")]
+    rest = [word for word in composition.without_sweeps(_words(arguments)) if not word.startswith("sweep=")]
     alone, whole = (
         config.flatten({key: value for key, value in one.items() if key != "hydra"}) for one in (base(rest), cfg)
     )

@@ -96,8 +96,8 @@ def test_a_disk_that_is_full_from_the_start(small_disk, tmp_path):
 
 @needs_root
 @pytest.mark.slow
-def test_features_that_find_no_room_are_told_with_their_size(small_disk, tmp_path):
-    words = [*OVERRIDES, "training=feature_extraction", f"hydra.run.dir={tmp_path / 'run'}"]
+def test_features_that_find_no_room_are_told_with_their_size(small_disk, tmp_path, weights_for):
+    words = [*OVERRIDES, "training=feature_extraction", weights_for(*OVERRIDES), f"hydra.run.dir={tmp_path / 'run'}"]
     words += ["data.train_images=500", "data.test_images=20"]
     (small_disk / "synthetic").mkdir()
     command = Command(words, tmp_path / "log", CIFAR_CACHE_DIR=str(small_disk))

@@ -55,8 +55,8 @@ def die_in_save(number, stage):
 class Chain:
     """Runs, one after another, each killed and started again until it is done; they share a number of kills."""
 
-    def __init__(self, folder, whole, seconds, rng, kills):
-        self.folder, self.whole, self.seconds, self.rng, self.kills = folder, whole, seconds, rng, kills
+    def __init__(self, overrides, folder, whole, seconds, rng, kills):
+        self.overrides, self.folder, self.whole, self.seconds, self.rng, self.kills = folder, whole, seconds, rng, kills
         self.killed, self.in_a_save, self.completed, self.at = 0, 0, 0, []
 
     def run(self):
@@ -66,7 +66,7 @@ class Chain:
 
     def one_run(self):
         name = f"run{self.completed}"
-        words = [*OVERRIDES, f"hydra.run.dir={self.folder / name}"]
+        words = [*self.overrides, f"hydra.run.dir={self.folder / name}"]
         # Its own cache, so that a kill may come while that is made.
         environment = {"CIFAR_CACHE_DIR": str(self.folder / f"cache{self.completed}")}
         while self.killed < self.kills:
@@ -94,8 +94,9 @@ class Chain:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_runs_end_identical_to_the_bit(tmp_path, capsys):
-    words = [*OVERRIDES, f"hydra.run.dir={tmp_path / 'whole'}"]
+def test_killed_at_random_moments_runs_end_identical_to_the_bit(tmp_path, capsys, weights_for):
+    overrides = [*OVERRIDES, weights_for("backbone.filters=[4]", "backbone.batch_norm=true")]
+    words = [*overrides, f"hydra.run.dir={tmp_path / 'whole'}"]
     began = time.monotonic()
     command = Command(words, tmp_path / "log", CIFAR_CACHE_DIR=str(tmp_path / "cache"))
     assert command.wait() == 0, command.said
@@ -104,7 +105,7 @@ def test_killed_at_random_moments_runs_end_identical_to_the_bit(tmp_path, capsys
     for number in range(2):  # one a core, or nearly
         (tmp_path / str(number)).mkdir()
         rng = random.Random(1000 * SEED + number)
-        chains.append(Chain(tmp_path / str(number), whole, seconds, rng, (KILLS + number) // 2))
+        chains.append(Chain(overrides, tmp_path / str(number), whole, seconds, rng, (KILLS + number) // 2))
     with ThreadPoolExecutor() as pool:
         chains = list(pool.map(Chain.run, chains))
     killed, in_a_save, completed = (sum(getattr(c, k) for c in chains) for k in ("killed", "in_a_save", "completed"))

@@ -1,0 +1,117 @@
+"""Every hint of a message works when it is typed: a table of wrong command lines, and what is made of their messages."""
+
+import re
+import shlex
+
+import pytest
+
+from cifar_research import config, sweep
+from cifar_research.sweep import cells
+
+# A wrong command line as typed, and the words that must be among its message's hints.
+WRONG = [
+    ("lr=0.1", ["optimizer.learning_rate=0.1"]),
+    ("+lr=0.1", ["optimizer.learning_rate=0.1"]),
+    ("optimizer.lr=0.1", ["optimizer.learning_rate=0.1"]),
+    ("optim.lr=0.1", ["optimizer.learning_rate=0.1"]),
+    ("training.learning_rate=0.1", ["optimizer.learning_rate=0.1"]),
+    ("epochs=3", ["training.epochs=3"]),
+    ("epoch=3", ["training.epochs=3"]),
+    ("trainig.epochs=3", ["training.epochs=3"]),
+    ("training.epoch=3", ["training.epochs=3"]),
+    ("+training.batchsize=64", ["training.batch_size=64"]),
+    ("bs=64", ["training.batch_size=64"]),
+    ("batch_size=64", ["training.batch_size=64"]),
+    ("dropout=0.3", ["backbone.dropout=0.3", "model.dropout=0.3"]),
+    ("filters=[8,8]", ["backbone.filters=[8,8]"]),
+    ("sead=1", ["seed=1"]),
+    ("optimiser=sgd", ["optimizer=sgd"]),
+    ("scheduler=cosine", ["schedule=cosine"]),
+    ("dataset=synthetic", ["data=synthetic"]),
+    ("wd=0.1", ["optimizer=adamw", "optimizer.weight_decay=0.1"]),
+    ("momentum=0.8", ["optimizer=sgd", "optimizer.momentum=0.8"]),
+    ("optimizer.momentum=0.8", ["optimizer=sgd", "optimizer.momentum=0.8"]),
+    ("optimizer=sgd optimizer.momentom=0.8", ["optimizer.momentum=0.8"]),
+    ("schedule.constant.warmup_steps=1", ["schedule.warmup_steps=1"]),
+    ("augmentation=flip augmentation.flip.probability=1", ["augmentation.horizontal_flip.probability=1"]),
+    ("augmentation.rotation.degrees=30", ["augmentation=rotation"]),
+    ("augmentation=horizontal_flip", ["augmentation=flip"]),
+    ("augmentation=[shift,hflip]", ["augmentation=flip"]),
+    ("augmentation=random_crop", ["augmentation=crop"]),
+    ("loss=mse", ["loss=mean_squared_error"]),
+    ("loss=cross_entropy", ["loss=categorical_crossentropy"]),
+    ("loss=ce", ["loss=categorical_crossentropy"]),
+    ("schedule=cos", ["schedule=cosine"]),
+    ("optimizer=SGD", ["optimizer=sgd"]),
+    ("training.precision=bf16", ["training.precision=bfloat16"]),
+    ("hydra.run.dirr=x", ["hydra.run.dir=x"]),
+    ("-m hydra.launcher.job=3", ["hydra.launcher.jobs=3"]),
+    ("+seed=3", ["seed=3"]),
+    ("+optimizer=sgd", ["optimizer=sgd"]),
+    ("name=null", ["name='null'"]),
+    ("training.epochs=null", ["training.epochs=10"]),
+    ("data.classes=cat", ["data.classes=[cat]"]),
+    ("data.classes=true", ["data.classes=['true']"]),
+    ("name=bücher", ["name='bücher'"]),
+    ('"name=a!ü"', ["name='a!ü'"]),
+    ('"hydra.run.dir=/tmp/it\'s"', ["hydra.run.dir='/tmp/it\\'s'"]),
+    ("data.classes=[cat,dög]", ["data.classes=[cat,'dög']"]),
+    ("backbone=vgg16 training=combined training.phases.head=null", ["~training.phases.head"]),
+    ("+training.phases.b.epochs=3", ["++training.phases={b:{epochs:3}}"]),
+    ("experiment=fast optimizer=adam", ["~optimizer.other_scale"]),
+    ("~optimizer", ["optimizer=adam"]),
+    ("seed=1,2", ["-m"]),
+    ("name=1,2", ["name='1,2'"]),
+    ("data.classes=cat,dog", ["data.classes=[cat,dog]"]),
+    ("optimizer.learning_rate=0.1,0.2", ["-m"]),
+    ("augmentation=flip,shift", ["-m", "augmentation=[flip,shift]"]),
+    ("'optimizer=glob(*)'", ["-m"]),
+    ("'data.dir=${hydra:runtime.cwdd}/x'", ["data.dir=${hydra:runtime.cwd}/x"]),
+    ("'data.dir=${hydra.runtime.cwd}/x'", ["data.dir=${hydra:runtime.cwd}/x"]),
+    ("hydra/launcher=slurm", ["-m", "hydra/launcher=local"]),
+    ("hydra.launcher.jobs=2", ["-m"]),
+    ("sweep.retries=2", ["-m"]),
+    ("training=feature_extraction", ["training=scratch"]),
+    ("backbone=vgg16 backbone.weights=none training=combined", ["backbone.weights=imagenet", "training=scratch"]),
+]
+
+
+def refusal(words):
+    """Return why a command line is refused, as the command looks at it before it writes anything; None if it is not."""
+    try:
+        if sweep.is_sweep(words):
+            rest = [word for word in words if word != "-m"]
+            cells.Plan.of(cells.base(rest), rest).grid()
+        else:
+            config.check(config.compose(words))
+    except config.ConfigError as error:
+        return str(error)
+    return None
+
+
+def hints(message, words):
+    """Return the words that a message gives, as a shell would hand them on."""
+    told = message[message.index(";") :] if ";" in message else message.partition(": ")[2]
+    name = message.partition(":")[0]
+    found = [f"{name}={value}" for value in re.findall(r"did you mean '([^']*)'", told)]
+    if "${hydra:" in told:
+        (wrong,) = [word for word in words if "${" in word]
+        right = re.search(r"\$\{hydra:[\w.]+\}", told[told.rindex("${") :])[0]
+        return [re.sub(r"\$\{.*\}", lambda _: right, wrong)]
+    for part in re.findall(r"\"\S*=(?:[^\"\\]|\\.)*\"|'\S*=.*'(?=$|;)|[+~]*[\w./]+=[^\s\"?;]+|~[\w.]+|-m\b", told):
+        if not part.startswith("=") and not part.endswith("=…"):
+            found += [word.rstrip(",") for word in shlex.split(part)]
+    return found
+
+
+@pytest.mark.parametrize(("line", "expected"), WRONG, ids=[line for line, _ in WRONG])
+def test_every_hint_works_when_it_is_typed(line, expected):
+    words = shlex.split(line)
+    message = refusal(words)
+    assert message is not None
+    found = hints(message, words)
+    assert set(expected) <= set(found), (message, found)
+    is_whole = "choose " in message and " write " in message  # an option, and a key of it
+    for hint in expected[:1] if is_whole else found:
+        rest = [word for word in words if hint == "-m" or word.startswith("hydra.searchpath") or word != words[-1]]
+        assert refusal([*rest, *(expected if is_whole else [hint])]) is None, hint

@@ -1,0 +1,50 @@
+"""The classifier: what a user's backbone may return, and what is said of anything else."""
+
+import pytest
+from test_config import LAB
+from test_phases import random_data
+
+from cifar_research import config, tasks
+from cifar_research.backbones.weights import WeightsError
+
+
+def build(*words):
+    base = ["allow_targets=[my_nets]", "~backbone", "model=linear"]
+    cfg = config.compose([*base, *words])
+    config.check(cfg)
+    return tasks.build(cfg, random_data())
+
+
+@pytest.fixture
+def my_nets(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(LAB)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "parts"),
+    [
+        ("vector", "avg", ["[None, 4]", "[None, h, w, channels]", "model.pooling=flatten", "leave out"]),
+        ("classifier", "avg", ["[None, 10]", "leave out"]),
+        ("classifier", "flatten", ["[None, 10]", "a whole classifier", "leave out its last layer"]),
+        ("softmax", "flatten", ["[None, 1000]", "a whole classifier"]),
+        ("raise", "avg", ["RuntimeError: out of ideas (my_nets.py, line 6)"]),
+        ("none", "avg", ["returns NoneType", "keras.Model"]),
+    ],
+)
+def test_a_backbone_that_the_head_cannot_take_is_refused(my_nets, kind, pooling, parts):
+    with pytest.raises(WeightsError) as raised:
+        build(f"+backbone={{_target_:my_nets.net,kind:{kind}}}", f"model.pooling={pooling}")
+    message = str(raised.value)
+    assert message.startswith("backbone: my_nets.net ") and "\n" not in message
+    assert not [part for part in parts if part not in message], message
+
+
+def test_a_backbone_that_takes_no_shape_is_refused(my_nets):
+    with pytest.raises(WeightsError, match="backbone: my_nets.no_shape cannot be built for images .*TypeError"):
+        build("+backbone={_target_:my_nets.no_shape}")
+
+
+def test_a_vector_of_features_is_taken_flat(my_nets):
+    task = build("+backbone={_target_:my_nets.net,kind:vector}", "model.pooling=flatten")
+    assert task.model.output_shape == (None, 10)
