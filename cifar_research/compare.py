@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ _NOTES = (
 )
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 2 a user's mistake."""
     parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
@@ -43,8 +43,6 @@ def main() -> None:
     except (report.ReportError, report.WriteError) as error:
         console.error(str(error))
         sys.exit(2)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -65,9 +63,9 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     named = _tables(runs)
     markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
     hparams.write(folder, runs)
-    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(named["Leaderboard"]).encode())
-    report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *_NOTES]) + "\n").encode())
-    report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, _NOTES).encode())
+    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(named["Leaderboard"]))
+    report.atomic_write(folder / "leaderboard.md", "\n\n".join([*markdown, *_NOTES]) + "\n")
+    report.atomic_write(folder / "report.html", page.page(folder.name, runs, named, _NOTES))
     pictures, titles = folder / "figures", reading.varied(runs)
     try:
         pictures.mkdir(exist_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -50,6 +52,17 @@ def config_dir() -> str:
     package = Path(__file__).resolve().parent
     packaged = package / "conf"
     return str(packaged if (packaged / "config.yaml").is_file() else package.parent / "conf")
+
+
+def data_set_name(name: str, folder: str | None) -> str:
+    """Return what a data set is called as a folder's name: `cifar10`, or `pets` of the images in ~/pets/."""
+    if name != "images" or folder is None:
+        return name
+    last = os.path.basename(os.path.abspath(os.path.expanduser(folder)))
+    return re.sub(r"[^\w.+-]+", "_", last).strip("._") or name
+
+
+OmegaConf.register_new_resolver("data_set_name", data_set_name, replace=True)  # of conf/config.yaml
 
 
 def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:

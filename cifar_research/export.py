@@ -51,6 +51,7 @@ class Images:
     calibration: np.ndarray | None
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 1 the export failed or is not what the run is, 2 a user's mistake."""
     parser = argparse.ArgumentParser(prog="cifar-export", description="Export the model of a finished run.")
@@ -74,9 +75,6 @@ def main() -> None:
     except (RunError, UsageError) as error:
         console.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
 
 
 def export(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import csv
 import glob
 import io
@@ -29,10 +31,13 @@ FORMATS = ("table", "csv", "jsonl")
 _BATCH = 500
 _CHUNK = 50  # files a thread decodes at a time
 
+_NAMES = "names_of_files"
+
 # A file and its likeliest classes, the likeliest first.
 Row = tuple[str, list[Prediction]]
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 1 some files could not be read, 2 a user's mistake or nothing found."""
     parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
@@ -49,11 +54,16 @@ def main() -> None:
     except (RunError, report.WriteError, _Mistake) as error:
         console.error(str(error))
         sys.exit(2)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the byte of a file's name that is no text as it is, and ? for a letter that cannot be encoded."""
+    letter = error.object[error.start]
+    is_byte = "\udc80" <= letter <= "\udcff"
+    return letter.encode("ascii", "surrogateescape") if is_byte else "?", error.start + 1
+
+
+codecs.register_error(_NAMES, _escape)
 
 
 class _Mistake(ValueError):
@@ -69,7 +79,8 @@ def command(given: argparse.Namespace) -> int:
     if given.output is not None and not given.output.parent.is_dir():
         raise _Mistake(f"--output: {given.output.parent} is no folder; make it, or choose another file")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
+        # As the file system has them, since a file's name may be no text in any encoding.
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     files, problems = find(given.images, sys.stdin)
     for problem in problems:
         console.error(problem)
@@ -95,7 +106,8 @@ def command(given: argparse.Namespace) -> int:
         else:
             report.atomic_write(given.output.resolve(), encoded)
     else:
-        sys.stdout.reconfigure(errors="surrogateescape")
+        with contextlib.suppress(AttributeError):  # of a notebook's
+            sys.stdout.reconfigure(errors=_NAMES)
         _write(sys.stdout, rows, given.format, given.top_k)
     return 1 if problems else 0
 
