@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import logging
@@ -21,8 +22,19 @@ from rich.text import Text
 from cifar_research.metrics import wilson_interval
 
 log = logging.getLogger(__name__)
+_WIDE = 100  # columns of a terminal that has room for the phase beside the progress bar
 _PLAIN_SECONDS = 30  # between two lines of progress in a log
 _WIDTHS = {"epoch": 5, "loss": 8, "accuracy": 8, "val loss": 8, "val acc": 8, "rate": 9, "seconds": 8}
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the byte of a file's name that is no text as it is, and ? for a letter that cannot be encoded."""
+    letter = error.object[error.start]
+    is_byte = "\udc80" <= letter <= "\udcff"
+    return letter.encode("ascii", "surrogateescape") if is_byte else "?", error.start + 1
+
+
+codecs.register_error("cifar_research", _escape)
 
 
 def tolerate_any_encoding() -> None:
@@ -31,27 +43,40 @@ def tolerate_any_encoding() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — it is open until the end
         with contextlib.suppress(AttributeError):  # of a notebook's
-            getattr(sys, name).reconfigure(errors="replace")
+            getattr(sys, name).reconfigure(errors="cifar_research")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a function a command: any encoding of its output will do, and a reader may leave before its end."""
+    """Make a function a command: on any standard output, and with a sentence if a file or Ctrl-C ends it."""
 
     @functools.wraps(main)
-    def tolerant() -> None:
+    def wrapped() -> None:
         tolerate_any_encoding()
         try:
-            try:
-                main()
-            except KeyboardInterrupt:
-                error("interrupted")
-                sys.exit(130)
-            finally:
-                sys.stdout.flush()
+            main()
         except BrokenPipeError:  # `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            pass
+        except OSError as problem:
+            error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+            sys.exit(1)
+        except KeyboardInterrupt:
+            error("interrupted")
+            sys.exit(130)
+        finally:
+            _flush()
 
-    return tolerant
+    return wrapped
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as problem:
+        # Or Python tries again as it ends, and shows a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(problem, BrokenPipeError):
+            error(f"standard output: {problem.strerror}")
+            sys.exit(1)
 
 
 class Display:
@@ -98,7 +123,7 @@ class Display:
             self._progress = Progress(
                 TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}{task.fields[phase]}"),
                 BarColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", table_column=whole.copy()),
                 TimeElapsedColumn(whole.copy()),
                 TextColumn("left"),
                 TimeRemainingColumn(table_column=whole.copy()),
@@ -122,7 +147,8 @@ class Display:
         speed = "" if per_second is None else f" {per_second:,.0f} {self._unit}"
         figures = f"loss {loss:.4f} accuracy {accuracy:.4f}{speed}"
         if self._progress is not None:
-            self._progress.update(self._bar, completed=step, epoch=epoch, phase=self._phase, figures=figures)
+            phase = self._phase if self.console.width >= _WIDE else ""  # which the line above the epochs has, too
+            self._progress.update(self._bar, completed=step, epoch=epoch, phase=phase, figures=figures)
         elif not self._is_live and time.monotonic() - self._last_line >= _PLAIN_SECONDS:
             self._show(f"epoch {epoch}/{self._epochs}{self._phase}  step {step}  {figures}")
 

@@ -66,9 +66,6 @@ def main() -> None:
     try:
         path = export(given.run, given.format, given.quantize, given.output, given.images)
         console.tell(f"{path}  {_num_bytes(path):,} bytes")
-    except OSError as error:
-        console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        sys.exit(1)
     except ExportError as error:
         console.error(str(error))
         sys.exit(1)

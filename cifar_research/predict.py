@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
-import contextlib
 import csv
 import glob
 import io
@@ -31,8 +29,6 @@ FORMATS = ("table", "csv", "jsonl")
 _BATCH = 500
 _CHUNK = 50  # files a thread decodes at a time
 
-_NAMES = "names_of_files"
-
 # A file and its likeliest classes, the likeliest first.
 Row = tuple[str, list[Prediction]]
 
@@ -54,16 +50,6 @@ def main() -> None:
     except (RunError, report.WriteError, _Mistake) as error:
         console.error(str(error))
         sys.exit(2)
-
-
-def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return the byte of a file's name that is no text as it is, and ? for a letter that cannot be encoded."""
-    letter = error.object[error.start]
-    is_byte = "\udc80" <= letter <= "\udcff"
-    return letter.encode("ascii", "surrogateescape") if is_byte else "?", error.start + 1
-
-
-codecs.register_error(_NAMES, _escape)
 
 
 class _Mistake(ValueError):
@@ -106,8 +92,6 @@ def command(given: argparse.Namespace) -> int:
         else:
             report.atomic_write(given.output.resolve(), encoded)
     else:
-        with contextlib.suppress(AttributeError):  # of a notebook's
-            sys.stdout.reconfigure(errors=_NAMES)
         _write(sys.stdout, rows, given.format, given.top_k)
     return 1 if problems else 0
 

@@ -86,6 +86,11 @@ def atomic_write(path: Path, content: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def as_text(value: object) -> str:
+    """Return a value as text that any encoding of Unicode takes, with `?` for bytes of a file's name that are no text."""
+    return str(value).encode(errors="replace").decode()
+
+
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write history.csv, a row an epoch, and return its SHA-256; None becomes an empty cell."""
     text = io.StringIO()

@@ -338,6 +338,8 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
     except config.HYDRA_ERRORS as error:
         console.error(mistakes.explain(error, list(arguments)))
         return 2
+    except BrokenPipeError:  # `--help | head`
+        raise
     except OSError as error:
         # Of Hydra's own files, on a full disk, it tells no name.
         place = error.filename or next((word for word in arguments if word.startswith("hydra.run.dir=")), "outputs")
