@@ -54,8 +54,12 @@ def config_dir() -> str:
     return str(packaged if (packaged / "config.yaml").is_file() else package.parent / "conf")
 
 
-def data_set_name(name: str, folder: str | None) -> str:
-    """Return what a data set is called as a folder's name: `cifar10`, or `pets` of the images in ~/pets/."""
+def data_set_name(*, _root_: DictConfig) -> str:
+    """Return what a config's data set is called as a folder's name: `cifar10`, or `pets` of the images in ~/pets/."""
+    try:
+        name, folder = _root_.data.name, _root_.data.dir
+    except OmegaConfBaseException:
+        return "run"  # and what is wrong is said of its own key
     if name != "images" or folder is None:
         return name
     last = os.path.basename(os.path.abspath(os.path.expanduser(folder)))
