@@ -142,9 +142,9 @@ class Display:
         if title:
             self._print(Text(title, style="bold"))
 
-    def progress(self, step: int, epoch: int, loss: float, accuracy: float, per_second: float | None) -> None:
+    def progress(self, step: int, epoch: int, loss: float, accuracy: float, images_per_second: float | None) -> None:
         """Move the bar; in a log, write a line now and then."""
-        speed = "" if per_second is None else f" {per_second:,.0f} {self._unit}"
+        speed = "" if images_per_second is None else f" {images_per_second:,.0f} {self._unit}"
         figures = f"loss {loss:.4f} accuracy {accuracy:.4f}{speed}"
         if self._progress is not None:
             phase = self._phase if self.console.width >= _WIDE else ""  # which the line above the epochs has, too
