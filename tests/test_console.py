@@ -68,7 +68,7 @@ def test_a_log_is_aligned_whole_lines_without_control_characters():
 
 def test_an_epoch_is_a_row_under_one_header_with_a_star_for_the_best():
     lines = log().splitlines()
-    header, first = [line for line in lines if line.split()[:1] in (["epoch"], ["1"])]
+    header, first = [line for line in lines if line.split()[:2] in (["epoch", "loss"], ["1", "1.2500"])]
     second = next(line for line in lines if line.split()[:1] == ["2"])
     assert lines[lines.index(header) - 1] == "* best so far by validation accuracy; the best epoch is tested at the end"
     assert first.split() == ["1", "1.2500", "0.5000", "1.5000", "0.4375", "0.005", "10.5", "2,345", "*"]
