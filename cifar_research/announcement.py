@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cifar_research import config, phases
+from cifar_research import config, phases, report
 from cifar_research.data import datasets
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
     from cifar_research.environment import Environment
     from cifar_research.steps import Task
+
+_CLASSES_LENGTH = 40  # of the names of classes
 
 
 def rows(
@@ -24,10 +27,11 @@ def rows(
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
     return {
         "Run": f"{cfg.name}, seed {cfg.seed}, {_epochs_text(cfg)} of batches of {training.batch_size}",
-        "Data": f"{data.name}: {sizes}, {len(data.classes)} classes",
+        "Data": f"{data.name}: {sizes}",
         **({"Files": datasets.files_told(data)} if data.left_out else {}),
+        "Images": _images_text(data),
         **({"Note": data.note} if data.note else {}),
-        "Model": f"{_plugin(cfg.backbone)} + {_plugin(cfg.model)}",
+        "Model": f"{_plugin(cfg.backbone)} (weights: {_weights_text(cfg.backbone)}) + {_plugin(cfg.model)}",
         "Parameters": f"{task.model.count_params():,}, of which {trainable:,} trainable",
         "Augmentation": ", ".join(config.transforms(cfg)) or "none",
         **_views_row(cfg),
@@ -37,6 +41,54 @@ def rows(
         "Device": environment.device,
         "Folder": str(run_dir),
     }
+
+
+def phase(cfg: DictConfig, number: int) -> tuple[str, str, str]:
+    """Return a phase's name, the line that it begins with, empty if it is the only one, and the unit of its speed."""
+    plan = phases.plan(cfg)
+    one = plan[number]
+    count = f"{one.epochs} epoch{'s' if one.epochs > 1 else ''}"
+    return one.name, f"Phase {one.name}, {number + 1} of {len(plan)}: {count}" if len(plan) > 1 else "", _unit(cfg, one)
+
+
+def pace(cfg: DictConfig, history: Sequence[Mapping[str, Any]]) -> str:
+    """Return the median speed, that of each phase by its name if there are several; empty if it is not known."""
+    plan, parts = phases.plan(cfg), []
+    for one in plan:
+        speed = report.steady_images_per_second([row for row in history if row["phase"] == one.name])
+        if speed is not None:
+            parts.append(f"{speed:,.0f} {_unit(cfg, one)}" + (f" in {one.name}" if len(plan) > 1 else ""))
+    return ", ".join(parts)
+
+
+def _unit(cfg: DictConfig, phase: phases.Phase) -> str:
+    """Return what a phase trains on per second: images, or features that were computed before."""
+    if not phase.is_backbone_frozen:
+        return "images/s"
+    from cifar_research import features  # which imports TensorFlow
+
+    return "features/s" if features.num_views(cfg) else "images/s"
+
+
+def _images_text(data: Dataset) -> str:
+    """Return the images' size, and the classes, as many by name as a line holds."""
+    height, width = data.train.images.shape[1:3]
+    names = [str(name) for name in data.classes]
+    shown = [name for place, name in enumerate(names, 1) if len(", ".join(names[:place])) <= _CLASSES_LENGTH]
+    listed = ", ".join([*shown, *(["…"] if len(shown) < len(names) else [])])
+    return f"{height} x {width} pixels, {len(names)} classes: {listed}"
+
+
+def _weights_text(backbone: DictConfig) -> str:
+    """Return where the backbone's first weights come from."""
+    chosen = backbone.get("weights")
+    if chosen is None:
+        return "as it is built"  # a user's own
+    if chosen == "none":
+        return "random, whitening from the training images" if "whitening_size" in backbone else "random"
+    if chosen == "imagenet":
+        return "ImageNet, from Keras"
+    return f"from the run {chosen}" if Path(chosen).expanduser().is_dir() else f"from {chosen}"
 
 
 def _plugin(node: DictConfig) -> str:

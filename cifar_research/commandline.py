@@ -112,7 +112,7 @@ def _read(folder: Path, name: str) -> Any:
     """Return what Hydra saved beside a run."""
     path = folder / ".hydra" / name
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} is no run's folder, there is no {path}; give the folder of a run") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ _NO_SPREAD = (
 )
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 2 a user's mistake."""
     parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
@@ -53,8 +53,6 @@ def main() -> None:
     except (report.ReportError, report.WriteError) as error:
         console.error(str(error))
         sys.exit(2)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -79,11 +77,11 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
         raise report.ReportError(
             f"{pictures}: is not a directory, and the figures are to be written there; move it away"
         )
-    html = page.page(folder.name, runs, named, notes).encode()
+    html = page.page(folder.name, runs, named, notes)
     markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
     hparams.write(folder, runs)
-    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)).encode())
-    report.atomic_write(folder / "leaderboard.md", ("\n\n".join([*markdown, *notes]) + "\n").encode())
+    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)))
+    report.atomic_write(folder / "leaderboard.md", "\n\n".join([*markdown, *notes]) + "\n")
     report.atomic_write(folder / "report.html", html)
     pictures.mkdir(exist_ok=True)
     figures.curves(pictures / "curves.png", tables.leaderboard(runs)[:5], titles)

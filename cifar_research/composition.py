@@ -98,7 +98,8 @@ def with_texts(overrides: Sequence[str]) -> list[str]:
 def _with_texts(word: str) -> str:
     key, _, value = word.partition("=")
     name = key.lstrip("+")
-    if not value or "${" in value or not (name in TEXT_KEYS or is_group(name)):
+    takes_text = name in TEXT_KEYS or (is_group(name) and not value.startswith("{"))
+    if not value or "${" in value or not takes_text:
         return word
 
     def quoted_atom(found: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -42,6 +43,21 @@ FREE_KEYS = (
 
 class ConfigError(ValueError):
     """A mistake in the config, in sentences for whoever wrote it."""
+
+
+def data_set_name(*, _root_: DictConfig) -> str:
+    """Return what a config's data set is called as a folder's name: `cifar10`, or `pets` of the images in ~/pets/."""
+    try:
+        name, folder = _root_.data.name, _root_.data.dir
+    except OmegaConfBaseException:
+        return "run"  # and what is wrong is said of its own key
+    if name != "images" or folder is None:
+        return name
+    last = os.path.basename(os.path.abspath(os.path.expanduser(folder)))
+    return re.sub(r"[^\w.+-]+", "_", last).strip("._") or name
+
+
+OmegaConf.register_new_resolver("data_set_name", data_set_name, replace=True)  # of conf/config.yaml
 
 
 def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: RunMode = RunMode.RUN) -> DictConfig:

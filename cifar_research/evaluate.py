@@ -30,6 +30,7 @@ USER_ERRORS = (config.ConfigError, DataError, trained.RunError, report.ReportErr
 _NUM_CORRUPTED = 2_000
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 2 a user's mistake."""
     given = _parser().parse_intermixed_args()
@@ -51,11 +52,6 @@ def main() -> None:
     except USER_ERRORS as error:
         console.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def evaluate(
@@ -175,7 +171,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         drawing.gallery(path, pictures[[row["index"] for row in few]], titles)
         drawn.append(path)
     document.write(folder, name, "Two classifiers on the same images", sections.comparison(result, drawn))
-    report.atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)).encode())
+    report.atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
     report.atomic_write(folder / f"{name}.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return f"{sections.comparison_summary(result)}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
 

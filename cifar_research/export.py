@@ -52,6 +52,7 @@ class Images:
     calibration: np.ndarray | None
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 1 the export failed or is not what the run is, 2 a user's mistake."""
     parser = argparse.ArgumentParser(prog="cifar-export", description="Export the model of a finished run.")
@@ -66,18 +67,12 @@ def main() -> None:
     try:
         path = export(given.run, given.format, given.quantize, given.output, given.images)
         console.tell(f"{path}  {_num_bytes(path):,} bytes")
-    except OSError as error:
-        console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        sys.exit(1)
     except ExportError as error:
         console.error(str(error))
         sys.exit(1)
     except (RunError, UsageError) as error:
         console.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
 
 
 def export(

@@ -72,7 +72,7 @@ def _write_saved_model(
         tf.saved_model.save(exported, path, {"serving_default": exported.serve, "classes": exported.names})
     extra = path / "assets.extra"  # TensorFlow's place for what a user adds
     extra.mkdir()
-    (extra / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+    (extra / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
 def _open_saved_model(path: Path) -> Model:

@@ -363,7 +363,7 @@ def has_matrix_units() -> bool:
 def _has_onednn(feature: str) -> bool:
     """Say whether oneDNN does the work, on a processor that has the feature."""
     try:
-        has = feature in Path("/proc/cpuinfo").read_text()
+        has = feature in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")

@@ -33,6 +33,7 @@ _CHUNK = 50  # files a thread decodes at a time
 Row = tuple[str, list[Prediction]]
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 1 some files could not be read, 2 a user's mistake or nothing found."""
     parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
@@ -49,11 +50,6 @@ def main() -> None:
     except (RunError, report.WriteError, _Mistake) as error:
         console.error(str(error))
         sys.exit(2)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
 
 
 class _Mistake(ValueError):
@@ -70,7 +66,8 @@ def command(given: argparse.Namespace) -> int:
     if given.output is not None and not given.output.parent.is_dir():
         raise _Mistake(f"--output: {given.output.parent} is no folder; make it, or choose another file")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a file's name may be no text in any encoding
+        # As the file system has them, since a file's name may be no text in any encoding.
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     files, problems, left_out = find(given.images, sys.stdin)
     for problem in problems:
         console.error(problem)
@@ -94,7 +91,6 @@ def command(given: argparse.Namespace) -> int:
         else:
             report.atomic_write(given.output.resolve(), encoded)
     else:
-        sys.stdout.reconfigure(errors="surrogateescape")
         _write(sys.stdout, rows, given.format, given.top_k)
     if left_out:
         console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], +left_out))

@@ -51,12 +51,15 @@ class WriteError(OSError):
         return self.strerror  # OSError's own puts «[Errno 28]» before the sentence
 
 
-def atomic_write(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file so that it is there whole or not at all, even if the machine goes down meanwhile.
 
+    A text is written in UTF-8, whatever the locale, with `?` for the bytes of a file's name that are no text.
     WriteError, with the path and the bytes needed, if it cannot be written; what was there then stays.
     """
     temporary = None
+    if isinstance(content, str):
+        content = content.encode(errors="replace")
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
@@ -81,6 +84,11 @@ def atomic_write(path: Path, content: bytes) -> None:
     finally:  # after an interrupt, too; after the rename there is nothing left
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def as_text(value: object) -> str:
+    """Return a value as text that any encoding of Unicode takes, with `?` for bytes of a file's name that are no text."""
+    return str(value).encode(errors="replace").decode()
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -175,7 +183,7 @@ def gather(
         "best_epoch": record.best and record.best["epoch"],
         "epochs": record.epoch,
         "steps": record.step,
-        "images_per_second": _steady_images_per_second(record.history),
+        "images_per_second": steady_images_per_second(record.history),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
@@ -189,7 +197,7 @@ def gather(
     }
 
 
-def _steady_images_per_second(history: list[dict[str, Any]]) -> float | None:
+def steady_images_per_second(history: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the median over the epochs, None before the first."""
     speeds = [row["images_per_second"] for row in history if row["images_per_second"]]
     return statistics.median(speeds) if speeds else None
@@ -248,7 +256,7 @@ def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()]
         model = next((name.strip() for key, _, name in lines if key.strip() == "model name"), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": model, "cores": os.cpu_count(), "memory_bytes": memory, "gpus": list(gpus)}
@@ -260,7 +268,9 @@ def git(folder: Path) -> dict[str, Any] | None:
     def ask(*words: str) -> str:
         # Without locks: the jobs of a sweep must not wait for each other.
         command = ["git", "--no-optional-locks", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=5, check=True
+        )
         return done.stdout.strip()
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,8 @@ class Writer:
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         self.folder = str(folder)
         with self._told():
-            self._writer = tf.summary.create_file_writer(self.folder)
+            # As bytes, since TensorFlow takes no name that is no text.
+            self._writer = tf.summary.create_file_writer(os.fsencode(folder))
         self._is_profiling = False
         # At a session's start TensorBoard drops older events from its step on. The first start in a folder
         # counts as no restart, so a new run has to write one as well. tf.summary has no function for this.
@@ -93,7 +95,7 @@ class Writer:
         TensorBoard takes from any one run; a sweep names those of its runs itself (comparison/hparams.py).
         """
         kept = {
-            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            key: value if isinstance(value, (bool, int, float)) else report.as_text(value)
             for key, value in values.items()
             if value is not None
         }
@@ -114,7 +116,7 @@ class Writer:
 
     def profile_start(self) -> None:
         """Begin a profile, which lands in the folder."""
-        tf.profiler.experimental.start(self.folder)
+        tf.profiler.experimental.start(os.fsencode(self.folder))
         self._is_profiling = True
 
     def profile_stop(self) -> None:

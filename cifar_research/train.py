@@ -127,7 +127,8 @@ def run(
                     )
             evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
             evaluate_images = evaluate(steps.images_view(task, views=cfg.evaluation.views))
-            display.start(tasks.total_steps(cfg, data), record.step, phases.total_epochs(cfg.training))
+            total_steps, total_epochs = tasks.total_steps(cfg, data), phases.total_epochs(cfg.training)
+            display.start(total_steps, record.step, total_epochs, cfg.training.monitor)
             fit = functools.partial(
                 loop.fit,
                 task,
@@ -155,6 +156,7 @@ def run(
                 if number > record.phase:
                     keeps = plan[number].keeps_optimizer
                     loop.next_phase(task, environment, record, checkpoints, keeps_optimizer=keeps)
+                display.phase(*announcement.phase(cfg, number))
                 began_enter = time.perf_counter()
                 # Outside of stop_signals: all is saved, and a signal may end a computation of features at once.
                 seen, view = tasks.enter(cfg, task, data, plan, record, display.message)
@@ -178,7 +180,7 @@ def run(
             result["options"] = dict(options or {})
             if is_chief:
                 _leave(run_dir, result, task, data, record, test, writer)
-            display.results(result, run_dir, _next_commands(result, run_dir))
+            display.results(result, run_dir, _next_commands(result, run_dir), announcement.pace(cfg, record.history))
         return result
 
 
@@ -290,7 +292,9 @@ def _next_commands(result: Report, run_dir: Path) -> list[str]:
         allowing = f"allow_targets=[{','.join(allowed)}] " if allowed else ""
         return [f"{train} {allowing}{shlex.quote(f'resume={run_dir}')}"]
     watch = "scripts/tensorboard" if train.startswith("scripts") else "tensorboard --logdir"
-    return [f"{watch} {shlex.quote(str(run_dir.parent))}", f"{train} --help"]
+    more = [f"{watch} {shlex.quote(str(run_dir.parent))}", f"{train} --help"]
+    is_completed = result["status"] == "completed"
+    return [f"{commandline.program('evaluate')} {shlex.quote(str(run_dir))}"] * is_completed + more
 
 
 @contextlib.contextmanager
@@ -300,6 +304,7 @@ def _timed(seconds: dict[str, float | None], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - began
 
 
+@console.command
 def main() -> None:
     """The command line.
 
@@ -335,6 +340,8 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         except config.HYDRA_ERRORS as error:
             console.error(mistakes.explain(error, list(arguments)))
             return 2
+        except BrokenPipeError:  # `--help | head`
+            raise
         except OSError as error:
             is_told = isinstance(error, report.WriteError) or not error.strerror or not error.filename
             console.error(str(error) if is_told else f"{error.filename}: {error.strerror}")
@@ -379,6 +386,7 @@ def _train(
         if original is not None and original.is_verified:
             verdict, sentence = original.verdict(result)
             console.tell(sentence)
+            log.info("%s", sentence)
             code = max(code, verdict)
         return code
 

@@ -377,3 +377,28 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
     with pytest.raises(config.ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
         config.compose([*words, "backbone.widht=8"])
     config.check(config.compose([*words, "+backbone.width=8"]))
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "cifar10"),
+        (["data=synthetic"], "synthetic"),
+        (["experiment=wide", "data=cifar100"], "wide"),
+        (["experiment=wide", "name=mine"], "mine"),
+        (["data=images"], "images"),
+        (["data=images", "data.dir=pets"], "pets"),
+        (["data=images", "data.dir=/x/pets/"], "pets"),
+        (["data=images", "data.dir=."], "here"),
+        (["data=images", "data.dir='~'"], "home"),
+        (["data=images", "data.dir=/"], "images"),
+        (["data=images", "data.dir='my pets\udcff$(x)'"], "my_pets_x"),
+        (["data=images", "data.dir=${oc.env:HOME}/cats"], "cats"),
+        (["data=images", "data.dir=${oc.env:NOWHERE_AT_ALL}"], "run"),
+    ],
+)
+def test_a_run_without_an_experiment_is_named_after_its_data_set(tmp_path, monkeypatch, words, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", "/some/home")
+    cfg = config.compose(words, with_hydra=True)
+    assert cfg.name == name and cfg.hydra.run.dir.startswith(f"outputs/{name}/")
+    assert cfg.hydra.sweep.dir.startswith(f"outputs/{name}/sweep_")

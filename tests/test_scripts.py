@@ -129,6 +129,48 @@ def test_the_users_folder_stays_the_current_one(tmp_path):
     assert done.stdout.strip() == str(tmp_path), done.stderr
 
 
+@pytest.fixture(scope="module")
+def places(finished_run, tmp_path_factory):
+    """A finished run, and a folder with an image whose name is no text, and one whose name is none in ASCII."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("a_run") / "run")
+    for name in (b"\xff.png", "é–.png".encode()):
+        Image.new("RGB", (32, 32), (9, 99, 199)).save(os.fsencode(folder) + b"/" + name, format="png")
+    return {"RUN": run, "PHOTOS": folder}
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "latin-1"}],
+    ids=["ascii", "latin-1"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--help"],
+        ["train", "name='é–'", "--cfg", "job"],
+        ["train", "--info", "searchpath"],
+        ["report", "RUN", "--write"],
+        ["evaluate", "RUN", "--corruptions", "none"],
+        ["predict", "RUN", "PHOTOS", "--format", "csv"],
+        ["cache", "--dir", "é–"],
+        ["benchmark", "--help"],
+        ["time_to_accuracy", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_standard_output_of_any_encoding_will_do(places, words, locale):
+    command = [SCRIPTS / words[0], *(places.get(word, word) for word in words[1:])]
+    done = subprocess.run(command, env=os.environ | locale, capture_output=True, timeout=300)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
+    if words[0] == "predict":
+        assert b"/\xff.png," in done.stdout
+    for path in places["RUN"].rglob("*"):
+        if path.suffix in (".md", ".html", ".csv", ".json", ".log"):
+            path.read_bytes().decode("utf-8")
+
+
 def test_constraints_hold_what_setup_cfg_lists():
     from configparser import ConfigParser
 

@@ -66,6 +66,14 @@ def test_report_holds_what_the_contract_names(finished):
     assert found["git"] is None or len(found["git"]["commit"]) == 40
 
 
+def test_the_log_holds_what_the_run_said_and_the_end_offers_to_evaluate_it(finished):
+    folder, done = finished
+    log = [line.partition("cifar_research.console: ")[2] for line in (folder / "train.log").read_text().splitlines()]
+    assert [line for line in log if line] == [line for line in done.stdout.splitlines() if line]
+    program = "scripts/evaluate" if (Path(config.config_dir()).parent / "scripts").is_dir() else "cifar-evaluate"
+    assert [line for line in log if line.startswith("Next: ")][0] == f"Next: {program} {folder}"
+
+
 def test_history_agrees_with_the_report(finished):
     rows = report.read_history(finished[0] / "history.csv")
     found = json.loads((finished[0] / "report.json").read_text())

@@ -1,3 +1,4 @@
 from cifar_research.augmentation.preview import main
+from cifar_research.console import command
 
-main()
+command(main)()

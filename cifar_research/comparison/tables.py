@@ -310,7 +310,7 @@ def study_table(runs: Sequence[Run]) -> Table | None:
 
     Ours is the mean over seeds; ACC and LOSS_VALUE are of training, in the epoch that validated best.
     """
-    text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text()
+    text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text(encoding="utf-8")
     study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
     wanted = [tuple(text_of(_value(row[key])) for key in _STUDY_KEYS) for row in study]
     ours: dict[tuple[str, ...], list[Run]] = {key: [] for key in wanted}

@@ -10,6 +10,7 @@ from cifar_research import console, plugins
 from cifar_research.data import cache
 
 
+@console.command
 def main() -> None:
     """The command line. Exit codes: 0 done, 1 something could not be deleted, 2 a name that is not there."""
     parser = argparse.ArgumentParser(prog="cifar-cache", description="List what is cached, or delete it.")

@@ -26,8 +26,8 @@ class Section:
 
 def write(folder: Path, name: str, title: str, sections: Sequence[Section]) -> None:
     """Write <name>.md, which refers to the figures, and <name>.html, which holds them; WriteError if it cannot."""
-    atomic_write(folder / f"{name}.md", _markdown(folder, title, sections).encode())
-    atomic_write(folder / f"{name}.html", _page(title, sections).encode())
+    atomic_write(folder / f"{name}.md", _markdown(folder, title, sections))
+    atomic_write(folder / f"{name}.html", _page(title, sections))
 
 
 def _markdown(folder: Path, title: str, sections: Sequence[Section]) -> str:

@@ -207,7 +207,7 @@ class Slurm:
 
     def _exit_code(self, number: str) -> int | None:
         try:
-            return int((self._logs / f"{number}.code").read_text())
+            return int((self._logs / f"{number}.code").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
@@ -265,6 +265,6 @@ class Job:
 
 def _call(*words: str) -> str | None:
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None

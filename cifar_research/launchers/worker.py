@@ -36,6 +36,8 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # the log is in UTF-8, whatever the locale
     faulthandler.enable()
     from cifar_research import train
 
@@ -74,7 +76,7 @@ def reason(run_dir: Path) -> str:
 def note(run_dir: Path, text: str) -> None:
     """Add an error to a cell's output.log that its own process could not write."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / LOG).open("a") as file:
+    with (run_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
         file.write(f"error: {text}\n")
 
 

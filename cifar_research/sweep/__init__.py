@@ -268,7 +268,9 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
 def _write_report(folder: Path) -> str | None:
     """Write leaderboard and figures, in a process of its own, whose memory is gone afterwards; return why it cannot."""
     words = [sys.executable, "-m", "cifar_research.compare", str(folder), "--write"]
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+    )
     return (done.stderr.strip().splitlines() or ["no reason was given"])[-1] if done.returncode else None
 
 

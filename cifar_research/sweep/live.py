@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,8 +33,6 @@ class Live:
     def __init__(
         self, folder: Path, cells: Sequence[Cell], launcher: Launcher, total: int, console: Console | None = None
     ) -> None:
-        with contextlib.suppress(AttributeError):
-            sys.stdout.reconfigure(errors="replace")
         self._console = console or Console(highlight=False)
         self._folder, self._cells, self._launcher, self._total = folder, cells, launcher, total
         self._began: dict[str, float] = {}
@@ -74,7 +70,7 @@ class Live:
         done = sum(one.is_complete for one in self._cells)
         _, best = self._progress(cell)
         outcome = cell.state if cell.reason is None else f"{cell.state}, {cell.reason}"
-        accuracy = "" if best is None else f", best validation accuracy {best:.4f}"
+        accuracy = "" if best is None else f", validation accuracy {best:.4f} in its best epoch"
         self._line(f"[{done}/{self._total}] {cell.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._left_text()}")
 
     def retry(self, cell: Cell) -> None:
@@ -107,7 +103,7 @@ class Live:
         title = ", ".join(f"{counts[state]} {state}" for state in ("queued", *STATES) if counts[state])
         table = Table(title=Text(f"{self._folder}: {title}{self._left_text()}"), title_justify="left")
         table.add_column("cell", overflow="fold")
-        for name in ("state", "epoch", "best so far", "seconds"):
+        for name in ("state", "epoch", "val acc, best epoch", "seconds"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
         shown, hidden = self._shown()
         for cell in shown:
@@ -137,14 +133,18 @@ class Live:
         return "queued" if is_queued else cell.state
 
     def _progress(self, cell: Cell) -> tuple[str, float | None]:
-        """Return `3/10` and the best validation accuracy so far, from the run's history.csv."""
-        epochs = phases.total_epochs(cell.config["training"])
+        """Return `3/10` and the validation accuracy of the best epoch so far, from the run's history.csv."""
+        training = cell.config["training"]
+        epochs = phases.total_epochs(training)
         try:
             rows = report.read_history(self._folder / cell.folder / "history.csv")
         except (report.ReportError, OSError):
             rows = []
-        known = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
-        return f"{len(rows)}/{epochs}", max(known, default=None)
+        known = [row for row in rows if row["val_accuracy"] is not None]
+        # As the run chooses it, and the leaderboard ranks by.
+        is_loss = training.get("monitor") == "loss"
+        best = max(known, key=lambda row: -row["val_loss"] if is_loss else row["val_accuracy"], default=None)
+        return f"{len(rows)}/{epochs}", best and best["val_accuracy"]
 
     def _left_text(self) -> str:
         """Return the time left, once a cell or an epoch says how long things take."""

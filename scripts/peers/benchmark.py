@@ -27,6 +27,8 @@ import parts
 from tables import markdown
 from worker import SCORED, cores
 
+from cifar_research import console
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TORCH = ("torch==2.13.0", "numpy==2.4.6")
@@ -111,6 +113,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            errors="replace",
             env=environment,
             cwd=ROOT,
         )
@@ -205,7 +208,9 @@ def torch_python(tell):
     if not (folder / "complete").exists():
         tell(f"installing {' '.join(TORCH)} into {folder}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *TORCH], capture_output=True, text=True)
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *TORCH], capture_output=True, text=True, errors="replace"
+        )
         if done.returncode:
             sys.exit(f"error: {done.stderr.strip()}\nPyTorch could not be installed; leave it out: --peers ours keras")
         (folder / "complete").touch()
@@ -215,12 +220,13 @@ def torch_python(tell):
 def hardware():
     flags, name = "", platform.processor()
     if Path("/proc/cpuinfo").exists():
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
         lines = {key.strip(): value.strip() for key, value in lines.items()}
         flags, name = lines.get("flags", ""), lines.get("model name", name)
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
     asks = shutil.which("nvidia-smi")
-    told = subprocess.run([asks, "-L"], capture_output=True, text=True).stdout if asks else ""
+    told = subprocess.run([asks, "-L"], capture_output=True, text=True, errors="replace").stdout if asks else ""
     gpus = [line for line in told.splitlines() if line.startswith("GPU ")]
     return {"processor": name, "cores": cores(), "units": units, "gpus": gpus}
 
@@ -231,11 +237,14 @@ def versions(pythons):
     code = "import sys, importlib.metadata as m; print(*(f'{n}={m.version(n)}' for n in sys.argv[1:]))"
     found = {"python": platform.python_version()}
     for kind in pythons.keys() & names.keys():
-        done = subprocess.run([pythons[kind], "-c", code, *names[kind]], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [pythons[kind], "-c", code, *names[kind]], capture_output=True, text=True, errors="replace", check=True
+        )
         found |= dict(pair.split("=") for pair in done.stdout.split())
     return found
 
 
+@console.command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the study's two models at batch 128, five peers")
@@ -271,8 +280,8 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
 
     def write():
-        (args.output / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
-        (args.output / "benchmark.md").write_text(markdown(found))
+        (args.output / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (args.output / "benchmark.md").write_text(markdown(found), encoding="utf-8")
 
     if "training" in args.parts:
         for model in models:

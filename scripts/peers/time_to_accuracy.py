@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmark import HERE, ROOT, hardware, torch_python, versions
 from scipy import stats
 
-from cifar_research import config
+from cifar_research import config, console
 from cifar_research.commandline import quoted
 
 
@@ -31,13 +31,17 @@ def ours(folder, words, seed, target):
         fixed = [f"data.dir={quoted(str(folder))}", f"seed={seed}", f"hydra.run.dir={run}", "tensorboard.enabled=false"]
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "cifar_research.train", *words, *fixed], capture_output=True, text=True, cwd=ROOT
+            [sys.executable, "-m", "cifar_research.train", *words, *fixed],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=ROOT,
         )
         whole = time.perf_counter() - began
         if done.returncode:
             sys.exit(f"error: {' '.join(words)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}")
-        report = json.loads((run / "report.json").read_text())
-        history = [line.split(",") for line in (run / "history.csv").read_text().splitlines()]
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        history = [line.split(",") for line in (run / "history.csv").read_text(encoding="utf-8").splitlines()]
     rows = [dict(zip(history[0], row, strict=True)) for row in history[1:]]
     images = report["steps"] * report["config"]["training"]["batch_size"]
     reached = None
@@ -64,7 +68,7 @@ def torch(python, folder, seed):
     """Train once by PyTorch's recipe, and return what it says of itself."""
     began = time.perf_counter()
     command = [python, HERE / "torch_recipe.py", folder, "--seed", seed]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace")
     if done.returncode:
         sys.exit(f"error: torch_recipe.py ended with exit code {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout) | {"command_seconds": time.perf_counter() - began}
@@ -78,6 +82,7 @@ def interval(values):
     return f"{statistics.mean(values):.4f} ± {half:.4f}"
 
 
+@console.command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -113,7 +118,8 @@ def main():
             one = ours(folder, words, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
             runs[name].append(one)
             tell(f"seed {seed}: {name}, test accuracy {one['test_accuracy']:.4f} in {one['command_seconds']:.0f} s")
-            args.json.write_text(json.dumps(found, indent=1) + "\n")  # so that nothing is lost if it is stopped
+            # Each time, so that nothing is lost if it is stopped.
+            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     print(f"{'':9}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
     for name, of in runs.items():

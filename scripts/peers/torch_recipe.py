@@ -140,7 +140,7 @@ def main():
     result |= {"train_seconds": trained - began, "evaluate_seconds": time.perf_counter() - trained}
     print(json.dumps(result))
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(result, file)
 
 

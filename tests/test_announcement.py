@@ -1,0 +1,61 @@
+"""What the header of a run says, and how its phases and their speed are called."""
+
+from pathlib import Path
+
+import pytest
+
+from cifar_research import announcement, config, environment, tasks
+from cifar_research.data import datasets
+
+
+def header(*words):
+    cfg = config.compose(["data=synthetic", "data.train_images=40", "data.test_images=20", *words])
+    data = datasets.load(cfg.data)
+    task = tasks.build(cfg, data)
+    return announcement.rows(cfg, task, data, environment.prepare(cfg.training, 0), Path("run"), 1)
+
+
+def test_the_header_says_size_classes_and_weights_in_twelve_rows():
+    rows = header()
+    assert rows["Images"] == "32 x 32 pixels, 10 classes: circle, square, triangle, cross, ring, …"
+    assert rows["Model"].startswith("cnn (weights: random) + ") and len(rows) <= 12
+    assert header("data.classes=[ring,cross]")["Images"].endswith("2 classes: ring, cross")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["backbone=cnn"], "random"),
+        (["backbone=airbench"], "random, whitening from the training images"),
+        (["backbone=vgg16"], "ImageNet, from Keras"),
+        (["backbone=vgg16", "backbone.weights=none"], "random"),
+        (["backbone.weights=some.weights.h5"], "from some.weights.h5"),
+        (["backbone.weights=outputs"], "from the run outputs"),
+        (["~backbone.weights"], "as it is built"),
+    ],
+)
+def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    assert announcement._weights_text(config.compose(words).backbone) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "titles", "pace"),
+    [
+        ([], [""], "20 images/s"),
+        (["training=combined", "training.epochs=2"], ["Phase head, 1 of 2: 2 epochs", "Phase backbone, 2 of 2: 2 epochs"],
+         "20 features/s in head, 3 images/s in backbone"),
+        # With augmentation, the features are computed every time.
+        (["training=feature_extraction", "augmentation=flip"], [""], "20 images/s"),
+        (["training=feature_extraction"], [""], "20 features/s"),
+    ],
+)  # fmt: skip
+def test_phases_and_their_speed(words, titles, pace):
+    cfg = config.compose(words)
+    phases = [announcement.phase(cfg, number) for number in range(len(titles))]
+    assert [title for _, title, _ in phases] == titles
+    speeds = {0: [10.0, None, 20.0, 30.0], 1: [3.0]}
+    history = [{"phase": phases[n][0], "images_per_second": speed} for n in range(len(phases)) for speed in speeds[n]]
+    assert announcement.pace(cfg, history) == pace
+    assert announcement.pace(cfg, []) == ""
