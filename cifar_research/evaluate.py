@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from cifar_research import config, console, plugins, report, trained
+from cifar_research import config
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
+from cifar_research.config import targets
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
+from cifar_research.display import console
 from cifar_research.evaluation import against, images, measures
-from cifar_research.sweep.cells import LEDGER
+from cifar_research.inference import trained
+from cifar_research.runs import report
+from cifar_research.sweeps.cells import LEDGER
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
@@ -113,7 +117,7 @@ def _prepared(
     new_images = None
     if cifar10_1 is not None:
         new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
-    if problems := plugins.check("loss", OmegaConf.create(found["config"]).loss):
+    if problems := targets.check("loss", OmegaConf.create(found["config"]).loss):
         raise trained.RunError(f"{run}: its loss cannot be computed: {problems[0]}")
     folder = run / "evaluation" / (_free_name(run, other, data.fingerprint) if other else "")
     _refuse_unwritable(folder)

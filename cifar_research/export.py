@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, console, predict, trained
+from cifar_research import predict
+from cifar_research.config import commandline
 from cifar_research.data import datasets, image_files, images
 from cifar_research.data.datasets import DataError
-from cifar_research.formats import FORMATS, Format, Model, module
-from cifar_research.trained import RunError
+from cifar_research.display import console
+from cifar_research.inference import trained
+from cifar_research.inference.formats import FORMATS, Format, Model, module
+from cifar_research.inference.trained import RunError
 
 if TYPE_CHECKING:
-    from cifar_research.trained import Classifier
+    from cifar_research.inference.trained import Classifier
 
 TOLERANCE = 1e-4  # of probabilities
 ACCURACY_TOLERANCE = 0.01  # of a quantized model

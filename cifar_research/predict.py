@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cifar_research import commandline, console, report, trained
+from cifar_research.config import commandline
 from cifar_research.data import image_files, images
 from cifar_research.data.images import ImageError
-from cifar_research.trained import Prediction, RunError
+from cifar_research.display import console
+from cifar_research.inference import trained
+from cifar_research.inference.trained import Prediction, RunError
+from cifar_research.runs import report
 
 if TYPE_CHECKING:
-    from cifar_research.trained import Classifier
+    from cifar_research.inference.trained import Classifier
 
 FORMATS = ("table", "csv", "jsonl")
 _BATCH = 500

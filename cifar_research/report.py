@@ -8,10 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_research import commandline, config, console, environment, report
+from cifar_research import config
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
+from cifar_research.config import commandline
+from cifar_research.display import console
+from cifar_research.runs import report
+from cifar_research.runtime import environment
 
 _NOTES = [
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "

@@ -17,34 +17,27 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from cifar_research import (
-    announcement,
-    commandline,
-    config,
-    console,
-    cores,
-    job,
-    locks,
-    mistakes,
-    phases,
-    report,
-    reproduction,
-    run_folder,
-)
-from cifar_research import environment as environments
-from cifar_research import sweep as sweeps
-from cifar_research.backbones.weights import WeightsError
-from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research import config
+from cifar_research import sweeps as sweeps
+from cifar_research.config import commandline, job, messages, phases
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
-from cifar_research.sweep.cells import LEDGER
+from cifar_research.display import console, header
+from cifar_research.models.backbones.weights import WeightsError
+from cifar_research.runs import report, reproduction, run_folder
+from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.runtime import environment as environments
+from cifar_research.runtime import locks
+from cifar_research.sweeps.cells import LEDGER
+from cifar_research.training import shards
 
 if TYPE_CHECKING:
     import keras
     from omegaconf import DictConfig
 
-    from cifar_research import loop, steps, tensorboard
     from cifar_research.data.datasets import Dataset
+    from cifar_research.display import tensorboard
+    from cifar_research.training import loop, steps
 
 log = logging.getLogger(__name__)
 Report = dict[str, Any]
@@ -91,19 +84,20 @@ def run(
             data = _load_data(cfg, checkpoint)
 
         with _timed(seconds, "import"):
-            environment = environments.prepare(cfg.training, cfg.seed, cores.parts(cfg, data))
-            from cifar_research import loop, steps, tasks, tensorboard
+            environment = environments.prepare(cfg.training, cfg.seed, shards.parts(cfg, data))
+            from cifar_research.display import tensorboard
+            from cifar_research.training import loop, setup, steps
 
         with environment.strategy.scope():
-            task = tasks.build(cfg, data, environment.parts)
+            task = setup.build(cfg, data, environment.parts)
             if checkpoint is None:
-                tasks.load_weights(cfg, task, data)
+                setup.load_weights(cfg, task, data)
         checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()
         if checkpoint is not None:
             loop.restore(task, record, checkpoint)
         plan = phases.plan(cfg)
         # Of all phases, so that a layer's name misspelt in the last one costs no training of the first.
-        trained = {phase.name: tasks.num_trained(task, phase) for phase in plan}
+        trained = {phase.name: setup.num_trained(task, phase) for phase in plan}
 
         keep()
         if begins is not None:
@@ -114,7 +108,7 @@ def run(
             if checkpoint is None:
                 _describe(writer, cfg, task, data)
         with display, contextlib.closing(writer) if writer else contextlib.nullcontext():
-            display.announce(announcement.rows(cfg, task, data, environment, run_dir, max(trained.values())))
+            display.announce(header.rows(cfg, task, data, environment, run_dir, max(trained.values())))
             if checkpoint is not None:
                 if is_chief and run_folder.reopen(run_dir):
                     display.message(f"Its report is replaced by one of {phases.total_epochs(cfg.training)} epochs.")
@@ -127,7 +121,7 @@ def run(
                     )
             evaluate = functools.partial(loop.Evaluation, task, environment, cfg.training.eval_batch_size)
             evaluate_images = evaluate(steps.images_view(task, views=cfg.evaluation.views))
-            total_steps, total_epochs = tasks.total_steps(cfg, data), phases.total_epochs(cfg.training)
+            total_steps, total_epochs = setup.total_steps(cfg, data), phases.total_epochs(cfg.training)
             display.start(total_steps, record.step, total_epochs, cfg.training.monitor)
             fit = functools.partial(
                 loop.fit,
@@ -156,10 +150,10 @@ def run(
                 if number > record.phase:
                     keeps = plan[number].keeps_optimizer
                     loop.next_phase(task, environment, record, checkpoints, keeps_optimizer=keeps)
-                display.phase(*announcement.phase(cfg, number))
+                display.phase(*header.phase(cfg, number))
                 began_enter = time.perf_counter()
                 # Outside of stop_signals: all is saved, and a signal may end a computation of features at once.
-                seen, view = tasks.enter(cfg, task, data, plan, record, display.message)
+                seen, view = setup.enter(cfg, task, data, plan, record, display.message)
                 record.seconds += time.perf_counter() - began_enter
                 evaluate_phase = evaluate_images if seen is data else evaluate(view)
                 is_last = number == len(plan) - 1
@@ -180,7 +174,7 @@ def run(
             result["options"] = dict(options or {})
             if is_chief:
                 _leave(run_dir, result, task, data, record, test, writer)
-            display.results(result, run_dir, _next_commands(result, run_dir), announcement.pace(cfg, record.history))
+            display.results(result, run_dir, _next_commands(result, run_dir), header.pace(cfg, record.history))
         return result
 
 
@@ -206,7 +200,7 @@ def _describe(writer: tensorboard.Writer, cfg: DictConfig, task: steps.Task, dat
     import tensorflow as tf
 
     from cifar_research import augmentation
-    from cifar_research.steps import prepare
+    from cifar_research.training.steps import prepare
 
     writer.text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```")
     shape = data.train.images.shape[1:]
@@ -236,7 +230,8 @@ def _leave(
     """Leave behind what a run is read by: weights, figures, TensorBoard's last pages, and report.json at the end."""
     import numpy as np
 
-    from cifar_research import figures, metrics
+    from cifar_research.display import figures
+    from cifar_research.runs import metrics
 
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
@@ -324,7 +319,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         try:
             unlocks = locks.UNLOCK in arguments
             arguments, original = reproduction.taken([word for word in arguments if word != locks.UNLOCK])
-            if told := mistakes.flags(arguments):
+            if told := messages.flags(arguments):
                 raise config.ConfigError(told)
             arguments = sweeps.for_help(commandline.expand(arguments))
             if sweeps.is_sweep(arguments):
@@ -338,7 +333,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
             console.error(str(error))
             return 2
         except config.HYDRA_ERRORS as error:
-            console.error(mistakes.explain(error, list(arguments)))
+            console.error(messages.explain(error, list(arguments)))
             return 2
         except BrokenPipeError:  # `--help | head`
             raise

@@ -41,8 +41,8 @@ def weights_for(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     # In a process of its own: tests that fork must not have TensorFlow.
     code = (
-        "import sys, keras; from cifar_research import config, plugins; keras.utils.set_random_seed(0)\n"
-        "plugins.instantiate(config.compose(sys.argv[2:]).backbone)((32, 32, 3)).save_weights(sys.argv[1])"
+        "import sys, keras; from cifar_research import config; from cifar_research.config import targets; keras.utils.set_random_seed(0)\n"
+        "targets.instantiate(config.compose(sys.argv[2:]).backbone)((32, 32, 3)).save_weights(sys.argv[1])"
     )
 
     @functools.cache
@@ -57,7 +57,8 @@ def weights_for(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """The folder of a completed run that has learnt something, with what a model must bring along."""
-    from cifar_research import config, console, train
+    from cifar_research import config, train
+    from cifar_research.display import console
 
     words = [
         "data=synthetic", "data.train_images=1500", "data.test_images=400", "data.standardize=true",

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import layers, model, plugins, tasks
-from cifar_research.backbones import airbench, cnn
-from cifar_research.config import compose
+from cifar_research.config import compose, targets
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.models import classifier, layers
+from cifar_research.models.backbones import airbench, cnn
+from cifar_research.training import setup
 
 
 def smooth_images(count):
@@ -39,7 +40,7 @@ def test_weights_of_a_file(tmp_path):
     words = ["experiment=fast", "backbone.filters=[8,8]"]
 
     def network(**settings):
-        return plugins.instantiate(
+        return targets.instantiate(
             compose([*words, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
         )
 
@@ -67,17 +68,17 @@ def test_run_begins_with_the_whitening_of_its_own_images_and_leaves_it_alone():
     images = np.clip(smooth_images(64) * 12 + 128, 0, 255).astype(np.uint8)
     split = Split(images=images, labels=np.arange(64) % 10, indices=np.arange(64))
     data = Dataset("smooth", tuple("abcdefghij"), split, split, split, "", None)
-    task = tasks.build(cfg, data)
-    tasks.load_weights(cfg, task, data)
+    task = setup.build(cfg, data)
+    setup.load_weights(cfg, task, data)
     mean, deviation = split.channel_statistics()
     expected = airbench.whitening((images / np.float32(255) - mean) / deviation, 2, 0.0005)
     backbone = task.model.layers[1]
     np.testing.assert_allclose(backbone.get_layer("whitening").get_weights()[0], expected, rtol=1e-3, atol=1e-3)
-    assert not [path for path in tasks.trained_paths(task, tasks.phases.plan(cfg)[0]) if "whitening" in path]
+    assert not [path for path in setup.trained_paths(task, setup.phases.plan(cfg)[0]) if "whitening" in path]
 
 
 def test_reference_size_and_bad_settings():
-    model = plugins.instantiate(compose(["backbone=airbench"]).backbone)((32, 32, 3))
+    model = targets.instantiate(compose(["backbone=airbench"]).backbone)((32, 32, 3))
     assert model.output_shape[-1] == 256
     # Nine times the products of channels, the whitening layer of 24 with its bias, and for each of the 1,152 normalised
     # channels a bias and two moving statistics.
@@ -97,4 +98,4 @@ def test_flops_count_the_convolutions_whose_gradients_are_our_own(monkeypatch):
     sizes = [network.get_layer(f"block{block}_conv{n}").kernel.shape for block in (1, 2) for n in (1, 2)]
     maps = [31, 15, 15, 7]
     convolutions = sum(2 * np.prod(kernel) * size**2 for kernel, size in zip(sizes, maps, strict=True))
-    assert convolutions < model.forward_flops(network) < 1.5 * convolutions
+    assert convolutions < classifier.forward_flops(network) < 1.5 * convolutions

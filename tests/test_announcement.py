@@ -4,22 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from cifar_research import announcement, config, environment, tasks
+from cifar_research import config
 from cifar_research.data import datasets
+from cifar_research.display import header
+from cifar_research.runtime import environment
+from cifar_research.training import setup
 
 
-def header(*words):
+def rows(*words):
     cfg = config.compose(["data=synthetic", "data.train_images=40", "data.test_images=20", *words])
     data = datasets.load(cfg.data)
-    task = tasks.build(cfg, data)
-    return announcement.rows(cfg, task, data, environment.prepare(cfg.training, 0), Path("run"), 1)
+    task = setup.build(cfg, data)
+    return header.rows(cfg, task, data, environment.prepare(cfg.training, 0), Path("run"), 1)
 
 
 def test_the_header_says_size_classes_and_weights_in_twelve_rows():
-    rows = header()
-    assert rows["Images"] == "32 x 32 pixels, 10 classes: circle, square, triangle, cross, ring, …"
-    assert rows["Model"].startswith("cnn (weights: random) + ") and len(rows) <= 12
-    assert header("data.classes=[ring,cross]")["Images"].endswith("2 classes: ring, cross")
+    found = rows()
+    assert found["Images"] == "32 x 32 pixels, 10 classes: circle, square, triangle, cross, ring, …"
+    assert found["Model"].startswith("cnn (weights: random) + ") and len(found) <= 12
+    assert rows("data.classes=[ring,cross]")["Images"].endswith("2 classes: ring, cross")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
 def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    assert announcement._weights_text(config.compose(words).backbone) == expected
+    assert header._weights_text(config.compose(words).backbone) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,9 +56,9 @@ def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
 )  # fmt: skip
 def test_phases_and_their_speed(words, titles, pace):
     cfg = config.compose(words)
-    phases = [announcement.phase(cfg, number) for number in range(len(titles))]
+    phases = [header.phase(cfg, number) for number in range(len(titles))]
     assert [title for _, title, _ in phases] == titles
     speeds = {0: [10.0, None, 20.0, 30.0], 1: [3.0]}
     history = [{"phase": phases[n][0], "images_per_second": speed} for n in range(len(phases)) for speed in speeds[n]]
-    assert announcement.pace(cfg, history) == pace
-    assert announcement.pace(cfg, []) == ""
+    assert header.pace(cfg, history) == pace
+    assert header.pace(cfg, []) == ""

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_research import evaluate, export, predict, trained
+from cifar_research import evaluate, export, predict
 from cifar_research.evaluation import calibration, measures, sections
+from cifar_research.inference import trained
 
 
 def logits_of(num, wrong, classes=3):

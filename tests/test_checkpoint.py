@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
+from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
 
 
 def checkpoint(step, best=None):

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from test_datasets import lay_out, load
 
-from cifar_research import commandline, config, console, report, reproduction, run_folder, train
+from cifar_research import config, train
+from cifar_research.config import commandline
 from cifar_research.data import cache, cifar, datasets
 from cifar_research.data.cache import DataError
+from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
-from cifar_research.sweep import cells
+from cifar_research.runs import report, reproduction, run_folder
+from cifar_research.sweeps import cells
 
 SMALL = ["backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "tensorboard.enabled=false"]
 

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_research import evaluate, trained
+from cifar_research import evaluate
 from cifar_research.data import datasets, synthetic
 from cifar_research.evaluation import images
-from cifar_research.report import read_report, write_report
+from cifar_research.inference import trained
+from cifar_research.runs.report import read_report, write_report
 
 
 @pytest.fixture(scope="module")

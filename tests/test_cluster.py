@@ -13,9 +13,9 @@ import pytest
 from test_sweep import SMALL, finish, start, states, wait_for
 
 from cifar_research import config
-from cifar_research.launchers import ray as ray_launcher
-from cifar_research.launchers import slurm as slurm_launcher
-from cifar_research.launchers import worker
+from cifar_research.sweeps.launchers import ray as ray_launcher
+from cifar_research.sweeps.launchers import slurm as slurm_launcher
+from cifar_research.sweeps.launchers import worker
 
 LONG = ["training.epochs=40", "data.train_images=2000", "training.batch_size=10"]
 

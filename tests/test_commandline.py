@@ -6,8 +6,9 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cifar_research import commandline, config
-from cifar_research.sweep import cells
+from cifar_research import config
+from cifar_research.config import commandline
+from cifar_research.sweeps import cells
 
 
 @pytest.mark.parametrize(

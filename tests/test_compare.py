@@ -12,9 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
-from cifar_research import compare, config, report
+from cifar_research import config
+from cifar_research import report as command
 from cifar_research.comparison import figures, runs, tables
-from cifar_research.sweep import cells
+from cifar_research.runs import report
+from cifar_research.sweeps import cells
 
 
 def made(*words):
@@ -113,7 +115,7 @@ def test_runs_without_validation_are_one_row_and_written(tmp_path):
     assert [(row["rank"], row["n"], row["val accuracy"], row["test accuracy"]) for row in rows] == [
         ("–", "2", "–", "0.7500")
     ] * 2
-    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, runs.find([str(tmp_path)])[0])
     assert "0.7500" in (tmp_path / "leaderboard.md").read_text()
 
 
@@ -226,7 +228,7 @@ def test_the_csv_has_a_number_a_column(tmp_path):
     write_run(tmp_path / "c", ["model.dropout=0.5"], accuracy=0.9, status="diverged")
     for seed in (0, 1):
         write_run(tmp_path / f"d{seed}", [f"seed={seed}", "model.dropout=0.25"], accuracy=0.5)
-    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, runs.find([str(tmp_path)])[0])
     rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
     for row in rows:
         for name in row.keys() - {"is_tie", "backbone.batch_norm", "model.hidden", "interval", "state", "reason"}:
@@ -255,9 +257,9 @@ def test_single_seeds_are_said_to_be_no_ranking_of_settings(tmp_path, seeds, is_
                 tmp_path / f"{place}{seed}", [f"seed={seed}", f"model.dropout={place / 2}"], accuracy=0.5 + place / 4
             )
     found, _ = runs.find([str(tmp_path)])
-    compare.write(tmp_path, found)
+    command.write(tmp_path, found)
     for text in (
-        compare.summary(found),
+        command.summary(found),
         *((tmp_path / name).read_text() for name in ("leaderboard.md", "report.html")),
     ):
         assert ("Another seed gives another accuracy" in text) is is_said
@@ -289,7 +291,7 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
         "0.9796", "0.8329", "0.0033", "0.0268",
     ]  # fmt: skip
     assert tables.study_table(found[:5])[6][6] == "–"  # a cell that is missing
-    compare.write(tmp_path, found)
+    command.write(tmp_path, found)
     assert "## Beside the study" in (tmp_path / "leaderboard.md").read_text()
     for place, more in enumerate((["data=synthetic"], ["backbone.batch_norm=false"], ["data.train_size=500"])):
         write_run(tmp_path / "others" / str(place), [*plan.grid()[0].overrides, *more])
@@ -297,7 +299,7 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
 
 
 def call(*words, code=0):
-    done = subprocess.run([sys.executable, "-m", "cifar_research.compare", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "cifar_research.report", *words], capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -331,7 +333,7 @@ def test_backbones_and_techniques_have_pictures(tmp_path):
     write_run(tmp_path / "cnn")  # has no size, as in older reports
     (tmp_path / "cnn" / "history.csv").unlink()
     found, _ = runs.find([str(tmp_path)])
-    compare.write(tmp_path, found)
+    command.write(tmp_path, found)
     for name in ("backbones", "techniques"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
@@ -343,11 +345,11 @@ def test_one_backbone_and_technique_have_no_pictures(tmp_path):
     for seed in (0, 1):
         write_transfer(tmp_path / str(seed), "vgg16", "combined", seed=seed)
     write_run(tmp_path / "other", ["backbone=cnn"], status="diverged")
-    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, runs.find([str(tmp_path)])[0])
     assert {path.stem for path in (tmp_path / "figures").iterdir()}.isdisjoint(("backbones", "techniques"))
     assert "<h2>Backbones" not in (own := (tmp_path / "report.html").read_text()) and "<h2>Techniques" not in own
     write_transfer(tmp_path / "head", "vgg16", "feature_extraction")
-    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, runs.find([str(tmp_path)])[0])
     assert (tmp_path / "figures" / "techniques.png").is_file()
     assert not (tmp_path / "figures" / "backbones.png").exists()
 
@@ -357,7 +359,7 @@ def test_pictures_without_sizes_and_histories(tmp_path):
     write_run(tmp_path / "b", ["backbone=cnn"])
     for name in "ab":
         (tmp_path / name / "history.csv").unlink()
-    compare.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, runs.find([str(tmp_path)])[0])
     assert (tmp_path / "figures" / "backbones.png").is_file() and (tmp_path / "figures" / "techniques.png").is_file()
 
 
@@ -416,7 +418,7 @@ def test_names_are_text_in_the_page(tmp_path):
     for i, name in enumerate(("</script><b>$x", "b")):
         write_run(tmp_path / str(i), [f"seed={i}"], changes=[("", "name", name), ("model", "activation", name)])
     found, _ = runs.find([str(tmp_path)])
-    compare.write(tmp_path, found)
+    command.write(tmp_path, found)
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
     assert "<b>" not in own.replace("<\\/script><b>", "") and "&lt;b&gt;$x" in own
 
@@ -453,8 +455,8 @@ def test_five_hundred_runs_need_no_tensorflow(tmp_path):
         changes = [("", "seed", i % 5), ("optimizer", "learning_rate", 0.001 * (i // 5 + 1))]
         write_run(tmp_path / str(i), base=base, accuracy=0.5 + i / 2000, changes=changes)
     code = (
-        "import sys; from cifar_research import compare; "
-        f"sys.argv = ['cifar-report', {str(tmp_path)!r}]; compare.main(); "
+        "import sys; from cifar_research import report; "
+        f"sys.argv = ['cifar-report', {str(tmp_path)!r}]; report.main(); "
         "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -6,7 +6,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_research import config, mistakes, plugins
+from cifar_research import config
+from cifar_research.config import messages, targets
 
 # Command line, or its words if one has spaces, and what the message must contain, $ at its end.
 BAD = [
@@ -102,7 +103,7 @@ BAD = [
     ("backbone.pooling=maxx", ["backbone.pooling", "maxx", "max|avg"]),
     ("backbone.dropout=1", ["backbone.dropout", "1"]),
     ("backbone.batch_norm=3", ["backbone.batch_norm", "3", "bool"]),
-    ("backbone._target_=cifar_research.backbones.cnn.cn", ["backbone._target_", "cn", "did you mean 'cnn'"]),
+    ("backbone._target_=cifar_research.models.backbones.cnn.cn", ["backbone._target_", "cn", "did you mean 'cnn'"]),
     ("backbone._target_=no_such_module.net", ["backbone._target_", "no_such_module"]),
     ("model.dropout=-0.1", ["model.dropout", "-0.1"]),
     ("model.hidden=[0]", ["model.hidden", "0"]),
@@ -151,7 +152,7 @@ BAD = [
     ("+batch_size=64", ["batch_size", "no such key"]),
     ("+training.batchsize=64", ["training.batchsize", "did you mean training.batch_size=64?"]),
     ("+data.extra=1", ["data.extra", "no such key"]),
-    ("optimizer._target_=cifar_research.optimizers", ["optimizer._target_", "module"]),
+    ("optimizer._target_=cifar_research.optimization.optimizers", ["optimizer._target_", "module"]),
     ("+optimizer._partial_=true", ["optimizer._partial_"]),
     ("schedule=cosine schedule.warmup_epochs=nan", ["schedule.warmup_epochs", "nan"]),
     ("schedule=cosine schedule.warmup_epochs=12", ["schedule.warmup_epochs", "training.epochs=10"]),
@@ -189,7 +190,7 @@ def test_bad_config_is_refused(line, parts):
     ],
 )
 def test_flags_are_answered_with_what_to_write(line, message):
-    assert message in mistakes.flags(line.split())
+    assert message in messages.flags(line.split())
 
 
 def run_command(*arguments, cwd=None):
@@ -256,7 +257,7 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
     OmegaConf.set_struct(cfg, False)
     cfg.schedule.power = 2.0
     config.check(cfg)
-    assert plugins.instantiate(cfg.schedule)(5, 10, 1) == 0.25
+    assert targets.instantiate(cfg.schedule)(5, 10, 1) == 0.25
 
 
 def test_hash_ignores_what_changes_nothing_and_sees_order():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cifar_research import console
+from cifar_research.display import console
 
 REPORT = {
     "status": "completed",
@@ -202,7 +202,7 @@ def test_letters_that_cannot_be_encoded_do_not_end_a_run():
     [("ascii", b"? \xff ?\n"), ("latin-1", b"\xe9 \xff ?\n"), ("utf-8", b"\xc3\xa9 \xff \xe2\x80\x93\n")],
 )
 def test_a_file_name_keeps_its_bytes_and_a_missing_letter_is_a_question_mark(encoding, expected):
-    code = r"from cifar_research import console; console.command(lambda: print('\xe9 \udcff \u2013'))()"
+    code = r"from cifar_research.display import console; console.command(lambda: print('\xe9 \udcff \u2013'))()"
     environ = os.environ | {"PYTHONIOENCODING": encoding}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, env=environ, check=True).stdout == expected
 
@@ -223,7 +223,7 @@ def test_a_file_name_keeps_its_bytes_and_a_missing_letter_is_a_question_mark(enc
     ],
 )  # fmt: skip
 def test_a_command_ends_with_a_sentence_whatever_its_output_is(body, redirection, code, message):
-    program = f"import sys; from cifar_research import console\ndef main():\n    {body}\nconsole.command(main)()"
+    program = f"import sys; from cifar_research.display import console\ndef main():\n    {body}\nconsole.command(main)()"
     line = f'"$0" -c "$1" {redirection}; exit ${{PIPESTATUS[0]}}'
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     words = ["bash", "-c", line, sys.executable, program]
@@ -245,7 +245,7 @@ def test_no_file_is_read_or_written_in_the_encoding_of_the_locale():
 
 def test_the_console_report_and_figures_do_not_import_tensorflow():
     code = (
-        "import sys; from cifar_research import console, figures, metrics, report;"
+        "import sys; from cifar_research.display import console, figures; from cifar_research.runs import metrics, report;"
         "sys.exit('tensorflow' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

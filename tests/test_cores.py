@@ -8,8 +8,12 @@ import pytest
 import tensorflow as tf
 from test_steps import images_and_labels, losses_of, make_task, some_batches
 
-from cifar_research import config, cores, environment, layers, optimizers, steps
+from cifar_research import config
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.models import layers
+from cifar_research.optimization import optimizers
+from cifar_research.runtime import environment
+from cifar_research.training import shards, steps
 
 
 def data(train=1280, test=0):
@@ -44,37 +48,37 @@ def data(train=1280, test=0):
     ],
 )
 def test_how_many_parts(words, expected):
-    assert cores.parts(config.compose(["training.threads=2", *words.split()]), data()) == expected
+    assert shards.parts(config.compose(["training.threads=2", *words.split()]), data()) == expected
 
 
 @pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", None), ("auto", None), ("", None), ("-1", None)])
 def test_threads_of_the_environment_count_if_they_are_a_number(monkeypatch, given, expected):
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-    everything = cores.usable()
+    everything = shards.usable()
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", given)
-    assert cores.usable() == (expected or everything)
+    assert shards.usable() == (expected or everything)
 
 
 def test_a_loss_of_the_users_own_sees_the_whole_batch():
     cfg = config.compose(["experiment=first_version", "training.threads=2"])
     cfg.loss._target_ = "my_lab.loss_of_the_hardest"
-    assert cores.parts(cfg, data()) == 1
+    assert shards.parts(cfg, data()) == 1
 
 
 @pytest.mark.parametrize(("train", "test", "expected"), [(1281, 0, 1), (1282, 0, 2), (1280, 501, 1), (1280, 502, 2)])
 def test_no_part_is_ever_empty(train, test, expected):
     words = ["experiment=first_version", "training.threads=2", "training.eval_batch_size=500"]
-    assert cores.parts(config.compose(words), data(train, test)) == expected
-    assert cores.parts(config.compose([*words, "data.drop_remainder=true"]), data(train, 0)) == 2
+    assert shards.parts(config.compose(words), data(train, test)) == expected
+    assert shards.parts(config.compose([*words, "data.drop_remainder=true"]), data(train, 0)) == 2
 
 
 def test_usable_cores_are_those_a_launcher_leaves(monkeypatch):
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
     cfg = config.compose(["experiment=first_version"])
-    assert cores.parts(cfg, data()) == 2
+    assert shards.parts(cfg, data()) == 2
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
-    assert cores.parts(cfg, data()) == 1
+    assert shards.parts(cfg, data()) == 1
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -105,7 +109,7 @@ def test_masks_of_parts_are_those_of_the_whole_batch(shape, drops_maps):
     def masks(number):
         with layers.random_seed(tf.constant([1, 2])):
             found = []
-            for first_row, (part,) in cores.cut(number, tf.ones(shape)):
+            for first_row, (part,) in shards.cut(number, tf.ones(shape)):
                 with layers.rows_from(first_row):
                     found.append(layer(part, training=True))
             return tf.concat(found, 0)

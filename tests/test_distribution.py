@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from cifar_research import report
+from cifar_research.runs import report
 
 # Ten epochs of three steps, the last of them with an odd number of images. No dropout and no augmentation, which
 # each replica draws for itself.

@@ -18,10 +18,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 
-from cifar_research import config, console, evaluate, metrics, plugins, train, trained
+from cifar_research import config, evaluate, train
+from cifar_research.config import targets
 from cifar_research.data import datasets, synthetic
+from cifar_research.display import console
 from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
-from cifar_research.report import read_report, write_report
+from cifar_research.inference import trained
+from cifar_research.runs import metrics
+from cifar_research.runs.report import read_report, write_report
 
 SMALL = [
     "data=synthetic", "data.train_images=600", "data.test_images=300", "training.epochs=6", "training.batch_size=32",
@@ -343,10 +347,10 @@ def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
 
 
 def test_a_users_modules_are_allowed_on_the_command_line(evaluated, monkeypatch):
-    monkeypatch.setattr(plugins, "_allowed", set())
+    monkeypatch.setattr(targets, "_allowed", set())
     assert images.is_override("allow_targets=[my_lab]")
     images.load(trained.read(evaluated[0]), ["allow_targets=[my_lab]", "data.split_seed=3"])
-    assert plugins._allowed == {"my_lab"}
+    assert targets._allowed == {"my_lab"}
 
 
 def test_the_runs_own_data_section_is_kept(evaluated):

@@ -7,18 +7,11 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_research import (
-    checkpoint,
-    commandline,
-    config,
-    console,
-    plugins,
-    report,
-    reproduction,
-    run_folder,
-    schedules,
-    train,
-)
+from cifar_research import config, train
+from cifar_research.config import commandline, targets
+from cifar_research.display import console
+from cifar_research.optimization import schedules
+from cifar_research.runs import checkpoint, report, reproduction, run_folder
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model=wide",
@@ -131,7 +124,7 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(ended, tmp_
     ],
 )
 def test_a_schedule_looks_at_the_total_or_not(words, looks):
-    schedule = plugins.instantiate(config.compose(words).schedule)
+    schedule = targets.instantiate(config.compose(words).schedule)
     assert schedules.looks_at_total(schedule, [20, 30], 10) == looks
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_research import checkpoint, report
 from cifar_research.data import cache
+from cifar_research.runs import checkpoint, report
 
 # SGD, because Adam makes whole steps of the rounding errors that are all the gradient of a bias before batch
 # normalisation, and a batch of another size is rounded otherwise.

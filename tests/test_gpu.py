@@ -8,9 +8,12 @@ import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.python.framework import kernels, op_def_registry
 
-from cifar_research import config, environment, loop, phases, tasks
-from cifar_research import kernels as our_kernels
+from cifar_research import config
+from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.models.layers import kernels as our_kernels
+from cifar_research.runtime import environment
+from cifar_research.training import loop, setup
 
 UNKNOWN = 1_000  # a dimension that is open, mostly that of the batch
 # Operations on axes, whose number is open, and what calls others.
@@ -26,9 +29,9 @@ def graph_of_steps(*words):
     split = Split(images, labels, np.arange(1024))
     data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
     prepared = environment.prepare(cfg.training, cfg.seed)
-    task = tasks.build(cfg, data)
-    tasks.load_weights(cfg, task, data)
-    tasks.enter(cfg, task, data, phases.plan(cfg), loop.Record())
+    task = setup.build(cfg, data)
+    setup.load_weights(cfg, task, data)
+    setup.enter(cfg, task, data, phases.plan(cfg), loop.Record())
     call, source = loop.prepared(task, prepared, split, cfg.training, 0, 100, True)
     assert isinstance(call, tf.types.experimental.PolymorphicFunction)
     return call.get_concrete_function(iter(source), tf.constant(2), tf.zeros([3], tf.float64)).graph

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from cifar_research import config, sweep
-from cifar_research.sweep import cells
+from cifar_research import config, sweeps
+from cifar_research.sweeps import cells
 
 # A wrong command line as typed, and the words that must be among its message's hints.
 WRONG = [
@@ -79,7 +79,7 @@ WRONG = [
 def refusal(words):
     """Return why a command line is refused, as the command looks at it before it writes anything; None if it is not."""
     try:
-        if sweep.is_sweep(words):
+        if sweeps.is_sweep(words):
             rest = [word for word in words if word != "-m"]
             cells.Plan.of(cells.base(rest), rest).grid()
         else:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import layers
+from cifar_research.models import layers
 
 
 @pytest.mark.parametrize("shape", [(16, 6, 6, 8), (16, 24)])

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from cifar_research.launchers import local
+from cifar_research.sweeps.launchers import local
 
 
 @pytest.fixture

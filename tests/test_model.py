@@ -4,15 +4,16 @@ import pytest
 from test_config import LAB
 from test_phases import random_data
 
-from cifar_research import config, tasks
-from cifar_research.backbones.weights import WeightsError
+from cifar_research import config
+from cifar_research.models.backbones.weights import WeightsError
+from cifar_research.training import setup
 
 
 def build(*words):
     base = ["allow_targets=[my_nets]", "~backbone", "model=linear"]
     cfg = config.compose([*base, *words])
     config.check(cfg)
-    return tasks.build(cfg, random_data())
+    return setup.build(cfg, random_data())
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import config, loop, phases, steps, tasks
+from cifar_research import config
+from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.training import loop, setup, steps
 
 BASE = ["backbone.filters=[4,8]", "backbone.batch_norm=true", "model.hidden=[8]", "loss=categorical_crossentropy"]
 MOBILENET = ["experiment=transfer", "backbone.image_size=32", "backbone.options.alpha=0.35"]
@@ -27,10 +29,10 @@ def entered(*overrides, phase=0, base=BASE):
     if not phases.check_weights(cfg):  # here a random backbone will do for a frozen one
         config.check(cfg)
     data = random_data()
-    task = tasks.build(cfg, data)
-    tasks.load_weights(cfg, task, data)
+    task = setup.build(cfg, data)
+    setup.load_weights(cfg, task, data)
     record = loop.Record(phase=phase, phase_steps=[0] * (phase + 1), phase_epochs=[0] * (phase + 1))
-    seen, _ = tasks.enter(cfg, task, data, phases.plan(cfg), record)
+    seen, _ = setup.enter(cfg, task, data, phases.plan(cfg), record)
     return task, seen
 
 
@@ -86,7 +88,7 @@ def test_what_is_trained(trainable, expected):
     moved = layers_of(changed(task, seen, 2))
     assert {layer for layer in moved if layer.startswith("block")} == expected
     assert {"head_dense1", "logits"} <= moved
-    assert tasks.num_trained(task, phases.plan(config.compose(["training=feature_extraction"]))[0]) < task.count(
+    assert setup.num_trained(task, phases.plan(config.compose(["training=feature_extraction"]))[0]) < task.count(
         [weight.path for weight in task.model.weights]
     )
 
@@ -111,8 +113,8 @@ def test_one_schedule_over_phases_that_continue_it():
     for choice, expected in (("anew", [0.1, 0.0]), ("continue", [0.075, 0.0])):
         cfg = config.compose([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
         data, plan = random_data(), phases.plan(cfg)
-        task = tasks.build(cfg, data)
-        tasks.enter(cfg, task, data, plan, loop.Record(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
+        task = setup.build(cfg, data)
+        setup.enter(cfg, task, data, plan, loop.Record(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
         rates = [float(task.learning_rate(tf.constant(step))) for step in (4.0, 16.0)]
         assert rates == pytest.approx(expected)
     assert phases.schedule_span(plan, 0) == phases.schedule_span(plan, 1) == range(2)
@@ -167,7 +169,7 @@ def test_rates_fall_with_depth():
 
 @pytest.mark.parametrize(("mode", "is_kept"), [("reset", False), ("keep", True)])
 def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
-    from cifar_research.checkpoint import Checkpoints
+    from cifar_research.runs.checkpoint import Checkpoints
 
     task, seen = entered("training=combined", f"training.phases.backbone.optimizer={mode}", "augmentation=flip")
     record, kept = loop.Record(), Checkpoints(tmp_path, 1)
@@ -218,9 +220,9 @@ def test_unknown_layers_are_named(trainable, part):
 def test_what_the_optimizer_counts_begins_with_each_weights_first_update():
     words = ["training=combined", "training.phases.backbone.optimizer=keep", "training.phases.backbone.trainable=all"]
     cfg = config.compose([*BASE, *words])
-    task = tasks.build(cfg, random_data())
+    task = setup.build(cfg, random_data())
     record = loop.Record(phase=1, phase_steps=[0, 7], phase_epochs=[0, 1])
-    tasks.enter(cfg, task, random_data(), phases.plan(cfg), record)
+    setup.enter(cfg, task, random_data(), phases.plan(cfg), record)
     found = dict(zip(task._kept, task.optimizer_first_steps, strict=True))
     assert {step for path, step in found.items() if "block" in path} == {7}
     assert {step for path, step in found.items() if "logits" in path} == {0}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import config, steps, tasks
+from cifar_research import config
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.training import setup, steps
 
 PRESETS = sorted(path.stem for path in Path(config.config_dir(), "experiment").glob("*.yaml"))
 OPTIONS = [
@@ -34,7 +35,7 @@ def one_step(overrides):
     split = Split(images=images, labels=np.arange(16) % 10, indices=np.arange(16))
     classes = tuple(f"class {i}" for i in range(10))
     data = Dataset(name="random", classes=classes, train=split, val=split, test=split, fingerprint="", note=None)
-    task = tasks.build(cfg, data)
+    task = setup.build(cfg, data)
     before = [weight.numpy() for weight in task.weights]
     totals = tf.function(lambda a, b: steps.train_step(task, a, b))(images, split.labels).numpy()
     assert totals[2] == 16 and np.isfinite(totals).all()
@@ -75,8 +76,8 @@ def test_preset_headers_say_how_to_run_them_and_what_to_expect():
 
 def test_study_settings():
     cfg = config.compose([])
-    assert (cfg.optimizer._target_, cfg.optimizer.learning_rate) == ("cifar_research.optimizers.adam", 0.005)
-    assert cfg.loss._target_ == "cifar_research.losses.mean_squared_error"
+    assert (cfg.optimizer._target_, cfg.optimizer.learning_rate) == ("cifar_research.optimization.optimizers.adam", 0.005)
+    assert cfg.loss._target_ == "cifar_research.optimization.losses.mean_squared_error"
     assert (cfg.training.epochs, cfg.training.batch_size) == (10, 128)
     assert config.compose(["experiment=dropout"]).model.dropout == 0.3
     assert list(config.compose(["experiment=augmented"]).augmentation) == [

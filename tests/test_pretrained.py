@@ -13,8 +13,12 @@ import pytest
 import tensorflow as tf
 from test_phases import MOBILENET, entered
 
-from cifar_research import augmentation, checkpoint, config, layers, model, phases, plugins, steps, train
-from cifar_research.backbones.weights import WeightsError
+from cifar_research import augmentation, config, train
+from cifar_research.config import phases, targets
+from cifar_research.models import classifier, layers
+from cifar_research.models.backbones.weights import WeightsError
+from cifar_research.runs import checkpoint
+from cifar_research.training import steps
 
 BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50")
 SIZE_32 = ["experiment=transfer", "backbone.image_size=32", "backbone.weights=none"]
@@ -64,7 +68,7 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"])
 def test_it_computes_what_the_application_computes(backbone):
     cfg = config.compose([*SIZE_32, f"backbone={backbone}", "backbone.image_size=64"])
-    build = plugins.instantiate(cfg.backbone)
+    build = targets.instantiate(cfg.backbone)
     ours = build((32, 32, 3))
     home = getattr(keras.applications, cfg.backbone.module)
     theirs = getattr(home, cfg.backbone.application)(include_top=False, weights=None, input_shape=(64, 64, 3))
@@ -77,7 +81,7 @@ def test_it_computes_what_the_application_computes(backbone):
 
 def test_batch_norm_and_dropout_are_ours():
     cfg = config.compose([*SIZE_32, "backbone=efficientnet_v2_b0"])
-    found = phases.leaves(plugins.instantiate(cfg.backbone)((32, 32, 3)))
+    found = phases.leaves(targets.instantiate(cfg.backbone)((32, 32, 3)))
     assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
     for kind, ours in (
         (keras.layers.BatchNormalization, layers.BatchNormalization),
@@ -97,7 +101,7 @@ def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
 def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
     application().save_weights(tmp_path / "a.weights.h5")
     task = built(f"backbone.weights={tmp_path / 'a.weights.h5'}", f"backbone.batch_norm={mode}")
-    found = [layer.momentum for layer in phases.leaves(model.parts(task.model)[0]) if hasattr(layer, "momentum")]
+    found = [layer.momentum for layer in phases.leaves(classifier.parts(task.model)[0]) if hasattr(layer, "momentum")]
     assert set(found) == {momentum}
 
 
@@ -112,7 +116,7 @@ def test_weights_of_files(tmp_path):
     source.save_weights(tmp_path / "a.weights.h5")
     source.save(tmp_path / "a.keras")
     for name in ("a.weights.h5", "a.keras"):
-        assert_same_weights(model.parts(built(f"backbone.weights={tmp_path / name}").model)[0], source)
+        assert_same_weights(classifier.parts(built(f"backbone.weights={tmp_path / name}").model)[0], source)
 
 
 def test_weights_of_a_run_whatever_its_head(tmp_path):
@@ -122,10 +126,10 @@ def test_weights_of_a_run_whatever_its_head(tmp_path):
     task = built(f"backbone.weights={tmp_path / 'run'}")
     whole = built("backbone.weights=none", "model=wide", "model.hidden=[8]")
     whole.model.load_weights(tmp_path / "run" / "model.weights.h5")
-    assert_same_weights(model.parts(task.model)[0], model.parts(whole.model)[0])
+    assert_same_weights(classifier.parts(task.model)[0], classifier.parts(whole.model)[0])
     (best,) = (tmp_path / "run" / "checkpoints").glob("best-*.ckpt")
     saved = checkpoint.read(best).arrays
-    for weight in model.parts(task.model)[0].weights:
+    for weight in classifier.parts(task.model)[0].weights:
         assert (weight.value.numpy() == saved[f"model/{weight.path}"]).all()
 
     with pytest.raises(WeightsError, match="give its run's folder"):
@@ -145,7 +149,7 @@ def test_a_head_in_the_file_is_left_out_whatever_its_classes(tmp_path):
     source.save_weights(tmp_path / "top.weights.h5")
     source.save(tmp_path / "top.keras")
     for name in ("top.weights.h5", "top.keras"):
-        backbone = model.parts(built(f"backbone.weights={tmp_path / name}").model)[0]
+        backbone = classifier.parts(built(f"backbone.weights={tmp_path / name}").model)[0]
         for ours, theirs in zip(backbone.weights, source.weights[:-2], strict=True):
             assert (ours.value.numpy() == theirs.value.numpy()).all()
     keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save(tmp_path / "vgg.keras")
@@ -259,7 +263,7 @@ def efficientnet():
     words = ["experiment=transfer", "backbone=efficientnet_v2_b0", "backbone.image_size=32", "training=scratch"]
     with contextlib.redirect_stdout(io.StringIO()):
         task, _ = entered(*words, base=[])
-    return model.parts(task.model)[0]
+    return classifier.parts(task.model)[0]
 
 
 def test_imagenet_weights_are_downloaded_verified_and_kept(hub, tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cifar_research import config, sweep
-from cifar_research.sweep import cells, search
+from cifar_research import config, sweeps
+from cifar_research.sweeps import cells, search
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +25,7 @@ def test_every_option_is_in_the_table():
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" not in line])
 def test_command_composes(command):
     words = shlex.split(command)[1:]
-    if sweep.is_sweep(words):
+    if sweeps.is_sweep(words):
         words = [word for word in words if word != "-m"]
         plan = cells.Plan.of(cells.base(words), words)
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell

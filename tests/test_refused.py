@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_research import compare, config, evaluate, export, locks, predict, run_folder, train
+from cifar_research import config, evaluate, export, predict, report, train
 from cifar_research.data.cache import DataError
-from cifar_research.launchers import local
-from cifar_research.sweep import cells, search
+from cifar_research.runs import run_folder
+from cifar_research.runtime import locks
+from cifar_research.sweeps import cells, search
+from cifar_research.sweeps.launchers import local
 
 SMALL = [
     "data=synthetic", "data.train_images=60", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
@@ -262,9 +264,9 @@ OTHERS = {
     "export: a file": (export, ["run", "--format", "saved_model", "--output", "my_lab.py"], "--output"),
     "export: a file in its place": (export, ["evaluated", "--format", "saved_model"], "export"),
     "export: images": (export, ["run", "--format", "saved_model", "--images", "nowhere", "--output", "x"], "--images"),
-    "report: nothing": (compare, ["nowhere", "--write"], "nowhere"),
-    "report: a glob": (compare, ["r*n", "--write"], "--write"),
-    "report: no best": (compare, ["stopped", "--write", "--best"], "best"),
+    "report: nothing": (report, ["nowhere", "--write"], "nowhere"),
+    "report: a glob": (report, ["r*n", "--write"], "--write"),
+    "report: no best": (report, ["stopped", "--write", "--best"], "best"),
     "predict: folder": (predict, ["run", "pets", "--output", "nowhere/x.csv"], "--output"),
     "predict: a folder": (predict, ["run", "pets", "--output", "grid"], "grid"),
     "predict: no image": (predict, ["run", "nowhere", "--output", "x.csv"], "nowhere"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_research import figures, metrics, report
+from cifar_research.display import figures
+from cifar_research.runs import metrics, report
 
 ROWS = [
     {

@@ -8,8 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cifar_research import config, report, reproduction
-from cifar_research.sweep import cells as planning
+from cifar_research import config
+from cifar_research.runs import report, reproduction
+from cifar_research.sweeps import cells as planning
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model.hidden=[4]",

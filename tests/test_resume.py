@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_research import checkpoint, config, console, report, train
+from cifar_research import config, train
+from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
-from cifar_research.sweep import cells
+from cifar_research.runs import checkpoint, report
+from cifar_research.sweeps import cells
 
 # Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
 OVERRIDES = [

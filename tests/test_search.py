@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from test_sweep import SMALL, finish, processes_in, wait_for
 
 from cifar_research import config
-from cifar_research.sweep import cells, search
+from cifar_research.sweeps import cells, search
 
 SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval(0.0001,0.1))", "seed=range(1,4)"]
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, config, plugins, trust
+from cifar_research import config
+from cifar_research.config import commandline, targets, trust
 from cifar_research.data import cifar
 from cifar_research.data.cache import DataError
-from cifar_research.launchers import slurm
-from cifar_research.sweep import cells
+from cifar_research.sweeps import cells
+from cifar_research.sweeps.launchers import slurm
 
 ROOT = Path(__file__).parents[1]
 # Leaves a file behind when it is imported, and when it is called.
@@ -26,7 +27,7 @@ EVIL = "import pathlib\npathlib.Path('{0}').touch()\ndef evil(**settings):\n    
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
     """A folder with a module that must not run, and the file that it would leave; no target is allowed."""
-    monkeypatch.setattr(plugins, "_allowed", set())
+    monkeypatch.setattr(targets, "_allowed", set())
     (tmp_path / "evil_lab.py").write_text(EVIL.format(tmp_path / "ran"))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -103,9 +104,9 @@ PRESETS = {
 TARGETS = [
     "os.system", "evil_lab.evil", "subprocess.Popen", "builtins.eval", "keras.saving.load_model",
     # Our own package, but not a factory.
-    "cifar_research.train.command", "cifar_research.sweep.subprocess.run", "cifar_research.data.download.fetch",
-    "cifar_research.augmentation.preview.write_preview", "cifar_research.backbones.pretrained.os.system",
-    "cifar_research.model.Callable", "cifar_research.launchers.worker.spawn", "cifar_research_evil.evil",
+    "cifar_research.train.command", "cifar_research.sweeps.subprocess.run", "cifar_research.data.download.fetch",
+    "cifar_research.augmentation.preview.write_preview", "cifar_research.models.backbones.pretrained.os.system",
+    "cifar_research.models.classifier.Callable", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
 ]  # fmt: skip
 
 
@@ -128,14 +129,14 @@ def test_a_preset_cannot_allow_its_own_code(stranger, said):
     path = write(stranger, "experiment/theirs.yaml", text)
     with pytest.raises(config.ConfigError, match="allow_targets"):
         config.compose([path, "experiment=theirs"])
-    assert not plugins._allowed
+    assert not targets._allowed
 
 
 @pytest.mark.parametrize(
     ("hydra", "part"),
     [
         ("callbacks: {x: {_target_: evil_lab.evil}}", "hydra.callbacks.x._target_"),
-        ("callbacks: {x: {_target_: cifar_research.model.head, hidden: {_target_: os.system}}}", "os.system"),
+        ("callbacks: {x: {_target_: cifar_research.models.classifier.head, hidden: {_target_: os.system}}}", "os.system"),
         ("job_logging: {handlers: {x: {(): evil_lab.evil}}}", "job_logging.handlers.x"),
         ("job_logging: {handlers: {x: {class: evil_lab.evil}}}", "job_logging.handlers.x.class"),
         ("hydra_logging: {formatters: {x: {class: evil_lab.evil}}}", "hydra_logging.formatters.x.class"),
@@ -178,7 +179,7 @@ def test_a_sweeps_file_cannot_allow_code_or_set_hydra(stranger):
 
 def test_the_launchers_node_is_checked(stranger):
     node = OmegaConf.create({"_target_": "evil_lab.evil"})
-    assert "hydra.launcher._target_: 'evil_lab.evil'" in plugins.check("hydra.launcher", node)[0]
+    assert "hydra.launcher._target_: 'evil_lab.evil'" in targets.check("hydra.launcher", node)[0]
     with pytest.raises(ValueError, match="a line of its own"):
         slurm.slurm(sbatch={"comment": "x\nrm -rf ~"})
 
@@ -204,10 +205,10 @@ def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
 def test_a_node_of_a_report_is_not_believed(stranger):
     for node in (
         {"_target_": "evil_lab.evil"},
-        {"_target_": "cifar_research.model.head", "hidden": [{"_target_": "a.b"}]},
+        {"_target_": "cifar_research.models.classifier.head", "hidden": [{"_target_": "a.b"}]},
     ):
         with pytest.raises(ValueError, match="factory"):
-            plugins.instantiate(OmegaConf.create(node))
+            targets.instantiate(OmegaConf.create(node))
 
 
 def test_the_command_line_and_the_environment_allow(stranger, monkeypatch):
@@ -216,22 +217,22 @@ def test_the_command_line_and_the_environment_allow(stranger, monkeypatch):
     with pytest.raises(config.ConfigError, match=r"allow_targets=\[good_lab\]"):
         config.check(config.compose(words))
     config.check(config.compose([*words, "allow_targets=[good_lab]"]))
-    monkeypatch.setattr(plugins, "_allowed", set())
+    monkeypatch.setattr(targets, "_allowed", set())
     code = f"from cifar_research import config; config.check(config.compose({words}))"
     environment = os.environ | {"CIFAR_ALLOW_TARGETS": "other, good_lab"}
     subprocess.run([sys.executable, "-c", code], cwd=stranger, env=environment, check=True)
     for word in ("allow_targets=[3]", "allow_targets=['a b']", "allow_targets=['']", "allow_targets=[${name}]"):
         with pytest.raises(config.ConfigError, match="allow_targets"):
             config.compose([word])
-    assert not plugins._allowed
+    assert not targets._allowed
 
 
 def test_every_option_of_ours_is_allowed(monkeypatch):
-    monkeypatch.setattr(plugins, "_allowed", set())
+    monkeypatch.setattr(targets, "_allowed", set())
     for path in Path(config.config_dir()).rglob("*.yaml"):
         if path.parent.name not in ("experiment", "sweep"):
             found = OmegaConf.to_container(OmegaConf.load(path))
-            assert plugins.refusals("node", found) == [], path
+            assert targets.refusals("node", found) == [], path
 
 
 def test_tensorboard_listens_on_this_machine_alone():
@@ -256,7 +257,7 @@ def test_numpy_files_of_the_cache_and_checkpoints_are_read_without_pickles(tmp_p
 
     import numpy as np
 
-    from cifar_research import checkpoint
+    from cifar_research.runs import checkpoint
 
     buffer = io.BytesIO()
     np.savez(buffer, **{"meta.json": np.array([Gadget(f"touch {tmp_path / 'ran'}")], dtype=object)})

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research import config, layers, model, optimizers, plugins, steps
-from cifar_research.backbones.cnn import cnn
+from cifar_research import config
+from cifar_research.config import targets
+from cifar_research.models import classifier, layers
+from cifar_research.models.backbones.cnn import cnn
+from cifar_research.optimization import optimizers
+from cifar_research.training import steps
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -25,11 +29,11 @@ def images_and_labels(count, seed=0):
 def make_task(batch_norm=False, dropout=0.0, loss="mean_squared_error", optimizer=None, **changes):
     keras.utils.set_random_seed(1)
     backbone = cnn(filters=[8, 16], batch_norm=batch_norm)
-    head = model.head(hidden=[32], batch_norm=batch_norm, dropout=dropout)
+    head = classifier.head(hidden=[32], batch_norm=batch_norm, dropout=dropout)
     optimizer = optimizer or optimizers.adam(learning_rate=0.005)
     settings = {
-        "model": model.classifier(backbone, head, (16, 16, 3), 10),
-        "loss": plugins.instantiate(config.compose([f"loss={loss}"]).loss),
+        "model": classifier.classifier(backbone, head, (16, 16, 3), 10),
+        "loss": targets.instantiate(config.compose([f"loss={loss}"]).loss),
         "optimizer": optimizer,
         "augment": lambda images, targets, seed, epoch_seed: (images, targets),
         "learning_rate": lambda step: tf.constant(optimizer.learning_rate),
@@ -62,7 +66,7 @@ def some_batches(count, size=32):
 def swap_layers(ours):
     """Return a copy of a model on Keras's own layers, with the same weights."""
     stack = [keras.Input(ours.input_shape[1:])]
-    for layer in (layer for part in model.parts(ours) for layer in part.layers):
+    for layer in (layer for part in classifier.parts(ours) for layer in part.layers):
         if isinstance(layer, layers.BatchNormalization):
             stack.append(keras.layers.BatchNormalization())
         elif not isinstance(layer, keras.layers.InputLayer):
@@ -197,7 +201,7 @@ def test_a_count_among_the_weights_is_not_averaged():
     def counting(image_shape):
         return keras.Sequential([keras.layers.Normalization(name="normalization"), cnn(filters=[8])(image_shape)])
 
-    task = make_task(ema_decay=0.5, model=model.classifier(counting, model.head(hidden=[8]), (16, 16, 3), 10))
+    task = make_task(ema_decay=0.5, model=classifier.classifier(counting, classifier.head(hidden=[8]), (16, 16, 3), 10))
     (place,) = (i for i, weight in enumerate(task.model.weights) if not weight.value.dtype.is_floating)
     task.model.weights[place].assign(7)
     losses_of(task, some_batches(1))

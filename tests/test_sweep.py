@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cifar_research import config, run_folder, sweep
-from cifar_research.sweep import cells
+from cifar_research import config, sweeps
+from cifar_research.runs import run_folder
+from cifar_research.sweeps import cells
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[8]",
@@ -190,10 +191,10 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
         (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
     ):
         with pytest.raises(config.ConfigError, match=part):
-            sweep.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
+            sweeps.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
     (tmp_path / "grid" / "study.db").touch()
     with pytest.raises(config.ConfigError, match="holds a search, and this is a grid"):
-        sweep.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
+        sweeps.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
 
@@ -361,7 +362,7 @@ def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
     ]
     assert found == ["adam", "adamw", "rmsprop", "sgd"]
     (tmp_path / "schedule").mkdir()
-    text = "_target_: cifar_research.schedules.constant\nwarmup_epochs: 1\nwarmup_steps: 0\n"
+    text = "_target_: cifar_research.optimization.schedules.constant\nwarmup_epochs: 1\nwarmup_steps: 0\n"
     (tmp_path / "schedule" / "chilly.yaml").write_text(text)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=glob(c*)", "training.epochs=20"]
     assert [cell.folder for cell in plan(*words)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
@@ -402,15 +403,15 @@ def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch)
 )
 def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
     with pytest.raises(config.ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
-        sweep.is_sweep(words.split())
+        sweeps.is_sweep(words.split())
 
 
 def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp_path):
     (tmp_path / "experiment").mkdir()
-    preset = "# @package _global_\nhydra: {launcher: {_target_: cifar_research.launchers.slurm.slurm}}\n"
+    preset = "# @package _global_\nhydra: {launcher: {_target_: cifar_research.sweeps.launchers.slurm.slurm}}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
     with pytest.raises(config.ConfigError, match="^hydra/launcher: slurm "):
-        sweep.is_sweep(words)
-    assert not sweep.is_sweep([*words, "hydra/launcher=local"])
+        sweeps.is_sweep(words)
+    assert not sweeps.is_sweep([*words, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1

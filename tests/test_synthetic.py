@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cifar_research import config, console, train
+from cifar_research import config, train
 from cifar_research.data import synthetic
+from cifar_research.display import console
 
 
 def test_drawn_from_the_seed_alone_and_splits_differ():

@@ -9,7 +9,7 @@ from tensorboard.data import server_ingester
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util import grpc_util
 
-from cifar_research.tensorboard import Writer
+from cifar_research.display.tensorboard import Writer
 
 # Both ways in which TensorBoard reads a folder: --load_fast=false, and its data server, the default.
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_research import announcement, config, console, report, tasks, train
-from cifar_research import environment as environments
+from cifar_research import config, train
 from cifar_research.data import datasets
+from cifar_research.display import console, header
+from cifar_research.runs import report
+from cifar_research.runtime import environment as environments
+from cifar_research.training import setup
 
 SMALL = [
     "data=synthetic", "data.train_images=300", "data.test_images=100", "backbone.filters=[8]", "model.hidden=[16]",
@@ -68,7 +71,7 @@ def test_report_holds_what_the_contract_names(finished):
 
 def test_the_log_holds_what_the_run_said_and_the_end_offers_to_evaluate_it(finished):
     folder, done = finished
-    log = [line.partition("cifar_research.console: ")[2] for line in (folder / "train.log").read_text().splitlines()]
+    log = [line.partition("cifar_research.display.console: ")[2] for line in (folder / "train.log").read_text().splitlines()]
     assert [line for line in log if line] == [line for line in done.stdout.splitlines() if line]
     program = "scripts/evaluate" if (Path(config.config_dir()).parent / "scripts").is_dir() else "cifar-evaluate"
     assert [line for line in log if line.startswith("Next: ")][0] == f"Next: {program} {folder}"
@@ -109,7 +112,7 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
     ):
         cfg = config.compose([*SMALL, *words])
         data = datasets.load(cfg.data)
-        told = announcement.rows(cfg, tasks.build(cfg, data), data, environment, tmp_path, 0)
+        told = header.rows(cfg, setup.build(cfg, data), data, environment, tmp_path, 0)
         assert part in " ".join(told.values())
     assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in said("combined")
     rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"
@@ -120,7 +123,7 @@ def test_weights_that_are_left_are_those_that_were_tested(finished):
     folder, _ = finished
     cfg = config.compose(SMALL)
     data = datasets.load(cfg.data)
-    task = tasks.build(cfg, data)
+    task = setup.build(cfg, data)
     task.model.load_weights(folder / "model.weights.h5")
     images = data.test.images[data.test.indices].astype(np.float32) / 255
     accuracy = (task.model(images).numpy().argmax(1) == data.test.labels[data.test.indices]).mean()

@@ -1,4 +1,4 @@
 from cifar_research.augmentation.preview import main
-from cifar_research.console import command
+from cifar_research.display.console import command
 
 command(main)()

@@ -31,8 +31,9 @@ def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) ->
     """Write a PNG of training images before and after the augmentation that these overrides compose."""
     from PIL import Image
 
-    from cifar_research import config, environment
+    from cifar_research import config
     from cifar_research.data import datasets
+    from cifar_research.runtime import environment
 
     cfg = config.compose(overrides)
     config.check(cfg)
@@ -55,7 +56,7 @@ def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) ->
 
 def main() -> None:
     """Write the preview that the command line asks for."""
-    from cifar_research import console
+    from cifar_research.display import console
 
     parser = argparse.ArgumentParser(
         prog="python -m cifar_research.augmentation",

@@ -16,11 +16,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from cifar_research import report
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
 from cifar_research.comparison.tables import Row, text_of
-from cifar_research.figures import phase_changes, save
+from cifar_research.display.figures import phase_changes, save
+from cifar_research.runs import report
 
 History = list[dict[str, Any]]  # a row an epoch, see report.read_history
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")

@@ -23,7 +23,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    from cifar_research import report
+    from cifar_research.runs import report
 
     values: dict[str, list] = {}
     for run in runs:

@@ -11,12 +11,13 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from cifar_research import report, webpage
 from cifar_research.comparison import figures as pictures
 from cifar_research.comparison import tables
 from cifar_research.comparison.figures import COLOURS, PALE, colours, grid_of, levels, mean_curve
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.comparison.tables import Table, text_of
+from cifar_research.display import webpage
+from cifar_research.runs import report
 
 
 def page(title: str, runs: Sequence[Run], named: Mapping[str, Table], notes: Sequence[str]) -> str:

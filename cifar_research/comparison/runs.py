@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar_research import config, report
-from cifar_research.sweep import cells
+from cifar_research import config
+from cifar_research.runs import report
+from cifar_research.sweeps import cells
 
 # Where a run keeps its own things; there is no other run in them.
 _OWN = {"checkpoints", "tensorboard", "figures", ".hydra"}

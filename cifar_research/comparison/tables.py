@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from cifar_research import config
 from cifar_research.comparison import statistics
 from cifar_research.comparison.runs import Run, varied
-from cifar_research.metrics import wilson_interval
+from cifar_research.runs.metrics import wilson_interval
 
 Table = list[list[str]]  # the header first
 _SCORES = ("val/accuracy", "test/accuracy", "train/accuracy", "val/loss")

@@ -16,11 +16,11 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import composition, mistakes, phases, plugins, trust
 from cifar_research.augmentation.views import VIEWS
-from cifar_research.composition import HYDRA_ERRORS as HYDRA_ERRORS
-from cifar_research.composition import config_dir as config_dir
-from cifar_research.schema import (
+from cifar_research.config import composition, messages, phases, targets, trust
+from cifar_research.config.composition import HYDRA_ERRORS as HYDRA_ERRORS
+from cifar_research.config.composition import config_dir as config_dir
+from cifar_research.config.schema import (
     CifarConfig,
     Config,
     EvaluationConfig,
@@ -71,7 +71,7 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: Ru
     try:
         cfg = composition.compose(overrides, mode)
     except composition.HYDRA_ERRORS as error:
-        raise ConfigError(mistakes.explain(error, single)) from error
+        raise ConfigError(messages.explain(error, single)) from error
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         raise ConfigError(
@@ -80,13 +80,13 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: Ru
     except Exception as error:  # Hydra and OmegaConf raise many kinds for files that hold something else than settings
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
-        raise ConfigError(mistakes.wrong_override(single) or told) from error
+        raise ConfigError(messages.wrong_override(single) or told) from error
     try:
         problems = trust.problems(cfg, single)
         if not problems:
             composition.resolve_hydra(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(mistakes.explain(error, single)) from error
+        raise ConfigError(messages.explain(error, single)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if problems:
@@ -99,7 +99,7 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: Ru
 
 def transforms(cfg: DictConfig) -> dict[str, Any]:
     """Return the augmentation's transforms by name, in the order given; those set to null are left out."""
-    return {name: plugins.instantiate(node) for name, node in cfg.augmentation.items() if node is not None}
+    return {name: targets.instantiate(node) for name, node in cfg.augmentation.items() if node is not None}
 
 
 def check(cfg: DictConfig) -> None:
@@ -112,9 +112,9 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True)
         missing = sorted(OmegaConf.missing_keys(cfg))
     except OmegaConfBaseException as error:
-        raise ConfigError(mistakes.explain(error, [])) from error
+        raise ConfigError(messages.explain(error, [])) from error
     if missing:
-        raise ConfigError("\n".join(map(mistakes.missing, missing)))
+        raise ConfigError("\n".join(map(messages.missing, missing)))
     # What cannot be read further on comes first.
     if problems := [*_check_keys(cfg), *check_values(cfg)]:
         raise ConfigError("\n".join(problems))
@@ -125,7 +125,7 @@ def check(cfg: DictConfig) -> None:
     else:
         problems.append(f"augmentation: {cfg.augmentation!r} is not a mapping from names to transforms")
     for key, node in nodes:
-        problems += plugins.check(key, node)
+        problems += targets.check(key, node)
     if not problems:
         problems += _check_image_size(cfg) + phases.check_weights(cfg)
     if problems:
@@ -180,7 +180,7 @@ def _check_keys(cfg: DictConfig) -> list[str]:
         for key in cfg[prefix] if prefix else cfg:
             if key not in valid:
                 full = f"{prefix}.{key}" if prefix else key
-                problems.append(mistakes.unknown_key(full, str(OmegaConf.select(cfg, full)), _without(cfg, full)))
+                problems.append(messages.unknown_key(full, str(OmegaConf.select(cfg, full)), _without(cfg, full)))
     names = {CifarConfig: ("cifar10", "cifar100"), ImagesConfig: ("images",), SyntheticConfig: ("synthetic",)}
     valid = names.get(sections["data"], ())
     if cfg.data.name not in valid:
@@ -199,7 +199,7 @@ def _without(cfg: DictConfig, key: str) -> DictConfig:
 
 def _check_image_size(cfg: DictConfig) -> list[str]:
     """Hold the images against what the backbone takes, if its factory's result says so."""
-    size, backbone = OmegaConf.select(cfg, "data.image_size") or 32, plugins.instantiate(cfg.backbone)
+    size, backbone = OmegaConf.select(cfg, "data.image_size") or 32, targets.instantiate(cfg.backbone)
     if cfg.data.standardize and getattr(backbone, "standardizes", False):
         return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
     least = getattr(backbone, "min_image_size", 1)
@@ -242,7 +242,7 @@ def check_values(cfg: DictConfig) -> list[str]:
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
-            hint = plugins.close(str(value), choices)
+            hint = targets.close(str(value), choices)
             problems.append(f"{key}: {value!r} is not one of {', '.join(choices)}{hint}")
     return problems
 
@@ -266,7 +266,7 @@ def _check_combinations(cfg: DictConfig) -> list[str]:
             "gradient of max pooling); choose one of them"
         )
     if training.strategy == "multi_worker":
-        from cifar_research.environment import is_chief  # which imports this module
+        from cifar_research.runtime.environment import is_chief  # which imports this module
 
         try:
             is_chief(training.strategy)  # reads TF_CONFIG
@@ -362,7 +362,7 @@ def settings(made: dict[str, Any], names: Mapping[str, str] | None = None) -> di
         if not f"{key}.".startswith(free) and key not in said and not key.endswith("_target_")
     }
     for group in PLUGIN_GROUPS:
-        told[group] = str(made[group].get("application") or plugins.name(made[group]["_target_"]))
+        told[group] = str(made[group].get("application") or targets.name(made[group]["_target_"]))
     told["training"] = "+".join(made["training"].get("phases", {"scratch": None}))
     told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
     return told | dict(names or {})

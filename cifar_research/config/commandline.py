@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from cifar_research import report, trust
-from cifar_research.composition import quoted as quoted
-from cifar_research.composition import with_texts
-from cifar_research.config import ConfigError
+from cifar_research.config import ConfigError, trust
+from cifar_research.config.composition import quoted as quoted
+from cifar_research.config.composition import with_texts
 from cifar_research.data import cifar
-from cifar_research.sweep import cells
+from cifar_research.runs import report
+from cifar_research.sweeps import cells
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -87,7 +87,7 @@ def _with_home(word: str) -> str:
 
 def program(name: str) -> str:
     """Return what a user types for a command: scripts/train in a checkout, cifar-train where it is installed."""
-    is_checkout = (Path(__file__).parents[1] / "scripts" / name).is_file()
+    is_checkout = (Path(__file__).parents[2] / "scripts" / name).is_file()
     return f"scripts/{name}" if is_checkout else f"cifar-{name}"
 
 

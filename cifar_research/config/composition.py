@@ -21,15 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import schema
-from cifar_research.plugins import closest
+from cifar_research.config import schema
+from cifar_research.config.targets import closest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 def config_dir() -> str:
     """Return the absolute path of conf/: the packaged one if it is there, else the checkout's."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     packaged = package / "conf"
     return str(packaged if (packaged / "config.yaml").is_file() else package.parent / "conf")
 

@@ -16,7 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import config, mistakes, report
+from cifar_research import config
+from cifar_research.config import messages
+from cifar_research.runs import report
 
 
 @dataclass
@@ -87,7 +89,7 @@ def of(overrides: Sequence[str]) -> Iterator[Job]:
             hydra_config.set_config(whole)
             stack.enter_context(env_override(whole.hydra.job.env_set))
         except OmegaConfBaseException as error:
-            raise config.ConfigError(mistakes.explain(error, list(overrides))) from error
+            raise config.ConfigError(messages.explain(error, list(overrides))) from error
         made = Job(whole, cfg, run_dir, stack.enter_context(_held_log()))
         status = JobStatus.FAILED
         try:

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cifar_research import composition, plugins, trust
-from cifar_research.composition import is_group, parsed, quoted, typed
+from cifar_research.config import composition, targets, trust
+from cifar_research.config.composition import is_group, parsed, quoted, typed
 
 # Those that choose another config, see trust.py.
 _HYDRAS_OPTIONS = (
@@ -93,7 +93,7 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
 def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
     listed = sorted(composition.options(group, overrides))
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
-    close = plugins.close(name, listed) if name != "none" or name in listed else ""
+    close = targets.close(name, listed) if name != "none" or name in listed else ""
     if not close and (meant := _options_with(group, str(option), overrides)):
         close = f"; did you mean {meant[0]!r}?"
     given = "null" if option is None else repr(option)
@@ -140,8 +140,8 @@ def _fits(word: str, overrides: Sequence[str]) -> bool:
         cfg = composition.compose([*_groups(overrides), word])
     except composition.HYDRA_ERRORS:
         return False
-    hint = plugins.hint(cfg[section], last) if section in composition.groups() else Any
-    return plugins.fits(override.value(), hint)
+    hint = targets.hint(cfg[section], last) if section in composition.groups() else Any
+    return targets.fits(override.value(), hint)
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
@@ -216,13 +216,13 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     parent, last, rest = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
     node = OmegaConf.select(cfg, parent) if parent else cfg
     own = [str(name) for name in node if not str(name).startswith("_") and (parent or name != "hydra")]
-    hidden = [name for name in plugins.parameters(node) if name not in own] if parent else []
+    hidden = [name for name in targets.parameters(node) if name not in own] if parent else []
     listed = composition.options(parent, overrides) if parent and is_group(parent) else []
     if last in listed and last not in _chosen(parent, cfg, overrides):
         return f"{told}; choose {parent}={last} first"
     if rest and rest[0] in own:
         return f"{told}; did you mean {_word('.'.join([*parts[:depth], *rest]), value)}?"
-    if (parent or rest) and (close := plugins.closest(last, [*own, *hidden])):
+    if (parent or rest) and (close := targets.closest(last, [*own, *hidden])):
         full = ".".join([*parts[:depth], close, *rest])
         if rest and not (isinstance(node[close], DictConfig) and rest[0] in node[close]):
             return told + unknown_key(full, value, cfg, overrides).removeprefix(f"{full}: there is no such key")
@@ -234,7 +234,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
         if not rest and (having := _options_with(group, last, overrides)):
             choices = " or ".join(f"{group}={one}" for one in having)
             return f"{told} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
-    return f"{told}{plugins.nearest(last, [*own, *hidden])}"
+    return f"{told}{targets.nearest(last, [*own, *hidden])}"
 
 
 def meant(name: str, cfg: DictConfig) -> list[str]:
@@ -246,7 +246,7 @@ def meant(name: str, cfg: DictConfig) -> list[str]:
     last: dict[str, list[str]] = {one: [one] for one in (*composition.groups(), "experiment", "sweep")}
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
-    found = last.get(full.rpartition(".")[2] or name) or last.get(plugins.closest(name, last, cutoff=0.75), [])
+    found = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.75), [])
     # A key of the whole training stands for those of its phases.
     return [key for key in found if ".phases." not in key] or found
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cifar_research import plugins
+from cifar_research.config import targets
 
 if TYPE_CHECKING:
     import keras
@@ -92,7 +92,7 @@ def check(training: Any) -> list[str]:
             )
         for setting, choices in {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}.items():
             if phase[setting] not in choices:
-                hint = plugins.close(phase[setting], choices)
+                hint = targets.close(phase[setting], choices)
                 problems.append(f"{key}.{setting}: {phase[setting]!r} is not one of {', '.join(choices)}{hint}")
         if phase.image_size is not None and phase.trainable == "none":
             problems.append(
@@ -108,7 +108,7 @@ def check_weights(cfg: Any) -> list[str]:
 
     Layers that are named one by one, as in {from: block2_conv1}, may be any.
     """
-    weights = plugins.parameters(cfg.backbone).get("weights")
+    weights = targets.parameters(cfg.backbone).get("weights")
     first = plan(cfg)[0]
     if (
         weights is None
@@ -210,7 +210,7 @@ def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) ->
         if not found:
             raise ConfigError(
                 f"training.phases: trainable: no layer with weights of {backbone.name} is called {trainable!r}"
-                f"{plugins.nearest(trainable, [layer.name for layer in layers])}"
+                f"{targets.nearest(trainable, [layer.name for layer in layers])}"
             )
         return found
     if "last" in trainable:
@@ -218,7 +218,7 @@ def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) ->
     first = trainable["from"]
     if first not in names:
         raise ConfigError(
-            f"training.phases: trainable.from: {backbone.name} has no layer {first!r}{plugins.nearest(first, names)}"
+            f"training.phases: trainable.from: {backbone.name} has no layer {first!r}{targets.nearest(first, names)}"
         )
     return [layer for layer in everything[names.index(first) :] if layer.weights]
 

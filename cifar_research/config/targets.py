@@ -26,11 +26,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
 # Those that hold factories and nothing that would run or fetch what it is told.
+_PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
-    f"{__package__}.{name}"
+    f"{_PACKAGE}.{name}"
     for name in (
-        "augmentation", "backbones.airbench", "backbones.cnn", "backbones.pretrained", "launchers.local", "launchers.ray",
-        "launchers.slurm", "losses", "model", "optimizers", "schedules",
+        "augmentation", "models.backbones.airbench", "models.backbones.cnn", "models.backbones.pretrained",
+        "models.classifier", "optimization.losses", "optimization.optimizers", "optimization.schedules",
+        "sweeps.launchers.local", "sweeps.launchers.ray", "sweeps.launchers.slurm",
     )
 )  # fmt: skip
 _allowed = {name.strip() for name in os.environ.get(ALLOWING_VARIABLE, "").split(",") if name.strip()}
@@ -58,10 +60,10 @@ def refusals(key: str, node: Any) -> list[str]:
     if target and not (isinstance(target, str) and (_is_allowed(target) or _is_ours(target))):
         name = str(target).partition(".")[0]
         what = f"{key}._target_: {target!r} is"
-        if name == __package__:
+        if name == _PACKAGE:
             return [*problems, f"{what} no factory of {name}, and a config may run no other code; choose an option"]
         problems.append(
-            f"{what} neither a factory of {__package__} nor of a package you have allowed, and a config may run no other "
+            f"{what} neither a factory of {_PACKAGE} nor of a package you have allowed, and a config may run no other "
             f"code; if you trust it, set {ALLOWING_VARIABLE}={name}, or add allow_targets=[{name}] where overrides are taken"
         )
     return problems
@@ -79,12 +81,12 @@ def _is_ours(target: str) -> bool:
     if module not in _OURS or name.startswith("_"):
         return False
     found = getattr(importlib.import_module(module), name, None)
-    return found is None or str(getattr(found, "__module__", "")).startswith(f"{__package__}.")
+    return found is None or str(getattr(found, "__module__", "")).startswith(f"{_PACKAGE}.")
 
 
 def name(target: str) -> str:
     """Return what a factory is called: one of ours by its own name, another by all of it, since names may be shared."""
-    return target.rpartition(".")[2] if target.startswith(f"{__package__}.") else target
+    return target.rpartition(".")[2] if target.startswith(f"{_PACKAGE}.") else target
 
 
 def instantiate(node: Any) -> Any:

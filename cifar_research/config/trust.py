@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research import plugins
-from cifar_research.composition import parsed
+from cifar_research.config import targets
+from cifar_research.config.composition import parsed
 
 _KEY = "allow_targets"
 _LOGGING = ("job_logging", "hydra_logging")
@@ -70,10 +70,10 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     if found != allowed:
         return [
             f"{_KEY}: {found} comes from a file, and a config cannot allow its own code to run; if you trust it, give "
-            f"{_KEY}=[{','.join(map(str, found))}] on the command line, or set {plugins.ALLOWING_VARIABLE}"
+            f"{_KEY}=[{','.join(map(str, found))}] on the command line, or set {targets.ALLOWING_VARIABLE}"
         ]
     try:
-        plugins.allow(allowed)
+        targets.allow(allowed)
     except ValueError as error:
         return [str(error)]
     return [] if "hydra" not in cfg else _check_hydra(cfg.hydra, overrides)
@@ -86,7 +86,7 @@ def refused_flags(arguments: Sequence[str]) -> list[str]:
 
 def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Return what Hydra itself would run or set for a file: callbacks, handlers of logs, environment variables."""
-    found = plugins.refusals("hydra.callbacks", hydra.get("callbacks"))
+    found = targets.refusals("hydra.callbacks", hydra.get("callbacks"))
     for section in _LOGGING:
         content = OmegaConf.to_container(hydra[section]) if section in hydra else {}
         found += [problem for key, value in _leaves(f"hydra.{section}", content) for problem in _odd(key, value)]

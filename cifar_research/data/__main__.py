@@ -6,8 +6,9 @@ import argparse
 import shutil
 import sys
 
-from cifar_research import console, plugins
+from cifar_research.config import targets
 from cifar_research.data import cache
+from cifar_research.display import console
 
 
 @console.command
@@ -37,7 +38,7 @@ def main() -> None:
     names = {folder.name.rpartition("-")[0] for folder in found}
     if given.clear not in (None, "all", *names):
         console.error(
-            f"--clear {given.clear}: nothing of this name is cached{plugins.nearest(given.clear, [*names, 'all'])}"
+            f"--clear {given.clear}: nothing of this name is cached{targets.nearest(given.clear, [*names, 'all'])}"
         )
         code = 2
     if not found:

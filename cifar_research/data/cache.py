@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research import locks, plugins, sealed
+from cifar_research.config import targets
+from cifar_research.runtime import locks, sealed
 
 _VERSION = 2  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -86,7 +87,7 @@ def existing_folder(path: str | Path, key: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         reason = "does not exist"
         with contextlib.suppress(OSError):
-            hint = plugins.close(folder.name, [entry.name for entry in folder.parent.iterdir() if entry.is_dir()])
+            hint = targets.close(folder.name, [entry.name for entry in folder.parent.iterdir() if entry.is_dir()])
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', error)})"
     raise DataError(f"{key}: {folder} {reason}{hint or '; correct the path'}")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from cifar_research.config.schema import DataConfig
+from cifar_research.config.targets import nearest
 from cifar_research.data import cache, cifar, image_files, image_folders, synthetic
 from cifar_research.data.cache import DataError, Source
-from cifar_research.plugins import nearest
-from cifar_research.schema import DataConfig
 
 __all__ = ["DataError", "Dataset", "Split", "load"]
 

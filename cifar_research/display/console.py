@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
-from cifar_research.metrics import wilson_interval
+from cifar_research.runs.metrics import wilson_interval
 
 log = logging.getLogger(__name__)
 _WIDE = 100  # columns of a terminal that has room for the phase beside the progress bar

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_research import config, phases, report
+from cifar_research import config
+from cifar_research.config import phases
 from cifar_research.data import datasets
+from cifar_research.runs import report
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from cifar_research.data.datasets import Dataset
-    from cifar_research.environment import Environment
-    from cifar_research.steps import Task
+    from cifar_research.runtime.environment import Environment
+    from cifar_research.training.steps import Task
 
 _CLASSES_LENGTH = 40  # of the names of classes
 
@@ -65,7 +67,7 @@ def _unit(cfg: DictConfig, phase: phases.Phase) -> str:
     """Return what a phase trains on per second: images, or features that were computed before."""
     if not phase.is_backbone_frozen:
         return "images/s"
-    from cifar_research import features  # which imports TensorFlow
+    from cifar_research.training import features  # which imports TensorFlow
 
     return "features/s" if features.num_views(cfg) else "images/s"
 
@@ -118,7 +120,7 @@ def _views_row(cfg: DictConfig) -> dict[str, str]:
         return {}
     if not any(phase.is_backbone_frozen for phase in phases.plan(cfg)):
         return {"Features": "features.views is not used: no phase has a frozen backbone"}
-    from cifar_research import features  # which imports TensorFlow
+    from cifar_research.training import features  # which imports TensorFlow
 
     kept = features.num_views(cfg)
     said = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"

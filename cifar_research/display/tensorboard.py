@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api as hparams_api
 
-from cifar_research import report
+from cifar_research.runs import report
 
 
 class Writer:

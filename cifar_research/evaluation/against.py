@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import bdtr  # scipy.stats takes a second to import
 
 from cifar_research.comparison import statistics
-from cifar_research.metrics import wilson_interval
-from cifar_research.trained import softmax
+from cifar_research.inference.trained import softmax
+from cifar_research.runs.metrics import wilson_interval
 
 
 def mcnemar(only_first: int, only_second: int) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cifar_research.evaluation.scores import cross_entropy
-from cifar_research.trained import softmax
+from cifar_research.inference.trained import softmax
 
 NUM_BINS = 15
 LOWEST, HIGHEST = 0.02, 50.0  # temperatures; a network without a validation error would go to 0

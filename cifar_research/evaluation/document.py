@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_research import webpage
 from cifar_research.comparison.tables import Table, as_markdown
-from cifar_research.report import atomic_write
+from cifar_research.display import webpage
+from cifar_research.runs.report import atomic_write
 
 _STYLE = "img { max-width: 100%; height: auto; display: block; margin: 1rem 0 }"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research import model as models
+from cifar_research.models import classifier as models
 
 
 def maps(model: Any, inputs: Any, classes: np.ndarray) -> np.ndarray:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research import console, metrics
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.display import console
 from cifar_research.evaluation import calibration, corruptions, scores
 from cifar_research.evaluation.calibration import Temperature
-from cifar_research.trained import Classifier
+from cifar_research.inference.trained import Classifier
+from cifar_research.runs import metrics
 
 _BLOCK = 500  # images corrupted at once, from a seed of their own
 
@@ -95,10 +96,10 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
 
 def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of the loss that the run was trained with."""
-    from cifar_research import plugins
+    from cifar_research.config import targets
 
-    targets = np.eye(logits.shape[1], dtype=np.float32)[labels]
-    return float(plugins.instantiate(classifier.config.loss)(logits, targets).numpy().astype(np.float64).mean())
+    one_hot = np.eye(logits.shape[1], dtype=np.float32)[labels]
+    return float(targets.instantiate(classifier.config.loss)(logits, one_hot).numpy().astype(np.float64).mean())
 
 
 def _views(classifier: Classifier, kind: str, pictures: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from cifar_research import figures, trained
 from cifar_research.data.datasets import Dataset
+from cifar_research.display import figures
+from cifar_research.display.figures import plain, save
 from cifar_research.evaluation import calibration, corruptions, gradcam
 from cifar_research.evaluation.calibration import NUM_BINS
 from cifar_research.evaluation.measures import arrays
-from cifar_research.figures import plain, save
-from cifar_research.trained import Classifier
+from cifar_research.inference import trained
+from cifar_research.inference.trained import Classifier
 
 _RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
 _NUM_EVIDENCE = 4  # images of Grad-CAM that are classified rightly, and as many that are not

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research import metrics
-from cifar_research.trained import softmax
+from cifar_research.inference.trained import softmax
+from cifar_research.runs import metrics
 
 
 def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

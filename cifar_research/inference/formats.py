@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_research import environment as environments
+from cifar_research.runtime import environment as environments
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from cifar_research.trained import Classifier
+    from cifar_research.inference.trained import Classifier
 
 METADATA = "cifar_research"  # the entry in a LiteRT file that holds them, as JSON
 _OPSET = 17  # of ONNX; runtimes since 2022 know it
@@ -48,7 +48,7 @@ def module(classifier: Classifier) -> tf.Module:
     """
     import tensorflow as tf
 
-    from cifar_research import layers
+    from cifar_research.models import layers
 
     def serve(images: Any) -> dict[str, Any]:
         with layers.portable():

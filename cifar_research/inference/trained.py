@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research import environment as environments
-from cifar_research import model as models
-from cifar_research import plugins, report
 from cifar_research.augmentation.views import averaged
-from cifar_research.backbones.weights import FILE
+from cifar_research.config import targets
 from cifar_research.data import images as image_files
+from cifar_research.models import classifier as models
+from cifar_research.models.backbones.weights import FILE
+from cifar_research.runs import report
+from cifar_research.runtime import environment as environments
 
 if TYPE_CHECKING:
     import keras
@@ -135,7 +136,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
             "an earlier version wrote it; delete it and resume the run, whose checkpoints then give a new one"
         )
     statistics = (found["data"].get("standardization") or {}) if cfg.data.standardize else {}
-    if problems := [*plugins.check("backbone", _unweighted(cfg.backbone)), *plugins.check("model", cfg.model)]:
+    if problems := [*targets.check("backbone", _unweighted(cfg.backbone)), *targets.check("model", cfg.model)]:
         raise RunError(f"{run}: its model cannot be rebuilt: {problems[0]}")
     environments.import_tensorflow()
     import keras
@@ -144,8 +145,8 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     keras.config.set_dtype_policy(environments.POLICIES[precision or cfg.training.precision])
     try:
         model = models.classifier(
-            plugins.instantiate(_unweighted(cfg.backbone)),
-            plugins.instantiate(cfg.model),
+            targets.instantiate(_unweighted(cfg.backbone)),
+            targets.instantiate(cfg.model),
             (size, size, 3),
             len(found["data"]["classes"]),
         )

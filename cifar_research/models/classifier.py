@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from cifar_research import phases
-from cifar_research.backbones.cnn import Activation
-from cifar_research.backbones.weights import WeightsError
-from cifar_research.plugins import said
+from cifar_research.config import phases
+from cifar_research.config.targets import said
+from cifar_research.models.backbones.cnn import Activation
+from cifar_research.models.backbones.weights import WeightsError
 
 if TYPE_CHECKING:
     import keras
@@ -43,7 +43,7 @@ def head(
     def build(features: Any, num_classes: int) -> Any:
         import keras
 
-        from cifar_research.layers import Activation, BatchNormalization, Dense, Dropout
+        from cifar_research.models.layers import Activation, BatchNormalization, Dense, Dropout
 
         to_vector = {
             "flatten": keras.layers.Flatten,

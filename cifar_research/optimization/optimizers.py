@@ -195,7 +195,7 @@ def orthogonalized(matrix, iterations: int):
     """
     import tensorflow as tf
 
-    from cifar_research.layers import has_matrix_units
+    from cifar_research.models.layers import has_matrix_units
 
     tall = matrix.shape[0] > matrix.shape[1]
     x = tf.transpose(matrix) if tall else matrix

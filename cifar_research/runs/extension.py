@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cifar_research import commandline, config, environment, phases, plugins, schedules
-from cifar_research.config import ConfigError
+from cifar_research import config
+from cifar_research.config import ConfigError, commandline, phases, targets
+from cifar_research.optimization import schedules
+from cifar_research.runtime import environment
 
 _EPOCHS = re.compile(r"training\.(phases\.\w+\.)?epochs")
 
@@ -67,8 +69,8 @@ def _refusal(
         steps_per_epoch = row["step"] // row["epoch"]
         totals = [steps_per_epoch * sum(plan[number].epochs for number in span) for plan in (old, new)]
         environment.import_tensorflow()
-        if schedules.looks_at_total(plugins.instantiate(cfg.schedule), totals, steps_per_epoch):
+        if schedules.looks_at_total(targets.instantiate(cfg.schedule), totals, steps_per_epoch):
             return (
-                f"its learning rates, by schedule={plugins.name(cfg.schedule._target_)}, depend on the number of epochs"
+                f"its learning rates, by schedule={targets.name(cfg.schedule._target_)}, depend on the number of epochs"
             )
     return None

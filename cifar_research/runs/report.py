@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from cifar_research import sealed
 from cifar_research.config import config_hash
+from cifar_research.runtime import sealed
 
 if TYPE_CHECKING:
     import keras
     from omegaconf import DictConfig
 
-    from cifar_research import loop, steps
     from cifar_research.data.datasets import Dataset
-    from cifar_research.environment import Environment
+    from cifar_research.runtime.environment import Environment
+    from cifar_research.training import loop, steps
 
 HISTORY_COLUMNS = (
     "epoch", "step", "phase", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds",
@@ -147,7 +147,7 @@ def gather(
     """
     import tensorflow as tf
 
-    from cifar_research import model
+    from cifar_research.models import classifier
 
     best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
     has_val = best is not None and best["val_loss"] is not None
@@ -175,7 +175,7 @@ def gather(
             "trainable": max(trained.values()),
             "trainable_by_phase": dict(trained),
         },
-        "forward_flops": None if outcome.status == "stopped" else model.forward_flops(task.model),  # takes a moment
+        "forward_flops": None if outcome.status == "stopped" else classifier.forward_flops(task.model),  # takes a moment
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
         "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
         "test": test and {"loss": test.loss, "accuracy": test.accuracy},

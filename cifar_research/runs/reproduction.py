@@ -11,11 +11,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cifar_research import config, console, report
-from cifar_research.composition import parsed, quoted
+from cifar_research import config
+from cifar_research.config.composition import parsed, quoted
 from cifar_research.data import cifar, datasets
 from cifar_research.data.datasets import DataError
-from cifar_research.metrics import difference_interval
+from cifar_research.display import console
+from cifar_research.runs import report
+from cifar_research.runs.metrics import difference_interval
 
 _FEWEST = 10  # test images from which the interval of a difference holds
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify

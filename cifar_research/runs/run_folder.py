@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_research import config, extension, locks, report
-from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.data.cache import DataError
-from cifar_research.sweep.cells import LEDGER
+from cifar_research.runs import extension, report
+from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.runtime import locks
+from cifar_research.sweeps.cells import LEDGER
 
 log = logging.getLogger(__name__)
 

@@ -21,19 +21,23 @@ from typing import TYPE_CHECKING, Any
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cifar_research import commandline, composition, config, console, locks, plugins, report, trust
+from cifar_research import config
+from cifar_research.config import commandline, composition, targets, trust
 from cifar_research.data import datasets
-from cifar_research.environment import stop_signals
-from cifar_research.launchers import worker
-from cifar_research.sweep import cells as planning
-from cifar_research.sweep.cells import Cell, Ledger, Plan
-from cifar_research.sweep.live import Live
+from cifar_research.display import console
+from cifar_research.runs import report
+from cifar_research.runtime import locks
+from cifar_research.runtime.environment import stop_signals
+from cifar_research.sweeps import cells as planning
+from cifar_research.sweeps.cells import Cell, Ledger, Plan
+from cifar_research.sweeps.launchers import worker
+from cifar_research.sweeps.live import Live
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from cifar_research.launchers import Launcher
-    from cifar_research.sweep import search
+    from cifar_research.sweeps import search
+    from cifar_research.sweeps.launchers import Launcher
 
 _POLL_SECONDS = 0.5
 _REPORT_EVERY_CELLS = 10
@@ -102,7 +106,7 @@ def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
     if trials is None:
         planned, space = plan.grid(), None
     else:
-        from cifar_research.sweep import search  # which takes a third of a second to import
+        from cifar_research.sweeps import search  # which takes a third of a second to import
 
         planned, space = None, search.space(plan)
         search.check(Path(cfg.hydra.sweep.dir), space)
@@ -144,9 +148,9 @@ def _launcher(node: Any) -> Launcher:
             f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
             "choose hydra/launcher=local, slurm or ray"
         )
-    if problems := plugins.check("hydra.launcher", node):
+    if problems := targets.check("hydra.launcher", node):
         raise config.ConfigError("\n".join(problems))
-    return plugins.instantiate(node)
+    return targets.instantiate(node)
 
 
 @contextlib.contextmanager
@@ -267,7 +271,7 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
 
 def _write_report(folder: Path) -> str | None:
     """Write leaderboard and figures, in a process of its own, whose memory is gone afterwards; return why it cannot."""
-    words = [sys.executable, "-m", "cifar_research.compare", str(folder), "--write"]
+    words = [sys.executable, "-m", "cifar_research.report", str(folder), "--write"]
     done = subprocess.run(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
     )

@@ -16,8 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research import composition, config, mistakes, report, trust
+from cifar_research import config
+from cifar_research.config import composition, messages, trust
 from cifar_research.data import datasets
+from cifar_research.runs import report
 
 LEDGER = "cells.json"
 COMPLETE = ("completed", "diverged", "pruned")
@@ -153,7 +155,7 @@ def _parse(words: Sequence[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
     except composition.HYDRA_ERRORS as error:
-        raise config.ConfigError(mistakes.explain(error, list(words))) from error
+        raise config.ConfigError(messages.explain(error, list(words))) from error
 
 
 def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:

@@ -14,10 +14,11 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
-from cifar_research import phases, report
-from cifar_research.launchers import Launcher
-from cifar_research.launchers.worker import LOG
-from cifar_research.sweep.cells import COMPLETE, STATES, Cell
+from cifar_research.config import phases
+from cifar_research.runs import report
+from cifar_research.sweeps.cells import COMPLETE, STATES, Cell
+from cifar_research.sweeps.launchers import Launcher
+from cifar_research.sweeps.launchers.worker import LOG
 
 _STYLES = {"running": "cyan", "completed": "green", "diverged": "yellow", "failed": "bold red", "stopped": "yellow"}
 _REDRAW_SECONDS = 1.0

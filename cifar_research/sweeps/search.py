@@ -20,8 +20,11 @@ from omegaconf import DictConfig, IntegerNode, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifar_research import config, console, plugins, report
-from cifar_research.sweep.cells import Cell, Ledger, Plan
+from cifar_research import config
+from cifar_research.config import targets
+from cifar_research.display import console
+from cifar_research.runs import report
+from cifar_research.sweeps.cells import Cell, Ledger, Plan
 
 optuna.logging.set_verbosity(logging.WARNING)
 STUDY = "study.db"
@@ -191,7 +194,7 @@ def _takes_whole_numbers(cfg: DictConfig, key: str) -> bool:
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if not isinstance(node, DictConfig) or last not in node:
         return False
-    return isinstance(node._get_node(last), IntegerNode) or plugins.hint(node, last) in (int, int | None)
+    return isinstance(node._get_node(last), IntegerNode) or targets.hint(node, last) in (int, int | None)
 
 
 def _described(space: Mapping[str, BaseDistribution]) -> str:

@@ -16,10 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cifar_research import model
 from cifar_research.data import cache
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.steps import Task, View, prepare, standardize
+from cifar_research.models import classifier
+from cifar_research.training.steps import Task, View, prepare, standardize
 
 NAME = "features"
 VERSION = 3  # of what is computed below; a change of it makes all that is kept anew
@@ -42,7 +42,7 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
     the data cache's folder, by all that they depend on, so that the runs of a sweep share them; tell is called before
     they are computed.
     """
-    backbone, head = model.parts(task.model)
+    backbone, head = classifier.parts(task.model)
     pool, rest = _split(head)
     shape = rest.input_shape[1:]
 
@@ -140,7 +140,7 @@ def _code(node: Any) -> str | None:
     None for ours, see VERSION, and for one that no file tells of.
     """
     module, _, name = node["_target_"].rpartition(".")
-    if module.split(".")[0] == __package__:
+    if module.split(".")[0] == __package__.split(".")[0]:
         return None
     factory = inspect.unwrap(getattr(importlib.import_module(module), name))
     try:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cifar_research import report
-from cifar_research.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
-from cifar_research.console import Display
+from cifar_research.config.phases import Phase
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.environment import Environment
-from cifar_research.phases import Phase
-from cifar_research.steps import Task, Totals, View, eval_step, many_steps, one_program
-from cifar_research.tensorboard import Writer
+from cifar_research.display.console import Display
+from cifar_research.display.tensorboard import Writer
+from cifar_research.runs import report
+from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
+from cifar_research.runtime.environment import Environment
+from cifar_research.training.steps import Task, Totals, View, eval_step, many_steps, one_program
 
 _CHIEF_SECONDS = 120  # for the chief to write what the other workers read
 # Asked with an epoch's row of the history.

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_research import augmentation, config, features, model, phases, plugins, steps
+from cifar_research import augmentation, config
+from cifar_research.config import phases, targets
 from cifar_research.data import batches
+from cifar_research.models import classifier
+from cifar_research.training import features, steps
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from cifar_research import loop
     from cifar_research.data.datasets import Dataset
+    from cifar_research.training import loop
 
 
 def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
@@ -23,18 +26,18 @@ def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
     parts: of a batch, see cores.
     """
     smallest_batch = _smallest_batch(cfg, data)
-    classifier = model.classifier(
-        plugins.instantiate(cfg.backbone),
-        plugins.instantiate(cfg.model),
+    model = classifier.classifier(
+        targets.instantiate(cfg.backbone),
+        targets.instantiate(cfg.model),
         data.train.images.shape[1:],
         len(data.classes),
     )
-    optimizer = plugins.instantiate(cfg.optimizer)
-    loss = plugins.instantiate(cfg.loss)
+    optimizer = targets.instantiate(cfg.optimizer)
+    loss = targets.instantiate(cfg.loss)
     _check_loss(cfg, loss, len(data.classes))
     mean, deviation = data.train.channel_statistics() if cfg.data.standardize else (None, None)
     return steps.Task(
-        model=classifier,
+        model=model,
         loss=loss,
         optimizer=optimizer,
         augment=augmentation.compose(config.transforms(cfg)),
@@ -95,9 +98,9 @@ def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
         prepared, _ = steps.prepare(task, data.train.images[rows], data.train.labels[rows])
         return steps.standardize(task, prepared).numpy()
 
-    load = getattr(plugins.instantiate(cfg.backbone), "load_weights", None)
+    load = getattr(targets.instantiate(cfg.backbone), "load_weights", None)
     if load is not None:
-        load(model.parts(task.model)[0], images)
+        load(classifier.parts(task.model)[0], images)
     for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
         average.assign(weight.value)
 
@@ -115,7 +118,7 @@ def enter(
     tell: is called with a line for the user before something takes long.
     """
     phase, first_step = plan[record.phase], record.phase_steps[-1]
-    backbone, head = model.parts(task.model)
+    backbone, head = classifier.parts(task.model)
     layers = phases.trained_layers(phase.trainable, backbone)
     for layer in phases.leaves(backbone):
         layer.trainable = layer in layers  # which also keeps its moving statistics
@@ -128,7 +131,7 @@ def enter(
     views = features.num_views(cfg) if phase.is_backbone_frozen else 0
     if views:
         phase_data, view = features.keep(cfg, task, data, views, tell)
-    steps_an_epoch, schedule = steps_per_epoch(cfg, data), plugins.instantiate(cfg.schedule)
+    steps_an_epoch, schedule = steps_per_epoch(cfg, data), targets.instantiate(cfg.schedule)
     span = phases.schedule_span(plan, record.phase)
     first_of_schedule, num_steps = record.phase_steps[span.start], steps_an_epoch * sum(plan[n].epochs for n in span)
     task.enter(
@@ -158,7 +161,7 @@ def _optimizer_first_steps(task: steps.Task, plan: Sequence[phases.Phase], recor
 
 def trained_paths(task: steps.Task, phase: phases.Phase) -> list[str]:
     """Return the paths of the weights that a phase trains, moving statistics perhaps among them."""
-    backbone, head = model.parts(task.model)
+    backbone, head = classifier.parts(task.model)
     return [
         weight.path for layer in [*phases.trained_layers(phase.trainable, backbone), head] for weight in layer.weights
     ]

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from cifar_research import cores, layers
 from cifar_research.augmentation import shrink
 from cifar_research.augmentation.views import averaged
 from cifar_research.config import ConfigError
-from cifar_research.optimizers import Optimizer
+from cifar_research.models import layers
+from cifar_research.optimization.optimizers import Optimizer
+from cifar_research.training import shards
 
 # Sums over images, float64 [3]: of the losses, of the right answers, of the images. Added up one step after the
 # other, so that they do not depend on where a call of many steps begins or a run is resumed.
@@ -267,7 +268,7 @@ def _scored(
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Return logits float32 [b, K] and losses float32 [b] of each of the batch's parts."""
     scored = []
-    for first_row, (some, their_targets) in cores.cut(task.parts, inputs, targets):
+    for first_row, (some, their_targets) in shards.cut(task.parts, inputs, targets):
         with layers.rows_from(first_row):
             logits = tf.cast(network(some, training), tf.float32)
         scored.append((logits, task.loss(logits, their_targets)))

@@ -27,7 +27,7 @@ import parts
 from tables import markdown
 from worker import SCORED, cores
 
-from cifar_research import console
+from cifar_research.display import console
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

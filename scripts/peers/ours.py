@@ -18,8 +18,9 @@ class Ours:
         words += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         words += [f"training.jit_compile={str(options.compile).lower()}"]
         self.cfg = config.compose([*words, "data.drop_remainder=true"])
-        from cifar_research import cores, environment
         from cifar_research.data.datasets import Dataset, Split
+        from cifar_research.runtime import environment
+        from cifar_research.training import shards
 
         images, labels = worker.images(options.images)
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:  # a memory map, as the data cache's images are
@@ -27,17 +28,18 @@ class Ours:
             images = np.load(file.name, mmap_mode="c")
         split = Split(images, labels, np.arange(len(images)))
         data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
-        self.environment = environment.prepare(self.cfg.training, self.cfg.seed, cores.parts(self.cfg, data))
+        self.environment = environment.prepare(self.cfg.training, self.cfg.seed, shards.parts(self.cfg, data))
         import tensorflow as tf
 
-        from cifar_research import loop, phases, steps, tasks
+        from cifar_research.config import phases
+        from cifar_research.training import loop, setup, steps
 
         self.tf = tf
         self.side = 8192 if self.environment.prefetch_device else 2048  # of the matrices whose products are timed
-        self.task = tasks.build(self.cfg, data, self.environment.parts)
-        tasks.load_weights(self.cfg, self.task, data)
+        self.task = setup.build(self.cfg, data, self.environment.parts)
+        setup.load_weights(self.cfg, self.task, data)
         record = loop.Record()
-        _, view = tasks.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
+        _, view = setup.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
         self.steps = len(images) // options.batch_size
         arguments = (self.task, self.environment, split, self.cfg.training, 0, 1_000 * self.steps, True)
         self.call, source = loop.prepared(*arguments)
@@ -100,11 +102,11 @@ class Ours:
         return sum(product[0, 0] for product in chains)
 
     def facts(self):
-        from cifar_research import model
+        from cifar_research.models import classifier
 
         return {
             "parameters": self.task.model.count_params(),
-            "forward_flops": model.forward_flops(self.task.model),
+            "forward_flops": classifier.forward_flops(self.task.model),
             "matrix_flops": PRODUCTS * 2 * self.side**3,
         }
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from benchmark import HERE, ROOT, hardware, torch_python, versions
 from scipy import stats
 
-from cifar_research import config, console
-from cifar_research.commandline import quoted
+from cifar_research import config
+from cifar_research.config.commandline import quoted
+from cifar_research.display import console
 
 
 def ours(folder, words, seed, target):

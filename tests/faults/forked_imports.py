@@ -5,4 +5,8 @@ import keras  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import tensorflow  # noqa: F401
 
-from cifar_research import features, figures, loop, metrics, model, steps, tasks, tensorboard, train  # noqa: F401
+from cifar_research import train  # noqa: F401
+from cifar_research.display import figures, tensorboard  # noqa: F401
+from cifar_research.models import classifier  # noqa: F401
+from cifar_research.runs import metrics  # noqa: F401
+from cifar_research.training import features, loop, setup, steps  # noqa: F401

@@ -8,8 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_research import checkpoint, config, console, report, train
+from cifar_research import config, train
 from cifar_research.data import cache, datasets
+from cifar_research.display import console
+from cifar_research.runs import checkpoint, report
 
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from forked import Command, wait_for
 
-from cifar_research import checkpoint, config
+from cifar_research import config
 from cifar_research.data import cache, datasets
+from cifar_research.runs import checkpoint
 
 is_root = hasattr(os, "geteuid") and os.geteuid() == 0
 needs_root = pytest.mark.skipif(
@@ -141,7 +142,8 @@ def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
 def test_weights_that_find_no_room_are_told_with_their_size(small_disk):
     import keras
 
-    from cifar_research import report, train
+    from cifar_research import train
+    from cifar_research.runs import report
 
     model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])
     (small_disk / "model.weights.h5").write_bytes(b"before")

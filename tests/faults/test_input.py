@@ -15,9 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cifar_research import checkpoint, commandline, config, report, sealed
+from cifar_research import config
+from cifar_research.config import commandline
 from cifar_research.data import cache, cifar, images
-from cifar_research.sweep import cells
+from cifar_research.runs import checkpoint, report
+from cifar_research.runtime import sealed
+from cifar_research.sweeps import cells
 
 SECONDS = 3  # for one mistake
 OURS = (config.ConfigError, cache.DataError, images.ImageError, checkpoint.CheckpointError, report.ReportError)

@@ -94,7 +94,7 @@ def test_tensorboard_opens_a_sweep_of_250_runs(tmp_path, capsys):
 
 
 def _write_sweep(folder):
-    from cifar_research.tensorboard import Writer
+    from cifar_research.display.tensorboard import Writer
 
     for number in range(SWEEP_RUNS):
         writer = Writer(folder / f"seed={number}" / "tensorboard")

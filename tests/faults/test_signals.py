@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from forked import Command, wait_for
 
-from cifar_research import checkpoint
+from cifar_research.runs import checkpoint
 
 TIMES = int(os.environ.get("CIFAR_TEST_SIGNALS", "20"))
 STEPS_PER_CALL = 2
@@ -24,7 +24,7 @@ OVERRIDES = [
 
 def tell_steps(path):
     """Have this process write down when it has done which step."""
-    from cifar_research import console
+    from cifar_research.display import console
 
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     show = console.Display.progress

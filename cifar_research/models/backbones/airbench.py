@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cifar_research.backbones import weights as loading
-from cifar_research.backbones.cnn import Activation, Initialization, initializer
+from cifar_research.models.backbones import weights as loading
+from cifar_research.models.backbones.cnn import Activation, Initialization, initializer
 
 if TYPE_CHECKING:
     import keras
@@ -50,7 +50,7 @@ def airbench(
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
-        from cifar_research import layers
+        from cifar_research.models import layers
 
         def normalised(name: str) -> list[keras.layers.Layer]:
             norm = layers.BatchNormalization(

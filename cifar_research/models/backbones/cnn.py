@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from cifar_research.backbones import weights as loading
+from cifar_research.models.backbones import weights as loading
 
 if TYPE_CHECKING:
     import keras
@@ -50,7 +50,7 @@ def cnn(
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
-        from cifar_research.layers import Activation, BatchNormalization, Conv2D, Dropout, ReluMaxPooling2D
+        from cifar_research.models.layers import Activation, BatchNormalization, Conv2D, Dropout, ReluMaxPooling2D
 
         pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
         is_relu_max = activation == "relu" and pooling == "max"
@@ -85,6 +85,6 @@ def initializer(name: Initialization) -> Any:
     """
     import keras
 
-    from cifar_research.layers import Dirac
+    from cifar_research.models.layers import Dirac
 
     return Dirac() if name == "dirac" else keras.initializers.GlorotUniform()

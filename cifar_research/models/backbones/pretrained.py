@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from cifar_research.backbones import weights as loading
+from cifar_research.models.backbones import weights as loading
 
 if TYPE_CHECKING:
     import keras
@@ -101,7 +101,7 @@ def _ours(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:
     """Return a copy of a layer, on our fused kernels and stateless masks where Keras has its own."""
     import keras
 
-    from cifar_research.layers import BatchNormalization, Dropout
+    from cifar_research.models.layers import BatchNormalization, Dropout
 
     settings = layer.get_config()
     if type(layer) is keras.layers.BatchNormalization:

@@ -114,10 +114,11 @@ def _imagenet(make: Callable[[str | None], Any]) -> Any:
 
 def _of_run(folder: Path) -> keras.Model:
     """Return the backbone of a completed run, with its weights, whatever its head."""
-    from cifar_research import model, trained
+    from cifar_research.inference import trained
+    from cifar_research.models import classifier
 
     try:
-        return model.parts(trained.load(folder).model)[0]
+        return classifier.parts(trained.load(folder).model)[0]
     except trained.RunError as error:
         raise WeightsError(f"backbone.weights: {error}") from error
 

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research import kernels
+from cifar_research.models.layers import kernels
 
 _context = threading.local()  # one a thread, since each replica of a strategy is traced in a thread of its own
 

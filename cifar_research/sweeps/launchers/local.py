@@ -14,8 +14,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from cifar_research import environment
-from cifar_research.launchers import worker
+from cifar_research.runtime import environment
+from cifar_research.sweeps.launchers import worker
 
 
 def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:

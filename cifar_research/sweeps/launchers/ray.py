@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cifar_research.commandline import pip
 from cifar_research.config import ConfigError
-from cifar_research.launchers import worker
+from cifar_research.config.commandline import pip
+from cifar_research.sweeps.launchers import worker
 
 _NODE_FAILURES = 20  # that a cell may meet before it counts as failed
 # In a run's folder, which all nodes see: a cancellation does not always get through to a task that runs.

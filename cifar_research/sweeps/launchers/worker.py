@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from cifar_research import locks
+from cifar_research.runtime import locks
 
 LOG = "output.log"
 _SAID = re.compile(r"(?:error: |\s*(?=[\w.]*(?:Error|Exception|Interrupt)\b))(.+)")
@@ -47,7 +47,7 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
     try:
         if trial is None:
             return train.command(arguments)
-        from cifar_research.sweep import search
+        from cifar_research.sweeps import search
 
         return train.command(arguments, search.pruner_of(trial))
     except SystemExit as leave:

@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, and the layers that they are made of."""

@@ -1,0 +1,1 @@
+"""The process: devices, signals, locks and checksummed files."""

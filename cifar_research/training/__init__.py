@@ -1,0 +1,1 @@
+"""Training: setup, state, loop and steps."""
