@@ -41,7 +41,8 @@ def weights_for(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     # In a process of its own: tests that fork must not have TensorFlow.
     code = (
-        "import sys, keras; from cifar_research import config; from cifar_research.config import targets; keras.utils.set_random_seed(0)\n"
+        "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
+        "keras.utils.set_random_seed(0)\n"
         "targets.instantiate(config.compose(sys.argv[2:]).backbone)((32, 32, 3)).save_weights(sys.argv[1])"
     )
 
