@@ -15,22 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from cifar_research import config
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.config import targets
 from cifar_research.data import datasets
-from cifar_research.data.datasets import DataError
 from cifar_research.display import console
 from cifar_research.evaluation import against, images, measures
 from cifar_research.inference import trained
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError, WriteError
 from cifar_research.sweeps.cells import LEDGER
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
 
-USER_ERRORS = (config.ConfigError, DataError, trained.RunError, report.ReportError, report.WriteError)
+USER_ERRORS = (ConfigError, DataError, RunError, ReportError, WriteError)
 _NUM_CORRUPTED = 2_000
 
 
@@ -43,7 +42,7 @@ def main() -> None:
         first = _folders([word for word in given.runs if word not in words])
         if given.against is not None:
             if given.views or given.cifar10_1 or given.corruptions != _NUM_CORRUPTED:
-                raise config.ConfigError("--against: compares on the test images alone; leave the other options out")
+                raise ConfigError("--against: compares on the test images alone; leave the other options out")
             second = _folders([word for word in given.against if word not in words])
             tell = compare(first, second, words)
         else:
@@ -118,7 +117,7 @@ def _prepared(
     if cifar10_1 is not None:
         new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
     if problems := targets.check("loss", OmegaConf.create(found["config"]).loss):
-        raise trained.RunError(f"{run}: its loss cannot be computed: {problems[0]}")
+        raise RunError(f"{run}: its loss cannot be computed: {problems[0]}")
     folder = run / "evaluation" / (_free_name(run, other, data.fingerprint) if other else "")
     _refuse_unwritable(folder)
     return found, data, other, new_images, folder, trained.load(run)
@@ -203,16 +202,16 @@ def _refuse_unwritable(folder: Path) -> None:
     for place in (folder, folder / "figures"):
         there = next(one for one in (place, *place.parents) if one.exists())
         if not there.is_dir():
-            raise report.ReportError(f"{there}: is not a directory, and {place} is to be written; move it away")
+            raise ReportError(f"{there}: is not a directory, and {place} is to be written; move it away")
         if not os.access(there, os.W_OK):
-            raise report.ReportError(f"{place}: cannot be written; make {there} writable, or copy the run")
+            raise ReportError(f"{place}: cannot be written; make {there} writable, or copy the run")
 
 
 def _make(folder: Path) -> None:
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise report.ReportError(
+        raise ReportError(
             f"{folder}: cannot be made ({error.strerror}); make {folder.parent} writable"
         ) from error
 
@@ -225,7 +224,7 @@ def _folders(places: Sequence[str]) -> list[Path]:
         if (folder / ".hydra").is_dir() and not (folder / LEDGER).exists() or (folder / "report.json").exists():
             here = [folder]
         elif re.match(r"[\w.]+=", place) and not folder.exists():
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{place}: is no folder, and only the data of a run can be overridden: data.key=value"
             )
         else:
@@ -234,10 +233,10 @@ def _folders(places: Sequence[str]) -> list[Path]:
                 console.error(warning)
             here = [run.folder for run in inside if run.state == "completed"]
             if not here:
-                raise report.ReportError(f"{place}: no run in it was completed; wait, or give another folder")
+                raise ReportError(f"{place}: no run in it was completed; wait, or give another folder")
         found |= {run.resolve(): run for run in here}
     if not found:
-        raise config.ConfigError("RUN: no folder was given; give that of a run, or of a sweep")
+        raise ConfigError("RUN: no folder was given; give that of a run, or of a sweep")
     return list(found.values())
 
 

@@ -20,11 +20,10 @@ from omegaconf import OmegaConf
 from cifar_research import predict
 from cifar_research.config import commandline
 from cifar_research.data import datasets, image_files, images
-from cifar_research.data.datasets import DataError
 from cifar_research.display import console
 from cifar_research.inference import trained
 from cifar_research.inference.formats import FORMATS, Format, Model, module
-from cifar_research.inference.trained import RunError
+from cifar_research.runtime.errors import DataError, ImageError, RunError
 
 if TYPE_CHECKING:
     from cifar_research.inference.trained import Classifier
@@ -187,7 +186,7 @@ def _of_folder(folder: str, size: int, rng: np.random.Generator, quantize: bool)
         for file in files:
             try:
                 good.append(images.decode(file, size))
-            except images.ImageError as error:
+            except ImageError as error:
                 console.note(f"--images: {error}; it is left out")
     if not good:
         raise UsageError(f"--images: {folder} has no image that can be read; give another folder")

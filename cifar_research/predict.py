@@ -19,11 +19,11 @@ import numpy as np
 
 from cifar_research.config import commandline
 from cifar_research.data import image_files, images
-from cifar_research.data.images import ImageError
 from cifar_research.display import console
 from cifar_research.inference import trained
-from cifar_research.inference.trained import Prediction, RunError
+from cifar_research.inference.trained import Prediction
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ImageError, RunError, WriteError
 
 if TYPE_CHECKING:
     from cifar_research.inference.trained import Classifier
@@ -50,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         sys.exit(command(given))
-    except (RunError, report.WriteError, _Mistake) as error:
+    except (RunError, WriteError, _Mistake) as error:
         console.error(str(error))
         sys.exit(2)
 

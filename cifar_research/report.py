@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_research import config
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
@@ -16,6 +15,7 @@ from cifar_research.config import commandline
 from cifar_research.display import console
 from cifar_research.runs import report
 from cifar_research.runtime import environment
+from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 
 _NOTES = [
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
@@ -54,7 +54,7 @@ def main() -> None:
         if given.write:
             write(Path(given.folders[0]), runs)
         sys.stdout.write(told)
-    except (report.ReportError, report.WriteError) as error:
+    except (ReportError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)
 
@@ -74,11 +74,11 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     from cifar_research.comparison import figures, hparams, page  # which take half a second to import
 
     if not folder.is_dir():
-        raise report.ReportError(f"{folder}: --write needs a folder to write into; give that one first")
+        raise ReportError(f"{folder}: --write needs a folder to write into; give that one first")
     named, notes = _tables(runs), _notes(runs)
     pictures, titles = folder / "figures", reading.varied(runs)
     if pictures.exists() and not pictures.is_dir():
-        raise report.ReportError(
+        raise ReportError(
             f"{pictures}: is not a directory, and the figures are to be written there; move it away"
         )
     html = page.page(folder.name, runs, named, notes)
@@ -124,13 +124,13 @@ def best_command(runs: Sequence[Run]) -> str:
     """Return the command that trains the run with the best validation accuracy; ReportError if none has one."""
     row = tables.leaderboard(runs)[0]
     if row.rank is None:
-        raise report.ReportError("No run here has ended with a validation accuracy, so there is no best one; wait, or "
+        raise ReportError("No run here has ended with a validation accuracy, so there is no best one; wait, or "
                                  "give other folders")  # fmt: skip
     folder = row.runs[0].folder
     try:
         words = commandline.run_words(folder)
-    except config.ConfigError as error:
-        raise report.ReportError(f"{error}; the best run is {folder}") from error
+    except ConfigError as error:
+        raise ReportError(f"{error}; the best run is {folder}") from error
     return shlex.join([commandline.program("train"), *words])
 
 

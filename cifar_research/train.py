@@ -21,13 +21,20 @@ from cifar_research import config
 from cifar_research import sweeps as sweeps
 from cifar_research.config import commandline, job, messages, phases
 from cifar_research.data import datasets
-from cifar_research.data.datasets import DataError
 from cifar_research.display import console, header
-from cifar_research.models.backbones.weights import WeightsError
 from cifar_research.runs import report, reproduction, run_folder
-from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import locks
+from cifar_research.runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LockedError,
+    ReportError,
+    WeightsError,
+    WriteError,
+)
 from cifar_research.sweeps.cells import LEDGER
 from cifar_research.training import shards
 
@@ -43,7 +50,7 @@ log = logging.getLogger(__name__)
 Report = dict[str, Any]
 # What a user can mend and needs no traceback for; anything else is a mistake of ours, or of a user's own module.
 USER_ERRORS = (
-    config.ConfigError, DataError, WeightsError, CheckpointError, report.ReportError, locks.LockedError,
+    ConfigError, DataError, WeightsError, CheckpointError, ReportError, LockedError,
 )  # fmt: skip
 
 
@@ -191,7 +198,7 @@ def _load_data(cfg: DictConfig, checkpoint: Checkpoint | None) -> Dataset:
     if checkpoint is not None:
         run_folder.check_images(before, data)
     if problems := phases.check_numbers(cfg, len(data.train), len(data.val)):
-        raise config.ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems))
     return data
 
 
@@ -275,7 +282,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         reason = f"{error.strerror or error}); it needs {size:,} bytes in a writable folder"
-        raise report.WriteError(error.errno, f"{path}: cannot be written ({reason}") from error
+        raise WriteError(error.errno, f"{path}: cannot be written ({reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -320,11 +327,11 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
             unlocks = locks.UNLOCK in arguments
             arguments, original = reproduction.taken([word for word in arguments if word != locks.UNLOCK])
             if told := messages.flags(arguments):
-                raise config.ConfigError(told)
+                raise ConfigError(told)
             arguments = sweeps.for_help(commandline.expand(arguments))
             if sweeps.is_sweep(arguments):
                 if original is not None and original.is_verified:
-                    raise config.ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
+                    raise ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
                 return sweeps.run(arguments, unlocks=unlocks)
             if any(argument.startswith("-") for argument in arguments):
                 return _show(arguments)
@@ -338,7 +345,7 @@ def command(arguments: Sequence[str], is_hopeless: loop.Rule | None = None) -> i
         except BrokenPipeError:  # `--help | head`
             raise
         except OSError as error:
-            is_told = isinstance(error, report.WriteError) or not error.strerror or not error.filename
+            is_told = isinstance(error, WriteError) or not error.strerror or not error.filename
             console.error(str(error) if is_told else f"{error.filename}: {error.strerror}")
             return 1
         except KeyboardInterrupt:
@@ -355,7 +362,7 @@ def _train(
         if this.cfg.training.strategy == "multi_worker" and not any(
             argument.startswith("hydra.run.dir=") for argument in arguments
         ):
-            raise config.ConfigError(
+            raise ConfigError(
                 "hydra.run.dir: the workers of training.strategy=multi_worker go on from one folder; give the same one, "
                 "on a disk that they share, to all of them"
             )
@@ -398,7 +405,7 @@ def _show(arguments: list[str]) -> int:
     """Let Hydra show its help, a config or its completion, which trains nothing."""
     flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
     if not flags - {"--resolve", "--package", "-p"}:
-        raise config.ConfigError(f"{' '.join(sorted(flags))}: goes with --cfg; add --cfg job")
+        raise ConfigError(f"{' '.join(sorted(flags))}: goes with --cfg; add --cfg job")
     if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
         # Hydra sets up its own logging before it shows anything.
         config.compose([word for word in arguments if not word.startswith("-") and "=" in word], with_hydra=True)

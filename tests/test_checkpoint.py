@@ -5,7 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
+from cifar_research.runs.checkpoint import Checkpoint, Checkpoints, read, write
+from cifar_research.runtime.errors import CheckpointError
 
 
 def checkpoint(step, best=None):

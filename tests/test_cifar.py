@@ -11,10 +11,10 @@ from test_datasets import lay_out, load
 from cifar_research import config, train
 from cifar_research.config import commandline
 from cifar_research.data import cache, cifar, datasets
-from cifar_research.data.cache import DataError
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import report, reproduction, run_folder
+from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import cells
 
 SMALL = ["backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "tensorboard.enabled=false"]
@@ -132,7 +132,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     victim = folder / "test_batch.bin"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     with pytest.raises(
-        config.ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"
+        ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"
     ):
         train.run(cfg, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
@@ -195,6 +195,6 @@ def test_a_home_of_another_user_is_filled_in():
     root = os.path.expanduser("~root")
     assert commandline.expand(["data.dir=~root/x", "name=a~root"]) == [f"data.dir={root}/x", "name=a~root"]
     with pytest.raises(
-        config.ConfigError, match="data.dir: ~nobody_here/x: there is no user nobody_here; write the whole"
+        ConfigError, match="data.dir: ~nobody_here/x: there is no user nobody_here; write the whole"
     ):
         commandline.expand(["data.dir=~nobody_here/x"])

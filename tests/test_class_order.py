@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from cifar_research import evaluate
-from cifar_research.data import datasets, synthetic
+from cifar_research.data import synthetic
 from cifar_research.evaluation import images
 from cifar_research.inference import trained
 from cifar_research.runs.report import read_report, write_report
+from cifar_research.runtime.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -65,5 +66,5 @@ def test_cifar10_1_is_labelled_by_the_runs_order(tmp_path):
 
 def test_other_classes_are_refused(runs):
     words = [f"data.classes=[{','.join(synthetic.CLASSES[:9])}]"]
-    with pytest.raises(datasets.DataError, match="give data of those classes"):
+    with pytest.raises(DataError, match="give data of those classes"):
         images.load(trained.read(runs / "a"), words)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_sweep import SMALL, finish, start, states, wait_for
 
-from cifar_research import config
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps.launchers import ray as ray_launcher
 from cifar_research.sweeps.launchers import slurm as slurm_launcher
 from cifar_research.sweeps.launchers import worker
@@ -182,17 +182,17 @@ def test_a_ray_node_that_dies_costs_no_cell(lab, on_ray):
 def test_without_slurm_the_launcher_says_so(monkeypatch, tmp_path):
     launcher = slurm_launcher.slurm()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(config.ConfigError, match=r"cifar_research\[slurm\]"):
+    with pytest.raises(ConfigError, match=r"cifar_research\[slurm\]"):
         launcher.open(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(config.ConfigError, match="there is no sbatch on this machine"):
+    with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
         launcher.open(tmp_path)
 
 
 def test_without_ray_the_launcher_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(ray_launcher.__dict__, "__builtins__", dict(ray_launcher.__builtins__, __import__=_no_ray))
-    with pytest.raises(config.ConfigError, match=r"cifar_research\[ray\]"):
+    with pytest.raises(ConfigError, match=r"cifar_research\[ray\]"):
         ray_launcher.ray().open(tmp_path)
 
 

@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifar_research import config
 from cifar_research.config import commandline
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import cells
 
 
@@ -42,7 +43,7 @@ def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
     cells.Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"], [], []).write()
     words = ["seed=1,2", "hydra.mode=MULTIRUN", "seed=3,4", f"hydra.sweep.dir='{tmp_path}'"]
     assert commandline.expand(["seed=3,4", f"resume={tmp_path}"]) == words
-    with pytest.raises(config.ConfigError, match="contradict each other"):
+    with pytest.raises(ConfigError, match="contradict each other"):
         commandline.expand([f"resume={tmp_path}", "hydra.sweep.dir=other"])
 
 
@@ -83,14 +84,14 @@ def test_home_is_filled_in():
 )
 def test_damaged_folder_is_refused_with_its_path(run_dir, name, content):
     (run_dir / ".hydra" / name).write_text(content)
-    with pytest.raises(config.ConfigError, match=rf"resume: .*{name}"):
+    with pytest.raises(ConfigError, match=rf"resume: .*{name}"):
         commandline.expand([f"resume={run_dir}"])
 
 
 def test_no_run_and_two_folders_are_refused(tmp_path, run_dir):
-    with pytest.raises(config.ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="no run's folder"):
         commandline.expand([f"resume={tmp_path}"])
-    with pytest.raises(config.ConfigError, match="contradict each other"):
+    with pytest.raises(ConfigError, match="contradict each other"):
         commandline.expand([f"resume={run_dir}", "hydra.run.dir=other"])
-    with pytest.raises(config.ConfigError, match="^resume: .* is one run, and -m makes many; leave -m"):
+    with pytest.raises(ConfigError, match="^resume: .* is one run, and -m makes many; leave -m"):
         commandline.expand(["-m", "seed=1,2", f"resume={run_dir}"])

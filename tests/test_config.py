@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from cifar_research import config
 from cifar_research.config import messages, targets
+from cifar_research.runtime.errors import ConfigError
 
 # Command line, or its words if one has spaces, and what the message must contain, $ at its end.
 BAD = [
@@ -171,7 +172,7 @@ BAD = [
 @pytest.mark.parametrize(("line", "parts"), BAD, ids=[str(line) for line, _ in BAD])
 def test_bad_config_is_refused(line, parts):
     overrides = line if isinstance(line, list) else line.split()
-    with pytest.raises(config.ConfigError) as raised:
+    with pytest.raises(ConfigError) as raised:
         config.check(config.compose(overrides))
     message = str(raised.value)
     assert not [part for part in parts if part not in f"{message}$"], message
@@ -220,7 +221,7 @@ def test_typo_inside_a_preset_is_refused(tmp_path):
 def test_a_preset_with_another_kind_of_value_is_refused(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  classes: cat\n")
-    with pytest.raises(config.ConfigError, match=r"^data\.classes: takes a list \(in experiment/mine\)"):
+    with pytest.raises(ConfigError, match=r"^data\.classes: takes a list \(in experiment/mine\)"):
         config.compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
 
 
@@ -252,7 +253,7 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
             "~schedule.warmup_steps",
         ]
     )
-    with pytest.raises(config.ConfigError, match="schedule.power: decay needs a value"):
+    with pytest.raises(ConfigError, match="schedule.power: decay needs a value"):
         config.check(cfg)
     OmegaConf.set_struct(cfg, False)
     cfg.schedule.power = 2.0
@@ -271,7 +272,7 @@ def test_hash_ignores_what_changes_nothing_and_sees_order():
 
 def test_difference_names_the_keys(tmp_path):
     before = OmegaConf.to_container(config.compose(["seed=3"]), resolve=True)
-    with pytest.raises(config.ConfigError, match="seed: this run has 3, the command says 4"):
+    with pytest.raises(ConfigError, match="seed: this run has 3, the command says 4"):
         config.refuse_difference(before, config.compose(["seed=4"]), tmp_path)
     config.refuse_difference(before, config.compose(["seed=3", "data.dir=/elsewhere"]), tmp_path)
 
@@ -338,7 +339,7 @@ def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
     ],
 )
 def test_a_resolver_without_a_value_is_refused(word, part):
-    with pytest.raises(config.ConfigError) as raised:
+    with pytest.raises(ConfigError) as raised:
         config.check(config.compose([word]))
     assert str(raised.value).startswith(f"{word.partition('=')[0]}: ") and part in str(raised.value)
 
@@ -375,7 +376,7 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     words = ["allow_targets=[my_nets]", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "backbone=net"]
     config.compose(words)
-    with pytest.raises(config.ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
+    with pytest.raises(ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
         config.compose([*words, "backbone.widht=8"])
     config.check(config.compose([*words, "+backbone.width=8"]))
 @pytest.mark.parametrize(

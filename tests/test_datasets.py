@@ -17,7 +17,7 @@ from PIL import Image
 
 from cifar_research import config
 from cifar_research.data import cache, cifar, datasets
-from cifar_research.data.cache import DataError
+from cifar_research.runtime.errors import DataError
 
 PER_BATCH = 20
 
@@ -331,7 +331,7 @@ def test_odd_names_and_pipes_in_a_folder_of_images(tmp_path):
     data = images(tmp_path / "pets", "data.test_fraction=0.5")
     assert len(data.train) + len(data.val) + len(data.test) == 20
     os.mkdir(os.fsencode(tmp_path / "pets") + b"/caf\xe9")
-    with pytest.raises(datasets.DataError, match="is not UTF-8; rename it"):
+    with pytest.raises(DataError, match="is not UTF-8; rename it"):
         images(tmp_path / "pets")
 
 
@@ -364,7 +364,7 @@ def test_classes_are_chosen_in_the_order_given():
 )
 def test_bad_classes_are_named(chosen, part):
     whole = datasets.load(config.compose(CLASSES).data)
-    with pytest.raises(datasets.DataError, match=part):
+    with pytest.raises(DataError, match=part):
         datasets.load(config.compose([*CLASSES, f"data.classes={chosen.format(whole.classes[0])}"]).data)
 
 

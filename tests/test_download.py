@@ -10,8 +10,8 @@ import pytest
 
 from cifar_research import config
 from cifar_research.data import cifar, datasets
-from cifar_research.data.cache import DataError
 from cifar_research.data.download import fetch
+from cifar_research.runtime.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

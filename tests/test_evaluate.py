@@ -26,6 +26,7 @@ from cifar_research.evaluation import against, calibration, corruptions, documen
 from cifar_research.inference import trained
 from cifar_research.runs import metrics
 from cifar_research.runs.report import read_report, write_report
+from cifar_research.runtime.errors import ConfigError, DataError
 
 SMALL = [
     "data=synthetic", "data.train_images=600", "data.test_images=300", "training.epochs=6", "training.batch_size=32",
@@ -342,7 +343,7 @@ def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
         data, other = images.load(trained.read(run), words)
         assert data.classes == synthetic.CLASSES and other == "images_mine"
     shutil.rmtree(tmp_path / "mine" / synthetic.CLASSES[0])
-    with pytest.raises(datasets.DataError, match="has 9 classes, and the run was trained on 10"):
+    with pytest.raises(DataError, match="has 9 classes, and the run was trained on 10"):
         images.load(trained.read(run), words)
 
 
@@ -362,9 +363,9 @@ def test_the_runs_own_data_section_is_kept(evaluated):
     small = copy.deepcopy(found)
     small["config"]["data"] |= {"train_size": 100, "drop_remainder": True}
     assert len(images.load(small, [])[0].train) == 100
-    with pytest.raises(config.ConfigError, match="data.sed: there is no such key; did you mean 'seed'"):
+    with pytest.raises(ConfigError, match="data.sed: there is no such key; did you mean 'seed'"):
         images.load(found, ["data.sed=3"])
-    with pytest.raises(config.ConfigError, match="data.name: "):
+    with pytest.raises(ConfigError, match="data.name: "):
         images.load(found, ["data.name=cifar10"])
 
 
@@ -378,26 +379,26 @@ def write_cifar10_1(folder, pictures, labels):
 
 def test_cifar10_1_is_read_and_refused(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    with pytest.raises(datasets.DataError, match="there is no .*cifar10.1_v6_data.npy"):
+    with pytest.raises(DataError, match="there is no .*cifar10.1_v6_data.npy"):
         images.cifar10_1(str(tmp_path), CIFAR)
     write_cifar10_1(tmp_path, pictures, np.arange(20, dtype=np.int32) % 10)
     found, labels = images.cifar10_1(str(tmp_path), CIFAR)
     assert (found == pictures).all() and labels.dtype == np.int64 and labels[13] == 3
     for classes in (synthetic.CLASSES, sorted({*CIFAR, "car"} - {"automobile"})):
-        with pytest.raises(datasets.DataError, match="the ten classes of CIFAR-10"):
+        with pytest.raises(DataError, match="the ten classes of CIFAR-10"):
             images.cifar10_1(str(tmp_path), classes)
-    with pytest.raises(datasets.DataError, match="32 x 32, and the run takes 64 x 64"):
+    with pytest.raises(DataError, match="32 x 32, and the run takes 64 x 64"):
         images.cifar10_1(str(tmp_path), CIFAR, 64)
     for bad in (np.arange(19) % 10, np.full(20, 10), np.arange(20) / 10):
         write_cifar10_1(tmp_path, pictures, bad)
-        with pytest.raises(datasets.DataError, match=re.escape(str(tmp_path))):
+        with pytest.raises(DataError, match=re.escape(str(tmp_path))):
             images.cifar10_1(str(tmp_path), CIFAR)
     write_cifar10_1(tmp_path, np.array([print], dtype=object), np.zeros(1, int))  # a pickle
-    with pytest.raises(datasets.DataError, match="cannot be read as an array"):
+    with pytest.raises(DataError, match="cannot be read as an array"):
         images.cifar10_1(str(tmp_path), CIFAR)
     content = (tmp_path / "cifar10.1_v6_labels.npy").read_bytes()
     (tmp_path / "cifar10.1_v6_data.npy").write_bytes(content[:30])
-    with pytest.raises(datasets.DataError, match="download it again"):
+    with pytest.raises(DataError, match="download it again"):
         images.cifar10_1(str(tmp_path), CIFAR)
 
 
@@ -519,9 +520,9 @@ def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
     report = read_report(other / "report.json")
     report["data"]["classes"] = [*CIFAR[1:], "lion"]
     write_report(other / "report.json", report)
-    with pytest.raises(datasets.DataError, match="was trained on other classes"):
+    with pytest.raises(DataError, match="was trained on other classes"):
         evaluate.compare([runs / "b0"], [other])
-    with pytest.raises(datasets.DataError, match="has the classes .*, and the run was trained on automobile"):
+    with pytest.raises(DataError, match="has the classes .*, and the run was trained on automobile"):
         images.load(trained.read(other), [])
 
 

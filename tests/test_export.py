@@ -15,10 +15,10 @@ from PIL import Image
 import cifar_research
 from cifar_research import config, export, train
 from cifar_research.data import datasets
-from cifar_research.data.datasets import DataError
 from cifar_research.display import console
 from cifar_research.export import ExportError, UsageError
 from cifar_research.inference import formats
+from cifar_research.runtime.errors import DataError
 
 # Each prints (probabilities, metadata) of the file it is given, for the images in images.npy, knowing nothing of ours.
 READERS = {

@@ -12,6 +12,7 @@ from cifar_research.config import commandline, targets
 from cifar_research.display import console
 from cifar_research.optimization import schedules
 from cifar_research.runs import checkpoint, report, reproduction, run_folder
+from cifar_research.runtime.errors import ConfigError
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model=wide",
@@ -102,7 +103,7 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(ended, tmp_
     shutil.rmtree(folder / "checkpoints") if "checkpoints" in begun else checkpoint.write(
         last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best})
     )
-    with pytest.raises(config.ConfigError, match=re.escape(reason)) as raised:
+    with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
         run_folder.begun(config.compose([*all_words, *words]), folder)
     # What it tells to type composes the run that is meant.
     _, _, line = str(raised.value).partition("from the start is ")

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from cifar_research import config, sweeps
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import cells
 
 # A wrong command line as typed, and the words that must be among its message's hints.
@@ -84,7 +85,7 @@ def refusal(words):
             cells.Plan.of(cells.base(rest), rest).grid()
         else:
             config.check(config.compose(words))
-    except config.ConfigError as error:
+    except ConfigError as error:
         return str(error)
     return None
 

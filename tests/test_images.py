@@ -13,8 +13,7 @@ from PIL import Image, features
 
 from cifar_research import config
 from cifar_research.data import datasets, image_files, images
-from cifar_research.data.cache import DataError
-from cifar_research.data.images import ImageError
+from cifar_research.runtime.errors import DataError, ImageError
 
 GREY = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
 COLOUR = np.dstack([GREY, GREY.T, 255 - GREY])

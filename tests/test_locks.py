@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cifar_research.runtime import locks
-from cifar_research.runtime.locks import Lock, LockedError, Owner
+from cifar_research.runtime.errors import LockedError
+from cifar_research.runtime.locks import Lock, Owner
 
 HERE = Owner.this_process(locks._NO_FLOCK)
 OTHER = {"host": "node17", "boot": "m b 1", "kind": locks._NO_FLOCK}

@@ -10,6 +10,7 @@ import tensorflow as tf
 from cifar_research import config
 from cifar_research.config.targets import instantiate
 from cifar_research.optimization import losses
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup
 
 OPTIONS = sorted(path.stem for path in Path(config.config_dir(), "loss").glob("*.yaml"))
@@ -24,7 +25,7 @@ targets = tf.one_hot(rng.integers(0, 10, 7), 10)
 def test_a_loss_that_is_not_one_an_image_is_refused(reduced, shape):
     loss = losses.mean_squared_error()
     setup._check_loss(config.compose([]), loss, 10)
-    with pytest.raises(config.ConfigError, match=f"loss: .* returns the shape {shape} for .* must return"):
+    with pytest.raises(ConfigError, match=f"loss: .* returns the shape {shape} for .* must return"):
         setup._check_loss(config.compose([]), lambda logits, targets: reduced(loss(logits, targets)), 10)
 
 

@@ -5,7 +5,7 @@ from test_config import LAB
 from test_phases import random_data
 
 from cifar_research import config
-from cifar_research.models.backbones.weights import WeightsError
+from cifar_research.runtime.errors import WeightsError
 from cifar_research.training import setup
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from cifar_research import config
 from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import loop, setup, steps
 
 BASE = ["backbone.filters=[4,8]", "backbone.batch_norm=true", "model.hidden=[8]", "loss=categorical_crossentropy"]
@@ -203,7 +204,7 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "parts"), BAD)
 def test_bad_phases_are_refused(words, parts):
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         config.check(config.compose(words.split()))
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
 
@@ -213,7 +214,7 @@ def test_bad_phases_are_refused(words, parts):
     [("{from:block2_conv}", "did you mean 'block2_conv1'"), ("block9_*", "no layer"), ("blok2_conv1", "did you mean")],
 )
 def test_unknown_layers_are_named(trainable, part):
-    with pytest.raises(config.ConfigError, match=part):
+    with pytest.raises(ConfigError, match=part):
         entered("training=fine_tuning", f"training.phases.backbone.trainable={trainable}")
 
 
@@ -279,7 +280,7 @@ def test_a_subclassed_backbone_is_trained_with_its_own_weights_and_frozen_as_a_w
 
 
 def test_weights_of_one_name_are_refused(own_backbones):
-    with pytest.raises(config.ConfigError, match="two weights are called"):
+    with pytest.raises(ConfigError, match="two weights are called"):
         entered(
             base=[
                 "allow_targets=[own_backbones]",
@@ -310,5 +311,5 @@ def test_a_random_backbone_is_not_frozen_before_it_is_trained(words, is_taken):
     if is_taken:
         config.check(cfg)
     else:
-        with pytest.raises(config.ConfigError, match=r"^backbone\.weights: none leaves .*choose training=scratch"):
+        with pytest.raises(ConfigError, match=r"^backbone\.weights: none leaves .*choose training=scratch"):
             config.check(cfg)

@@ -17,7 +17,7 @@ from PIL import Image
 import cifar_research
 from cifar_research import predict
 from cifar_research.data import datasets, images, small_images
-from cifar_research.data.images import ImageError
+from cifar_research.runtime.errors import ImageError
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 

@@ -16,8 +16,8 @@ from test_phases import MOBILENET, entered
 from cifar_research import augmentation, config, train
 from cifar_research.config import phases, targets
 from cifar_research.models import classifier, layers
-from cifar_research.models.backbones.weights import WeightsError
 from cifar_research.runs import checkpoint
+from cifar_research.runtime.errors import ConfigError, WeightsError
 from cifar_research.training import steps
 
 BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50")
@@ -140,7 +140,7 @@ def test_weights_of_a_run_whatever_its_head(tmp_path):
     with pytest.raises(WeightsError, match="cannot be loaded"):
         built(f"backbone.weights={tmp_path / 'run'}")
     (tmp_path / "run" / "model.weights.h5").unlink()
-    with pytest.raises(config.ConfigError, match=r"has no model\.weights\.h5"):
+    with pytest.raises(ConfigError, match=r"has no model\.weights\.h5"):
         built(f"backbone.weights={tmp_path / 'run'}")
 
 
@@ -196,7 +196,7 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
     ],
 )
 def test_bad_settings_are_refused_before_tensorflow(words, parts):
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         config.check(config.compose(["experiment=transfer", *words.split()]))
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
 

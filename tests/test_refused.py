@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from cifar_research import config, evaluate, export, predict, report, train
-from cifar_research.data.cache import DataError
 from cifar_research.runs import run_folder
 from cifar_research.runtime import locks
+from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import cells, search
 from cifar_research.sweeps.launchers import local
 
@@ -192,7 +192,7 @@ def test_a_refused_sweep_changes_nothing(here, capsys, words, part):
 @pytest.mark.parametrize("place", ["grid", "new/sweep"])
 def test_a_cluster_that_refuses_the_first_job_changes_nothing(here, capsys, monkeypatch, place):
     def start(*of):
-        raise config.ConfigError("hydra.launcher: SLURM refuses the job: invalid partition")
+        raise ConfigError("hydra.launcher: SLURM refuses the job: invalid partition")
 
     monkeypatch.setattr(local.Local, "start", start)
     assert_refused(here, capsys, ["-m", "seed=1,2,3", f"hydra.sweep.dir={place}"], "invalid partition", SMALL)
@@ -219,16 +219,16 @@ def test_a_folder_that_another_process_holds_is_refused(here, capsys, folder, wo
 
 
 def test_what_only_the_first_step_shows_leaves_no_folder(tmp_path):
-    for error in (config.ConfigError("x"), DataError("x")):
+    for error in (ConfigError("x"), DataError("x")):
         with pytest.raises(type(error)), run_folder.only_process_in(tmp_path / "new" / "run") as begin:
             begin()
             (tmp_path / "new" / "run" / "train.log").touch()
             raise error
         assert not list(tmp_path.iterdir())
-    with pytest.raises(config.ConfigError), run_folder.only_process_in(tmp_path / "run") as begin:
+    with pytest.raises(ConfigError), run_folder.only_process_in(tmp_path / "run") as begin:
         begin()
         (tmp_path / "run" / "checkpoints" / "step-1.ckpt").touch()
-        raise config.ConfigError("x")
+        raise ConfigError("x")
     assert (tmp_path / "run" / "checkpoints" / "step-1.ckpt").exists()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cifar_research.display import figures
 from cifar_research.runs import metrics, report
+from cifar_research.runtime.errors import ReportError, WriteError
 
 ROWS = [
     {
@@ -53,7 +54,7 @@ def test_a_damaged_history_is_one_sentence_with_its_path(damage, tmp_path):
     path = tmp_path / "history.csv"
     report.write_history(path, ROWS)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(report.ReportError, match="is damaged") as caught:
+    with pytest.raises(ReportError, match="is damaged") as caught:
         report.read_history(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
@@ -79,7 +80,7 @@ def test_no_report_is_none(tmp_path):
 def test_a_damaged_report_says_what_to_do(content, tmp_path):
     path = tmp_path / "report.json"
     path.write_bytes(content)
-    with pytest.raises(report.ReportError, match="delete it and run again") as caught:
+    with pytest.raises(ReportError, match="delete it and run again") as caught:
         report.read_report(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -92,7 +93,7 @@ def test_a_write_that_fails_says_how_much_it_needs_and_leaves_what_was_there(tmp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(report.WriteError) as caught:
+    with pytest.raises(WriteError) as caught:
         report.atomic_write(path, b"x" * 12345)
     assert str(caught.value).startswith(f"{path}: cannot be written (No space left on device)")
     assert "12,345 bytes" in str(caught.value) and caught.value.errno == errno.ENOSPC

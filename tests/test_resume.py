@@ -15,6 +15,7 @@ from cifar_research import config, train
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import checkpoint, report
+from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import cells
 
 # Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
@@ -288,7 +289,7 @@ def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, wha
     change(tmp_path, what)
     if not is_ended:
         (tmp_path / "run" / "report.json").unlink()
-    with pytest.raises(train.DataError, match="here does not exist"):
+    with pytest.raises(DataError, match="here does not exist"):
         go_on(tmp_path, words, "here") if not is_ended else evaluation.load(done, [])
     if what == "the same images":
         again = go_on(tmp_path, words, "there")
@@ -297,7 +298,7 @@ def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, wha
         assert evaluation.load(done, [f"data.dir={tmp_path / 'there'}"])[1] is None
     else:
         with pytest.raises(
-            config.ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"
+            ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"
         ):
             go_on(tmp_path, words, "there")
 

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from test_sweep import SMALL, finish, processes_in, wait_for
 
-from cifar_research import config
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import cells, search
 
 SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval(0.0001,0.1))", "seed=range(1,4)"]
@@ -75,7 +75,7 @@ def test_a_study_lies_in_its_folder_whatever_its_name(tmp_path):
     ],
 )
 def test_a_space_that_cannot_work_is_refused(words, part):
-    with pytest.raises(config.ConfigError, match=part):
+    with pytest.raises(ConfigError, match=part):
         search.space(plan(*words))
 
 
@@ -107,7 +107,7 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
         source._study.tell(source._numbers[cell.folder], 0.5)
     assert again[0] == half_done.folder
     assert len(again) == 7 and not set(again) & set(first)
-    with pytest.raises(config.ConfigError, match="another space"):
+    with pytest.raises(ConfigError, match="another space"):
         open_search(tmp_path, 12, *SPACE[:2], "seed=range(1,5)")
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from cifar_research import config
 from cifar_research.config import commandline, targets, trust
 from cifar_research.data import cifar
-from cifar_research.data.cache import DataError
+from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError
 from cifar_research.sweeps import cells
 from cifar_research.sweeps.launchers import slurm
 
@@ -114,7 +114,7 @@ TARGETS = [
 @pytest.mark.parametrize("place", PRESETS)
 def test_a_preset_cannot_name_code(stranger, place, target):
     path = write(stranger, "experiment/theirs.yaml", f"# @package _global_\n{PRESETS[place].format(target)}")
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         config.check(config.compose([path, "experiment=theirs"]))
     assert "_target_" in str(caught.value) and target in str(caught.value)
     name = target.partition(".")[0]
@@ -127,7 +127,7 @@ def test_a_preset_cannot_name_code(stranger, place, target):
 def test_a_preset_cannot_allow_its_own_code(stranger, said):
     text = f"# @package _global_\n{said}\nbackbone: {{_target_: evil_lab.evil}}\n"
     path = write(stranger, "experiment/theirs.yaml", text)
-    with pytest.raises(config.ConfigError, match="allow_targets"):
+    with pytest.raises(ConfigError, match="allow_targets"):
         config.compose([path, "experiment=theirs"])
     assert not targets._allowed
 
@@ -147,7 +147,7 @@ def test_a_preset_cannot_allow_its_own_code(stranger, said):
 )
 def test_a_preset_cannot_tell_hydra_to_run_something(stranger, hydra, part):
     path = write(stranger, "experiment/theirs.yaml", f"# @package _global_\nhydra:\n  {hydra}\n")
-    with pytest.raises(config.ConfigError, match=part):
+    with pytest.raises(ConfigError, match=part):
         config.compose([path, "experiment=theirs"], with_hydra=True)
 
 
@@ -173,7 +173,7 @@ def test_a_sweeps_file_cannot_allow_code_or_set_hydra(stranger):
     for key in ("allow_targets", "+allow_targets", "hydra.job.env_set.A", "hydra/job_logging"):
         text = f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {{'{key}': '[evil_lab]', seed: '1,2'}}}}}}\n"
         words = [write(stranger, "sweep/theirs.yaml", text), "sweep=theirs"]
-        with pytest.raises(config.ConfigError, match=rf"hydra.sweeper.params: {key.replace('+', '.')}"):
+        with pytest.raises(ConfigError, match=rf"hydra.sweeper.params: {key.replace('+', '.')}"):
             cells.Plan.of(cells.base(words), words)
 
 
@@ -214,7 +214,7 @@ def test_a_node_of_a_report_is_not_believed(stranger):
 def test_the_command_line_and_the_environment_allow(stranger, monkeypatch):
     (stranger / "good_lab.py").write_text("def decay():\n    return lambda s, t, e: 0.5\n")
     words = ["~schedule", "+schedule={_target_:good_lab.decay}"]
-    with pytest.raises(config.ConfigError, match=r"allow_targets=\[good_lab\]"):
+    with pytest.raises(ConfigError, match=r"allow_targets=\[good_lab\]"):
         config.check(config.compose(words))
     config.check(config.compose([*words, "allow_targets=[good_lab]"]))
     monkeypatch.setattr(targets, "_allowed", set())
@@ -222,7 +222,7 @@ def test_the_command_line_and_the_environment_allow(stranger, monkeypatch):
     environment = os.environ | {"CIFAR_ALLOW_TARGETS": "other, good_lab"}
     subprocess.run([sys.executable, "-c", code], cwd=stranger, env=environment, check=True)
     for word in ("allow_targets=[3]", "allow_targets=['a b']", "allow_targets=['']", "allow_targets=[${name}]"):
-        with pytest.raises(config.ConfigError, match="allow_targets"):
+        with pytest.raises(ConfigError, match="allow_targets"):
             config.compose([word])
     assert not targets._allowed
 
@@ -263,6 +263,6 @@ def test_numpy_files_of_the_cache_and_checkpoints_are_read_without_pickles(tmp_p
     np.savez(buffer, **{"meta.json": np.array([Gadget(f"touch {tmp_path / 'ran'}")], dtype=object)})
     path = tmp_path / "step-00000001.ckpt"
     path.write_bytes(checkpoint.MAGIC + hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
-    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         checkpoint.read(path)
     assert not (tmp_path / "ran").exists()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cifar_research import config, sweeps
+from cifar_research import sweeps
 from cifar_research.runs import run_folder
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import cells
 
 SMALL = [
@@ -121,7 +122,7 @@ def test_sweeps_compose_with_experiments_and_overrides():
 def test_keys_of_an_option_that_only_the_cells_choose():
     planned = plan("sweep=backbones", "backbone.image_size=64", "training=scratch,fine_tuning")
     assert len(planned) == 6 and {cell.config["backbone"]["image_size"] for cell in planned} == {64}
-    with pytest.raises(config.ConfigError, match="backbone=vgg16.*image_sise"):
+    with pytest.raises(ConfigError, match="backbone=vgg16.*image_sise"):
         plan("backbone=vgg16,resnet50", "backbone.image_sise=64", "model=linear")
 
 
@@ -184,16 +185,16 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     (tmp_path / "grid").mkdir()
     cells.Ledger.open(tmp_path / "grid", [], plan("seed=1,2")).write()
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
-    with pytest.raises(config.ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
+    with pytest.raises(ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
         run_folder.only_process_in(tmp_path / "grid").__enter__()
     for words, name, part in (
         (["seed=1,2"], "run", "is a run's folder"),
         (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
     ):
-        with pytest.raises(config.ConfigError, match=part):
+        with pytest.raises(ConfigError, match=part):
             sweeps.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
     (tmp_path / "grid" / "study.db").touch()
-    with pytest.raises(config.ConfigError, match="holds a search, and this is a grid"):
+    with pytest.raises(ConfigError, match="holds a search, and this is a grid"):
         sweeps.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
@@ -377,7 +378,7 @@ def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
     [("optimizer=glob(x*)", "no option of optimizer matches; it has adam,"), ("seed=glob(*)", "seed is not one")],
 )
 def test_glob_of_nothing_is_refused(word, part):
-    with pytest.raises(config.ConfigError, match=rf"^{re.escape(word)}: .*{part}"):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(word)}: .*{part}"):
         plan(word)
 
 
@@ -402,7 +403,7 @@ def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch)
     ],
 )
 def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
-    with pytest.raises(config.ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
+    with pytest.raises(ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
         sweeps.is_sweep(words.split())
 
 
@@ -411,7 +412,7 @@ def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp
     preset = "# @package _global_\nhydra: {launcher: {_target_: cifar_research.sweeps.launchers.slurm.slurm}}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
-    with pytest.raises(config.ConfigError, match="^hydra/launcher: slurm "):
+    with pytest.raises(ConfigError, match="^hydra/launcher: slurm "):
         sweeps.is_sweep(words)
     assert not sweeps.is_sweep([*words, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1

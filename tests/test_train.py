@@ -14,6 +14,7 @@ from cifar_research.data import datasets
 from cifar_research.display import console, header
 from cifar_research.runs import report
 from cifar_research.runtime import environment as environments
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup
 
 SMALL = [
@@ -354,7 +355,7 @@ def test_standardised_images_train_too(tmp_path):
     ],
 )
 def test_what_only_the_data_shows_is_refused(tmp_path, overrides, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         run(tmp_path, *overrides)
 
 

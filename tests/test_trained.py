@@ -12,11 +12,10 @@ from PIL import Image
 import cifar_research
 from cifar_research import config, train
 from cifar_research.data import datasets
-from cifar_research.data.images import ImageError
 from cifar_research.display import console
 from cifar_research.inference import trained
-from cifar_research.inference.trained import RunError
 from cifar_research.runs.report import read_report, write_report
+from cifar_research.runtime.errors import ImageError, RunError
 
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[16]",

@@ -20,7 +20,7 @@ from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
 from cifar_research.comparison.tables import Row, text_of
 from cifar_research.display.figures import phase_changes, save
-from cifar_research.runs import report
+from cifar_research.runtime.errors import ReportError
 
 History = list[dict[str, Any]]  # a row an epoch, see report.read_history
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
@@ -34,7 +34,7 @@ def curves(path: Path, rows: Sequence[Row], titles: Mapping[str, str]) -> None:
     for i, row in enumerate(rows):
         name = ", ".join(f"{title} {text_of(row.runs[0].settings.get(key))}" for key, title in titles.items())
         for run in row.runs:
-            with contextlib.suppress(report.ReportError):
+            with contextlib.suppress(ReportError):
                 history = run.history()
                 axes.plot(*mean_curve([history]), marker="o", markersize=3, color=f"C{i}",
                           label=_plain(name) or "run")  # fmt: skip
@@ -190,7 +190,7 @@ def histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
     """Return the completed runs' histories by backbone and by technique; a run without one is left out."""
     found: dict[str, dict[str, list[History]]] = {}
     for run in tables.completed(runs):
-        with contextlib.suppress(report.ReportError):
+        with contextlib.suppress(ReportError):
             history = run.history()
             found.setdefault(run.settings["backbone"], {}).setdefault(tables.technique(run), []).append(history)
     return found

@@ -17,7 +17,7 @@ from cifar_research.comparison.figures import COLOURS, PALE, colours, grid_of, l
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.comparison.tables import Table, text_of
 from cifar_research.display import webpage
-from cifar_research.runs import report
+from cifar_research.runtime.errors import ReportError
 
 
 def page(title: str, runs: Sequence[Run], named: Mapping[str, Table], notes: Sequence[str]) -> str:
@@ -146,7 +146,7 @@ def _curves(runs: Sequence[Run], titles: Mapping[str, str]) -> list[dict[str, An
     for colour, row in zip(COLOURS, tables.leaderboard(runs), strict=False):
         name = ", ".join(f"{title} {text_of(row.runs[0].settings.get(key))}" for key, title in titles.items())
         for run in row.runs:
-            with contextlib.suppress(report.ReportError):
+            with contextlib.suppress(ReportError):
                 history = run.history()
                 traces.append({"type": "scatter", "name": f"{name}, seed {run.seed}", "line": {"color": colour},
                                "x": [one["epoch"] for one in history],

@@ -11,6 +11,7 @@ from typing import Any
 
 from cifar_research import config
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps import cells
 
 # Where a run keeps its own things; there is no other run in them.
@@ -75,7 +76,7 @@ def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
         found = [Path(place)] if Path(place).is_dir() else sorted(Path(name) for name in glob.glob(place))
         found = [path for path in found if path.is_dir()]
         if not found:
-            raise report.ReportError(f"{place}: there is no such folder; give the folder of a run or of a sweep")
+            raise ReportError(f"{place}: there is no such folder; give the folder of a run or of a sweep")
         folders += found
     runs: dict[Path, Run] = {}
     warnings: list[str] = []
@@ -84,7 +85,7 @@ def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
             names[:] = sorted(name for name in names if name not in _OWN)
             _read(Path(path), files, runs, warnings)
     if not runs:
-        raise report.ReportError(
+        raise ReportError(
             f"{', '.join(places)}: {'; '.join(warnings) or 'there is no report.json in or below it'}; give the folder "
             "of a run or of a sweep"
         )
@@ -99,7 +100,7 @@ def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: l
                 if cell.is_planned:  # in the grid's order, before the walk meets them
                     run = _run(folder / cell.folder, cell, warnings)
                     runs.setdefault((folder / cell.folder).resolve(), run)
-        except report.ReportError as error:
+        except ReportError as error:
             warnings.append(str(error))
     if "report.json" in files and folder.resolve() not in runs and (run := _run(folder, None, warnings)):
         runs[folder.resolve()] = run
@@ -109,7 +110,7 @@ def _run(folder: Path, cell: cells.Cell | None, warnings: list[str]) -> Run | No
     found = None
     try:
         found = report.read_report(folder / "report.json")
-    except report.ReportError as error:
+    except ReportError as error:
         warnings.append(str(error))
     if found is None and cell is None:
         return None

@@ -31,6 +31,7 @@ from cifar_research.config.schema import (
     TensorBoardConfig,
     TrainingConfig,
 )
+from cifar_research.runtime.errors import ConfigError
 
 PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # whose options have names that are typed
@@ -39,10 +40,6 @@ FREE_KEYS = (
     "name", "data.dir", "data.cache_dir", "data.download", "data.max_damaged", "training.keep_checkpoints",
     "training.log_every_steps", "tensorboard", "sweep", "allow_targets",
 )  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A mistake in the config, in sentences for whoever wrote it."""
 
 
 def data_set_name(*, _root_: DictConfig) -> str:

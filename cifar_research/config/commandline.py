@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from cifar_research.config import ConfigError, trust
+from cifar_research.config import trust
 from cifar_research.config.composition import quoted as quoted
 from cifar_research.config.composition import with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.sweeps import cells
 
 
@@ -65,7 +66,7 @@ def _data_of_a_sweep(folder: Path, found: Sequence[cells.Cell], words: Sequence[
     if is_said or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
         return []
     for cell in found:
-        with contextlib.suppress(report.ReportError):  # which the sweep itself will tell
+        with contextlib.suppress(ReportError):  # which the sweep itself will tell
             ended = report.read_report(folder / cell.folder / "report.json")
             place = ended and ended.get("data", {}).get("found_in")
             if place and Path(place).exists():

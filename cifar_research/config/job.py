@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_research import config
 from cifar_research.config import messages
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ConfigError
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Job:
         try:
             configure_log(hydra.job_logging, hydra.verbose)
         except ValueError as error:
-            raise config.ConfigError(f"hydra.job_logging: cannot be set up ({error.__cause__ or error})") from error
+            raise ConfigError(f"hydra.job_logging: cannot be set up ({error.__cause__ or error})") from error
         for record in self._records:
             logger = logging.getLogger(record.name)
             for handler in logging.getLogger().handlers:
@@ -89,7 +90,7 @@ def of(overrides: Sequence[str]) -> Iterator[Job]:
             hydra_config.set_config(whole)
             stack.enter_context(env_override(whole.hydra.job.env_set))
         except OmegaConfBaseException as error:
-            raise config.ConfigError(messages.explain(error, list(overrides))) from error
+            raise ConfigError(messages.explain(error, list(overrides))) from error
         made = Job(whole, cfg, run_dir, stack.enter_context(_held_log()))
         status = JobStatus.FAILED
         try:

@@ -188,7 +188,7 @@ def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) ->
     `last` counts layers with weights; `from` is every layer from that one on, in the model's order; `upper` is `from`
     what the backbone calls its upper blocks. ConfigError, naming the nearest layer, if there is no such layer.
     """
-    from cifar_research.config import ConfigError  # which imports this module
+    from cifar_research.runtime.errors import ConfigError
 
     everything = leaves(backbone)
     layers = [layer for layer in everything if layer.weights]

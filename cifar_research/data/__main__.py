@@ -9,6 +9,7 @@ import sys
 from cifar_research.config import targets
 from cifar_research.data import cache
 from cifar_research.display import console
+from cifar_research.runtime.errors import DataError
 
 
 @console.command
@@ -20,7 +21,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         root, code = cache.root(given.dir), 0
-    except cache.DataError as error:
+    except DataError as error:
         console.error(str(error))
         sys.exit(2)
     found = sorted(path.parent for path in root.glob("[!.]*/meta.json"))

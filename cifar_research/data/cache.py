@@ -21,15 +21,12 @@ import numpy as np
 
 from cifar_research.config import targets
 from cifar_research.runtime import locks, sealed
+from cifar_research.runtime.errors import DataError
 
 _VERSION = 2  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _VAL_ARRAYS = ("val_images", "val_labels")
 log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or not what it should be, in a sentence with its path and what to do."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from cifar_research.data import cache
-from cifar_research.data.cache import DataError, Source
+from cifar_research.data.cache import Source
 from cifar_research.data.download import fetch, hash_file
+from cifar_research.runtime.errors import DataError
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz"
 _PIXELS = 3 * 32 * 32

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from cifar_research.config.schema import DataConfig
 from cifar_research.config.targets import nearest
 from cifar_research.data import cache, cifar, image_files, image_folders, synthetic
-from cifar_research.data.cache import DataError, Source
+from cifar_research.data.cache import Source
+from cifar_research.runtime.errors import DataError
 
-__all__ = ["DataError", "Dataset", "Split", "load"]
+__all__ = ["Dataset", "Split", "load"]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from cifar_research.data.cache import DataError
 from cifar_research.runtime import locks
+from cifar_research.runtime.errors import DataError
 
 _CHUNK_BYTES = 1 << 18
 log = logging.getLogger(__name__)

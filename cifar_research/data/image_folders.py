@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from cifar_research.data import cache, image_files, images
-from cifar_research.data.cache import DataError, Source
-from cifar_research.data.images import ImageError
+from cifar_research.data.cache import Source
+from cifar_research.runtime.errors import DataError, ImageError
 
 _VALIDATION = ("val", "valid", "validation")
 _SPLITS = ("train", "training", "test", "testing", *_VALIDATION)

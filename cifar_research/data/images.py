@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from cifar_research.runtime.errors import ImageError
+
 # Pillow knows more formats: some are read by other programs, others are recognised by nothing but their name.
 _FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "HEIF")
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # which a build of Pillow may lack
@@ -32,10 +34,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 log = logging.getLogger(__name__)
-
-
-class ImageError(ValueError):
-    """An image that cannot be read, in a sentence with its name."""
 
 
 class _Remarks:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cifar_research.data import images
-from cifar_research.data.images import ImageError
+from cifar_research.runtime.errors import ImageError
 
 _XMP_TURN = b"tiff:Orientation"  # which Pillow goes by where there is no EXIF
 _MOST_BYTES = 1 << 16  # in larger files most of the time is the decoder's, which other threads need not wait for

@@ -16,6 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api as hparams_api
 
 from cifar_research.runs import report
+from cifar_research.runtime.errors import WriteError
 
 
 class Writer:
@@ -49,7 +50,7 @@ class Writer:
         except tf.errors.OpError as error:
             # "… <file>; No space left on device", and what follows from it.
             reason = str(error).splitlines()[0].rpartition("; ")[2]
-            raise report.WriteError(
+            raise WriteError(
                 errno.EIO, f"{self.folder}: TensorBoard's events cannot be written ({reason}); make room, or set "
                 "tensorboard.enabled=false"
             ) from error  # fmt: skip

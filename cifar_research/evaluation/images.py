@@ -12,9 +12,9 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research.config import ConfigError
 from cifar_research.data import cache, datasets
-from cifar_research.data.datasets import DataError, Dataset
+from cifar_research.data.datasets import Dataset
+from cifar_research.runtime.errors import ConfigError, DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # What, beside the images themselves, decides which of them are held out.

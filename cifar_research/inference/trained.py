@@ -20,15 +20,12 @@ from cifar_research.models import classifier as models
 from cifar_research.models.backbones.weights import FILE
 from cifar_research.runs import report
 from cifar_research.runtime import environment as environments
+from cifar_research.runtime.errors import ReportError, RunError
 
 if TYPE_CHECKING:
     import keras
 
 EVALUATION = "evaluation.json"
-
-
-class RunError(ValueError):
-    """A folder that no classifier can be loaded from, in a sentence with its path and what to do."""
 
 
 class Prediction(NamedTuple):
@@ -179,7 +176,7 @@ def read(run: Path) -> dict[str, Any]:
     """Return the report of a completed run that has weights; RunError if it is none. Imports no TensorFlow."""
     try:
         found = report.read_report(run / "report.json")
-    except report.ReportError as error:
+    except ReportError as error:
         raise RunError(str(error)) from error
     if found is None:
         is_begun = (run / ".hydra").is_dir() or (run / "checkpoints").is_dir()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cifar_research.config import phases
 from cifar_research.config.targets import said
 from cifar_research.models.backbones.cnn import Activation
-from cifar_research.models.backbones.weights import WeightsError
+from cifar_research.runtime.errors import WeightsError
 
 if TYPE_CHECKING:
     import keras

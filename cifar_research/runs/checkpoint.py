@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 
 from cifar_research.runs.report import atomic_write
+from cifar_research.runtime.errors import CheckpointError
 
 MAGIC = b"cifar_research checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, in a sentence with its path."""
 
 
 @dataclass(frozen=True)

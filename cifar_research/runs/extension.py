@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research import config
-from cifar_research.config import ConfigError, commandline, phases, targets
+from cifar_research.config import commandline, phases, targets
 from cifar_research.optimization import schedules
 from cifar_research.runtime import environment
+from cifar_research.runtime.errors import ConfigError
 
 _EPOCHS = re.compile(r"training\.(phases\.\w+\.)?epochs")
 

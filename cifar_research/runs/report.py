@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from cifar_research.config import config_hash
 from cifar_research.runtime import sealed
+from cifar_research.runtime.errors import ReportError, WriteError
 
 if TYPE_CHECKING:
     import keras
@@ -38,17 +39,6 @@ HISTORY_COLUMNS = (
 )  # fmt: skip
 _INTEGERS = ("epoch", "step")
 _PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorboard", "cifar_research")
-
-
-class ReportError(ValueError):
-    """A history or a report that cannot be used, in a sentence with its path."""
-
-
-class WriteError(OSError):
-    """A file that cannot be written, in a sentence with its path."""
-
-    def __str__(self) -> str:
-        return self.strerror  # OSError's own puts «[Errno 28]» before the sentence
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from cifar_research import config
 from cifar_research.config.composition import parsed, quoted
 from cifar_research.data import cifar, datasets
-from cifar_research.data.datasets import DataError
 from cifar_research.display import console
 from cifar_research.runs import report
 from cifar_research.runs.metrics import difference_interval
+from cifar_research.runtime.errors import ConfigError, DataError
 
 _FEWEST = 10  # test images from which the interval of a difference holds
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
@@ -52,13 +52,13 @@ class Original:
     def check(self, cfg: Any, run_dir: Path | None) -> None:
         """Raise ConfigError if a command would go on in the original's own folder, or verify another config."""
         if run_dir is not None and run_dir.resolve() == self.folder.resolve():
-            raise config.ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
+            raise ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
         if self.is_verified:
             try:
                 config.refuse_difference(self.report["config"], cfg, self.folder)
-            except config.ConfigError as error:
+            except ConfigError as error:
                 changed = "\n".join(str(error).splitlines()[:-1])
-                raise config.ConfigError(f"{changed}\n--verify: this is another config; leave these out") from error
+                raise ConfigError(f"{changed}\n--verify: this is another config; leave these out") from error
 
     def verdict(self, result: Mapping[str, Any]) -> tuple[int, str]:
         """Return the exit code and the sentence that say whether a run came out as the original did.
@@ -104,7 +104,7 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
     for place, word in enumerate(rest):
         if word == "--from-run":
             if place + 1 == len(rest):
-                raise config.ConfigError("--from-run: needs the folder of a run")
+                raise ConfigError("--from-run: needs the folder of a run")
             folder = rest[place + 1]
             del rest[place : place + 2]
             break
@@ -115,20 +115,20 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
     rest = [word for word in rest if word != "--verify"]
     if folder is None:
         if is_verified:
-            raise config.ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
+            raise ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
         return rest, None
     path = Path(os.path.expanduser(folder))
     found = report.read_report(path / "report.json")
     if found is None:
-        raise config.ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
+        raise ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
     if is_verified and found["status"] != "completed":
-        raise config.ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
+        raise ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
     try:
         chosen = _chosen(rest)
         words = [*_words(found["config"], chosen), *_where_the_data_is(found, chosen, path)]
         return [*words, *rest], Original(path, found, is_verified)
     except (KeyError, TypeError, AttributeError) as error:
-        raise config.ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
+        raise ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
 
 
 def _where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
@@ -157,7 +157,7 @@ def _chosen(rest: Sequence[str]) -> set[str]:
         words = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
         keys |= set(config.compose(words, with_hydra=True).hydra.sweeper.get("params") or {})
     if "experiment" in keys and "experiment=null" not in rest:
-        raise config.ConfigError(
+        raise ConfigError(
             "--from-run: experiment= would replace all that is to be repeated; leave one of them out"
         )
     return keys
@@ -202,7 +202,7 @@ def _word(value: Any) -> str:
         for key in value:
             override = parsed(f"key={{{key}:1}}")
             if override is None or override.is_sweep_override() or override.value() != {key: 1}:
-                raise config.ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
+                raise ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
         return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_word, value)) + "]"

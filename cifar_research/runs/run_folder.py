@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_research import config
 from cifar_research.data import datasets
-from cifar_research.data.cache import DataError
 from cifar_research.runs import extension, report
-from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runtime import locks
+from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError, ReportError
 from cifar_research.sweeps.cells import LEDGER
 
 log = logging.getLogger(__name__)
@@ -68,13 +68,13 @@ def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
     before: their fingerprint and classes, and where they were found, as a checkpoint or a report says.
     """
     if before["fingerprint"] != data.fingerprint:
-        raise config.ConfigError(
+        raise ConfigError(
             f"data: this run was begun with the images of fingerprint {before['fingerprint']}"
             f"{_place(before.get('found_in'))}, and those found now{_place(data.found_in)} have {data.fingerprint}; give "
             "the data.dir it had, or choose another hydra.run.dir"
         )
     if list(data.classes) != before.get("classes", list(data.classes)):
-        raise config.ConfigError(
+        raise ConfigError(
             f"data: this run was begun with the classes {', '.join(before['classes'])}, and the same images now have "
             f"{', '.join(data.classes)}; give the classes their names back, or choose another hydra.run.dir"
         )
@@ -100,7 +100,7 @@ def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:
     path, checkpoints = run_dir / "history.csv", Checkpoints(run_dir / "checkpoints", keep=1)
     try:
         report.read_history(path, ended.get("history_sha256"))
-    except report.ReportError:
+    except ReportError:
         with contextlib.suppress(CheckpointError):
             found = checkpoints.latest()
             if found is not None and found.meta.get("step") == ended["steps"]:
@@ -116,7 +116,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
     leaves no folder where there was none.
     """
     if (run_dir / LEDGER).exists():
-        raise config.ConfigError(
+        raise ConfigError(
             f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another"
         )
     if not is_chief:
@@ -137,7 +137,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
 
         try:
             yield begin
-        except (config.ConfigError, DataError):
+        except (ConfigError, DataError):
             # Only the first step shows what XLA cannot compile, and only kept features that there is no room for them.
             if is_new and not any(run_dir.glob("checkpoints/*")):
                 keep(False)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_research.config import ConfigError
 from cifar_research.data import cache
+from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.training import shards
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def provide_home() -> None:
     try:
         folder = cache.root(None)
         folder.mkdir(parents=True, exist_ok=True)
-    except (cache.DataError, OSError):  # one by data.cache_dir, perhaps
+    except (DataError, OSError):  # one by data.cache_dir, perhaps
         folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():  # another user's: what it holds is not to be trusted

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_research.runtime.errors import LockedError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -27,10 +29,6 @@ _POLL_SECONDS = 0.1
 _WAIT_SECONDS = 10  # before a user is told for whom a process waits
 _TRIES = 1000  # while another process makes and removes the same files
 log = logging.getLogger(__name__)
-
-
-class LockedError(ValueError):
-    """A folder that another process holds, or that cannot be written, in a sentence with what to do."""
 
 
 @dataclass(frozen=True)

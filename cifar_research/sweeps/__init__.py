@@ -28,6 +28,7 @@ from cifar_research.display import console
 from cifar_research.runs import report
 from cifar_research.runtime import locks
 from cifar_research.runtime.environment import stop_signals
+from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.sweeps import cells as planning
 from cifar_research.sweeps.cells import Cell, Ledger, Plan
 from cifar_research.sweeps.launchers import worker
@@ -49,12 +50,12 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     if flags & {"-m", "--multirun"}:
         more = sorted(flags - {"-m", "--multirun"})
         if shown := flags & {"--cfg", "-c", "--info", "-i"}:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{' '.join(sorted(shown))}: shows one run's config, and -m makes many; leave -m out, and give each key "
                 "one value"
             )
         if more:
-            raise config.ConfigError(f"{' '.join(more)}: a sweep does not take this; leave it or -m out")
+            raise ConfigError(f"{' '.join(more)}: a sweep does not take this; leave it or -m out")
         return True
     if flags:
         return False
@@ -73,11 +74,11 @@ def _refuse_for_one_run(cfg: DictConfig, arguments: Sequence[str]) -> None:
     for word in arguments:
         key = word.lstrip("+~").partition("=")[0]
         if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
-            raise config.ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
+            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
     launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
     if launcher != "local" and "hydra/launcher=local" not in arguments:
         here = "hydra/launcher=local trains on this machine"
-        raise config.ConfigError(
+        raise ConfigError(
             f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
             + (here if is_begun else f"add -m to submit it as one job; {here}")
         )
@@ -100,7 +101,7 @@ def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
     arguments = [word for word in arguments if word not in ("-m", "--multirun")]
     cfg = planning.base(arguments)
     if problems := [problem for problem in config.check_values(cfg) if problem.startswith("sweep.")]:
-        raise config.ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems))
     plan = Plan.of(cfg, arguments)
     trials = cfg.sweep.trials
     if trials is None:
@@ -144,12 +145,12 @@ def _launcher(node: Any) -> Launcher:
     """Return what the config's section hydra.launcher describes; ConfigError if it cannot."""
     target = str(node.get("_target_"))
     if target.startswith(("hydra.", "hydra_plugins.")):
-        raise config.ConfigError(
+        raise ConfigError(
             f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
             "choose hydra/launcher=local, slurm or ray"
         )
     if problems := targets.check("hydra.launcher", node):
-        raise config.ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems))
     return targets.instantiate(node)
 
 
@@ -163,7 +164,7 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
     keep()
     try:
         yield
-    except config.ConfigError:
+    except ConfigError:
         if not any(cell.is_complete for cell in ledger.cells):
             keep(False)
             for path, content in before.items():
@@ -257,7 +258,7 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
     killed = -code if code < 0 else code - 128
     try:
         found = report.read_report(run_dir / "report.json")
-    except report.ReportError as error:
+    except ReportError as error:
         return "failed", str(error)
     if found is not None and found["status"] != "stopped":
         return found["status"], f"loss not finite at step {found['steps']}" if found["status"] == "diverged" else None
@@ -302,11 +303,11 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:
     """Refuse the folder of a run, or of a sweep of the other kind, whose cells would count as this one's."""
     if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
-        raise config.ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
+        raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
     if (found := planning.read(folder)) and found[1] and was_search != is_search:
         kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
-        raise config.ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
+        raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 
 
 def _check_data(cells: Sequence[Cell]) -> None:

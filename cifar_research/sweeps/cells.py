@@ -20,6 +20,7 @@ from cifar_research import config
 from cifar_research.config import composition, messages, trust
 from cifar_research.data import datasets
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ConfigError, ReportError
 
 LEDGER = "cells.json"
 COMPLETE = ("completed", "diverged", "pruned")
@@ -56,7 +57,7 @@ def base(arguments: Sequence[str]) -> DictConfig:
     words = _words(arguments)
     try:
         return config.compose(words, with_hydra=True, mode=RunMode.MULTIRUN)
-    except config.ConfigError:
+    except ConfigError:
         kept = [word for word in words if not re.match(r"[+~]*(?!hydra\.|sweep\.)\w+\.", word)]
         if kept == words:
             raise
@@ -79,7 +80,7 @@ class Plan:
         params = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True)
         for key in params:
             if re.match(r"[+~\s]*(allow_targets|hydra)\b", str(key)):
-                raise config.ConfigError(
+                raise ConfigError(
                     f"hydra.sweeper.params: {key} is not for a sweep's file to say; give it on the command line"
                 )
         words = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
@@ -87,7 +88,7 @@ class Plan:
         try:
             words = composition.with_globs_expanded(composition.with_texts(words), arguments)
         except ValueError as error:
-            raise config.ConfigError(str(error)) from error
+            raise ConfigError(str(error)) from error
         found: dict[str, tuple[str, Any]] = {}
         for word, override in zip(words, _parse(words), strict=True):
             key = override.get_key_element().removeprefix("++")
@@ -97,7 +98,7 @@ class Plan:
             found[key] = word, override
         context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
-            raise config.ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
+            raise ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
         return cls(
             [word for word, override in found.values() if not override.is_sweep_override()],
             [override for _, override in found.values() if override.is_sweep_override()],
@@ -111,7 +112,7 @@ class Plan:
         """
         for override in self.swept:
             if not override.is_discrete_sweep():
-                raise config.ConfigError(
+                raise ConfigError(
                     f"{override.input_line}: a grid takes lists of values, key=a,b,c; an interval is for a search, "
                     "sweep.trials=<how many>"
                 )
@@ -130,7 +131,7 @@ class Plan:
         """Refuse keys that vary and change nothing, where a cell is one that there is already."""
         for override in self.swept:
             if f"{override.key_or_group}.".startswith(config.free_prefixes(cell.config)):
-                raise config.ConfigError(
+                raise ConfigError(
                     f"{override.input_line}: changes nothing that a run computes, so that these cells would be one; give "
                     "one value, and a sweep for each"
                 )
@@ -142,8 +143,8 @@ class Plan:
         try:
             cfg = config.compose([*overrides, *self.context])
             config.check(cfg)
-        except config.ConfigError as error:
-            raise config.ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
         return Cell(name, overrides, OmegaConf.to_container(cfg, resolve=True))
 
 
@@ -155,7 +156,7 @@ def _parse(words: Sequence[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
     except composition.HYDRA_ERRORS as error:
-        raise config.ConfigError(messages.explain(error, list(words))) from error
+        raise ConfigError(messages.explain(error, list(words))) from error
 
 
 def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
@@ -166,7 +167,7 @@ def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
     )
     for key, value in whole.items():
         if key != "name" and not key.startswith("sweep.") and alone.get(key, ...) != value:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{key}: the sweep's file sets it outside of hydra.sweeper.params, where no cell sees it; move it there"
             )
 
@@ -178,9 +179,9 @@ def _refuse_lost_words(arguments: Sequence[str]) -> None:
         if not re.match(r"(sweep|hydra)\b", key):
             continue
         if override.is_sweep_override():
-            raise config.ConfigError(f"{word}: takes one value, and says how all cells are run; give one")
+            raise ConfigError(f"{word}: takes one value, and says how all cells are run; give one")
         if key.startswith("hydra") and not trust.is_of_sweep(key):
-            raise config.ConfigError(f"{word}: is not taken by a sweep, whose cells have folders and logs of their own")
+            raise ConfigError(f"{word}: is not taken by a sweep, whose cells have folders and logs of their own")
 
 
 def _folder_name(row: Sequence[str]) -> str:
@@ -287,11 +288,11 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise report.ReportError(
+        raise ReportError(
             f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir"
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise report.ReportError(
+        raise ReportError(
             f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
             "which then finds its runs by their folders"
         ) from error
@@ -304,7 +305,7 @@ def _follow_images(folder: Path, known: Sequence[Cell], planned: Sequence[Cell])
         return
     fingerprint = None
     for cell in known:
-        with contextlib.suppress(report.ReportError):  # which the cell will say itself
+        with contextlib.suppress(ReportError):  # which the cell will say itself
             ended = report.read_report(folder / cell.folder / "report.json")
             fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
     if fingerprint != datasets.load(OmegaConf.create(planned[0].config["data"])).fingerprint:
@@ -317,7 +318,7 @@ def _is_of_another(run_dir: Path, digest: str) -> bool:
     """Say whether a folder holds the report of a run that computes something else."""
     try:
         found = report.read_report(run_dir / "report.json")
-    except report.ReportError:
+    except ReportError:
         return False  # which the cell will say itself
     return found is not None and config.config_hash(found["config"]) != digest
 
@@ -326,7 +327,7 @@ def _found_state(run_dir: Path, known: Cell) -> tuple[str, str | None]:
     """Return how a cell of an earlier launch stands; its report outlives a ledger that a kill left behind."""
     try:
         found = report.read_report(run_dir / "report.json")
-    except report.ReportError as error:
+    except ReportError as error:
         return "failed", str(error)
     if found is not None:
         reason = known.reason if found["status"] == known.state else None

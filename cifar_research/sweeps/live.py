@@ -16,6 +16,7 @@ from rich.text import Text
 
 from cifar_research.config import phases
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.cells import COMPLETE, STATES, Cell
 from cifar_research.sweeps.launchers import Launcher
 from cifar_research.sweeps.launchers.worker import LOG
@@ -139,7 +140,7 @@ class Live:
         epochs = phases.total_epochs(training)
         try:
             rows = report.read_history(self._folder / cell.folder / "history.csv")
-        except (report.ReportError, OSError):
+        except (ReportError, OSError):
             rows = []
         known = [row for row in rows if row["val_accuracy"] is not None]
         # As the run chooses it, and the leaderboard ranks by.

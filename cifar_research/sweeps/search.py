@@ -24,6 +24,7 @@ from cifar_research import config
 from cifar_research.config import targets
 from cifar_research.display import console
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.sweeps.cells import Cell, Ledger, Plan
 
 optuna.logging.set_verbosity(logging.WARNING)
@@ -80,7 +81,7 @@ class Search:
                 break
             try:
                 cell = self._plan.cell([f"{key}={_word(value)}" for key, value in trial.params.items()])
-            except config.ConfigError as error:  # values that do not go together
+            except ConfigError as error:  # values that do not go together
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 console.error(str(error))
                 continue
@@ -132,7 +133,7 @@ def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
     except sqlite3.OperationalError:  # it was killed before it had a space, or has a journal, which opening it reads
         return
     except sqlite3.DatabaseError as error:
-        raise report.ReportError(
+        raise ReportError(
             f"{path}: is damaged ({error}); restore it from a backup, or choose another hydra.sweep.dir"
         ) from error
     if found is not None:
@@ -145,7 +146,7 @@ def _same(folder: Path, space: Mapping[str, BaseDistribution], known: str) -> di
     for one in (dict(space), _without_whole_numbers(space)):
         if known == _described(one):
             return one
-    raise config.ConfigError(
+    raise ConfigError(
         f"{folder}: its search is over another space, {known}; give that one again, or choose another hydra.sweep.dir"
     )
 
@@ -162,7 +163,7 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
     """
     found = {override.get_key_element(): _distribution(override) for override in plan.swept}
     if not found:
-        raise config.ConfigError(
+        raise ConfigError(
             "sweep.trials: nothing varies here; give a key several values, key=a,b or key=interval(a,b), or choose "
             "sweep=perspectives"
         )
@@ -171,12 +172,12 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
     for key, one in found.items():  # Hydra makes the ends of interval(8,64) floats
         if isinstance(one, FloatDistribution) and _takes_whole_numbers(cfg, key):
             if math.ceil(one.low) > math.floor(one.high):
-                raise config.ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
+                raise ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
             found[key] = IntDistribution(math.ceil(one.low), math.floor(one.high), log=one.log)
     for row in corners(found):
         cfg = plan.cell(row).config
         if cfg["data"]["val_fraction"] == 0 and cfg["data"]["validation"] == "holdout":
-            raise config.ConfigError(
+            raise ConfigError(
                 "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
             )
     return found
@@ -221,7 +222,7 @@ def _distribution(override: Any) -> BaseDistribution:
     try:
         return kind(sweep.start, sweep.end, log=is_log)
     except ValueError as error:
-        raise config.ConfigError(f"{override.key_or_group}: {error}") from error
+        raise ConfigError(f"{override.key_or_group}: {error}") from error
 
 
 def _word(value: Any) -> str:

@@ -19,8 +19,9 @@ from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display.console import Display
 from cifar_research.display.tensorboard import Writer
 from cifar_research.runs import report
-from cifar_research.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints, read, write
+from cifar_research.runs.checkpoint import Checkpoint, Checkpoints, read, write
 from cifar_research.runtime.environment import Environment
+from cifar_research.runtime.errors import CheckpointError
 from cifar_research.training.steps import Task, Totals, View, eval_step, many_steps, one_program
 
 _CHIEF_SECONDS = 120  # for the chief to write what the other workers read

@@ -11,6 +11,7 @@ from cifar_research import augmentation, config
 from cifar_research.config import phases, targets
 from cifar_research.data import batches
 from cifar_research.models import classifier
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import features, steps
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _smallest_batch(cfg: DictConfig, data: Dataset) -> int:
     replicas, size = tf.distribute.get_strategy().num_replicas_in_sync, cfg.training.batch_size
     smallest = batches.smallest(len(data.train), size, cfg.data.drop_remainder)
     if smallest < replicas:
-        raise config.ConfigError(
+        raise ConfigError(
             f"training.batch_size: batches of {size} from {len(data.train):,} images leave one of {smallest}, too few for "
             f"{replicas} replicas; set training.batch_size={max(size, replicas)} data.drop_remainder=true"
         )
@@ -78,7 +79,7 @@ def _check_loss(cfg: DictConfig, loss: Callable[[Any, Any], Any], num_classes: i
 
     shape = tuple(tf.convert_to_tensor(loss(tf.zeros([2, num_classes]), tf.one_hot([0, 0], num_classes))).shape)
     if shape != (2,):
-        raise config.ConfigError(
+        raise ConfigError(
             f"loss: {cfg.loss._target_} returns the shape {list(shape)} for the logits of two images, and must return "
             "[2], a loss for each; leave out its mean over the batch"
         )

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from cifar_research.augmentation import shrink
 from cifar_research.augmentation.views import averaged
-from cifar_research.config import ConfigError
 from cifar_research.models import layers
 from cifar_research.optimization.optimizers import Optimizer
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import shards
 
 # Sums over images, float64 [3]: of the losses, of the right answers, of the images. Added up one step after the

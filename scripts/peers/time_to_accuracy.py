@@ -23,6 +23,7 @@ from scipy import stats
 from cifar_research import config
 from cifar_research.config.commandline import quoted
 from cifar_research.display import console
+from cifar_research.runtime.errors import ConfigError
 
 
 def ours(folder, words, seed, target):
@@ -104,7 +105,7 @@ def main():
     if args.target is not None:
         try:
             has_validation = config.compose(words).data.val_fraction > 0
-        except config.ConfigError as error:
+        except ConfigError as error:
             parser.error(str(error))
         if not has_validation:
             parser.error("--target is a validation accuracy, and no image is held out; add data.val_fraction=0.1")

@@ -12,6 +12,7 @@ from cifar_research import config, train
 from cifar_research.data import cache, datasets
 from cifar_research.display import console
 from cifar_research.runs import checkpoint, report
+from cifar_research.runtime.errors import CheckpointError, ReportError
 
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
@@ -85,9 +86,9 @@ def test_every_damage_of_all_checkpoints_is_an_error(folder):
     for path in steps(folder):
         for _name, damaged in list(damages(path.read_bytes(), flips=10)):
             path.write_bytes(damaged)
-            with pytest.raises(checkpoint.CheckpointError):
+            with pytest.raises(CheckpointError):
                 checkpoint.read(path)
-    with pytest.raises(checkpoint.CheckpointError, match="No checkpoint of this run can be used.*backup"):
+    with pytest.raises(CheckpointError, match="No checkpoint of this run can be used.*backup"):
         run(folder)
 
 
@@ -98,10 +99,10 @@ def test_every_damage_of_the_best_weights_is_an_error(folder):
     content = best.read_bytes()
     for _name, damaged in damages(content):
         best.write_bytes(damaged)
-        with pytest.raises(checkpoint.CheckpointError, match=best.name):
+        with pytest.raises(CheckpointError, match=best.name):
             store.latest()
     best.unlink()
-    with pytest.raises(checkpoint.CheckpointError, match=best.name):
+    with pytest.raises(CheckpointError, match=best.name):
         store.latest()
 
 
@@ -114,7 +115,7 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(folder, left):
         (folder / "report.json").unlink()
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(checkpoint.CheckpointError, match="its checkpoints are gone.*backup"):
+    with pytest.raises(CheckpointError, match="its checkpoints are gone.*backup"):
         run(folder)
 
 
@@ -133,7 +134,7 @@ def test_every_damage_of_the_report_is_told_and_mended_by_running_again(folder):
     content = path.read_bytes()
     for _name, damaged in damages(content):
         path.write_bytes(damaged)
-        with pytest.raises(report.ReportError, match="is damaged"):
+        with pytest.raises(ReportError, match="is damaged"):
             report.read_report(path)
     before = report.read_report(_written(path, content))
     path.unlink()
@@ -150,7 +151,7 @@ def test_every_damage_of_the_history_is_told_and_mended_from_the_checkpoint(fold
     content = path.read_bytes()
     for _name, damaged in damages(content):
         path.write_bytes(damaged)
-        with pytest.raises(report.ReportError, match="is damaged"):
+        with pytest.raises(ReportError, match="is damaged"):
             report.read_history(path, found["history_sha256"])
     with caplog.at_level(logging.WARNING):
         run(folder)
@@ -194,5 +195,5 @@ def test_a_report_of_before_there_were_checksums_is_read(folder):
     path.write_text(json.dumps(old, indent=1))
     assert report.read_report(path) == old
     path.write_text(json.dumps(old | {"weights_sha256": None}, indent=1))
-    with pytest.raises(report.ReportError, match="no checksum"):
+    with pytest.raises(ReportError, match="no checksum"):
         report.read_report(path)

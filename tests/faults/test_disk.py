@@ -11,8 +11,9 @@ import pytest
 from forked import Command, wait_for
 
 from cifar_research import config
-from cifar_research.data import cache, datasets
+from cifar_research.data import datasets
 from cifar_research.runs import checkpoint
+from cifar_research.runtime.errors import DataError, WriteError
 
 is_root = hasattr(os, "geteuid") and os.geteuid() == 0
 needs_root = pytest.mark.skipif(
@@ -133,7 +134,7 @@ def test_a_folder_that_may_not_be_written(open_folder, tmp_path):
 @needs_root
 def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
     words = ["data=synthetic", "data.train_images=900", "data.test_images=10", f"data.cache_dir={small_disk}"]
-    with pytest.raises(cache.DataError, match=r"synthetic-.*needs 2,764,800 bytes.*data\.cache_dir"):
+    with pytest.raises(DataError, match=r"synthetic-.*needs 2,764,800 bytes.*data\.cache_dir"):
         datasets.load(config.compose(words).data)
     assert not list(small_disk.glob("*/")) and not list(small_disk.glob(".synthetic*"))
 
@@ -143,10 +144,9 @@ def test_weights_that_find_no_room_are_told_with_their_size(small_disk):
     import keras
 
     from cifar_research import train
-    from cifar_research.runs import report
 
     model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])
     (small_disk / "model.weights.h5").write_bytes(b"before")
-    with pytest.raises(report.WriteError, match=r"model\.weights\.h5: cannot be written.*needs 4,004,000 bytes"):
+    with pytest.raises(WriteError, match=r"model\.weights\.h5: cannot be written.*needs 4,004,000 bytes"):
         train.save_weights(model, small_disk / "model.weights.h5")
     assert (small_disk / "model.weights.h5").read_bytes() == b"before" and len(list(small_disk.iterdir())) == 1

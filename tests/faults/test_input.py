@@ -20,10 +20,11 @@ from cifar_research.config import commandline
 from cifar_research.data import cache, cifar, images
 from cifar_research.runs import checkpoint, report
 from cifar_research.runtime import sealed
+from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError, ImageError, ReportError
 from cifar_research.sweeps import cells
 
 SECONDS = 3  # for one mistake
-OURS = (config.ConfigError, cache.DataError, images.ImageError, checkpoint.CheckpointError, report.ReportError)
+OURS = (ConfigError, DataError, ImageError, CheckpointError, ReportError)
 
 
 def generated(examples):
@@ -56,7 +57,7 @@ words = st.one_of(
 def test_a_generated_command_line_works_or_is_refused(given_words):
     try:
         config.check(config.compose(given_words))
-    except config.ConfigError as error:
+    except ConfigError as error:
         assert str(error).strip() and "Traceback" not in str(error)
 
 
@@ -83,7 +84,7 @@ def test_a_preset_of_whatever_kind_works_or_is_refused(tmp_path, text):
     began = time.monotonic()
     try:
         config.check(config.compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=theirs"], with_hydra=True))
-    except config.ConfigError as error:
+    except ConfigError as error:
         assert str(error).strip() and "Traceback" not in str(error)
     assert time.monotonic() - began < SECONDS
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from cifar_research.models.backbones import weights as loading
+from cifar_research.runtime.errors import WeightsError
 
 if TYPE_CHECKING:
     import keras
@@ -61,7 +62,7 @@ def pretrained(
 
         home = getattr(keras.applications, module, None)
         if not hasattr(home, application):
-            raise loading.WeightsError(
+            raise WeightsError(
                 f"backbone.application: keras.applications has no {module}.{application}; see keras.io/api/applications"
             )
         try:
@@ -71,13 +72,13 @@ def pretrained(
         except (TypeError, ValueError) as error:
             if of == "imagenet" and "hash" in str(error):
                 raise  # which is the download's
-            raise loading.WeightsError(f"backbone: {application} refuses its settings: {error}") from error
+            raise WeightsError(f"backbone: {application} refuses its settings: {error}") from error
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
         if image_shape[-1] != 3:
-            raise loading.WeightsError(
+            raise WeightsError(
                 f"backbone: {application} takes images of 3 channels, and these have {image_shape[-1]}"
             )
         images = keras.Input(image_shape, name="images")

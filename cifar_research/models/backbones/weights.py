@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_research.runtime.errors import RunError, WeightsError
+
 if TYPE_CHECKING:
     import keras
 
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 FILE = "model.weights.h5"
-
-
-class WeightsError(ValueError):
-    """The backbone or its weights could not be loaded; the message names the path or the factory."""
 
 
 def check(weights: str, *, has_imagenet: bool = False) -> None:
@@ -119,7 +117,7 @@ def _of_run(folder: Path) -> keras.Model:
 
     try:
         return classifier.parts(trained.load(folder).model)[0]
-    except trained.RunError as error:
+    except RunError as error:
         raise WeightsError(f"backbone.weights: {error}") from error
 
 

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cifar_research.config import ConfigError
 from cifar_research.config.commandline import pip
 from cifar_research.runs import report
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps.launchers import worker
 
 LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and which job is whose
