@@ -7,8 +7,8 @@ import shutil
 import sys
 
 from cifar_research.config import targets
-from cifar_research.data import cache
 from cifar_research.display import console
+from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")
     given = parser.parse_args()
     try:
-        root, code = cache.root(given.dir), 0
+        root, code = folders.root(given.dir), 0
     except DataError as error:
         console.error(str(error))
         sys.exit(2)

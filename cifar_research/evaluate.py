@@ -23,8 +23,9 @@ from cifar_research.display import console
 from cifar_research.evaluation import against, images, measures
 from cifar_research.inference import trained
 from cifar_research.runs import report
+from cifar_research.runs.ledger import LEDGER
 from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError, WriteError
-from cifar_research.sweeps.cells import LEDGER
+from cifar_research.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
@@ -98,7 +99,7 @@ def evaluate(
     document.write(folder, "report", f"{found['config']['name']}: evaluation", told)
     # Last, since it is what says that an evaluation is there.
     target = run if is_own else folder
-    report.atomic_write(target / trained.EVALUATION, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write(target / trained.EVALUATION, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return f"{sections.summary(result)}\n\nEverything is in {folder}, and in {target / trained.EVALUATION}"
 
 
@@ -174,8 +175,8 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         drawing.gallery(path, pictures[[row["index"] for row in few]], titles)
         drawn.append(path)
     document.write(folder, name, "Two classifiers on the same images", sections.comparison(result, drawn))
-    report.atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
-    report.atomic_write(folder / f"{name}.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
+    atomic_write(folder / f"{name}.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return f"{sections.comparison_summary(result)}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
 
 

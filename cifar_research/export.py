@@ -18,11 +18,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from cifar_research import predict
-from cifar_research.config import commandline
 from cifar_research.data import datasets, image_files, images
 from cifar_research.display import console
 from cifar_research.inference import trained
 from cifar_research.inference.formats import FORMATS, Format, Model, module
+from cifar_research.runtime import programs
 from cifar_research.runtime.errors import DataError, ImageError, RunError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _check(kind: str, chosen: Format, quantize: bool, output: Path | None) -> No
         raise UsageError(f"--output: {output} is no folder; give one, which is made if it is missing")
     if missing := [package for package in chosen.packages if importlib.util.find_spec(package) is None]:
         raise UsageError(
-            f"--format {kind}: needs {', '.join(missing)}, which are not installed; {commandline.pip()} install "
+            f"--format {kind}: needs {', '.join(missing)}, which are not installed; {programs.pip()} install "
             "'cifar_research[export]'"
         )
 

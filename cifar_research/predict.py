@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cifar_research.config import commandline
 from cifar_research.data import image_files, images
 from cifar_research.display import console
 from cifar_research.inference import trained
 from cifar_research.inference.trained import Prediction
-from cifar_research.runs import report
+from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ImageError, RunError, WriteError
+from cifar_research.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from cifar_research.inference.trained import Classifier
@@ -92,7 +92,7 @@ def command(given: argparse.Namespace) -> int:
         if given.output.exists() and not given.output.is_file() and not given.output.is_dir():
             given.output.write_bytes(encoded)  # a pipe or a device, which is not to be replaced
         else:
-            report.atomic_write(given.output.resolve(), encoded)
+            atomic_write(given.output.resolve(), encoded)
     else:
         _write(sys.stdout, rows, given.format, given.top_k)
     if left_out:
@@ -105,7 +105,7 @@ def note_uncalibrated(classifier: Classifier, run: Path) -> None:
     """Write why the probabilities of a run's classifier are not calibrated, if they are not."""
     if classifier.uncalibrated is not None:
         is_evaluated = (run / trained.EVALUATION).is_file()
-        advice = "" if is_evaluated else f"; {commandline.program('evaluate')} {run} fits a temperature"
+        advice = "" if is_evaluated else f"; {programs.program('evaluate')} {run} fits a temperature"
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 

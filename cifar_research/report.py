@@ -11,11 +11,11 @@ from pathlib import Path
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
-from cifar_research.config import commandline
 from cifar_research.display import console
-from cifar_research.runs import report
-from cifar_research.runtime import environment
+from cifar_research.runs import overrides
+from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
+from cifar_research.runtime.files import atomic_write
 
 _NOTES = [
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
@@ -84,9 +84,9 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     html = page.page(folder.name, runs, named, notes)
     markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
     hparams.write(folder, runs)
-    report.atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)))
-    report.atomic_write(folder / "leaderboard.md", "\n\n".join([*markdown, *notes]) + "\n")
-    report.atomic_write(folder / "report.html", html)
+    atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)))
+    atomic_write(folder / "leaderboard.md", "\n\n".join([*markdown, *notes]) + "\n")
+    atomic_write(folder / "report.html", html)
     pictures.mkdir(exist_ok=True)
     figures.curves(pictures / "curves.png", tables.leaderboard(runs)[:5], titles)
     if found := tables.effects(runs):
@@ -128,10 +128,10 @@ def best_command(runs: Sequence[Run]) -> str:
                                  "give other folders")  # fmt: skip
     folder = row.runs[0].folder
     try:
-        words = commandline.run_words(folder)
+        words = overrides.run_words(folder)
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
-    return shlex.join([commandline.program("train"), *words])
+    return shlex.join([programs.program("train"), *words])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from cifar_research.training.run import run as train_run
+
 # A user's own schedule that goes wrong in every way there is.
 MY_LAB = """
 import math, os, pathlib, signal
@@ -58,7 +60,7 @@ def weights_for(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """The folder of a completed run that has learnt something, with what a model must bring along."""
-    from cifar_research import config, train
+    from cifar_research import config
     from cifar_research.display import console
 
     words = [
@@ -68,7 +70,7 @@ def finished_run(tmp_path_factory):
         "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("finished") / "run"
-    result = train.run(config.compose(words), folder, console.Display(quiet=True))
+    result = train_run(config.compose(words), folder, console.Display(quiet=True))
     assert result["test"]["accuracy"] > 0.8
     return folder
 

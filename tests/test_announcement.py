@@ -15,7 +15,7 @@ def rows(*words):
     cfg = config.compose(["data=synthetic", "data.train_images=40", "data.test_images=20", *words])
     data = datasets.load(cfg.data)
     task = setup.build(cfg, data)
-    return header.rows(cfg, task, data, environment.prepare(cfg.training, 0), Path("run"), 1)
+    return header.rows(cfg, task.model.count_params(), data, environment.prepare(cfg.training, 0), Path("run"), 1)
 
 
 def test_the_header_says_size_classes_and_weights_in_twelve_rows():

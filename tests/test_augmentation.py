@@ -559,7 +559,7 @@ def test_grid_lays_out_before_above_after():
 
 
 def preview(*arguments, cwd):
-    command = [sys.executable, "-m", "cifar_research.augmentation", *arguments]
+    command = [sys.executable, "-m", "cifar_research.preview", *arguments]
     root = str(Path(__file__).resolve().parent.parent)
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": root})
 

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from test_datasets import lay_out, load
 
-from cifar_research import config, train
-from cifar_research.config import commandline
-from cifar_research.data import cache, cifar, datasets
+from cifar_research import config
+from cifar_research.data import cifar, datasets
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import report, reproduction, run_folder
+from cifar_research.runs.ledger import Cell
+from cifar_research.runtime import folders
 from cifar_research.runtime.errors import ConfigError, DataError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps import resume
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.training.run import run as train_run
 
 SMALL = ["backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "tensorboard.enabled=false"]
 
@@ -30,7 +33,7 @@ def own_folders(tmp_path, monkeypatch):
 
 
 def find(data_dir=None, name="cifar10", found_in=None):
-    return cifar.locate(name, data_dir, cache.root(None), True, found_in)[1]
+    return cifar.locate(name, data_dir, folders.root(None), True, found_in)[1]
 
 
 LAYOUTS = [(name, which) for name, pair in cifar.LAYOUTS.items() for which in range(len(pair))]
@@ -108,12 +111,12 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     monkeypatch.setenv("CIFAR_DATA_DIR", str(tmp_path / "mine"))
     cfg = config.compose([*SMALL, "training.batch_size=20"])
-    done = train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    done = train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "run" / "report.json").rename(tmp_path / "report.json")
     monkeypatch.delenv("CIFAR_DATA_DIR")
     assert done["data"]["found_in"] == str(folder)
     # A run that goes on, one that is repeated, one that is evaluated.
-    again = train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    again = train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     assert again["weights_sha256"] == done["weights_sha256"] and again["data"] == done["data"]
     words, _ = reproduction.taken(["--from-run", str(tmp_path)])
     assert f"data.dir='{folder}'" in words
@@ -125,7 +128,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     (tmp_path / "run" / "report.json").unlink()
     folder.rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"this run found cifar10 in {folder}, where it is no longer"):
-        train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+        train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
     # Others in its place are others.
     lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
@@ -134,7 +137,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"
     ):
-        train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+        train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
 
 
@@ -146,12 +149,12 @@ def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
         tmp_path / "sweep" / "a" / "report.json",
         {"status": "completed", "config": made, "data": {"found_in": str(folder)}},
     )
-    cells.Ledger(tmp_path / "sweep", ["seed=1,2"], [cells.Cell("a", ["seed=1"], made)], []).write()
+    Ledger(tmp_path / "sweep", ["seed=1,2"], [Cell("a", ["seed=1"], made)], []).write()
     word = f"data.dir='{tmp_path / 'mine'}'"
-    assert word in commandline.expand(["resume=sweep"])
-    assert word not in commandline.expand(["resume=sweep", "data.dir=other"])
+    assert word in resume.expand(["resume=sweep"])
+    assert word not in resume.expand(["resume=sweep", "data.dir=other"])
     monkeypatch.setenv("CIFAR_DATA_DIR", "other")
-    assert word not in commandline.expand(["resume=sweep"])
+    assert word not in resume.expand(["resume=sweep"])
 
 
 def without_a_home(words, **environment):
@@ -169,7 +172,7 @@ TINY = ["cifar_research.train", "data=synthetic", "data.train_images=100", "data
     ("words", "said"),
     [
         (TINY, "error: CIFAR_CACHE_DIR: is not set, and this user has no home directory"),
-        (["cifar_research.data"], "error: CIFAR_CACHE_DIR: is not set"),
+        (["cifar_research.cache"], "error: CIFAR_CACHE_DIR: is not set"),
         ([*TINY, "data.cache_dir=~/cache"], "error: data.cache_dir: ~/cache: this user has no home directory; write"),
         ([*TINY, "data.cache_dir=~nobody_here"], "error: data.cache_dir: ~nobody_here: there is no user nobody_here"),
         (["cifar_research.train", "resume=~nobody_here/run"], "error: resume: ~nobody_here/run: there is no user"),
@@ -193,8 +196,8 @@ def test_without_a_home_the_cache_folder_takes_its_place(tmp_path):
 
 def test_a_home_of_another_user_is_filled_in():
     root = os.path.expanduser("~root")
-    assert commandline.expand(["data.dir=~root/x", "name=a~root"]) == [f"data.dir={root}/x", "name=a~root"]
+    assert resume.expand(["data.dir=~root/x", "name=a~root"]) == [f"data.dir={root}/x", "name=a~root"]
     with pytest.raises(
         ConfigError, match="data.dir: ~nobody_here/x: there is no user nobody_here; write the whole"
     ):
-        commandline.expand(["data.dir=~nobody_here/x"])
+        resume.expand(["data.dir=~nobody_here/x"])

@@ -7,16 +7,19 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifar_research import config
-from cifar_research.config import commandline
+from cifar_research.config.composition import quoted
+from cifar_research.runs import ledger
+from cifar_research.runs.ledger import Cell
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps import resume
+from cifar_research.sweeps.ledger import Ledger
 
 
 @pytest.mark.parametrize(
     "text", ["a b", "it's", "back\\slash", "two\\\\", "\\'", "\\\\'x", "end\\", "line\\\n", "a,b=(c)", ""]
 )
 def test_a_quoted_text_is_read_back_as_it_is(text):
-    (override,) = OverridesParser.create().parse_overrides([f"key={commandline.quoted(text)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
     assert override.value() == text
 
 
@@ -32,19 +35,19 @@ def run_dir(tmp_path):
 
 def test_resume_is_what_the_run_was_begun_with(run_dir):
     words = ["optimizer=sgd", "seed=3", "hydra.searchpath=[file://my_conf]"]
-    *expanded, folder = commandline.expand(["seed=4", f"resume={run_dir}"])
+    *expanded, folder = resume.expand(["seed=4", f"resume={run_dir}"])
     assert expanded == [*words, "seed=4"]
     assert config.compose([folder], with_hydra=True).hydra.run.dir == str(run_dir)
-    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[:5] == ["--cfg", "job", *words]
-    assert commandline.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[-1] == "--resolve"
+    assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[:5] == ["--cfg", "job", *words]
+    assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[-1] == "--resolve"
 
 
 def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
-    cells.Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"], [], []).write()
+    Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"], [], []).write()
     words = ["seed=1,2", "hydra.mode=MULTIRUN", "seed=3,4", f"hydra.sweep.dir='{tmp_path}'"]
-    assert commandline.expand(["seed=3,4", f"resume={tmp_path}"]) == words
+    assert resume.expand(["seed=3,4", f"resume={tmp_path}"]) == words
     with pytest.raises(ConfigError, match="contradict each other"):
-        commandline.expand([f"resume={tmp_path}", "hydra.sweep.dir=other"])
+        resume.expand([f"resume={tmp_path}", "hydra.sweep.dir=other"])
 
 
 def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
@@ -55,20 +58,20 @@ def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
         *(f"hydra.searchpath=[{place}]" for place in ("pkg://theirs", "structured://theirs", r"pkg\://theirs")),
     ]
     (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
-    assert commandline.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
-    cell = cells.Cell("a", ["seed=5", *words[1:]], {"augmentation": {}})
-    cells.Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [cell], []).write()
-    assert commandline.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
-    assert cells.read(tmp_path)[1][0].overrides == ["seed=5"]
+    assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
+    cell = Cell("a", ["seed=5", *words[1:]], {"augmentation": {}})
+    Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [cell], []).write()
+    assert resume.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
+    assert ledger.read(tmp_path)[1][0].overrides == ["seed=5"]
 
 
 def test_nothing_to_resume_changes_nothing():
-    assert commandline.expand(["seed=1", "--cfg", "job"]) == ["seed=1", "--cfg", "job"]
+    assert resume.expand(["seed=1", "--cfg", "job"]) == ["seed=1", "--cfg", "job"]
 
 
 def test_home_is_filled_in():
     home = str(Path.home())
-    assert commandline.expand(["data.dir=~/images", "name=a~/b"]) == [f"data.dir={home}/images", "name=a~/b"]
+    assert resume.expand(["data.dir=~/images", "name=a~/b"]) == [f"data.dir={home}/images", "name=a~/b"]
 
 
 @pytest.mark.parametrize(
@@ -85,13 +88,13 @@ def test_home_is_filled_in():
 def test_damaged_folder_is_refused_with_its_path(run_dir, name, content):
     (run_dir / ".hydra" / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"resume: .*{name}"):
-        commandline.expand([f"resume={run_dir}"])
+        resume.expand([f"resume={run_dir}"])
 
 
 def test_no_run_and_two_folders_are_refused(tmp_path, run_dir):
     with pytest.raises(ConfigError, match="no run's folder"):
-        commandline.expand([f"resume={tmp_path}"])
+        resume.expand([f"resume={tmp_path}"])
     with pytest.raises(ConfigError, match="contradict each other"):
-        commandline.expand([f"resume={run_dir}", "hydra.run.dir=other"])
+        resume.expand([f"resume={run_dir}", "hydra.run.dir=other"])
     with pytest.raises(ConfigError, match="^resume: .* is one run, and -m makes many; leave -m"):
-        commandline.expand(["-m", "seed=1,2", f"resume={run_dir}"])
+        resume.expand(["-m", "seed=1,2", f"resume={run_dir}"])

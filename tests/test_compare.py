@@ -16,7 +16,9 @@ from cifar_research import config
 from cifar_research import report as command
 from cifar_research.comparison import figures, runs, tables
 from cifar_research.runs import report
-from cifar_research.sweeps import cells
+from cifar_research.runs.ledger import Cell
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.sweeps.plan import Plan
 
 
 def made(*words):
@@ -148,11 +150,11 @@ def test_failed_diverged_and_pruned_are_rows(tmp_path):
     write_run(tmp_path / "bad", ["seed=1", "optimizer.learning_rate=9"], status="diverged")
     write_run(tmp_path / "weak", ["seed=1", "optimizer.learning_rate=8"], accuracy=0.9, status="pruned")
     planned = [
-        cells.Cell("dead", ["optimizer.learning_rate=7"], made("optimizer.learning_rate=7"), "failed", "killed by X"),
-        cells.Cell("fine", ["seed=1"], made("seed=1"), "running"),
-        cells.Cell("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
+        Cell("dead", ["optimizer.learning_rate=7"], made("optimizer.learning_rate=7"), "failed", "killed by X"),
+        Cell("fine", ["seed=1"], made("seed=1"), "running"),
+        Cell("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
     ]
-    cells.Ledger(tmp_path, [], planned, []).write()
+    Ledger(tmp_path, [], planned, []).write()
     found = {row["learning_rate"]: (row["rank"], row["state"]) for row in table_of(tmp_path)}
     assert found == {
         "0.005": ("1", "completed"),
@@ -180,15 +182,15 @@ def test_options_have_the_names_that_were_typed(tmp_path):
     for flip in ("none", "flip"):
         write_option(tmp_path / flip, [f"augmentation={flip}"], augmentation=flip, model="first_version")
     write_option(tmp_path / "wide", ["augmentation=flip", "model=wide"], augmentation="flip", model="wide")
-    planned = [cells.Cell(name, words, made(*words), "failed") for name, words in (
+    planned = [Cell(name, words, made(*words), "failed") for name, words in (
         ("none", ["augmentation=none"]), ("dead", ["augmentation=slides"]))]  # fmt: skip
-    cells.Ledger(tmp_path, [], planned, []).write()
+    Ledger(tmp_path, [], planned, []).write()
     found, _ = runs.find([str(tmp_path)])
     assert {(run.settings["augmentation"], run.settings["model"]) for run in found} == {
         ("none", "head"), ("flip", "head"), ("slides", "head"),
     }  # fmt: skip
     planned[1].overrides.append("model=first_version")
-    cells.Ledger(tmp_path, [], planned, []).write()
+    Ledger(tmp_path, [], planned, []).write()
     assert [(row["augmentation"], row["model"]) for row in table_of(tmp_path)] == [
         ("none", "first_version"), ("flip", "first_version"), ("flip", "wide"), ("slides", "first_version"),
     ]  # fmt: skip
@@ -278,7 +280,7 @@ def test_main_effects(tmp_path):
 
 def test_the_studys_grid_stands_beside_the_study(tmp_path):
     words = ["sweep=hyperparameters"]
-    plan = cells.Plan.of(config.compose(words, with_hydra=True), words)
+    plan = Plan.of(config.compose(words, with_hydra=True), words)
     for i, cell in enumerate(plan.grid()):
         write_run(tmp_path / cell.folder, cell.overrides, base=cell.config, accuracy=0.5 + i / 100)
     found, _ = runs.find([str(tmp_path)])

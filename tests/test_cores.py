@@ -13,6 +13,7 @@ from cifar_research.data.datasets import Dataset, Split
 from cifar_research.models import layers
 from cifar_research.optimization import optimizers
 from cifar_research.runtime import environment
+from cifar_research.runtime.cores import usable
 from cifar_research.training import shards, steps
 
 
@@ -54,9 +55,9 @@ def test_how_many_parts(words, expected):
 @pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", None), ("auto", None), ("", None), ("-1", None)])
 def test_threads_of_the_environment_count_if_they_are_a_number(monkeypatch, given, expected):
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-    everything = shards.usable()
+    everything = usable()
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", given)
-    assert shards.usable() == (expected or everything)
+    assert usable() == (expected or everything)
 
 
 def test_a_loss_of_the_users_own_sees_the_whole_batch():

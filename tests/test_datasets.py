@@ -17,6 +17,7 @@ from PIL import Image
 
 from cifar_research import config
 from cifar_research.data import cache, cifar, datasets
+from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
 
 PER_BATCH = 20
@@ -108,7 +109,7 @@ def test_published_checksums_leave_no_note(tmp_path, monkeypatch):
 def test_found_in_the_order_that_is_promised(tmp_path, monkeypatch):
     for place in ("given", "environment", "keras/datasets", "cache/data"):
         lay_out(tmp_path / place, "cifar10", 0, archive=False)
-    root = cache.root(None)
+    root = folders.root(None)
 
     def where(data_dir=None, found_in=None):
         return cifar.locate("cifar10", data_dir, root, False, found_in and str(found_in))[1].parent

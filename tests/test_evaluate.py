@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 
-from cifar_research import config, evaluate, train
+from cifar_research import config, evaluate
 from cifar_research.config import targets
 from cifar_research.data import datasets, synthetic
 from cifar_research.display import console
@@ -27,6 +27,7 @@ from cifar_research.inference import trained
 from cifar_research.runs import metrics
 from cifar_research.runs.report import read_report, write_report
 from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=600", "data.test_images=300", "training.epochs=6", "training.batch_size=32",
@@ -47,7 +48,7 @@ def runs(tmp_path_factory, cache):
     """The folder of a sweep by hand: three runs of the same classes, two of them alike but for their seed."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
-        train.run(config.compose([*SMALL, *words]), folder / name)
+        train_run(config.compose([*SMALL, *words]), folder / name)
     return folder
 
 
@@ -254,7 +255,7 @@ def test_views_are_averaged(evaluated):
 
 
 def test_a_run_that_tests_with_views_is_evaluated_with_them(runs, tmp_path):
-    train.run(config.compose([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
+    train_run(config.compose([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
     evaluate.evaluate(tmp_path / "run", corrupted=0, views="flip")
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["test"]["accuracy"] == found["reported_accuracy"]
@@ -321,7 +322,7 @@ def test_images_that_may_have_been_trained_on_are_told(tmp_path, capsys):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place}.png")
     words = ["data=images", f"data.dir={tmp_path / 'mine'}", "backbone.filters=[4]", "model.hidden=[4]"]
     cfg = config.compose([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
-    train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+    train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "mine" / "a" / "b.svg").touch()
     told = [evaluate.evaluate(tmp_path / "run", more, corrupted=0) for more in ([], ["data.split_seed=5"])]
     assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
@@ -509,7 +510,7 @@ def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
 
 
 def test_a_temperature_is_not_fitted_on_what_is_tested(runs, tmp_path):
-    train.run(config.compose([*SMALL, "training.epochs=1", "data.validation=test"]), tmp_path / "run")
+    train_run(config.compose([*SMALL, "training.epochs=1", "data.validation=test"]), tmp_path / "run")
     evaluate.evaluate(tmp_path / "run", corrupted=0)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["temperature_images"] is None
 
@@ -529,7 +530,7 @@ def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
 def test_without_validation_there_is_no_temperature_to_fit(runs, tmp_path):
     cfg = config.compose([*SMALL, "data.val_fraction=0", "training.epochs=1"])
     assert OmegaConf.select(cfg, "data.val_fraction") == 0
-    train.run(cfg, tmp_path / "run")
+    train_run(cfg, tmp_path / "run")
     evaluate.evaluate(tmp_path / "run", corrupted=0)
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["temperature"] == 1 and found["temperature_images"] is None

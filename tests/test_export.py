@@ -13,12 +13,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import cifar_research
-from cifar_research import config, export, train
+from cifar_research import config, export
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.export import ExportError, UsageError
 from cifar_research.inference import formats
 from cifar_research.runtime.errors import DataError
+from cifar_research.training.run import run as train_run
 
 # Each prints (probabilities, metadata) of the file it is given, for the images in images.npy, knowing nothing of ours.
 READERS = {
@@ -150,7 +151,7 @@ def test_a_bfloat16_run_is_exported_in_float32(call, tmp_path):
         "data=synthetic", "data.train_images=100", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[16]",
         "training.epochs=1", "tensorboard.enabled=false", "training.precision=bfloat16",
     ]  # fmt: skip
-    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    train_run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
     code, out, err = call(tmp_path / "run", "--format", "onnx")
     assert code == 0 and "computed in bfloat16; the export computes in float32" in err and "50 test images" in out
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
@@ -312,7 +313,7 @@ def test_the_recipe_with_its_views_and_an_activation_that_is_compiled_in_trainin
         "backbone.filters=[8,8]", "backbone.activation=gelu", "training.epochs=1", "training.precision=float32",
         "tensorboard.enabled=false",
     ]  # fmt: skip
-    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    train_run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
     code, out, err = call(tmp_path / "run", "--format", kind)
     assert code == 0, err
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
@@ -329,7 +330,7 @@ def test_a_pretrained_backbone_with_its_preprocessing(call, kind, tmp_path):
         "backbone.weights=none", "training=scratch", "training.epochs=1", "data=synthetic", "data.train_images=100",
         "data.test_images=20", "tensorboard.enabled=false",
     ]  # fmt: skip
-    train.run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    train_run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
     code, out, err = call(tmp_path / "run", "--format", kind)
     assert (code, err) == (0, "")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)

@@ -7,12 +7,14 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_research import config, train
-from cifar_research.config import commandline, targets
+from cifar_research import config
+from cifar_research.config import targets
 from cifar_research.display import console
 from cifar_research.optimization import schedules
 from cifar_research.runs import checkpoint, report, reproduction, run_folder
+from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model=wide",
@@ -24,7 +26,7 @@ TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256")
 
 
 def run(folder, *words):
-    return train.run(config.compose([*SMALL, *words]), folder, console.Display(quiet=True))
+    return train_run(config.compose([*SMALL, *words]), folder, console.Display(quiet=True))
 
 
 def without_times(row):
@@ -108,7 +110,7 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(ended, tmp_
     # What it tells to type composes the run that is meant.
     _, _, line = str(raised.value).partition("from the start is ")
     program, *arguments = shlex.split(line)
-    assert program == commandline.program("train")
+    assert program == programs.program("train")
     again = config.compose(reproduction.taken(arguments)[0])
     assert not config.differences(config.compose([*all_words, *words]), again)
 

@@ -111,7 +111,7 @@ def test_damaged_features_are_made_anew_with_a_warning(run, tmp_path):
 
 def test_the_command_clears_them(run, tmp_path):
     run("first")
-    words = [sys.executable, "-m", "cifar_research.data"]
+    words = [sys.executable, "-m", "cifar_research.cache"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.count("features-") == 2 and done.stdout.count("synthetic-") == 1
     done = subprocess.run([*words, "--clear", "features"], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import pytest
 
 from cifar_research import config, sweeps
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps import plan
 
 # A wrong command line as typed, and the words that must be among its message's hints.
 WRONG = [
@@ -82,7 +82,7 @@ def refusal(words):
     try:
         if sweeps.is_sweep(words):
             rest = [word for word in words if word != "-m"]
-            cells.Plan.of(cells.base(rest), rest).grid()
+            plan.Plan.of(plan.base(rest), rest).grid()
         else:
             config.check(config.compose(words))
     except ConfigError as error:

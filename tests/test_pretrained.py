@@ -13,12 +13,13 @@ import pytest
 import tensorflow as tf
 from test_phases import MOBILENET, entered
 
-from cifar_research import augmentation, config, train
+from cifar_research import augmentation, config
 from cifar_research.config import phases, targets
 from cifar_research.models import classifier, layers
 from cifar_research.runs import checkpoint
 from cifar_research.runtime.errors import ConfigError, WeightsError
 from cifar_research.training import steps
+from cifar_research.training.run import run as train_run
 
 BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50")
 SIZE_32 = ["experiment=transfer", "backbone.image_size=32", "backbone.weights=none"]
@@ -122,7 +123,7 @@ def test_weights_of_files(tmp_path):
 def test_weights_of_a_run_whatever_its_head(tmp_path):
     small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
     words = [*MOBILENET, "backbone.weights=none", "model=wide", "model.hidden=[8]", "training=scratch", *small]
-    train.run(config.compose([*words, "tensorboard.enabled=false"]), tmp_path / "run")
+    train_run(config.compose([*words, "tensorboard.enabled=false"]), tmp_path / "run")
     task = built(f"backbone.weights={tmp_path / 'run'}")
     whole = built("backbone.weights=none", "model=wide", "model.hidden=[8]")
     whole.model.load_weights(tmp_path / "run" / "model.weights.h5")

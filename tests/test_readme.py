@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cifar_research import config, sweeps
-from cifar_research.sweeps import cells, search
+from cifar_research.sweeps import search
+from cifar_research.sweeps.plan import Plan, base
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,7 +28,7 @@ def test_command_composes(command):
     words = shlex.split(command)[1:]
     if sweeps.is_sweep(words):
         words = [word for word in words if word != "-m"]
-        plan = cells.Plan.of(cells.base(words), words)
+        plan = Plan.of(base(words), words)
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell
     else:
         config.check(config.compose(words))

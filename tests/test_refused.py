@@ -16,8 +16,12 @@ from cifar_research import config, evaluate, export, predict, report, train
 from cifar_research.runs import run_folder
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ConfigError, DataError
-from cifar_research.sweeps import cells, search
+from cifar_research.sweeps import search
 from cifar_research.sweeps.launchers import local
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.sweeps.plan import Plan, base
+from cifar_research.training import command
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=60", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
@@ -50,15 +54,15 @@ def made(tmp_path_factory):
                 pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).save(f"pets/{name}/{number}.png")
         assert train.command([*SMALL, "hydra.run.dir=run"]) == 0
-        assert train.command([*SMALL, "training.epochs=2", "hydra.run.dir=stopped"], stop) == 143
-        assert train.command([*PETS, "hydra.run.dir=pets_run"], stop) == 143
+        assert command.train([*SMALL, "training.epochs=2", "hydra.run.dir=stopped"], is_hopeless=stop) == 143
+        assert command.train([*PETS, "hydra.run.dir=pets_run"], is_hopeless=stop) == 143
         words = [*SMALL, "seed=1,2"]
         for name in ("grid", "search", "grid_damaged"):
             Path(name).mkdir()
-        cells.Ledger.open(Path("grid"), words, cells.Plan.of(cells.base(words), words).grid()).write()
+        Ledger.open(Path("grid"), words, Plan.of(base(words), words).grid()).write()
         words = [*SMALL, *SPACE, "sweep.trials=2"]
-        plan = cells.Plan.of(cells.base(words), words)
-        ledger = cells.Ledger.open(Path("search"), words, None)
+        plan = Plan.of(base(words), words)
+        ledger = Ledger.open(Path("search"), words, None)
         ledger.write()
         assert search.Search(Path("search"), search.space(plan), 2, 0, plan, ledger).next()
         ledger.write()
@@ -236,7 +240,7 @@ def test_a_function_call_that_is_refused_changes_nothing(here):
     before = content(here)
     for words, folder in ((["data.train_size=7"], "new"), (["seed=9"], "run"), (["model.hidden=[5]"], "stopped")):
         with pytest.raises(ValueError):
-            train.run(config.compose([*SMALL, *words]), folder)
+            train_run(config.compose([*SMALL, *words]), folder)
     assert content(here) == before
 
 

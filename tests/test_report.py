@@ -13,6 +13,7 @@ from PIL import Image
 from cifar_research.display import figures
 from cifar_research.runs import metrics, report
 from cifar_research.runtime.errors import ReportError, WriteError
+from cifar_research.runtime.files import atomic_write
 
 ROWS = [
     {
@@ -87,14 +88,14 @@ def test_a_damaged_report_says_what_to_do(content, tmp_path):
 
 def test_a_write_that_fails_says_how_much_it_needs_and_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "report.json"
-    report.atomic_write(path, b"before")
+    atomic_write(path, b"before")
 
     def full_disk(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(WriteError) as caught:
-        report.atomic_write(path, b"x" * 12345)
+        atomic_write(path, b"x" * 12345)
     assert str(caught.value).startswith(f"{path}: cannot be written (No space left on device)")
     assert "12,345 bytes" in str(caught.value) and caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["report.json"]
@@ -102,26 +103,26 @@ def test_a_write_that_fails_says_how_much_it_needs_and_leaves_what_was_there(tmp
 
 def test_a_write_that_is_interrupted_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "report.json"
-    report.atomic_write(path, b"before")
+    atomic_write(path, b"before")
 
     def interrupt(source, target):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        report.atomic_write(path, b"after")
+        atomic_write(path, b"after")
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["report.json"]
 
 
 def test_a_write_into_no_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="cannot be written") as caught:
-        report.atomic_write(tmp_path / "missing" / "file", b"")
+        atomic_write(tmp_path / "missing" / "file", b"")
     assert "[Errno" not in str(caught.value)
 
 
 def test_a_written_file_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "ordinary").touch()
-    report.atomic_write(tmp_path / "file", b"content")
+    atomic_write(tmp_path / "file", b"content")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cifar_research import config
 from cifar_research.runs import report, reproduction
-from cifar_research.sweeps import cells as planning
+from cifar_research.sweeps import plan as planning
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model.hidden=[4]",

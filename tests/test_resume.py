@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import checkpoint, report
+from cifar_research.runs.ledger import Cell
 from cifar_research.runtime.errors import ConfigError, DataError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps import plan
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.training.run import run as train_run
 
 # Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
 OVERRIDES = [
@@ -272,7 +275,7 @@ def pets(tmp_path):
 
 def go_on(tmp_path, words, folder, run="run"):
     cfg = config.compose([*words, f"data.dir={tmp_path / folder}"])
-    return train.run(cfg, tmp_path / run, console.Display(quiet=True))
+    return train_run(cfg, tmp_path / run, console.Display(quiet=True))
 
 
 def change(tmp_path, what):
@@ -308,12 +311,12 @@ def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, wh
     words, done = pets
     (tmp_path / "sweep").mkdir()
     (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
-    cell = cells.Cell("seed=0", [], done["config"], "completed")
-    cells.Ledger(tmp_path / "sweep", [], [cell], []).write()
+    cell = Cell("seed=0", [], done["config"], "completed")
+    Ledger(tmp_path / "sweep", [], [cell], []).write()
     change(tmp_path, what)
     words = [*words, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
-    planned = cells.Plan.of(cells.base(words), words).grid()
-    found = cells.Ledger.open(tmp_path / "sweep", [], planned)
+    planned = plan.Plan.of(plan.base(words), words).grid()
+    found = Ledger.open(tmp_path / "sweep", [], planned)
     is_same = what == "the same images"
     assert [cell.state for cell in found.cells] == ["completed" if is_same else "waiting", "waiting"]
     assert [cell.state for cell in found.others] == ([] if is_same else ["completed"])

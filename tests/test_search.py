@@ -13,18 +13,20 @@ from optuna.trial import TrialState
 from test_sweep import SMALL, finish, processes_in, wait_for
 
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import cells, search
+from cifar_research.sweeps import search
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.sweeps.plan import Plan, base
 
 SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval(0.0001,0.1))", "seed=range(1,4)"]
 
 
 def plan(*arguments):
-    return cells.Plan.of(cells.base(arguments), arguments)
+    return Plan.of(base(arguments), arguments)
 
 
 def open_search(folder, trials, *words):
     made = plan(*words)
-    ledger = cells.Ledger.open(folder, list(words), None)
+    ledger = Ledger.open(folder, list(words), None)
     return search.Search(folder, search.space(made), trials, 0, made, ledger), ledger
 
 

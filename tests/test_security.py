@@ -13,11 +13,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research.config import commandline, targets, trust
+from cifar_research.config import targets, trust
 from cifar_research.data import cifar
+from cifar_research.runs import ledger
+from cifar_research.runs.ledger import Cell
 from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps import plan, resume
 from cifar_research.sweeps.launchers import slurm
+from cifar_research.sweeps.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 # Leaves a file behind when it is imported, and when it is called.
@@ -105,7 +108,7 @@ TARGETS = [
     "os.system", "evil_lab.evil", "subprocess.Popen", "builtins.eval", "keras.saving.load_model",
     # Our own package, but not a factory.
     "cifar_research.train.command", "cifar_research.sweeps.subprocess.run", "cifar_research.data.download.fetch",
-    "cifar_research.augmentation.preview.write_preview", "cifar_research.models.backbones.pretrained.os.system",
+    "cifar_research.preview.write_preview", "cifar_research.models.backbones.pretrained.os.system",
     "cifar_research.models.classifier.Callable", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
 ]  # fmt: skip
 
@@ -174,7 +177,7 @@ def test_a_sweeps_file_cannot_allow_code_or_set_hydra(stranger):
         text = f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {{'{key}': '[evil_lab]', seed: '1,2'}}}}}}\n"
         words = [write(stranger, "sweep/theirs.yaml", text), "sweep=theirs"]
         with pytest.raises(ConfigError, match=rf"hydra.sweeper.params: {key.replace('+', '.')}"):
-            cells.Plan.of(cells.base(words), words)
+            plan.Plan.of(plan.base(words), words)
 
 
 def test_the_launchers_node_is_checked(stranger):
@@ -191,15 +194,15 @@ def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
     (run_dir / ".hydra" / "overrides.yaml").write_text(json.dumps(words))
     searchpath = ["hydra.searchpath=[pkg://evil_lab]", "hydra.searchpath=[file://x]"]
     (run_dir / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"overrides": {"hydra": searchpath}}}))
-    assert commandline.expand([f"resume={run_dir}"])[:-1] == ["seed=1", "hydra.searchpath=[file://x]"]
-    assert commandline.expand(["allow_targets=[mine]", f"resume={run_dir}"])[-2] == "allow_targets=[mine]"
+    assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=1", "hydra.searchpath=[file://x]"]
+    assert resume.expand(["allow_targets=[mine]", f"resume={run_dir}"])[-2] == "allow_targets=[mine]"
 
     made = OmegaConf.to_container(config.compose([]), resolve=True)
-    cell = cells.Cell("a", ["seed=1", "allow_targets=[evil_lab]"], made)
-    cells.Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [cell], []).write()
-    arguments, (found,) = cells.read(stranger)
-    assert found.overrides == ["seed=1"] and commandline.expand([f"resume={stranger}"])[0] == "seed=1,2"
-    assert not any("evil_lab" in word for word in commandline.expand([f"resume={stranger}"]))
+    cell = Cell("a", ["seed=1", "allow_targets=[evil_lab]"], made)
+    Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [cell], []).write()
+    arguments, (found,) = ledger.read(stranger)
+    assert found.overrides == ["seed=1"] and resume.expand([f"resume={stranger}"])[0] == "seed=1,2"
+    assert not any("evil_lab" in word for word in resume.expand([f"resume={stranger}"]))
 
 
 def test_a_node_of_a_report_is_not_believed(stranger):

@@ -13,8 +13,10 @@ import pytest
 
 from cifar_research import sweeps
 from cifar_research.runs import run_folder
+from cifar_research.runs.ledger import read
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.sweeps.plan import Plan, base
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[8]",
@@ -51,7 +53,7 @@ def own_schedule(folder, source, settings=""):
 
 
 def ledger(folder):
-    return {cell.folder: cell for cell in cells.read(folder / "sweep")[1]}
+    return {cell.folder: cell for cell in read(folder / "sweep")[1]}
 
 
 def states(folder):
@@ -79,7 +81,7 @@ def processes_in(folder):
 
 
 def plan(*arguments):
-    return cells.Plan.of(cells.base(arguments), arguments).grid()
+    return Plan.of(base(arguments), arguments).grid()
 
 
 def test_the_command_line_replaces_what_a_sweeps_file_varies_whatever_its_pluses():
@@ -183,7 +185,7 @@ def test_folders_of_images_are_a_cell_each(tmp_path):
 
 def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     (tmp_path / "grid").mkdir()
-    cells.Ledger.open(tmp_path / "grid", [], plan("seed=1,2")).write()
+    Ledger.open(tmp_path / "grid", [], plan("seed=1,2")).write()
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     with pytest.raises(ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
         run_folder.only_process_in(tmp_path / "grid").__enter__()
@@ -388,7 +390,7 @@ def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch)
     found = [cell.config["data"] for cell in plan(*words)]
     assert [one["classes"] for one in found] == [["true", "null"], ["001", "1e3"]]
     assert {one["dir"] for one in found} == {f"{tmp_path}/pets"}
-    cfg = cells.base(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"])
+    cfg = base(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"])
     assert cfg.hydra.sweep.dir == "s/seed=1,2"
 
 

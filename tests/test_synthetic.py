@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.data import synthetic
 from cifar_research.display import console
+from cifar_research.training.run import run as train_run
 
 
 def test_drawn_from_the_seed_alone_and_splits_differ():
@@ -20,7 +21,7 @@ def test_drawn_from_the_seed_alone_and_splits_differ():
 def test_the_studys_cnn_learns_it_and_a_linear_classifier_does_not(tmp_path):
     def accuracy(*overrides):
         cfg = config.compose(["experiment=quickstart", *overrides])
-        return train.run(cfg, tmp_path / str(len(overrides)), console.Display(quiet=True))["test"]["accuracy"]
+        return train_run(cfg, tmp_path / str(len(overrides)), console.Display(quiet=True))["test"]["accuracy"]
 
     assert accuracy() > 0.9
     # The linear model is the output layer on the pixels: no convolution before it.

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.display import console, header
 from cifar_research.runs import report
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=300", "data.test_images=100", "backbone.filters=[8]", "model.hidden=[16]",
@@ -25,7 +26,7 @@ SMALL = [
 
 def run(folder, *overrides):
     cfg = config.compose([*SMALL, *overrides])
-    return train.run(cfg, folder, console.Display(quiet=True))
+    return train_run(cfg, folder, console.Display(quiet=True))
 
 
 def command(*arguments, program=("-m", "cifar_research.train"), **changes):
@@ -99,7 +100,7 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
     def said(technique):
         words = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
         cfg = config.compose([*words, "optimizer.learning_rate=0.002"])
-        train.run(cfg, tmp_path / technique)
+        train_run(cfg, tmp_path / technique)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
 
@@ -113,7 +114,7 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
     ):
         cfg = config.compose([*SMALL, *words])
         data = datasets.load(cfg.data)
-        told = header.rows(cfg, setup.build(cfg, data), data, environment, tmp_path, 0)
+        told = header.rows(cfg, setup.build(cfg, data).model.count_params(), data, environment, tmp_path, 0)
         assert part in " ".join(told.values())
     assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in said("combined")
     rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 import cifar_research
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.inference import trained
 from cifar_research.runs.report import read_report, write_report
 from cifar_research.runtime.errors import ImageError, RunError
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[16]",
@@ -64,7 +65,7 @@ def test_import_of_the_package_leaves_tensorflow_out():
 def test_scores_as_the_report_says(classifier, tmp_path, precision):
     if precision != "float32":
         cfg = config.compose([*SMALL, f"training.precision={precision}"])
-        train.run(cfg, tmp_path / "run", console.Display(quiet=True))
+        train_run(cfg, tmp_path / "run", console.Display(quiet=True))
         classifier = cifar_research.load(tmp_path / "run")
         assert classifier.model.layers[1].compute_dtype == precision
     images, labels = images_of_test(classifier)
@@ -177,7 +178,7 @@ def test_what_is_no_finished_run_is_refused(copy, spoil, told):
 
 def test_weights_of_another_model_are_refused(copy, tmp_path):
     words = [*SMALL, "backbone.filters=[16,8]", "backbone.batch_norm=true", "model=wide", "model.hidden=[32]"]
-    train.run(config.compose(words), tmp_path / "other", console.Display(quiet=True))
+    train_run(config.compose(words), tmp_path / "other", console.Display(quiet=True))
     shutil.copy(tmp_path / "other" / "model.weights.h5", copy)
     with pytest.raises(RunError, match="cannot be loaded into the model"):
         cifar_research.load(copy)

@@ -8,7 +8,7 @@ The factories (`horizontal_flip`, `mixup` ...) are what conf/augmentation names:
 once and import no TensorFlow. What they draw goes to plain functions (`flip`, `blend` ...) that draw nothing.
 A new transform is one more factory, here or in a module of one's own, and one YAML file that names it.
 
-    python -m cifar_research.augmentation augmentation=slides data=synthetic --out slides.png
+    python -m cifar_research.preview augmentation=slides data=synthetic --out slides.png
 """
 
 from __future__ import annotations

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -27,47 +23,3 @@ def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarr
     return np.rint(np.clip(pairs.reshape(-1, columns * width, channels), 0, 1) * 255).astype(np.uint8)
 
 
-def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:
-    """Write a PNG of training images before and after the augmentation that these overrides compose."""
-    from PIL import Image
-
-    from cifar_research import config
-    from cifar_research.data import datasets
-    from cifar_research.runtime import environment
-
-    cfg = config.compose(overrides)
-    config.check(cfg)
-    train = datasets.load(cfg.data).train
-    environment.prepare(cfg.training, cfg.seed)
-    import tensorflow as tf
-
-    from cifar_research.augmentation import compose
-
-    rows = train.indices[:num_images]
-    before = train.images[rows].astype(np.float32) / 255
-    targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
-    transform = compose(config.transforms(cfg))
-    after, _ = transform(tf.constant(before), targets, tf.constant([cfg.seed, 0]))
-    picture = Image.fromarray(grid(before, after.numpy()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Three times larger, or images of 32 x 32 are too small to judge.
-    picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST).save(path, format="PNG")
-
-
-def main() -> None:
-    """Write the preview that the command line asks for."""
-    from cifar_research.display import console
-
-    parser = argparse.ArgumentParser(
-        prog="python -m cifar_research.augmentation",
-        description="Write a PNG of training images, and below each row of them the same images augmented.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for training: augmentation=slides")
-    parser.add_argument("--out", type=Path, default=Path("outputs", "augmentation.png"), help="default: %(default)s")
-    arguments = parser.parse_intermixed_args()
-    try:
-        write_preview(arguments.overrides, arguments.out)
-    except (ValueError, OSError) as error:
-        console.error(str(error))
-        sys.exit(2 if isinstance(error, ValueError) else 1)
-    print(arguments.out)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cifar_research.config.schema import VIEWS
+
 Network = Callable[[Any, bool], Any]
-VIEWS = ("none", "flip", "flip_shift")
 
 
 def averaged(network: Network, kind: str) -> Network:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_research.comparison.runs import Run, varied
+from cifar_research.runtime.files import atomic_write
 
 FILE = "events.out.tfevents.0.hparams"
 OUTCOMES = ("val/accuracy", "test/accuracy", "val/loss")
@@ -23,7 +24,6 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    from cifar_research.runs import report
 
     values: dict[str, list] = {}
     for run in runs:
@@ -52,7 +52,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     records = RecordWriter(content)
     for event in (Event(file_version="brain.Event:2"), Event(summary=summary)):
         records.write(event.SerializeToString())
-    report.atomic_write(folder / FILE, content.getvalue())
+    atomic_write(folder / FILE, content.getvalue())
 
 
 def _type(values: Sequence[object]) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research import config
-from cifar_research.runs import report
+from cifar_research.runs import ledger, report
+from cifar_research.runs.ledger import LEDGER, Cell
 from cifar_research.runtime.errors import ReportError
-from cifar_research.sweeps import cells
 
 # Where a run keeps its own things; there is no other run in them.
 _OWN = {"checkpoints", "tensorboard", "figures", ".hydra"}
@@ -94,9 +94,9 @@ def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: list[str]) -> None:
-    if cells.LEDGER in files:
+    if LEDGER in files:
         try:
-            for cell in cells.read(folder)[1]:
+            for cell in ledger.read(folder)[1]:
                 if cell.is_planned:  # in the grid's order, before the walk meets them
                     run = _run(folder / cell.folder, cell, warnings)
                     runs.setdefault((folder / cell.folder).resolve(), run)
@@ -106,7 +106,7 @@ def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: l
         runs[folder.resolve()] = run
 
 
-def _run(folder: Path, cell: cells.Cell | None, warnings: list[str]) -> Run | None:
+def _run(folder: Path, cell: Cell | None, warnings: list[str]) -> Run | None:
     found = None
     try:
         found = report.read_report(folder / "report.json")

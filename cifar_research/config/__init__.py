@@ -16,11 +16,11 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research.augmentation.views import VIEWS
 from cifar_research.config import composition, messages, phases, targets, trust
 from cifar_research.config.composition import HYDRA_ERRORS as HYDRA_ERRORS
 from cifar_research.config.composition import config_dir as config_dir
 from cifar_research.config.schema import (
+    VIEWS,
     CifarConfig,
     Config,
     EvaluationConfig,

@@ -49,6 +49,15 @@ def plan(cfg: Any) -> list[Phase]:
     ]
 
 
+def num_views(cfg: Any) -> int:
+    """Return how many views of each image are kept while the backbone is frozen, 0 if they are computed every time."""
+    has_augmentation = any(node is not None for node in cfg.augmentation.values())
+    if cfg.features.views is None:
+        return 0 if has_augmentation else 1
+    # Without augmentation all views would be the same.
+    return cfg.features.views if has_augmentation else min(cfg.features.views, 1)
+
+
 def schedule_span(plan: Sequence[Phase], number: int) -> range:
     """Return the numbers of the phases that share one schedule with the phase of this number."""
     first, last = number, number + 1

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+VIEWS = ("none", "flip", "flip_shift")  # of test-time augmentation
+
 
 @dataclass
 class DataConfig:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cifar_research.config import targets
-from cifar_research.runtime import locks, sealed
+from cifar_research.runtime import files, folders, locks
 from cifar_research.runtime.errors import DataError
 
 _VERSION = 2  # of the folder's form: of another form, another folder
@@ -50,33 +50,9 @@ class Source:
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
 
 
-def root(cache_dir: str | None) -> Path:
-    """Return the folder of all caches: `cache_dir`, else $CIFAR_CACHE_DIR, else the user's cache folder."""
-    for key, chosen in {"data.cache_dir": cache_dir, "CIFAR_CACHE_DIR": os.environ.get("CIFAR_CACHE_DIR")}.items():
-        if chosen:
-            return expanded(chosen, key)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_research"
-    except RuntimeError as error:
-        raise DataError(
-            "CIFAR_CACHE_DIR: is not set, and this user has no home directory to keep the cache in; set it, or "
-            "data.cache_dir, to a folder that can be written"
-        ) from error
-
-
-def expanded(path: str | Path, key: str) -> Path:
-    """Return a path with its ~ or ~user filled in; DataError, naming `key`, if that user has no home directory."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError(
-            f"{key}: {path} begins with a home directory that does not exist; write the whole path"
-        ) from error
-
-
 def existing_folder(path: str | Path, key: str) -> Path:
     """Return the path of a folder with its ~ filled in; DataError, naming `key`, if it is none or does not exist."""
-    folder, hint = expanded(path, key).absolute(), ""
+    folder, hint = folders.expanded(path, key).absolute(), ""
     try:
         if stat.S_ISDIR(folder.stat().st_mode):
             return folder
@@ -161,7 +137,7 @@ def _make(target: Path, names: Sequence[str], make: Callable[[Path], dict[str, A
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-        (temporary / "meta.json").write_bytes(sealed.dumps({**meta, "files": files}))
+        (temporary / "meta.json").write_bytes(files.dumps({**meta, "files": files}))
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)  # damaged, or _read had returned it
@@ -176,7 +152,7 @@ def _read(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Return the cache, None if there is none or it is damaged."""
     try:
-        meta = sealed.loads((target / "meta.json").read_bytes())
+        meta = files.loads((target / "meta.json").read_bytes())
         arrays = {}
         for name in names:
             path, facts = target / f"{name}.npy", meta["files"][name]

@@ -15,6 +15,7 @@ from cifar_research.config.schema import DataConfig
 from cifar_research.config.targets import nearest
 from cifar_research.data import cache, cifar, image_files, image_folders, synthetic
 from cifar_research.data.cache import Source
+from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
 
 __all__ = ["Dataset", "Split", "load"]
@@ -150,7 +151,7 @@ def _only(split: Split, chosen: Sequence[int]) -> Split:
 
 
 def _source(data: Any, found_in: str | None) -> Source:
-    root = cache.root(data.cache_dir)
+    root = folders.root(data.cache_dir)
     match data.name:
         case "cifar10" | "cifar100":
             return cifar.load(data.name, data.dir, root, data.download, found_in)

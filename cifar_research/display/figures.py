@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cifar_research.runs.report import atomic_write
+from cifar_research.runtime.files import atomic_write
 
 _TRAIN, _VAL = "#4477aa", "#cc6677"
 

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
     from cifar_research.data.datasets import Dataset
     from cifar_research.runtime.environment import Environment
-    from cifar_research.training.steps import Task
 
 _CLASSES_LENGTH = 40  # of the names of classes
 
 
 def rows(
-    cfg: DictConfig, task: Task, data: Dataset, environment: Environment, run_dir: Path, trainable: int
+    cfg: DictConfig, parameters: int, data: Dataset, environment: Environment, run_dir: Path, trainable: int
 ) -> dict[str, str]:
     """Return what is said of a run before it begins, by heading; trainable: the most weights that a phase trains."""
     training = cfg.training
@@ -34,7 +33,7 @@ def rows(
         "Images": _images_text(data),
         **({"Note": data.note} if data.note else {}),
         "Model": f"{_plugin(cfg.backbone)} (weights: {_weights_text(cfg.backbone)}) + {_plugin(cfg.model)}",
-        "Parameters": f"{task.model.count_params():,}, of which {trainable:,} trainable",
+        "Parameters": f"{parameters:,}, of which {trainable:,} trainable",
         "Augmentation": ", ".join(config.transforms(cfg)) or "none",
         **_views_row(cfg),
         "Loss": _plugin(cfg.loss),
@@ -67,9 +66,7 @@ def _unit(cfg: DictConfig, phase: phases.Phase) -> str:
     """Return what a phase trains on per second: images, or features that were computed before."""
     if not phase.is_backbone_frozen:
         return "images/s"
-    from cifar_research.training import features  # which imports TensorFlow
-
-    return "features/s" if features.num_views(cfg) else "images/s"
+    return "features/s" if phases.num_views(cfg) else "images/s"
 
 
 def _images_text(data: Dataset) -> str:
@@ -120,9 +117,7 @@ def _views_row(cfg: DictConfig) -> dict[str, str]:
         return {}
     if not any(phase.is_backbone_frozen for phase in phases.plan(cfg)):
         return {"Features": "features.views is not used: no phase has a frozen backbone"}
-    from cifar_research.training import features  # which imports TensorFlow
-
-    kept = features.num_views(cfg)
+    kept = phases.num_views(cfg)
     said = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"
     is_less = kept < cfg.features.views
     return {"Features": said + (", since without augmentation all would be alike" if is_less else "")}

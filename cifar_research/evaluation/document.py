@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cifar_research.comparison.tables import Table, as_markdown
 from cifar_research.display import webpage
-from cifar_research.runs.report import atomic_write
+from cifar_research.runtime.files import atomic_write
 
 _STYLE = "img { max-width: 100%; height: auto; display: block; margin: 1rem 0 }"
 

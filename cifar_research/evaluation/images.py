@@ -12,8 +12,9 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research.data import cache, datasets
+from cifar_research.data import datasets
 from cifar_research.data.datasets import Dataset
+from cifar_research.runtime import folders
 from cifar_research.runtime.errors import ConfigError, DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -104,7 +105,7 @@ def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tupl
         )
     arrays = []
     for name in ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"):
-        path = cache.expanded(folder, "--cifar10-1") / name
+        path = folders.expanded(folder, "--cifar10-1") / name
         try:
             arrays.append(np.load(path, allow_pickle=False))
         except FileNotFoundError:

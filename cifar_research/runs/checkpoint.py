@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.runs.report import atomic_write
 from cifar_research.runtime.errors import CheckpointError
+from cifar_research.runtime.files import atomic_write
 
 MAGIC = b"cifar_research checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research import config
-from cifar_research.config import commandline, phases, targets
+from cifar_research.config import phases, targets
 from cifar_research.optimization import schedules
-from cifar_research.runtime import environment
+from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError
 
 _EPOCHS = re.compile(r"training\.(phases\.\w+\.)?epochs")
@@ -41,7 +41,7 @@ def check(
         allowed = ended["config"].get("allow_targets")
         words = [f"allow_targets=[{','.join(allowed)}]"] if allowed else []
         words += [f"{key}={new}" for key, (_, new) in changed.items()]
-        command = [commandline.program("train"), "--from-run", shlex.quote(str(run_dir)), *map(shlex.quote, words)]
+        command = [programs.program("train"), "--from-run", shlex.quote(str(run_dir)), *map(shlex.quote, words)]
         advice = f"a run of so many epochs from the start is {' '.join(command)}"
     raise ConfigError(f"{told}\nThe run in {run_dir} cannot go on to that: {reason}; {advice}")
 

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research import config
 from cifar_research.config import messages
-from cifar_research.runs import report
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.runtime.files import atomic_write
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
             files = {"config": self.cfg, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
             for name, content in files.items():
-                report.atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
+                atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
         self._callbacks = Callbacks(self.whole)
         self._callbacks.on_run_start(config=self.whole, config_name="config")
         self._callbacks.on_job_start(config=self.whole, task_function=None)

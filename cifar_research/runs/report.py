@@ -13,25 +13,18 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
-from cifar_research.config import config_hash
-from cifar_research.runtime import sealed
-from cifar_research.runtime.errors import ReportError, WriteError
+from cifar_research.runtime import files
+from cifar_research.runtime.errors import ReportError
+from cifar_research.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     import keras
-    from omegaconf import DictConfig
 
-    from cifar_research.data.datasets import Dataset
-    from cifar_research.runtime.environment import Environment
-    from cifar_research.training import loop, steps
 
 HISTORY_COLUMNS = (
     "epoch", "step", "phase", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds",
@@ -39,41 +32,6 @@ HISTORY_COLUMNS = (
 )  # fmt: skip
 _INTEGERS = ("epoch", "step")
 _PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorboard", "cifar_research")
-
-
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is there whole or not at all, even if the machine goes down meanwhile.
-
-    A text is written in UTF-8, whatever the locale, with `?` for the bytes of a file's name that are no text.
-    WriteError, with the path and the bytes needed, if it cannot be written; what was there then stays.
-    """
-    temporary = None
-    if isinstance(content, str):
-        content = content.encode(errors="replace")
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's files are the owner's alone; a result is as readable as any file the user makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive, too
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise WriteError(
-            error.errno,
-            f"{path}: cannot be written ({error.strerror}); it needs {len(content):,} bytes in a writable folder",
-        ) from error
-    finally:  # after an interrupt, too; after the rename there is nothing left
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def as_text(value: object) -> str:
@@ -120,73 +78,6 @@ def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
         ) from error
 
 
-def gather(
-    cfg: DictConfig,
-    task: steps.Task,
-    data: Dataset,
-    environment: Environment,
-    record: loop.Record,
-    outcome: loop.Outcome,
-    test: loop.Scores | None,
-    seconds: dict[str, float | None],
-    trained: Mapping[str, int],
-) -> dict[str, Any]:
-    """Return what report.json holds. `train` and `val` are those of the best epoch, `train` as measured in training.
-
-    trained: how many parameters each phase trains. weights_sha256: of the weights that were tested, None of none.
-    """
-    import tensorflow as tf
-
-    from cifar_research.models import classifier
-
-    best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
-    has_val = best is not None and best["val_loss"] is not None
-    return {
-        "status": outcome.status,
-        "signal": outcome.signal,
-        "config_hash": config_hash(cfg),
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "seed": cfg.seed,
-        "data": {
-            "name": data.name,
-            "classes": list(data.classes),
-            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-            "fingerprint": data.fingerprint,
-            "found_in": data.found_in,
-            "note": data.note,
-            "left_out": dict(data.left_out),
-            # What data.standardize takes out by channel, so that a model can be used without its data.
-            "standardization": None
-            if task.mean is None
-            else {"mean": task.mean.tolist(), "deviation": task.deviation.tolist()},
-        },
-        "parameters": {
-            "total": task.model.count_params(),
-            "trainable": max(trained.values()),
-            "trainable_by_phase": dict(trained),
-        },
-        "forward_flops": None if outcome.status == "stopped" else classifier.forward_flops(task.model),  # takes a moment
-        "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
-        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
-        "test": test and {"loss": test.loss, "accuracy": test.accuracy},
-        "weights_sha256": test and weights_sha256(task.model),
-        "best_epoch": record.best and record.best["epoch"],
-        "epochs": record.epoch,
-        "steps": record.step,
-        "images_per_second": steady_images_per_second(record.history),
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "versions": versions(),
-        "hardware": hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")])
-        | {
-            "device": environment.device,
-            "deterministic": environment.deterministic,
-            "memory_growth": environment.memory_growth,
-        },
-        "git": git(Path(__file__).parent),
-    }
-
-
 def steady_images_per_second(history: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the median over the epochs, None before the first."""
     speeds = [row["images_per_second"] for row in history if row["images_per_second"]]
@@ -195,7 +86,7 @@ def steady_images_per_second(history: Sequence[Mapping[str, Any]]) -> float | No
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write report.json; a number that is not finite becomes null, since JSON has none."""
-    atomic_write(path, sealed.dumps(_finite(report)))
+    atomic_write(path, files.dumps(_finite(report)))
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
@@ -204,7 +95,7 @@ def read_report(path: Path) -> dict[str, Any] | None:
         content = path.read_bytes()
         # One of before there were checksums has neither key; no single bit takes both away.
         is_sealed = b'"checksum": ' in content or b'"weights_sha256": ' in content
-        report = sealed.loads(content) if is_sealed else json.loads(content)
+        report = files.loads(content) if is_sealed else json.loads(content)
         if not isinstance(report, dict) or report.get("status") not in ("completed", "diverged", "pruned", "stopped"):
             raise ValueError("it has no status")
         if not isinstance(report.get("config"), dict) or not isinstance(report["config"].get("augmentation"), dict):

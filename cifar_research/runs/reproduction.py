@@ -157,9 +157,7 @@ def _chosen(rest: Sequence[str]) -> set[str]:
         words = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
         keys |= set(config.compose(words, with_hydra=True).hydra.sweeper.get("params") or {})
     if "experiment" in keys and "experiment=null" not in rest:
-        raise ConfigError(
-            "--from-run: experiment= would replace all that is to be repeated; leave one of them out"
-        )
+        raise ConfigError("--from-run: experiment= would replace all that is to be repeated; leave one of them out")
     return keys
 
 

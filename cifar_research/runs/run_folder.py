@@ -13,9 +13,9 @@ from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.runs import extension, report
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
+from cifar_research.runs.ledger import LEDGER
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError, ReportError
-from cifar_research.sweeps.cells import LEDGER
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
     leaves no folder where there was none.
     """
     if (run_dir / LEDGER).exists():
-        raise ConfigError(
-            f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another"
-        )
+        raise ConfigError(f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another")
     if not is_chief:
         yield lambda: None
         return

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_research.data import cache
+from cifar_research.runtime import folders
+from cifar_research.runtime.cores import usable
 from cifar_research.runtime.errors import ConfigError, DataError
-from cifar_research.training import shards
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -158,7 +158,7 @@ def provide_home() -> None:
     if os.access(home, os.W_OK):
         return
     try:
-        folder = cache.root(None)
+        folder = folders.root(None)
         folder.mkdir(parents=True, exist_ok=True)
     except (DataError, OSError):  # one by data.cache_dir, perhaps
         folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
@@ -230,7 +230,7 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     keras.config.set_dtype_policy(POLICIES[training.precision])
     keras.utils.set_random_seed(seed)
     strategy = _strategy(training.strategy)
-    threads = training.threads or shards.usable()
+    threads = training.threads or usable()
     device = (
         gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     )
@@ -253,7 +253,7 @@ def _set_threads(threads: int | None, parts: int) -> None:
     global _threads_set
     setting = tf.config.threading
     is_now = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
-    wanted = (threads or 0,) * 2 if parts == 1 else (1, threads or shards.usable())
+    wanted = (threads or 0,) * 2 if parts == 1 else (1, threads or usable())
     is_callers_own = parts == 1 and threads is None and is_now != _threads_set
     if wanted == is_now or is_callers_own:
         return

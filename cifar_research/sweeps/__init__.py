@@ -22,17 +22,21 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research.config import commandline, composition, targets, trust
+from cifar_research.config import composition, targets, trust
+from cifar_research.config.composition import quoted
 from cifar_research.data import datasets
 from cifar_research.display import console
-from cifar_research.runs import report
-from cifar_research.runtime import locks
+from cifar_research.runs import ledger, report
+from cifar_research.runs.ledger import LEDGER, Cell
+from cifar_research.runtime import locks, programs
 from cifar_research.runtime.environment import stop_signals
 from cifar_research.runtime.errors import ConfigError, ReportError
-from cifar_research.sweeps import cells as planning
-from cifar_research.sweeps.cells import Cell, Ledger, Plan
+from cifar_research.runtime.files import atomic_write
+from cifar_research.sweeps import plan as planning
 from cifar_research.sweeps.launchers import worker
+from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.live import Live
+from cifar_research.sweeps.plan import Plan
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -160,7 +164,7 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
     from cifar_research.comparison import hparams  # which reads a sweep's cells
 
     there = set(ledger.folder.iterdir())
-    before = {path: path.read_bytes() for path in there if path.name in (planning.LEDGER, hparams.FILE)}
+    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE)}
     keep()
     try:
         yield
@@ -168,7 +172,7 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
         if not any(cell.is_complete for cell in ledger.cells):
             keep(False)
             for path, content in before.items():
-                report.atomic_write(path, content)
+                atomic_write(path, content)
             for path in set(ledger.folder.iterdir()) - there:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
@@ -224,7 +228,7 @@ def _run_cells(
             ledger.update(cell, "running")
             running[cell.folder] = cell
             run_dir = ledger.folder / cell.folder
-            place = f"hydra.run.dir={commandline.quoted(str(run_dir))}"
+            place = f"hydra.run.dir={quoted(str(run_dir))}"
             # A preset of the cell's own may choose another launcher, which has this cell already.
             arguments = [*cell.overrides, *ledger.context, "hydra/launcher=local", place, *flags]
             launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
@@ -296,8 +300,8 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
     # What is not taken from the folder, see trust, is to be said again.
     kept = trust.of_a_file(ledger.arguments)
     allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
-    again = [] if is_done else [f"{commandline.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
-    return [*again, f"{commandline.program('report')} {shlex.quote(str(folder))}"]
+    again = [] if is_done else [f"{programs.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
+    return [*again, f"{programs.program('report')} {shlex.quote(str(folder))}"]
 
 
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:
@@ -305,7 +309,7 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
     if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
         raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
-    if (found := planning.read(folder)) and found[1] and was_search != is_search:
+    if (found := ledger.read(folder)) and found[1] and was_search != is_search:
         kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
         raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from cifar_research.config import phases
 from cifar_research.runs import report
+from cifar_research.runs.ledger import COMPLETE, STATES, Cell
 from cifar_research.runtime.errors import ReportError
-from cifar_research.sweeps.cells import COMPLETE, STATES, Cell
 from cifar_research.sweeps.launchers import Launcher
 from cifar_research.sweeps.launchers.worker import LOG
 

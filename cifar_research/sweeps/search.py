@@ -24,8 +24,10 @@ from cifar_research import config
 from cifar_research.config import targets
 from cifar_research.display import console
 from cifar_research.runs import report
+from cifar_research.runs.ledger import Cell
 from cifar_research.runtime.errors import ConfigError, ReportError
-from cifar_research.sweeps.cells import Cell, Ledger, Plan
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.sweeps.plan import Plan
 
 optuna.logging.set_verbosity(logging.WARNING)
 STUDY = "study.db"

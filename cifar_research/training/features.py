@@ -19,20 +19,12 @@ import tensorflow as tf
 from cifar_research.data import cache
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.models import classifier
+from cifar_research.runtime import folders
 from cifar_research.training.steps import Task, View, prepare, standardize
 
 NAME = "features"
 VERSION = 3  # of what is computed below; a change of it makes all that is kept anew
 _BATCH = 256
-
-
-def num_views(cfg: Any) -> int:
-    """Return how many views of each image are kept while the backbone is frozen, 0 if they are computed every time."""
-    has_augmentation = any(node is not None for node in cfg.augmentation.values())
-    if cfg.features.views is None:
-        return 0 if has_augmentation else 1
-    # Without augmentation all views would be the same.
-    return cfg.features.views if has_augmentation else min(cfg.features.views, 1)
 
 
 def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], None]) -> tuple[Dataset, View]:
@@ -97,7 +89,7 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
                 np.save(folder / "targets.npy", targets, allow_pickle=False)
             return {"identity": identity}
 
-        arrays, _ = cache.kept(cache.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
+        arrays, _ = cache.kept(folders.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
         labels = arrays["targets"] if augments else split.labels[split.indices]
         return Split(arrays["features"], labels, np.arange(len(split)), views)
 

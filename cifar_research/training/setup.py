@@ -129,7 +129,7 @@ def enter(
         return head(backbone(images, training=training and not is_inference), training=training)
 
     phase_data, view = data, steps.images_view(task, network, image_size=phase.image_size)
-    views = features.num_views(cfg) if phase.is_backbone_frozen else 0
+    views = phases.num_views(cfg) if phase.is_backbone_frozen else 0
     if views:
         phase_data, view = features.keep(cfg, task, data, views, tell)
     steps_an_epoch, schedule = steps_per_epoch(cfg, data), targets.instantiate(cfg.schedule)

@@ -7,9 +7,10 @@ of an image must not depend on the rest of the batch, so that networks that norm
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from cifar_research.runtime.cores import usable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 _MOST_CORES = 4  # beyond which it was not measured
 _MOST_IMAGES = 128  # of a part in training: larger ones, whose maps fall out of the core's own cache, are slower
 _MOST_PARTS = 4  # a core: each is a copy of the network in the graph, and makes the first step take longer
-
-
-def usable() -> int:
-    """Return how many cores this process may use, which a launcher may have made fewer than there are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) > 0 else cores
 
 
 def parts(cfg: DictConfig, data: Dataset) -> int:

@@ -21,7 +21,7 @@ from benchmark import HERE, ROOT, hardware, torch_python, versions
 from scipy import stats
 
 from cifar_research import config
-from cifar_research.config.commandline import quoted
+from cifar_research.config.composition import quoted
 from cifar_research.display import console
 from cifar_research.runtime.errors import ConfigError
 

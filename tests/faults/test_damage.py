@@ -8,11 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.data import cache, datasets
 from cifar_research.display import console
 from cifar_research.runs import checkpoint, report
 from cifar_research.runtime.errors import CheckpointError, ReportError
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
@@ -33,7 +34,7 @@ def damages(content, flips=100):
 
 
 def run(folder):
-    return train.run(config.compose(SMALL), folder, console.Display(quiet=True))
+    return train_run(config.compose(SMALL), folder, console.Display(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.runs import checkpoint
 from cifar_research.runtime.errors import DataError, WriteError
+from cifar_research.training.run import save_weights
 
 is_root = hasattr(os, "geteuid") and os.geteuid() == 0
 needs_root = pytest.mark.skipif(
@@ -143,10 +144,9 @@ def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
 def test_weights_that_find_no_room_are_told_with_their_size(small_disk):
     import keras
 
-    from cifar_research import train
 
     model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])
     (small_disk / "model.weights.h5").write_bytes(b"before")
     with pytest.raises(WriteError, match=r"model\.weights\.h5: cannot be written.*needs 4,004,000 bytes"):
-        train.save_weights(model, small_disk / "model.weights.h5")
+        save_weights(model, small_disk / "model.weights.h5")
     assert (small_disk / "model.weights.h5").read_bytes() == b"before" and len(list(small_disk.iterdir())) == 1

@@ -2,9 +2,10 @@
 
 import pytest
 
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.display import console
 from cifar_research.runs import checkpoint, report
+from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
@@ -30,7 +31,7 @@ def test_a_nan_in_the_weights_ends_the_run_and_leaves_the_best_ones(tmp_path, mo
     cfg = config.compose([*SMALL, *more, f"+schedule.step={step}"])
     folder = tmp_path / "run"
     kept = []
-    found = train.run(cfg, folder, console.Display(quiet=True), lambda row: kept.append(_best(folder)))
+    found = train_run(cfg, folder, console.Display(quiet=True), lambda row: kept.append(_best(folder)))
     assert found["status"] == "diverged" and found["test"] is None and found["weights_sha256"] is None
     # The update of this step makes the weights nan, the loss of the next one shows it.
     assert step < found["steps"] <= step + 1 + max(interval, steps_per_call)

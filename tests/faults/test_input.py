@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cifar_research import config
-from cifar_research.config import commandline
 from cifar_research.data import cache, cifar, images
-from cifar_research.runs import checkpoint, report
-from cifar_research.runtime import sealed
+from cifar_research.runs import checkpoint, ledger, report
+from cifar_research.runs.ledger import LEDGER
+from cifar_research.runtime import files
 from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError, ImageError, ReportError
-from cifar_research.sweeps import cells
+from cifar_research.sweeps import resume
 
 SECONDS = 3  # for one mistake
 OURS = (ConfigError, DataError, ImageError, CheckpointError, ReportError)
@@ -159,7 +159,7 @@ def read_cache(path):
     content = path.read_bytes()
     (folder / "a.npy").write_bytes(content)
     facts = {"files": {"a": {"bytes": len(content), "crc32": cache._crc32(path)}}}
-    (folder / "meta.json").write_bytes(sealed.dumps(facts))
+    (folder / "meta.json").write_bytes(files.dumps(facts))
     cache._read(folder, ["a"])
     (folder / "meta.json").write_bytes(content)
     assert cache._read(folder, ["a"]) is None
@@ -169,7 +169,7 @@ def read_sealed_meta(path):
     """Read a cache whose facts are another mapping with a right checksum."""
     folder = path.with_suffix(".facts")
     folder.mkdir(exist_ok=True)
-    (folder / "meta.json").write_bytes(sealed.dumps({"files": list(path.read_bytes()[:20])}))
+    (folder / "meta.json").write_bytes(files.dumps({"files": list(path.read_bytes()[:20])}))
     assert cache._read(folder, ["a"]) is None
 
 
@@ -178,15 +178,15 @@ def read_run(path):
     (path.parent / ".hydra").mkdir(exist_ok=True)
     for name in ("overrides.yaml", "hydra.yaml"):
         (path.parent / ".hydra" / name).write_bytes(path.read_bytes())
-    commandline.expand([f"resume={path.parent}"])
+    resume.expand([f"resume={path.parent}"])
 
 
 def read_ledger(path):
-    (path.parent / cells.LEDGER).write_bytes(path.read_bytes())
+    (path.parent / LEDGER).write_bytes(path.read_bytes())
     try:
-        cells.read(path.parent)
+        ledger.read(path.parent)
     finally:
-        (path.parent / cells.LEDGER).unlink()
+        (path.parent / LEDGER).unlink()
 
 
 def npy():
@@ -195,10 +195,10 @@ def npy():
     return buffer.getvalue()
 
 
-LEDGER = json.dumps({"arguments": ["seed=1"], "cells": [
+CELLS = json.dumps({"arguments": ["seed=1"], "cells": [
     {"folder": "a", "overrides": ["seed=1"], "config": {"augmentation": {}}}]}).encode()  # fmt: skip
 HISTORY = (",".join(report.HISTORY_COLUMNS) + "\n" + ",".join(map(str, ROW.values())) + "\n").encode()
-REPORT = sealed.dumps({"status": "completed", "config": {"augmentation": {}}})
+REPORT = files.dumps({"status": "completed", "config": {"augmentation": {}}})
 READERS = {
     "raw rows": (lambda path: cifar._split_rows(path.read_bytes(), "rows", False), bytes(3073)),
     "pickle": (lambda path: cifar._unpickle_batch(path.read_bytes(), "batch", False), batch()),
@@ -212,7 +212,7 @@ READERS = {
     "facts of a cache": (read_sealed_meta, b"abc"),
     "report": (report.read_report, REPORT),
     "history": (report.read_history, HISTORY),
-    "ledger": (read_ledger, LEDGER),
+    "ledger": (read_ledger, CELLS),
     "run": (read_run, b"- seed=1\n"),
 }
 

@@ -45,10 +45,12 @@ def test_of_twenty_runs_in_one_folder_one_trains(tmp_path):
 # Prints the memory that is held after each run, in MB.
 MANY = """
 import json, sys
-from cifar_research import config, console, train
+from cifar_research import config
+from cifar_research.display import console
+from cifar_research.training.run import run as train_run
 memory = []
 for number in range({runs}):
-    found = train.run(config.compose({words} + [f"seed={{number}}"]), f"run{{number}}", console.Display(quiet=True))
+    found = train_run(config.compose({words} + [f"seed={{number}}"]), f"run{{number}}", console.Display(quiet=True))
     assert found["status"] == "completed"
     pages = int(open("/proc/self/statm").read().split()[1])
     memory.append(pages * 4096 / 1e6)

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cifar_research.config.commandline import pip
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
 
 _NODE_FAILURES = 20  # that a cell may meet before it counts as failed

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cifar_research.config.commandline import pip
-from cifar_research.runs import report
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.runtime.files import atomic_write
+from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
 
 LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and which job is whose
@@ -180,7 +180,7 @@ class Slurm:
             del self._waiting[key]
             self._jobs[key] = self._known[key] = str(job.job_id)
             (self._logs / f"{job.job_id}.code").unlink(missing_ok=True)  # of a cluster that began to count anew
-        report.atomic_write(self._logs / _JOBS, json.dumps(self._known, indent=1).encode())
+        atomic_write(self._logs / _JOBS, json.dumps(self._known, indent=1).encode())
         self._asked = time.monotonic()  # which the controller takes a moment to know
 
     def _ended(self) -> dict[str, int]:
@@ -250,7 +250,7 @@ class Job:
             while time.monotonic() < end and _call("squeue", "--noheader", "--jobs", number, "--format=%T") in _RUNNING:
                 time.sleep(1)
             os._exit(_STOPPED)
-        report.atomic_write(self._logs / f"{number}.code", str(code).encode())
+        atomic_write(self._logs / f"{number}.code", str(code).encode())
 
     def checkpoint(self) -> Any:
         """Let the run save; submitit calls this shortly before the time limit, and requeues what it returns."""

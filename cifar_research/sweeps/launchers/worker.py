@@ -39,17 +39,20 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # the log is in UTF-8, whatever the locale
     faulthandler.enable()
-    from cifar_research import train
+    from cifar_research.training import command
 
     lock = locks.Lock(run_dir / ".lock", unlocks=locks.UNLOCK in arguments)
     if lock.acquire(_PATIENCE_SECONDS) is None:
         lock.release(restores=True)
     try:
-        if trial is None:
-            return train.command(arguments)
-        from cifar_research.sweeps import search
+        is_hopeless = None
+        if trial is not None:
+            from cifar_research.sweeps import search
 
-        return train.command(arguments, search.pruner_of(trial))
+            is_hopeless = search.pruner_of(trial)
+        unlocks = locks.UNLOCK in arguments
+        overrides = [word for word in arguments if word != locks.UNLOCK]
+        return command.exit_code(overrides, lambda: command.train(overrides, None, is_hopeless, unlocks))
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
     except BaseException:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from cifar_research.config import trust
 from cifar_research.config.composition import quoted as quoted
 from cifar_research.config.composition import with_texts
 from cifar_research.data import cifar
-from cifar_research.runs import report
+from cifar_research.runs import ledger, report
+from cifar_research.runs.ledger import Cell
+from cifar_research.runs.overrides import run_words
 from cifar_research.runtime.errors import ConfigError, ReportError
-from cifar_research.sweeps import cells
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -38,7 +34,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
     end = places[0]
     folder = Path(arguments[end].removeprefix("resume="))
-    sweep = cells.read(folder)
+    sweep = ledger.read(folder)
     is_sweep = sweep is not None
     if not is_sweep and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume: {folder} is one run, and -m makes many; leave -m and lists of values out")
@@ -58,7 +54,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
 
 
-def _data_of_a_sweep(folder: Path, found: Sequence[cells.Cell], words: Sequence[str]) -> list[str]:
+def _data_of_a_sweep(folder: Path, found: Sequence[Cell], words: Sequence[str]) -> list[str]:
     """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
     sections = [cell.config.get("data", {}) for cell in found]
     names = {section.get("name") for section in sections if section.get("dir") is None}
@@ -84,41 +80,3 @@ def _with_home(word: str) -> str:
         reason = "this user has no home directory" if home == "~" else f"there is no user {home[1:]}"
         raise ConfigError(f"{match[2]}: {word[match.end(1) :]}: {reason}; write the whole path")
     return f"{match[1]}{home}{word[match.end() :]}"
-
-
-def program(name: str) -> str:
-    """Return what a user types for a command: scripts/train in a checkout, cifar-train where it is installed."""
-    is_checkout = (Path(__file__).parents[2] / "scripts" / name).is_file()
-    return f"scripts/{name}" if is_checkout else f"cifar-{name}"
-
-
-def pip() -> str:
-    """Return what a user types for the pip of the environment that this runs in."""
-    return f"{shlex.quote(sys.executable)} -m pip"
-
-
-def run_words(folder: Path) -> list[str]:
-    """Return the words that a run was begun with, and where the options that they name lie; ConfigError if it cannot."""
-    words = _read(folder, "overrides.yaml")
-    # Where more options lie; Hydra keeps such words apart from the others.
-    hydra = _read(folder, "hydra.yaml")
-    try:
-        more = hydra["hydra"]["overrides"]["hydra"]
-        return words + [word for word in more if word.startswith("hydra.searchpath=")]
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
-
-
-def _read(folder: Path, name: str) -> Any:
-    """Return what Hydra saved beside a run."""
-    path = folder / ".hydra" / name
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder} is no run's folder, there is no {path}; give the folder of a run") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); give its command again") from error
-    wanted = list if name == "overrides.yaml" else dict
-    if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):
-        raise ConfigError(f"{path} is damaged; give the run's whole command again, with hydra.run.dir={folder}")
-    return content

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,34 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_research import config
 from cifar_research.config import composition, messages, trust
-from cifar_research.data import datasets
-from cifar_research.runs import report
-from cifar_research.runtime.errors import ConfigError, ReportError
+from cifar_research.runs.ledger import Cell
+from cifar_research.runtime.errors import ConfigError
 
-LEDGER = "cells.json"
-COMPLETE = ("completed", "diverged", "pruned")
-STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
 _LONGEST_NAME = 120
-
-
-@dataclass
-class Cell:
-    """One run of a sweep: the words of its command line, and how it went.
-
-    folder: its name in the sweep's folder; config: as composed; is_planned: false for one of an earlier grid.
-    """
-
-    folder: str
-    overrides: list[str]
-    config: dict[str, Any]
-    state: str = "waiting"
-    reason: str | None = None
-    attempts: int = 0
-    is_planned: bool = True
-
-    @property
-    def is_complete(self) -> bool:
-        return self.state in COMPLETE
 
 
 def base(arguments: Sequence[str]) -> DictConfig:
@@ -194,142 +167,3 @@ def _folder_name(row: Sequence[str]) -> str:
     if len(name.encode()) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME // 2]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
     return name
-
-
-@dataclass
-class Ledger:
-    """What a sweep's folder knows of its cells; written anew, whole, at each change.
-
-    arguments: the sweep's own words; cells: those of its grid, in order; others: of an earlier grid in this folder;
-    news: lines for the user about what was found.
-    """
-
-    folder: Path
-    arguments: list[str]
-    cells: list[Cell]
-    others: list[Cell]
-    news: list[str] = field(default_factory=list)
-
-    @property
-    def context(self) -> list[str]:
-        """Return where options lie and whom the command allows to be called, which a cell's own words may lack."""
-        return [word for word in self.arguments if word.startswith(("hydra.searchpath=", "allow_targets="))]
-
-    @classmethod
-    def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Cell] | None) -> Ledger:
-        """Hold the planned cells against what the folder has already, all of which stays if planned is None.
-
-        Nothing is written before `write`.
-        """
-        found = read(folder)
-        ledger = cls(folder, list(arguments), [], found[1] if found else [])
-        _follow_images(folder, ledger.others, planned or [])
-        for cell in list(ledger.others) if planned is None else planned:
-            ledger.add(cell)
-        for cell in ledger.others:
-            cell.is_planned = False
-        if found:
-            ledger.news = ledger._news()
-        return ledger
-
-    def add(self, cell: Cell) -> Cell:
-        """Take a cell in; one that computes the same as another of the folder is that one, and keeps its folder."""
-        digest = config.config_hash(cell.config)
-        for other in self.cells:
-            if config.config_hash(other.config) == digest:
-                return other
-        known = next((one for one in self.others if config.config_hash(one.config) == digest), None)
-        if known is not None:
-            self.others.remove(known)
-            cell.folder = known.folder
-            cell.state, cell.reason = known.state, known.reason
-        elif any(one.folder == cell.folder for one in [*self.cells, *self.others]) or _is_of_another(
-            self.folder / cell.folder, digest
-        ):
-            cell.folder = f"{cell.folder}-{digest}"
-        cell.state, cell.reason = _found_state(self.folder / cell.folder, cell)
-        cell.attempts, cell.is_planned = 0, True  # each launch gives a cell its retries anew
-        self.cells.append(cell)
-        return cell
-
-    def update(self, cell: Cell, state: str, reason: str | None = None) -> None:
-        cell.state, cell.reason = state, reason
-        self.write()
-
-    def write(self) -> None:
-        content = {"arguments": self.arguments, "cells": [asdict(cell) for cell in [*self.cells, *self.others]]}
-        report.atomic_write(self.folder / LEDGER, (json.dumps(content, indent=1) + "\n").encode())
-
-    def _news(self) -> list[str]:
-        complete = sum(cell.is_complete for cell in self.cells)
-        added = [cell for cell in self.cells if cell.state == "waiting" and not (self.folder / cell.folder).exists()]
-        begun = len(self.cells) - complete - len(added)
-        lines = [f"{self.folder}: {complete} of {len(self.cells)} cells are complete, {begun} begun, {len(added)} new."]
-        if self.others:
-            lines.append(f"{len(self.others)} of an earlier grid stay in the folder and are not run.")
-        return lines
-
-
-def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
-    """Return the arguments and the cells of the sweep in a folder, None if there is none; ReportError if damaged."""
-    path = folder / LEDGER
-    try:
-        content = json.loads(path.read_bytes())
-        cells = [Cell(**cell) for cell in content["cells"]]
-        arguments = content["arguments"]
-        if not all(isinstance(word, str) for word in arguments):
-            raise TypeError("its arguments are no words")
-        for cell in cells:
-            if cell.state not in STATES or not isinstance(cell.config.get("augmentation"), dict):
-                raise TypeError(f"its cell {cell.folder} is incomplete")
-        for cell in cells:
-            cell.overrides = trust.of_a_file(cell.overrides)
-        return arguments, cells
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ReportError(
-            f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir"
-        ) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ReportError(
-            f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
-            "which then finds its runs by their folders"
-        ) from error
-
-
-def _follow_images(folder: Path, known: Sequence[Cell], planned: Sequence[Cell]) -> None:
-    """Let the known cells of a folder of images that has moved be of where it is now, if it holds the same images."""
-    before, now = ({cell.config.get("data", {}).get("dir") for cell in cells} for cells in (known, planned))
-    if len(before) != 1 or len(now) != 1 or before == now or planned[0].config["data"]["name"] != "images":
-        return
-    fingerprint = None
-    for cell in known:
-        with contextlib.suppress(ReportError):  # which the cell will say itself
-            ended = report.read_report(folder / cell.folder / "report.json")
-            fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
-    if fingerprint != datasets.load(OmegaConf.create(planned[0].config["data"])).fingerprint:
-        return
-    for cell in known:
-        cell.config["data"]["dir"] = planned[0].config["data"]["dir"]
-
-
-def _is_of_another(run_dir: Path, digest: str) -> bool:
-    """Say whether a folder holds the report of a run that computes something else."""
-    try:
-        found = report.read_report(run_dir / "report.json")
-    except ReportError:
-        return False  # which the cell will say itself
-    return found is not None and config.config_hash(found["config"]) != digest
-
-
-def _found_state(run_dir: Path, known: Cell) -> tuple[str, str | None]:
-    """Return how a cell of an earlier launch stands; its report outlives a ledger that a kill left behind."""
-    try:
-        found = report.read_report(run_dir / "report.json")
-    except ReportError as error:
-        return "failed", str(error)
-    if found is not None:
-        reason = known.reason if found["status"] == known.state else None
-        return found["status"], reason
-    return ("stopped" if known.state in ("running", *COMPLETE) else known.state), known.reason

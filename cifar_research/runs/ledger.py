@@ -1,0 +1,65 @@
+"""A sweep's cells.json: which jobs there are and how they went."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_research.config import trust
+from cifar_research.runtime.errors import ReportError
+
+LEDGER = "cells.json"
+
+
+COMPLETE = ("completed", "diverged", "pruned")
+
+
+STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
+
+
+@dataclass
+class Cell:
+    """One run of a sweep: the words of its command line, and how it went.
+
+    folder: its name in the sweep's folder; config: as composed; is_planned: false for one of an earlier grid.
+    """
+
+    folder: str
+    overrides: list[str]
+    config: dict[str, Any]
+    state: str = "waiting"
+    reason: str | None = None
+    attempts: int = 0
+    is_planned: bool = True
+
+    @property
+    def is_complete(self) -> bool:
+        return self.state in COMPLETE
+
+
+def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
+    """Return the arguments and the cells of the sweep in a folder, None if there is none; ReportError if damaged."""
+    path = folder / LEDGER
+    try:
+        content = json.loads(path.read_bytes())
+        cells = [Cell(**cell) for cell in content["cells"]]
+        arguments = content["arguments"]
+        if not all(isinstance(word, str) for word in arguments):
+            raise TypeError("its arguments are no words")
+        for cell in cells:
+            if cell.state not in STATES or not isinstance(cell.config.get("augmentation"), dict):
+                raise TypeError(f"its cell {cell.folder} is incomplete")
+        for cell in cells:
+            cell.overrides = trust.of_a_file(cell.overrides)
+        return arguments, cells
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ReportError(
+            f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
+            "which then finds its runs by their folders"
+        ) from error
