@@ -303,6 +303,7 @@ TEXTS = [
     ("backbone.weights=2021", "backbone.weights", "2021"),
     ("hydra.run.dir=007", "hydra.run.dir", "007"),
     ("seed=7", "seed", 7),
+    ("++model={hidden:[4]}", "model.hidden", [4]),
 ]
 
 

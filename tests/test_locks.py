@@ -137,28 +137,41 @@ def test_a_killed_process_gives_it_up(tmp_path):
     assert Lock(tmp_path / "lock").acquire() is None
 
 
+def only_process_in(folder):
+    return locks.only_process_in(folder, key="hydra.run.dir", what="process trains")
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_folder_is_made_for_what_is_kept_alone(tmp_path, has_flock, caplog, is_kept):
     folder = tmp_path / "a" / "b"
-    with locks.only_process_in(folder, key="hydra.run.dir", what="process trains") as keep:
-        with (
-            pytest.raises(
-                LockedError, match=rf"another process trains here \(process {os.getpid()} on .*hydra.run.dir"
-            ),
-            locks.only_process_in(folder, key="hydra.run.dir", what="process trains"),
-        ):
-            pass
+    with only_process_in(folder) as keep:
+        assert not (tmp_path / "a").exists()
         if is_kept:
             keep()
+            with pytest.raises(LockedError, match=rf"another process trains here \(process {os.getpid()} on "):
+                only_process_in(folder).__enter__()
     assert (tmp_path / "a").exists() is is_kept
     assert ("no flock(2)" in caplog.text) is (is_kept and not has_flock)
+
+
+def test_of_two_that_make_a_folder_one_is_refused(tmp_path):
+    with only_process_in(tmp_path / "run") as first, only_process_in(tmp_path / "run") as second:
+        first()
+        with pytest.raises(LockedError, match="another process trains here"):
+            second()
+    with only_process_in(tmp_path / "other") as late:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "report.json").touch()
+        with pytest.raises(LockedError, match="has done so meanwhile"):
+            late()
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["report.json"]
 
 
 def test_a_lock_of_another_machine_is_named_with_the_word_that_removes_it(tmp_path, no_flock):
     (tmp_path / ".lock").write_bytes(owner(**OTHER, pid="12", since="2030-01-01 10:00:00").lines())
     with (
         pytest.raises(LockedError, match=r"process 12 on node17, since 2030-01-01 10:00:00.*--unlock"),
-        locks.only_process_in(tmp_path, key="hydra.run.dir", what="process trains"),
+        only_process_in(tmp_path),
     ):
         pass
 
@@ -167,6 +180,6 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(LockedError, match="hydra.run.dir: .*file.* cannot be made or written"),
-        locks.only_process_in(tmp_path / "file" / "run", key="hydra.run.dir", what="process trains"),
+        only_process_in(tmp_path / "file" / "run"),
     ):
         pass

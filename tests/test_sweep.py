@@ -1,5 +1,6 @@
 """A sweep goes on after whatever stopped it, and a cell that fails is a row and not the end."""
 
+import io
 import json
 import os
 import re
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cifar_research import sweeps
-from cifar_research.runs import run_folder
-from cifar_research.runs.ledger import read
+from cifar_research.runs import report, run_folder
+from cifar_research.runs.ledger import Cell, read
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.sweeps import live
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan, base
 
@@ -418,3 +421,15 @@ def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp
         sweeps.is_sweep(words)
     assert not sweeps.is_sweep([*words, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1
+@pytest.mark.parametrize(("monitor", "expected"), [("accuracy", 0.5), ("loss", 0.25)])
+def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, monitor, expected):
+    (tmp_path / "run").mkdir()
+    row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch"}
+    rows = [row | {"val_loss": loss, "val_accuracy": accuracy} for loss, accuracy in [(2.0, 0.5), (1.0, 0.25)]]
+    report.write_history(tmp_path / "run" / "history.csv", rows)
+    cell = Cell("run", [], {"training": {"monitor": monitor, "epochs": 3}}, "completed")
+    launcher = type("Launcher", (), {"slots": 1, "is_queued": lambda self, key: False})()
+    file = io.StringIO()
+    with live.Live(tmp_path, [cell], launcher, 1, Console(file=file, width=200)) as display:
+        display.ended(cell)
+    assert f"run: completed, validation accuracy {expected:.4f} in its best epoch" in file.getvalue()

@@ -98,8 +98,7 @@ def with_texts(overrides: Sequence[str]) -> list[str]:
 def _with_texts(word: str) -> str:
     key, _, value = word.partition("=")
     name = key.lstrip("+")
-    takes_text = name in TEXT_KEYS or (is_group(name) and not value.startswith("{"))
-    if not value or "${" in value or not takes_text:
+    if not value or "{" in value or not (name in TEXT_KEYS or is_group(name)):
         return word
 
     def quoted_atom(found: re.Match[str]) -> str:

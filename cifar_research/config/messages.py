@@ -75,10 +75,10 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
 def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     """Say what is wrong with the choice of an option, as in optimizer=null."""
     override = parsed(word)
-    if override.is_delete() or override.package is not None:
-        return None
     group = override.key_or_group
-    if override.is_add() and group in composition.compose().hydra.runtime.choices:
+    if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
+        return None
+    if override.is_add() and f"~{group}" not in overrides and group in composition.compose().hydra.runtime.choices:
         return f"{group}: a run has one already; leave the + out: {typed(word.lstrip('+'))}"
     value = override.value()
     listed = composition.options(group, overrides)
@@ -185,7 +185,7 @@ def _other_kind(key: str, word: str | None, cfg: DictConfig, text: str) -> str:
     value = None if word is None else word.partition("=")[2]
     file = re.match(r"In '([^']*)'", text)
     end = f", not {value}" if word else f" (in {file.group(1)})" if file else ""
-    now = OmegaConf.select(cfg, key)
+    now = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
     if isinstance(now, ListConfig) or "is not a ListConfig" in text or "object_type=list" in text:
         inner = {None: "…", "null": ""}.get(value, "…" if value and value[0] == "{" else value)
         return f"{key}: takes a list{end}; give {typed(f'{key}=[{inner}]')}"
@@ -281,7 +281,7 @@ def _in_a_file(text: str, overrides: Sequence[str]) -> str:
         return unknown_key(full.group(1) if full else match.group(1), None, _context(overrides), overrides)
     if match := re.search(r"Interpolation key 'hydra\.([^']*)' not found", text):
         return f"{full.group(1) if full else 'config'}: write ${{hydra:{match.group(1)}}}, with a colon"
-    kinds = "is not Optional|is not a ListConfig|with ListConfig|Value |Incompatible |Cannot convert|subclass"
+    kinds = "is not Optional|is not a ListConfig|with ListConfig|Value '|Incompatible |Cannot convert|subclass"
     if full and re.search(kinds, text):
         return _other_kind(full.group(1), None, _context(overrides), text)
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))

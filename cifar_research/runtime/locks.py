@@ -213,14 +213,27 @@ def held(path: Path) -> Iterator[None]:
 def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False) -> Iterator[Callable[..., None]]:
     """Hold a folder's lock, and yield what to call before anything is written; without it all is left as it was.
 
+    Of a folder that is not there yet the lock is taken by that call, since two that make one could not both remove it.
     key: of the config, which names the folder; what: is said to be there, `process trains`. Called with False, what is
     yielded takes its call back. LockedError if another process holds the lock, or if it cannot be made or written.
     """
     missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     lock, is_kept = Lock(folder / ".lock", unlocks=unlocks), False
 
+    def acquire() -> None:
+        try:
+            owner = lock.acquire()
+        except OSError as error:
+            raise _unwritable(key, error.filename or folder, error.strerror) from error
+        if owner is not None:
+            raise LockedError(_refusal(folder, owner, key, what))
+
     def keep(does: bool = True) -> None:
         nonlocal is_kept
+        if does and missing:
+            acquire()
+            if any(not path.name.startswith(".lock") for path in folder.iterdir()):
+                raise LockedError(f"{folder}: another {what} here, or has done so meanwhile; give this command again")
         if does and not lock.has_flock:
             log.warning(
                 "%s: this file system has no flock(2), so that this file is the lock; one that a process of another "
@@ -231,22 +244,22 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
         is_kept = does
 
     try:
-        try:
-            owner = lock.acquire()
-        except OSError as error:
-            raise LockedError(
-                f"{key}: {error.filename or folder} cannot be made or written ({error.strerror}); choose another"
-            ) from error
-        if owner is not None:
-            raise LockedError(_refusal(folder, owner, key, what))
-        try:
-            yield keep
-        finally:
-            lock.release(restores=not is_kept)
+        if not missing:
+            acquire()
+        elif not os.path.isdir(parent := missing[-1].parent):
+            raise _unwritable(key, folder, os.strerror(errno.ENOTDIR))
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            raise _unwritable(key, folder, os.strerror(errno.EACCES))
+        yield keep
     finally:
+        lock.release(restores=not is_kept)
         for place in () if is_kept else missing:
             with contextlib.suppress(OSError):  # another process is in it
                 place.rmdir()
+
+
+def _unwritable(key: str, path: Path | str, reason: str | None) -> LockedError:
+    return LockedError(f"{key}: {path} cannot be made or written ({reason}); choose another")
 
 
 def _refusal(folder: Path, owner: Owner, key: str, what: str) -> str:

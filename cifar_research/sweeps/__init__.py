@@ -163,7 +163,7 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
     """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only it can tell."""
     from cifar_research.comparison import hparams  # which reads a sweep's cells
 
-    there = set(ledger.folder.iterdir())
+    there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
     before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE)}
     keep()
     try:
