@@ -131,13 +131,13 @@ def _make(target: Path, names: Sequence[str], make: Callable[[Path], dict[str, A
         shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        meta, files = make(temporary), {}
+        meta, facts = make(temporary), {}
         for name in names:
             path = temporary / f"{name}.npy"
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            files[name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-        (temporary / "meta.json").write_bytes(files.dumps({**meta, "files": files}))
+            facts[name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+        (temporary / "meta.json").write_bytes(files.dumps({**meta, "files": facts}))
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)  # damaged, or _read had returned it

@@ -26,8 +26,8 @@ from cifar_research.config import composition, targets, trust
 from cifar_research.config.composition import quoted
 from cifar_research.data import datasets
 from cifar_research.display import console
-from cifar_research.runs import ledger, report
-from cifar_research.runs.ledger import LEDGER, Cell
+from cifar_research.runs import report
+from cifar_research.runs.ledger import LEDGER, Cell, read
 from cifar_research.runtime import locks, programs
 from cifar_research.runtime.environment import stop_signals
 from cifar_research.runtime.errors import ConfigError, ReportError
@@ -309,7 +309,7 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
     if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
         raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
-    if (found := ledger.read(folder)) and found[1] and was_search != is_search:
+    if (found := read(folder)) and found[1] and was_search != is_search:
         kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
         raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 
