@@ -1,0 +1,57 @@
+"""Imports go down: each package imports from its own row of docs/architecture.md or from rows below, and none in a circle."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "cifar_research"
+ROWS = [
+    {"sweeps"},
+    {"evaluation", "comparison", "inference"},
+    {"training"},
+    {"runs", "display"},
+    {"models", "augmentation", "optimization"},
+    {"data"},
+    {"config"},
+    {"runtime"},
+]
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imports(name):
+    """Return the modules of the package that a module imports, inside functions and for types, too."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    # Of `from package import module` the module is meant, and not what the package's __init__ holds.
+    return {one for one in found & FILES.keys() if not any(other.startswith(f"{one}.") for other in found & FILES.keys())}
+
+
+def row(name):
+    """Return the number of a module's row, from 0 for the commands."""
+    parts = name.split(".")
+    return next((number for number, row in enumerate(ROWS, 1) if len(parts) > 1 and parts[1] in row), 0)
+
+
+def test_every_package_has_a_row():
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert packages == set.union(*ROWS)
+
+
+def test_imports_go_down():
+    upward = [f"{name} imports {other}" for name in FILES for other in imports(name) if row(other) < row(name)]
+    assert not upward
+
+
+def test_no_circle():
+    try:
+        TopologicalSorter({name: imports(name) - {name} for name in FILES}).prepare()
+    except CycleError as error:
+        raise AssertionError(f"these import each other: {' -> '.join(error.args[1])}") from None
