@@ -87,7 +87,8 @@ def evaluate(
     if doubt := images.doubts(found, data, is_own=is_own):
         measured["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
 
-    from cifar_research.evaluation import document, pictures, sections
+    from cifar_research.display import document
+    from cifar_research.evaluation import pictures, sections
 
     _make(folder)
     began = time.perf_counter()
@@ -164,8 +165,9 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         "classes": list(data.classes),
         "differences": against.differences(one, other, labels),
     }
-    from cifar_research.evaluation import document, sections
+    from cifar_research.display import document
     from cifar_research.evaluation import pictures as drawing
+    from cifar_research.evaluation import sections
 
     _make(folder)
     name, drawn = f"against_{_name(second)}", []

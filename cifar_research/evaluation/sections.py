@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research.comparison.tables import Table, as_text
+from cifar_research.display.document import Section
 from cifar_research.evaluation import corruptions, scores
 from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
-from cifar_research.evaluation.document import Section
 
 Result = Mapping[str, Any]
 
