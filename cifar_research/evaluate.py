@@ -17,11 +17,10 @@ from omegaconf import OmegaConf
 
 from cifar_research import config
 from cifar_research.comparison import runs as reading
-from cifar_research.comparison import tables
 from cifar_research.config import targets
 from cifar_research.data import datasets
 from cifar_research.data.datasets import DataError
-from cifar_research.display import console
+from cifar_research.display import console, tables
 from cifar_research.evaluation import against, images, measures
 from cifar_research.inference import trained
 from cifar_research.runs import report
@@ -165,8 +164,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         "classes": list(data.classes),
         "differences": against.differences(one, other, labels),
     }
-    from cifar_research.display import document
-    from cifar_research.evaluation import pictures as drawing
+    from cifar_research.display import document, figures
     from cifar_research.evaluation import sections
 
     _make(folder)
@@ -174,7 +172,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     if few := result["differences"][:20]:
         path = folder / "figures" / f"{name}.png"
         titles = [sections.difference_title(row, data.classes) for row in few]
-        drawing.gallery(path, pictures[[row["index"] for row in few]], titles)
+        figures.save(figures.gallery(pictures[[row["index"] for row in few]], titles), path)
         drawn.append(path)
     document.write(folder, name, "Two classifiers on the same images", sections.comparison(result, drawn))
     report.atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))

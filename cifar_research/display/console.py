@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
+from cifar_research.display.tables import as_text, number
 from cifar_research.runs.metrics import wilson_interval
 
 log = logging.getLogger(__name__)
@@ -170,13 +171,13 @@ class Display:
             self._has_header = True
         cells = [
             str(row["epoch"]),
-            _number(row["loss"]),
-            _number(row["accuracy"]),
-            _number(row["val_loss"]),
-            _number(row["val_accuracy"]),
+            number(row["loss"]),
+            number(row["accuracy"]),
+            number(row["val_loss"]),
+            number(row["val_accuracy"]),
             f"{row['learning_rate']:.3g}",
             f"{row['seconds']:.1f}",
-            _number(row["images_per_second"], ",.0f"),
+            number(row["images_per_second"], ",.0f"),
         ]
         line = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         is_marked = best and has_validation
@@ -193,7 +194,7 @@ class Display:
         for split, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             scores, size = report[split], report["data"]["sizes"][split]
             epoch = str(report["best_epoch"]) if scores else "–"
-            row = [title, epoch, f"{size:,}", *(_number(scores and scores[name]) for name in ("loss", "accuracy"))]
+            row = [title, epoch, f"{size:,}", *(number(scores and scores[name]) for name in ("loss", "accuracy"))]
             # The training accuracy is a mean over changing weights, so an interval would mean nothing.
             interval = "–"
             if scores and split != "train":
@@ -218,12 +219,7 @@ class Display:
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for row in rows[1:]:
             table.add_row(*row, style="bold" if row is rows[-1] else None)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        plain = [title]
-        for name, *cells in rows:
-            numbers = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            plain.append(f"{name:<{widths[0]}}  {numbers}")
-        self._print_block(plain, table)
+        self._print_block([title, *as_text(rows).splitlines()], table)
 
     def _print_block(self, lines: Sequence[str], block: Panel | Table) -> None:
         """Write a block on a terminal, and its lines in a log."""
@@ -299,7 +295,3 @@ def error(text: str) -> None:
 def note(text: str) -> None:
     """Write to standard error what one should know beside the results."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text("note: ", style="bold yellow") + Text(text))
-
-
-def _number(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None else format(value, form)
