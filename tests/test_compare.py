@@ -372,15 +372,18 @@ def test_a_bar_is_the_best_row_of_its_backbone_and_technique(tmp_path):
         write_transfer(tmp_path / f"a{seed}", "vgg16", "combined", **more)
     write_transfer(tmp_path / "low", "vgg16", "combined", accuracy=0.3, words=["optimizer.learning_rate=0.2"])
     write_transfer(tmp_path / "one", "vgg16", "feature_extraction", accuracy=0.3)
-    name, (head, both) = tables.bars(runs.find([str(tmp_path)])[0])
-    assert name == "test accuracy" and (head.technique, both.technique) == ("feature extraction", "combined")
-    assert (both.accuracy, both.low, both.high) == pytest.approx((0.71, 0.71 - 0.0248, 0.71 + 0.0248), abs=1e-4)
-    assert (both.backbone, both.total, both.trainable, both.seconds) == ("VGG16", 5000, 10, 1)
-    assert (head.low, head.high) == pytest.approx((0.2911, 0.3091), abs=1e-4)  # Wilson's, of 10,000 images
+    (head, both) = (best := tables.best_rows(runs.find([str(tmp_path)])[0])).values()
+    assert list(best) == [("feature extraction", "VGG16"), ("combined", "VGG16")]
+    assert both.bounds("test/accuracy") == pytest.approx((0.71 - 0.0248, 0.71 + 0.0248), abs=1e-4)
+    assert (both.mean("seconds/total"), both.runs[0].sizes["parameters"]) == (1, 5000)
+    assert head.bounds("test/accuracy") == pytest.approx((0.2911, 0.3091), abs=1e-4)  # Wilson's, of 10,000 images
     write_transfer(tmp_path / "cnn", "cnn", "scratch", accuracy=0.4, test=None)
-    name, found = tables.bars(runs.find([str(tmp_path)])[0])
-    assert name == "validation accuracy" and [bar.backbone for bar in found] == ["cnn", "VGG16", "VGG16"]
-    assert found[0].technique == "from scratch"
+    plot = figures.plots(runs.find([str(tmp_path)])[0])["Backbones, the best setting of each"]
+    bars = {(trace["name"], *trace["x"]): trace for trace in plot.traces if trace["showlegend"]}
+    assert list(bars) == [("from scratch", "cnn"), ("feature extraction", "VGG16"), ("combined", "VGG16")]
+    (bar,) = (trace for trace in bars.values() if trace["name"] == "combined")
+    assert bar["y"] == pytest.approx([0.71]) and bar["error_y"]["array"] == pytest.approx([0.0248], abs=1e-4)
+    assert plot.layout["yaxis"]["title"]["text"] == "validation accuracy, 95 % interval"
 
 
 def history(*phases, accuracies=(0.5,) * 9):

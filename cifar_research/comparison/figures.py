@@ -132,28 +132,33 @@ def _draw_parallel(plot: Plot) -> Any:
 
 def _backbones(runs: Sequence[Run]) -> Plot:
     """Return what backbones reach and cost, a bar a technique: accuracy with its 95 % interval, parameters, seconds."""
-    accuracy, bars = tables.bars(runs)
+    best = tables.best_rows(runs)
+    has_test = all(row.mean("test/accuracy") is not None for row in best.values())
+    tag, title = ("test/accuracy", "test accuracy") if has_test else ("val/accuracy", "validation accuracy")
     traces = []
     for technique, colour in colours(runs).items():
-        own = [bar for bar in bars if bar.technique == technique]
-        error = {"type": "data", "symmetric": False, "array": [bar.high - bar.accuracy for bar in own],
-                 "arrayminus": [bar.accuracy - bar.low for bar in own]}  # fmt: skip
+        rows = {backbone: row for (name, backbone), row in best.items() if name == technique}
+        means, bounds = [row.mean(tag) for row in rows.values()], [row.bounds(tag) for row in rows.values()]
+        error = {"type": "data", "symmetric": False,
+                 "array": [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
+                 "arrayminus": [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]}  # fmt: skip
+        sizes = [row.runs[0].sizes for row in rows.values()]
         for panel, values, more in (
-            ("", [bar.accuracy for bar in own], {"error_y": error, "showlegend": True}),
-            ("2", [bar.total for bar in own], {"opacity": PALE, "name": f"{technique}, all"}),
-            ("2", [bar.trainable for bar in own], {"name": f"{technique}, trainable"}),
-            ("3", [bar.seconds for bar in own], {}),
+            ("", means, {"error_y": error, "showlegend": True}),
+            ("2", [size.get("parameters") for size in sizes], {"opacity": PALE, "name": f"{technique}, all"}),
+            ("2", [size.get("trainable") for size in sizes], {"name": f"{technique}, trainable"}),
+            ("3", [row.mean("seconds/total") for row in rows.values()], {}),
         ):
             common = {"type": "bar", "name": technique, "legendgroup": technique, "offsetgroup": technique}
-            common |= {"marker": {"color": colour}, "showlegend": False, "x": [bar.backbone for bar in own]}
+            common |= {"marker": {"color": colour}, "showlegend": False, "x": list(rows)}
             traces.append(common | {"xaxis": f"x{panel}", "yaxis": f"y{panel}", "y": values} | more)
-    order = {"categoryorder": "array", "categoryarray": list(dict.fromkeys(bar.backbone for bar in bars)),
+    order = {"categoryorder": "array", "categoryarray": list(dict.fromkeys(backbone for _, backbone in best)),
              "automargin": True}  # fmt: skip
     layout = {"grid": {"rows": 1, "columns": 3, "pattern": "independent"}, "legend": {"orientation": "h", "y": -0.3}}
-    titles = (f"{accuracy}, 95 % interval", "parameters, pale those not trained", "seconds")
+    titles = (f"{title}, 95 % interval", "parameters, pale those not trained", "seconds")
     for panel, title in zip(("", "2", "3"), titles, strict=True):
         layout |= {f"xaxis{panel}": order, f"yaxis{panel}": _titled(title)}
-    if known := [bar.trainable for bar in bars if bar.trainable]:
+    if known := [size for row in best.values() if (size := row.runs[0].sizes.get("trainable"))]:
         # A head is a hundredth of its backbone. Bars rise from a power of ten so low that all are seen.
         layout["yaxis2"] |= {"type": "log", "range": [math.floor(math.log10(min(known) / 2)), None]}
     return Plot(traces, layout)

@@ -117,43 +117,18 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
     )
 
 
-@dataclass(frozen=True)
-class Bar:
-    """What a backbone reaches by a technique, and what it costs: of its best row, means over seeds.
+def best_rows(runs: Sequence[Run]) -> dict[tuple[str, str], Row]:
+    """Return the best row, by validation, of each technique and backbone, since a mean would be of what was tried.
 
-    low, high: the 95 % interval of the accuracy. total, trainable: parameters. None is what no report says.
-    """
-
-    backbone: str
-    technique: str
-    accuracy: float
-    low: float
-    high: float
-    total: float | None
-    trainable: float | None
-    seconds: float | None
-
-
-def bars(runs: Sequence[Run]) -> tuple[str, list[Bar]]:
-    """Return «test accuracy», or «validation accuracy» if some have no test, and a bar a backbone and technique.
-
-    A pair's best row stands for it, by validation, since a mean over other settings would be of what was tried. By
-    technique as `techniques` has them, then by backbone as the runs have them.
+    By technique as `techniques` has them, then by backbone as the runs have them.
     """
     best: dict[tuple[str, str], Row] = {}
     for row in leaderboard(runs):
         if row.rank is not None:
             best.setdefault((technique(row.runs[0]), row.runs[0].settings["backbone"]), row)
-    has_test = all(row.mean("test/accuracy") is not None for row in best.values())
-    tag = "test/accuracy" if has_test else "val/accuracy"
-    backbones = list(dict.fromkeys(run.settings["backbone"] for run in runs))
-    found = []
-    for name, backbone in ((name, backbone) for name in techniques(runs) for backbone in backbones):
-        if row := best.get((name, backbone)):
-            sizes = row.runs[0].sizes
-            found.append(Bar(backbone, name, row.mean(tag), *row.bounds(tag), sizes.get("parameters"),
-                             sizes.get("trainable"), row.mean("seconds/total")))  # fmt: skip
-    return "test accuracy" if has_test else "validation accuracy", found
+    backbones = dict.fromkeys(run.settings["backbone"] for run in runs)
+    pairs = [(name, backbone) for name in techniques(runs) for backbone in backbones]
+    return {pair: best[pair] for pair in pairs if pair in best}
 
 
 def technique(run: Run) -> str:

@@ -114,7 +114,12 @@ class Display:
         for name, value in lines.items():
             table.add_row(Text(name, style="bold"), Text(value))
         panel = Panel(table, title="cifar_research", title_align="left", border_style="cyan", expand=False)
-        self._print_block(plain, panel)
+        for line in plain:
+            self._log(line)
+            if not self._is_live:
+                self._show(line)
+        if self._is_live:
+            self.console.print(panel)
 
     def start(self, total_steps: int, initial_step: int, epochs: int, monitor: str = "accuracy") -> None:
         """Begin the progress bar; monitor: the validation metric that says which epoch is the best."""
@@ -201,7 +206,9 @@ class Display:
                 interval = "{:.4f} – {:.4f}".format(*wilson_interval(scores["accuracy"], size))
             rows.append([*row, interval])
         self._print("")
-        self._table(f"{report['config']['name']}: {report['status']}", rows)
+        lines = [f"{report['config']['name']}: {report['status']}", *as_text(rows).splitlines()]
+        for place, line in enumerate(lines):
+            self._print(Text(line, style="bold" if place in (0, len(lines) - 1) else ""))
         if report["data"]["note"]:
             self._print(Text(f"Note: {report['data']['note']}", style="yellow"))
         seconds, best = report["seconds"], report["best_epoch"]
@@ -211,24 +218,6 @@ class Display:
         self._print(f"Everything is in {run_dir}")
         for command in next_commands:
             self._print(f"Next: {command}")
-
-    def _table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
-        """Write a table: names first, the header on top, the last row the one that counts."""
-        table = Table(title=Text(title), title_justify="left")
-        for name in rows[0]:
-            table.add_column(name, justify="right" if name else "left", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*row, style="bold" if row is rows[-1] else None)
-        self._print_block([title, *as_text(rows).splitlines()], table)
-
-    def _print_block(self, lines: Sequence[str], block: Panel | Table) -> None:
-        """Write a block on a terminal, and its lines in a log."""
-        for line in lines:
-            self._log(line)
-            if not self._is_live:
-                self._show(line)
-        if self._is_live:
-            self.console.print(block)
 
     def _print(self, what: str | Text) -> None:
         self._log(str(what))
