@@ -16,10 +16,9 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from cifar_research.comparison import runs as reading
-from cifar_research.comparison import tables
 from cifar_research.config import targets
 from cifar_research.data import datasets
-from cifar_research.display import console
+from cifar_research.display import console, tables
 from cifar_research.evaluation import against, images, measures
 from cifar_research.inference import trained
 from cifar_research.runs import report
@@ -87,7 +86,8 @@ def evaluate(
     if doubt := images.doubts(found, data, is_own=is_own):
         measured["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
 
-    from cifar_research.evaluation import document, pictures, sections
+    from cifar_research.display import document
+    from cifar_research.evaluation import pictures, sections
 
     _make(folder)
     began = time.perf_counter()
@@ -164,15 +164,15 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
         "classes": list(data.classes),
         "differences": against.differences(one, other, labels),
     }
-    from cifar_research.evaluation import document, sections
-    from cifar_research.evaluation import pictures as drawing
+    from cifar_research.display import document, figures
+    from cifar_research.evaluation import sections
 
     _make(folder)
     name, drawn = f"against_{_name(second)}", []
     if few := result["differences"][:20]:
         path = folder / "figures" / f"{name}.png"
         titles = [sections.difference_title(row, data.classes) for row in few]
-        drawing.gallery(path, pictures[[row["index"] for row in few]], titles)
+        figures.save(figures.gallery(pictures[[row["index"] for row in few]], titles), path)
         drawn.append(path)
     document.write(folder, name, "Two classifiers on the same images", sections.comparison(result, drawn))
     atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))

@@ -19,6 +19,7 @@ import numpy as np
 
 from cifar_research.data import image_files, images
 from cifar_research.display import console
+from cifar_research.display.tables import as_text
 from cifar_research.inference import trained
 from cifar_research.inference.trained import Prediction
 from cifar_research.runtime import programs
@@ -212,10 +213,7 @@ def _write(file: io.TextIOBase, rows: Iterable[Row], kind: str, top_k: int) -> N
             writer.writerow([name, *(cell for label, p in best for cell in (label, f"{p:.6f}"))])
     else:
         cells = [(name, *(cell for label, p in best for cell in (label, f"{p:.4f}"))) for name, best in rows]
-        widths = [max(map(len, column)) for column in zip(("file", *columns), *cells, strict=True)]
-        for row in [("file", *columns), *cells]:
-            line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-            file.write(line.rstrip() + "\n")
+        file.write(as_text([("file", *columns), *cells], numbers_right=False) + "\n")
 
 
 if __name__ == "__main__":

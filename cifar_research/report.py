@@ -12,6 +12,7 @@ from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run
 from cifar_research.display import console
+from cifar_research.display.tables import Table, as_csv, as_text
 from cifar_research.runs import overrides
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
@@ -62,43 +63,35 @@ def main() -> None:
 def summary(runs: Sequence[Run]) -> str:
     """Return what the command shows: the leaderboard, the main effects, and the study's table if it is its grid."""
     board, *others = _tables(runs).items()
-    parts = [tables.as_text(board[1]), *_notes(runs)]
+    parts = [as_text(board[1]), *_notes(runs)]
     for name, table in others:
-        parts += ["", name, tables.as_text(table)]
+        parts += ["", name, as_text(table)]
     return "\n".join([*parts, ""])
 
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
     """Write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns; WriteError if it cannot."""
     environment.provide_home()
-    from cifar_research.comparison import figures, hparams, page  # which take half a second to import
+    from cifar_research.comparison import figures, hparams  # which take half a second to import
+    from cifar_research.display import document
+    from cifar_research.display.document import Section
 
     if not folder.is_dir():
         raise ReportError(f"{folder}: --write needs a folder to write into; give that one first")
-    named, notes = _tables(runs), _notes(runs)
-    pictures, titles = folder / "figures", reading.varied(runs)
+    pictures = folder / "figures"
     if pictures.exists() and not pictures.is_dir():
         raise ReportError(
             f"{pictures}: is not a directory, and the figures are to be written there; move it away"
         )
-    html = page.page(folder.name, runs, named, notes)
-    markdown = [part for name, table in named.items() for part in (f"## {name}", tables.as_markdown(table))]
+    parts = {heading: [table] for heading, table in _tables(runs).items()}
+    parts[list(parts)[-1]] += _notes(runs)
+    sections, plots = [Section(*item) for item in parts.items()], figures.plots(runs)
+    page = document.page(folder.name, [*sections, *(Section(heading, [plot]) for heading, plot in plots.items())])
     hparams.write(folder, runs)
-    atomic_write(folder / "leaderboard.csv", tables.as_csv(tables.leaderboard_csv(runs)))
-    atomic_write(folder / "leaderboard.md", "\n\n".join([*markdown, *notes]) + "\n")
-    atomic_write(folder / "report.html", html)
-    pictures.mkdir(exist_ok=True)
-    figures.curves(pictures / "curves.png", tables.leaderboard(runs)[:5], titles)
-    if found := tables.effects(runs):
-        figures.effects(pictures / "effects.png", found)
-    if two := tables.strongest_two(runs):
-        figures.heat_map(pictures / "heat_map.png", runs, two)
-    if len(titles) > 1 and tables.completed(runs):
-        figures.parallel(pictures / "parallel_coordinates.png", runs, titles)
-    if tables.differs(runs, "backbone"):
-        figures.backbones(pictures / "backbones.png", runs)
-    if tables.differs(runs, "training"):
-        figures.techniques(pictures / "techniques.png", runs)
+    atomic_write(folder / "leaderboard.csv", as_csv(tables.leaderboard_csv(runs)))
+    atomic_write(folder / "leaderboard.md", document.markdown(folder, sections))
+    atomic_write(folder / "report.html", page)
+    figures.write_pictures(pictures, plots)
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -112,7 +105,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _tables(runs: Sequence[Run]) -> dict[str, tables.Table]:
+def _tables(runs: Sequence[Run]) -> dict[str, Table]:
     """Return the tables by their headings; the effects if something varies, the study's if this is its grid."""
     named = {"Leaderboard": tables.leaderboard_table(runs)}
     effects, study = tables.effects_table(runs), tables.study_table(runs)

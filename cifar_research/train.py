@@ -13,9 +13,7 @@ from cifar_research.config import messages
 from cifar_research.display import console
 from cifar_research.runs import reproduction
 from cifar_research.runtime import locks
-from cifar_research.runtime.errors import (
-    ConfigError,
-)
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import resume
 from cifar_research.training.command import exit_code, train
 

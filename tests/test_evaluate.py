@@ -21,8 +21,8 @@ from scipy import stats
 from cifar_research import config, evaluate
 from cifar_research.config import targets
 from cifar_research.data import datasets, synthetic
-from cifar_research.display import console
-from cifar_research.evaluation import against, calibration, corruptions, document, gradcam, images, scores
+from cifar_research.display import console, document
+from cifar_research.evaluation import against, calibration, corruptions, gradcam, images, scores
 from cifar_research.inference import trained
 from cifar_research.runs import metrics
 from cifar_research.runs.report import read_report, write_report

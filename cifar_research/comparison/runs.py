@@ -38,7 +38,7 @@ class Run:
     @property
     def val_accuracy(self) -> float | None:
         """Return the validation accuracy of the best epoch, None without one."""
-        return self._score("val", "accuracy")
+        return self.score("val/accuracy")
 
     @property
     def num_val(self) -> int:
@@ -51,19 +51,17 @@ class Run:
     @property
     def sizes(self) -> dict[str, float]:
         """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, those that the report knows."""
-        found = self.report or {}
-        parameters, flops = found.get("parameters", {}), found.get("forward_flops")
-        told = {"parameters": parameters.get("total"), "trainable": parameters.get("trainable"),
+        flops = self.score("forward_flops")
+        told = {"parameters": self.score("parameters/total"), "trainable": self.score("parameters/trainable"),
                 "MFLOP": None if flops is None else round(flops / 1e6, 1)}  # fmt: skip
         return {name: value for name, value in told.items() if value is not None}
 
-    def _score(self, split: str, name: str) -> float | None:
-        scores = self.report and self.report.get(split)
-        return scores[name] if scores else None
-
-    def score(self, tag: str) -> float | None:
-        """Return `val/accuracy`, `test/loss` …, None without one."""
-        return self._score(*tag.split("/"))
+    def score(self, path: str) -> Any:
+        """Return what the report has at `val/accuracy`, `seconds/total` …, None without it."""
+        value = self.report
+        for key in path.split("/"):
+            value = value.get(key) if value else None
+        return value
 
 
 def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:

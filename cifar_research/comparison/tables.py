@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -16,10 +15,10 @@ from omegaconf import OmegaConf
 from cifar_research import config
 from cifar_research.comparison import statistics
 from cifar_research.comparison.runs import Run, varied
+from cifar_research.display.tables import Table, number
 from cifar_research.runs.metrics import wilson_interval
 
-Table = list[list[str]]  # the header first
-_SCORES = ("val/accuracy", "test/accuracy", "train/accuracy", "val/loss")
+_ACCURACIES = ("val/accuracy", "test/accuracy")
 _SIZES = ("parameters", "trainable", "MFLOP")
 # What a training of these phases is called.
 _TECHNIQUES = {
@@ -48,11 +47,13 @@ class Row:
         return sum(values) / len(values) if values else None
 
     def bounds(self, tag: str) -> tuple[float, float]:
-        """Return the 95 % interval of a score there is: by Student's t over seeds, or that of one run's images.
+        """Return the 95 % interval of a score: by Student's t over seeds, or that of one run's images.
 
-        nan if all seeds have the same score.
+        nan if there is no score, or if all seeds have the same.
         """
         values = self._values(tag)
+        if not values:
+            return math.nan, math.nan
         if len(values) > 1:
             half = statistics.t_half_width(values)
             return self.mean(tag) - half, self.mean(tag) + half
@@ -116,44 +117,18 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
     )
 
 
-@dataclass(frozen=True)
-class Bar:
-    """What a backbone reaches by a technique, and what it costs: of its best row, means over seeds.
+def best_rows(runs: Sequence[Run]) -> dict[tuple[str, str], Row]:
+    """Return the best row, by validation, of each technique and backbone, since a mean would be of what was tried.
 
-    low, high: the 95 % interval of the accuracy. total, trainable: parameters. None is what no report says.
-    """
-
-    backbone: str
-    technique: str
-    accuracy: float
-    low: float
-    high: float
-    total: float | None
-    trainable: float | None
-    seconds: float | None
-
-
-def bars(runs: Sequence[Run]) -> tuple[str, list[Bar]]:
-    """Return «test accuracy», or «validation accuracy» if some have no test, and a bar a backbone and technique.
-
-    A pair's best row stands for it, by validation, since a mean over other settings would be of what was tried. By
-    technique as `techniques` has them, then by backbone as the runs have them.
+    By technique as `techniques` has them, then by backbone as the runs have them.
     """
     best: dict[tuple[str, str], Row] = {}
     for row in leaderboard(runs):
         if row.rank is not None:
             best.setdefault((technique(row.runs[0]), row.runs[0].settings["backbone"]), row)
-    has_test = all(row.mean("test/accuracy") is not None for row in best.values())
-    tag = "test/accuracy" if has_test else "val/accuracy"
-    backbones = list(dict.fromkeys(run.settings["backbone"] for run in runs))
-    found = []
-    for name, backbone in ((name, backbone) for name in techniques(runs) for backbone in backbones):
-        if row := best.get((name, backbone)):
-            seconds = [value for run in row.runs if (value := run.report["seconds"]["total"]) is not None]
-            sizes = row.runs[0].sizes
-            found.append(Bar(backbone, name, row.mean(tag), *row.bounds(tag), sizes.get("parameters"),
-                             sizes.get("trainable"), sum(seconds) / len(seconds) if seconds else None))  # fmt: skip
-    return "test accuracy" if has_test else "validation accuracy", found
+    backbones = dict.fromkeys(run.settings["backbone"] for run in runs)
+    pairs = [(name, backbone) for name in techniques(runs) for backbone in backbones]
+    return {pair: best[pair] for pair in pairs if pair in best}
 
 
 def technique(run: Run) -> str:
@@ -184,33 +159,23 @@ def leaderboard_table(runs: Sequence[Run]) -> Table:
     """Return the leaderboard as text: rank, what varies, what came out."""
     titles = varied(runs)
     sizes = [name for name in _SIZES if len({run.sizes[name] for run in runs if name in run.sizes}) > 1]
-    is_told = _shows_images(runs, titles)
-    table = [["rank", *titles.values(), *(["images"] if is_told else []), "n", "val accuracy", "val 95 %", "test accuracy",
-              "test 95 %", "train accuracy", "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
+    shows_images = _shows_images(runs, titles)
+    table = [["rank", *titles.values(), *(["images"] if shows_images else []), "n", "val accuracy", "val 95 %",
+              "test accuracy", "test 95 %", "train accuracy", "val loss", *sizes, "epochs", "seconds", "state"]]  # fmt: skip
     for row in leaderboard(runs):
         run = row.runs[0]
-        rank = "–" if row.rank is None else f"{row.rank}{' =' if row.is_tie else ''}"
-        kept = [text_of(run.settings.get(key)) for key in titles]
-        scores = [_number(row.mean(tag)) for tag in _SCORES]
-        reports = [run.report or {"epochs": None, "seconds": {"total": None}} for run in row.runs]
-        state = run.state if run.reason is None else f"{run.state}: {run.reason}"
-        table.append(
-            [
-                rank,
-                *kept,
-                *([str(_images(run))[:8]] if is_told else []),
-                str(len(row.runs)),
-                scores[0],
-                row.interval("val/accuracy"),
-                scores[1],
-                row.interval("test/accuracy"),
-                *scores[2:],
-                *("–" if name not in run.sizes else str(run.sizes[name]) for name in sizes),
-                _number(_mean([report["epochs"] for report in reports]), "g"),
-                _number(_mean([report["seconds"]["total"] for report in reports]), ".0f"),
-                state,
-            ]  # fmt: skip
-        )
+        table.append([
+            "–" if row.rank is None else f"{row.rank}{' =' if row.is_tie else ''}",
+            *(text_of(run.settings.get(key)) for key in titles),
+            *([str(_images(run))[:8]] if shows_images else []),
+            str(len(row.runs)),
+            *(cell for tag in _ACCURACIES for cell in (number(row.mean(tag)), row.interval(tag))),
+            *(number(row.mean(tag)) for tag in ("train/accuracy", "val/loss")),
+            *(number(run.sizes.get(name), "") for name in sizes),
+            number(row.mean("epochs"), "g"),
+            number(row.mean("seconds/total"), ".0f"),
+            run.state if run.reason is None else f"{run.state}: {run.reason}",
+        ])  # fmt: skip
     return table
 
 
@@ -219,22 +184,19 @@ def leaderboard_csv(runs: Sequence[Run]) -> Table:
 
     interval: what the 95 % intervals are over, `seeds` or the `images` of one run.
     """
-    keys, splits = list(varied(runs)), ("val", "test")
-    is_told = _shows_images(runs, keys)
-    bounds = [f"{split}_{name}" for split in splits for name in ("accuracy", "low", "high")]
-    table = [["rank", "is_tie", *keys, *(["images"] if is_told else []), "n", *bounds, "interval", "train_accuracy",
+    keys = list(varied(runs))
+    shows_images = _shows_images(runs, keys)
+    bounds = [f"{split}_{name}" for split in ("val", "test") for name in ("accuracy", "low", "high")]
+    table = [["rank", "is_tie", *keys, *(["images"] if shows_images else []), "n", *bounds, "interval", "train_accuracy",
               "val_loss", *(name.lower() for name in _SIZES), "epochs", "seconds", "state", "reason"]]  # fmt: skip
     for row in leaderboard(runs):
-        run, scores = row.runs[0], []
-        for tag in (f"{split}/accuracy" for split in splits):
-            mean = row.mean(tag)
-            scores += [mean, *((None, None) if mean is None else row.bounds(tag))]
-        reports = [run.report for run in row.runs if run.report]
+        run = row.runs[0]
         table.append([_cell(value) for value in (
             row.rank, None if row.rank is None else row.is_tie, *(run.settings.get(key) for key in keys),
-            *([_images(run)] if is_told else []), len(row.runs), *scores, "seeds" if len(row.runs) > 1 else "images",
-            row.mean("train/accuracy"), row.mean("val/loss"), *(run.sizes.get(name) for name in _SIZES),
-            _mean([report["epochs"] for report in reports]), _mean([report["seconds"]["total"] for report in reports]),
+            *([_images(run)] if shows_images else []), len(row.runs),
+            *(cell for tag in _ACCURACIES for cell in (row.mean(tag), *row.bounds(tag))),
+            "seeds" if len(row.runs) > 1 else "images", row.mean("train/accuracy"), row.mean("val/loss"),
+            *(run.sizes.get(name) for name in _SIZES), row.mean("epochs"), row.mean("seconds/total"),
             run.state, run.reason,
         )])  # fmt: skip
     return table
@@ -331,34 +293,9 @@ def study_table(runs: Sequence[Run]) -> Table | None:
         pooling, dropout, rate, loss, optimizer = place
         tags = ("train/accuracy", "val/accuracy", "train/loss", "val/loss", "test/accuracy")
         names = ("accuracy", "val_accuracy", "loss_value", "val_loss")
-        table.append([loss, rate, dropout, optimizer, pooling, *(_number(found.mean(tag)) for tag in tags),
+        table.append([loss, rate, dropout, optimizer, pooling, *(number(found.mean(tag)) for tag in tags),
                       *(row[name] for name in names)])  # fmt: skip
     return table
-
-
-def as_text(table: Table) -> str:
-    """Return a table for a terminal or a log, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    is_left = [not any(row[i][:1].isdigit() for row in table[1:]) for i in range(len(widths))]
-    lines = []
-    for row in table:
-        cells = [f"{c:<{w}}" if left else f"{c:>{w}}" for c, w, left in zip(row, widths, is_left, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def as_markdown(table: Table) -> str:
-    """Return a table in Markdown."""
-    rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in table]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def as_csv(table: Table) -> str:
-    """Return a table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    return text.getvalue()
 
 
 def _cell(value: Any) -> str:
@@ -368,11 +305,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _value(text: str) -> Any:
@@ -386,7 +318,3 @@ def text_of(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None else format(value, form)

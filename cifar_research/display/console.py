@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
+from cifar_research.display.tables import as_text, number
 from cifar_research.runs.metrics import wilson_interval
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,12 @@ class Display:
         for name, value in lines.items():
             table.add_row(Text(name, style="bold"), Text(value))
         panel = Panel(table, title="cifar_research", title_align="left", border_style="cyan", expand=False)
-        self._print_block(plain, panel)
+        for line in plain:
+            self._log(line)
+            if not self._is_live:
+                self._show(line)
+        if self._is_live:
+            self.console.print(panel)
 
     def start(self, total_steps: int, initial_step: int, epochs: int, monitor: str = "accuracy") -> None:
         """Begin the progress bar; monitor: the validation metric that says which epoch is the best."""
@@ -170,13 +176,13 @@ class Display:
             self._has_header = True
         cells = [
             str(row["epoch"]),
-            _number(row["loss"]),
-            _number(row["accuracy"]),
-            _number(row["val_loss"]),
-            _number(row["val_accuracy"]),
+            number(row["loss"]),
+            number(row["accuracy"]),
+            number(row["val_loss"]),
+            number(row["val_accuracy"]),
             f"{row['learning_rate']:.3g}",
             f"{row['seconds']:.1f}",
-            _number(row["images_per_second"], ",.0f"),
+            number(row["images_per_second"], ",.0f"),
         ]
         line = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         is_marked = best and has_validation
@@ -193,14 +199,16 @@ class Display:
         for split, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             scores, size = report[split], report["data"]["sizes"][split]
             epoch = str(report["best_epoch"]) if scores else "–"
-            row = [title, epoch, f"{size:,}", *(_number(scores and scores[name]) for name in ("loss", "accuracy"))]
+            row = [title, epoch, f"{size:,}", *(number(scores and scores[name]) for name in ("loss", "accuracy"))]
             # The training accuracy is a mean over changing weights, so an interval would mean nothing.
             interval = "–"
             if scores and split != "train":
                 interval = "{:.4f} – {:.4f}".format(*wilson_interval(scores["accuracy"], size))
             rows.append([*row, interval])
         self._print("")
-        self._table(f"{report['config']['name']}: {report['status']}", rows)
+        lines = [f"{report['config']['name']}: {report['status']}", *as_text(rows).splitlines()]
+        for place, line in enumerate(lines):
+            self._print(Text(line, style="bold" if place in (0, len(lines) - 1) else ""))
         if report["data"]["note"]:
             self._print(Text(f"Note: {report['data']['note']}", style="yellow"))
         seconds, best = report["seconds"], report["best_epoch"]
@@ -210,29 +218,6 @@ class Display:
         self._print(f"Everything is in {run_dir}")
         for command in next_commands:
             self._print(f"Next: {command}")
-
-    def _table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
-        """Write a table: names first, the header on top, the last row the one that counts."""
-        table = Table(title=Text(title), title_justify="left")
-        for name in rows[0]:
-            table.add_column(name, justify="right" if name else "left", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*row, style="bold" if row is rows[-1] else None)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        plain = [title]
-        for name, *cells in rows:
-            numbers = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            plain.append(f"{name:<{widths[0]}}  {numbers}")
-        self._print_block(plain, table)
-
-    def _print_block(self, lines: Sequence[str], block: Panel | Table) -> None:
-        """Write a block on a terminal, and its lines in a log."""
-        for line in lines:
-            self._log(line)
-            if not self._is_live:
-                self._show(line)
-        if self._is_live:
-            self.console.print(block)
 
     def _print(self, what: str | Text) -> None:
         self._log(str(what))
@@ -299,7 +284,3 @@ def error(text: str) -> None:
 def note(text: str) -> None:
     """Write to standard error what one should know beside the results."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text("note: ", style="bold yellow") + Text(text))
-
-
-def _number(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None else format(value, form)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -62,55 +63,57 @@ def phase_changes(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     ]
 
 
-def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str]) -> None:
-    """Draw a confusion matrix, int [K, K] with true classes as rows, as a PNG.
+def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Return a confusion matrix, int [K, K] with true classes as rows, as a figure.
 
     The share of a row is its colour; the counts are written in if there are few classes.
     """
-    save(_confusion_figure(matrix, classes), path)
-
-
-def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Return the picture of `confusion` as uint8 [H, W, 3]."""
-    return _pixels(_confusion_figure(matrix, classes))
-
-
-def mistakes_image(images: np.ndarray, labels: Sequence[str], predictions: Sequence[str]) -> np.ndarray:
-    """Return one picture, uint8 [H', W', 3], of misclassified images, uint8 [N, H, W, 3] with N at least 1.
-
-    labels, predictions: N names each, which make the titles, «truth → prediction».
-    """
-    columns = min(5, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.9 * columns, 1.8 * rows), layout="constrained", dpi=80)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, label, prediction in zip(grid[: len(images)], images, labels, predictions, strict=True):
-        axes.imshow(image, interpolation="nearest")
-        axes.set_title(plain(f"{label} → {prediction}"), fontsize=8)
-    return _pixels(figure)
-
-
-def _confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     is_small = len(classes) <= 20
     figure = Figure(figsize=(6.4, 5.6) if is_small else (9, 8), layout="constrained", dpi=100)
-    axes = figure.subplots()
-    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the true class")
+    counts = np.where(matrix > 0, matrix.astype(str), "") if is_small else None
+    axes = heat_map(figure, share, counts, classes, classes, cmap="Blues", top=1, label="share of the true class")
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set_title(f"Confusion matrix, accuracy {accuracy:.4f}")
-    axes.set(xlabel="predicted class", ylabel="true class")
-    if is_small:
-        ticks = range(len(classes))
-        names = [plain(name) for name in classes]
-        axes.set_xticks(ticks, names, rotation=45, ha="right")
-        axes.set_yticks(ticks, names)
-        for i, j in itertools.product(ticks, ticks):
-            if matrix[i, j]:
-                colour = "white" if share[i, j] > 0.5 else "black"
-                axes.text(j, i, f"{matrix[i, j]}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"Confusion matrix, accuracy {accuracy:.4f}")
+    return figure
+
+
+def heat_map(
+    figure: Figure,
+    values: np.ndarray,
+    texts: np.ndarray | None,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    cmap: str,
+    top: float,
+    label: str,
+) -> Axes:
+    """Draw values, float [R, C] in [0, top], as colours, with a text in each cell, or without any and without names."""
+    axes = figure.subplots()
+    drawn = axes.imshow(values, cmap=cmap, vmin=0, vmax=top, aspect="auto")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+    if texts is not None:
+        axes.set_xticks(range(len(columns)), map(plain, columns), rotation=45, ha="right")
+        axes.set_yticks(range(len(rows)), map(plain, rows))
+        for (i, j), text in np.ndenumerate(texts):
+            colour = "white" if values[i, j] > top / 2 else "black"
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+    return axes
+
+
+def gallery(images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 5, size: float = 2.0) -> Figure:
+    """Return images, each uint8 [H, W, 3] or None for a gap, under their titles; size: of one, in inches."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(size * columns, 1.08 * size * rows), layout="constrained", dpi=110)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, title in zip(grid, images, titles, strict=False):
+        if image is not None:
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(plain(title), fontsize=8 if size >= 2 else 7)
     return figure
 
 
@@ -139,7 +142,8 @@ def save(figure: Figure, path: Path) -> None:
     atomic_write(path, content.getvalue())
 
 
-def _pixels(figure: Figure) -> np.ndarray:
+def pixels(figure: Figure) -> np.ndarray:
+    """Return a figure as uint8 [H, W, 3]."""
     canvas = FigureCanvasAgg(figure)
     with _without_glyph_warnings():
         canvas.draw()

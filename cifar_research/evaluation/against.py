@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr  # scipy.stats takes a second to import
 
 from cifar_research.comparison import statistics
 from cifar_research.inference.trained import softmax
@@ -20,8 +19,10 @@ def mcnemar(only_first: int, only_second: int) -> float | None:
     only_first, only_second: images that only the one, or only the other, classifies correctly. Exact, and therefore
     without a continuity correction. None if there are none.
     """
+    from scipy import stats  # takes a second to import
+
     num = only_first + only_second
-    return None if num == 0 else min(1.0, float(2 * bdtr(min(only_first, only_second), num, 0.5)))
+    return float(stats.binomtest(only_first, num).pvalue) if num else None
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from cifar_research.inference.trained import softmax
 from cifar_research.runs import metrics
@@ -27,15 +28,9 @@ def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log probabilities, float64 [N, K]."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
 def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return -log softmax(logits)[label], in nats, float64 [N]."""
-    return -log_softmax(logits)[np.arange(len(labels)), labels]
+    return -special.log_softmax(logits.astype(np.float64), 1)[np.arange(len(labels)), labels]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

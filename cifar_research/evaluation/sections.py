@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_research.comparison.tables import Table, as_text
+from cifar_research.display import tables
+from cifar_research.display.document import Section
+from cifar_research.display.tables import Table, as_text
 from cifar_research.evaluation import corruptions, scores
 from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
-from cifar_research.evaluation.document import Section
 
 Result = Mapping[str, Any]
 
@@ -49,9 +50,8 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
         for name, (value, known) in macro.items()
     )
-    pairs = [["truth", "prediction", "images", "share of the class"]]
-    pairs += [[row["truth"], row["prediction"], str(row["images"]), f"{row['share']:.4f}"]
-              for row in result["confused_pairs"]]  # fmt: skip
+    pairs = tables.of(result["confused_pairs"], {"truth": "truth", "prediction": "prediction", "images": "images",
+                                                 "share of the class": "share:.4f"})  # fmt: skip
     made = [
         Section("Accuracy", first),
         Section(
@@ -85,36 +85,29 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
 
 def _accuracies(result: Result) -> Table:
     named = {f"{result['data']['name']} test": result["test"]}
-    if "views" in result:
-        named |= {f"views: {name}": found for name, found in result["views"].items()}
+    named |= {f"views: {name}": found for name, found in result.get("views", {}).items()}
     if "cifar10_1" in result:
         named["CIFAR-10.1 v6"] = result["cifar10_1"]
-    table = [["images of", "images", "accuracy", "95 % interval", "cross-entropy"]]
-    for name, found in named.items():
-        low, high = found["interval"]
-        table.append([name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{low:.4f} – {high:.4f}",
-                      f"{found['cross_entropy']:.4f}"])  # fmt: skip
+    rows = [found | {"of": name, "interval": _interval(found["interval"])} for name, found in named.items()]
     if "corruptions" in result:
         found = result["corruptions"]
-        table.append([f"{len(found['means'])} corruptions", f"{found['images']:,}", f"{found['mean']:.4f}", "–", "–"])
-    return table
+        rows.append({"of": f"{len(found['means'])} corruptions", "images": found["images"], "accuracy": found["mean"],
+                     "interval": None, "cross_entropy": None})  # fmt: skip
+    return tables.of(rows, {"images of": "of", "images": "images:,", "accuracy": "accuracy:.4f", "95 % interval": "interval",
+                            "cross-entropy": "cross_entropy:.4f"})  # fmt: skip
 
 
 def _by_class(result: Result) -> Table:
-    table = [["class", "images", "precision", "recall", "F1"]]
-    for row in result["by_class"]:
-        numbers = (_number(row[name]) for name in ("precision", "recall", "f1"))
-        table.append([row["class"], f"{row['images']:,}", *numbers])
-    return table
+    return tables.of(result["by_class"], {"class": "class", "images": "images:,", "precision": "precision:.4f",
+                                          "recall": "recall:.4f", "F1": "f1:.4f"})  # fmt: skip
 
 
 def _calibration(result: Result) -> Table:
-    table = [["calibration", "temperature", "ECE", "cross-entropy", "Brier score", "mean confidence"]]
-    for name, how in (("as trained", "before"), ("scaled", "after")):
-        if (found := result["calibration"][how]) is not None:
-            numbers = (_number(found[key]) for key in ("temperature", "ece", "cross_entropy", "brier", "confidence"))
-            table.append([name, *numbers])
-    return table
+    rows = [result["calibration"][how] and result["calibration"][how] | {"name": name}
+            for name, how in (("as trained", "before"), ("scaled", "after"))]  # fmt: skip
+    return tables.of(filter(None, rows), {
+        "calibration": "name", "temperature": "temperature:.4f", "ECE": "ece:.4f", "cross-entropy": "cross_entropy:.4f",
+        "Brier score": "brier:.4f", "mean confidence": "confidence:.4f"})  # fmt: skip
 
 
 def _of_temperature(result: Result) -> str:
@@ -147,11 +140,9 @@ def comparison_summary(result: Result) -> str:
 
 def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     """Return the sections of a comparison; figures: of the images where the two differ."""
-    by_class = [["class", "images", "first", "second", "only first right", "only second right", "p", "p, Holm"]]
-    for row in result["by_class"]:
-        by_class.append([row["class"], f"{row['images']:,}", _number(row["first"]), _number(row["second"]),
-                         str(row["only_first"]), str(row["only_second"]), _number(row["p"], ".3g"),
-                         _number(row["p_holm"], ".3g")])  # fmt: skip
+    by_class = tables.of(result["by_class"], {
+        "class": "class", "images": "images:,", "first": "first:.4f", "second": "second:.4f", "only first right":
+        "only_first", "only second right": "only_second", "p": "p:.3g", "p, Holm": "p_holm:.3g"})  # fmt: skip
     runs = [f"{name.capitalize()}: {', '.join(folders)}." for name, folders in result["runs"].items()]
     made = [
         Section("Accuracy", [*runs, _groups(result), _fourfold(result), *_verdicts(result)]),
@@ -176,14 +167,13 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
 
 def differences(result: Result) -> Table:
     """Return the images that one group gets right and the other does not, a row each."""
-    table = [["image", "truth", "first", "first probability", "first runs right", "second", "second probability",
-              "second runs right"]]  # fmt: skip
     names = result["classes"]
-    for row in result["differences"]:
-        table.append([str(row["index"]), names[row["label"]], names[row["first"]], f"{row['first_probability']:.4f}",
-                      f"{row['first_share']:.2f}", names[row["second"]], f"{row['second_probability']:.4f}",
-                      f"{row['second_share']:.2f}"])  # fmt: skip
-    return table
+    rows = [row | {"truth": names[row["label"]], "one": names[row["first"]], "other": names[row["second"]]}
+            for row in result["differences"]]  # fmt: skip
+    return tables.of(rows, {
+        "image": "index", "truth": "truth", "first": "one", "first probability": "first_probability:.4f",
+        "first runs right": "first_share:.2f", "second": "other", "second probability": "second_probability:.4f",
+        "second runs right": "second_share:.2f"})  # fmt: skip
 
 
 def difference_title(row: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -192,13 +182,14 @@ def difference_title(row: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _groups(result: Result) -> Table:
-    table = [["group", "runs", "mean accuracy", "95 % interval", "accuracy of the vote"]]
-    for name in ("first", "second"):
-        found = result[name]
-        interval = "no spread" if found["interval"] is None else "{:.4f} – {:.4f}".format(*found["interval"])
-        table.append([name, str(len(found["accuracies"])), f"{found['mean']:.4f}", interval,
-                      f"{found['vote']:.4f}"])  # fmt: skip
-    return table
+    rows = [result[name] | {"name": name, "runs": len(result[name]["accuracies"]),
+                            "between": _interval(result[name]["interval"])} for name in ("first", "second")]  # fmt: skip
+    return tables.of(rows, {"group": "name", "runs": "runs", "mean accuracy": "mean:.4f", "95 % interval": "between",
+                            "accuracy of the vote": "vote:.4f"})  # fmt: skip
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "no spread" if bounds is None else "{:.4f} – {:.4f}".format(*bounds)
 
 
 def _fourfold(result: Result) -> Table:
@@ -238,7 +229,3 @@ def _verdicts(result: Result) -> list[str]:
     if note := result["data"]["note"]:
         told.append(f"Note: {note}.")
     return told
-
-
-def _number(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None else format(value, form)

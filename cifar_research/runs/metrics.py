@@ -22,13 +22,12 @@ def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
 
     From 0 to 1 for no images, which say nothing.
     """
+    from scipy import stats  # takes a second to import
+
     if num_images == 0:
         return 0.0, 1.0
-    z = 1.959964
-    centre = accuracy + z**2 / (2 * num_images)
-    spread = z * math.sqrt(accuracy * (1 - accuracy) / num_images + z**2 / (4 * num_images**2))
-    scale = 1 + z**2 / num_images
-    return (centre - spread) / scale, (centre + spread) / scale
+    interval = stats.binomtest(round(accuracy * num_images), num_images).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def difference_interval(first: float, second: float, num_first: int, num_second: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """A sweep: many runs of one command, in one folder, that goes on after whatever stopped it.
 
 The story is in `run`. A cell of the sweep is the command line of one run, so that what a sweep did can be repeated
-cell by cell; the cells' own folders tell what came out, and `cells.json` what was planned and how it went.
+cell by cell; the cells' own folders tell what came out, and `plan.json` what was planned and how it went.
 """
 
 from __future__ import annotations

@@ -22,11 +22,7 @@ from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import programs
-from cifar_research.runtime.errors import (
-    ConfigError,
-    DataError,
-    WriteError,
-)
+from cifar_research.runtime.errors import ConfigError, DataError, WriteError
 from cifar_research.training import shards
 from cifar_research.training.result import gather
 
@@ -238,15 +234,16 @@ def _leave(
         save_weights(task.model, run_dir / "model.weights.h5")
         labels = data.test.labels[data.test.indices]
         matrix = metrics.confusion_matrix(labels, test.predictions, len(data.classes))
-        figures.confusion(folder / "confusion.png", matrix, data.classes)
+        confusion = figures.confusion(matrix, data.classes)
+        figures.save(confusion, folder / "confusion.png")
         if writer is not None:
             writer.scalars(record.step, {"test/loss": test.loss, "test/accuracy": test.accuracy})
-            writer.images("confusion", figures.confusion_image(matrix, data.classes), record.step)
+            writer.images("confusion", figures.pixels(confusion), record.step)
             wrong = np.flatnonzero(labels != test.predictions)[:25]
             if len(wrong):
-                names = [[data.classes[i] for i in of[wrong]] for of in (labels, test.predictions)]
-                pictures = data.test.images[data.test.indices[wrong]]
-                writer.images("misclassified", figures.mistakes_image(pictures, *names), record.step)
+                titles = [f"{data.classes[labels[i]]} → {data.classes[test.predictions[i]]}" for i in wrong]
+                mistakes = figures.gallery(data.test.images[data.test.indices[wrong]], titles)
+                writer.images("misclassified", figures.pixels(mistakes), record.step)
     # One that was stopped will end later: TensorBoard takes these once.
     if writer is not None and result["status"] != "stopped" and result["val"] is not None:
         outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
