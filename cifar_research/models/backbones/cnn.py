@@ -60,8 +60,7 @@ def cnn(
                 name, kernel = f"block{block}_conv{number}", initializer(initialization)
                 stack.append(Conv2D(channels, kernel_size, padding="same", kernel_initializer=kernel, name=name))
                 if batch_norm:
-                    is_pooled = number == convolutions and is_relu_max
-                    stack.append(BatchNormalization(is_pooled=is_pooled, name=f"{name}_norm"))
+                    stack.append(BatchNormalization(name=f"{name}_norm"))
                 if number < convolutions or not is_relu_max:
                     stack.append(Activation(activation, name=f"{name}_{activation}"))
             stack.append((ReluMaxPooling2D if is_relu_max else pool)(2, name=f"block{block}_pool"))

@@ -14,8 +14,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research.models.layers import kernels
-
 _context = threading.local()  # one a thread, since each replica of a strategy is traced in a thread of its own
 
 
@@ -111,15 +109,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     kernel sees one replica only. Momentum and epsilon default to Keras's 0.99 and 0.001.
     A batch of one value a channel has no variance (cuDNN returns nan, other kernels 0): on every device it is normalised
     by the moving statistics, and leaves them as they are.
-    is_pooled: whether ReluMaxPooling2D of 2 x 2 comes next, with which it is one then, where that is faster: see kernels.
     """
-
-    def __init__(self, *, is_pooled: bool = False, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.is_pooled = is_pooled
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "is_pooled": self.is_pooled}
 
     def call(self, inputs: tf.Tensor, training: bool = False, mask=None) -> tf.Tensor:
         if not isinstance(inputs, tf.Tensor) or not self.center:
@@ -137,14 +127,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             outputs, mean, variance = tf.cond(
                 is_single, lambda: self._normalized(images, False), lambda: self._normalized(images, True)
             )
-        if training and self.is_pooled and kernels.are_for(inputs):
-            pooled, mean, variance = kernels.normalized_and_pooled(
-                inputs, self._scale(), self.beta.value, self.moving_mean.value, self.epsilon
-            )
-            self._move(mean, variance)
-            # The next layer takes it, so that TensorFlow prunes what was done above.
-            outputs.relu_max_pooled = pooled
-        elif training:
+        if training:
             # The kernel returns the unbiased variance; Keras averages the biased one.
             count = tf.cast(count, tf.float32)
             self._move(mean, variance * (count - 1) / count, is_single)
@@ -244,8 +227,6 @@ class ReluMaxPooling2D(keras.layers.MaxPooling2D):
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        if (pooled := getattr(inputs, "relu_max_pooled", None)) is not None:
-            return pooled
         positive = keras.ops.relu(inputs)
         outputs = super().call(positive)
         if not isinstance(inputs, tf.Tensor) or self.data_format != "channels_last":
