@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from cifar_research.config import compose, targets
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.models import classifier, layers
+from cifar_research.models import classifier
 from cifar_research.models.backbones import airbench, cnn
+from cifar_research.models.layers import convolution
 from cifar_research.training import setup
 
 
@@ -93,7 +94,7 @@ def test_reference_size_and_bad_settings():
 
 
 def test_flops_count_the_convolutions_whose_gradients_are_our_own(monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     network = airbench.airbench(filters=[4, 8])((32, 32, 3))
     sizes = [network.get_layer(f"block{block}_conv{n}").kernel.shape for block in (1, 2) for n in (1, 2)]
     maps = [31, 15, 15, 7]

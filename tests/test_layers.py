@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cifar_research.models import layers
+from cifar_research.models.layers import convolution
 
 
 @pytest.mark.parametrize("shape", [(16, 6, 6, 8), (16, 24)])
@@ -173,7 +174,7 @@ def test_relu_and_max_pooling_equal_keras(kind, where):
 
 @pytest.mark.parametrize("name", ["relu and pooling", "gelu", "convolution"])
 def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     layer = {
         "relu and pooling": layers.ReluMaxPooling2D(2),
         "gelu": layers.Activation("gelu"),
@@ -193,7 +194,7 @@ def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
 
 
 def test_gradients_of_our_own_are_those_taken(monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     convolution, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
     convolution.build([4, 6, 6, 3])
 
@@ -228,13 +229,13 @@ def test_filter_gradient_side_by_side_equals_the_library(size, height, batch):
         tape.watch(kernel)
         outputs = tf.nn.conv2d(images, kernel, 1, "SAME")
     expected = tape.gradient(outputs, kernel, upstream)
-    of_kernel, of_bias = layers.filter_gradient(images, upstream, size)
+    of_kernel, of_bias = convolution.filter_gradient(images, upstream, size)
     np.testing.assert_allclose(of_kernel, expected, rtol=1e-4, atol=2e-4)
     np.testing.assert_allclose(of_bias, tf.reduce_sum(upstream, [0, 1, 2]), rtol=1e-4, atol=1e-4)
 
 
 def test_convolution_side_by_side_equals_keras(monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     images = tf.random.stateless_normal([16, 7, 7, 6], [1, 2])
     results = []
     for make in (layers.Conv2D, keras.layers.Conv2D):
@@ -255,7 +256,7 @@ def test_convolution_side_by_side_equals_keras(monkeypatch):
 )
 def test_gradients_of_biases_are_added_up_in_float32(kind, monkeypatch):
     if "no oneDNN" in kind:
-        monkeypatch.setattr(layers, "_has_onednn", lambda feature: False)
+        monkeypatch.setattr(convolution, "has_onednn", lambda feature: False)
     shape = [2048, 16] if kind == "dense" else [64, 128, 16] if kind == "dense on maps" else [64, 16, 16, 3]
     strides = 2 if "strided" in kind else 1
     is_dense = kind.startswith("dense")
