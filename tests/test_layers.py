@@ -195,13 +195,13 @@ def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
 
 def test_gradients_of_our_own_are_those_taken(monkeypatch):
     monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
-    convolution, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
-    convolution.build([4, 6, 6, 3])
+    layer, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
+    layer.build([4, 6, 6, 3])
 
     def differentiate(images):
         with tf.GradientTape() as tape:
-            outputs = pool(convolution(images))
-        return tape.gradient(outputs, convolution.kernel.value)
+            outputs = pool(layer(images))
+        return tape.gradient(outputs, layer.kernel.value)
 
     operations = tf.function(differentiate).get_concrete_function(tf.TensorSpec([4, 6, 6, 3])).graph.get_operations()
     [of_filters] = [op for op in operations if op.type == "Conv2DBackpropFilter"]
