@@ -29,7 +29,7 @@ def graph_of_steps(*words):
     data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
     prepared = environment.prepare(cfg.training, cfg.seed)
     task = setup.build(cfg, data)
-    setup.load_weights(cfg, task, data)
+    setup.load_weights(task, data)
     setup.enter(cfg, task, data, phases.plan(cfg), loop.Record())
     call, source = loop.prepared(task, prepared, split, cfg.training, 0, 100, True)
     assert isinstance(call, tf.types.experimental.PolymorphicFunction)
