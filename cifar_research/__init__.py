@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifar_research.inference.trained import load as load
+    from cifar_research.config.contracts import Backbone, Head, Transform
+    from cifar_research.inference.trained import load
 
-__all__ = ["load"]
+__all__ = ["Backbone", "Head", "Transform", "load"]
+_MODULES = {"load": "inference.trained"} | dict.fromkeys(("Backbone", "Head", "Transform"), "config.contracts")
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` when it is asked for: a command that does without stays quick."""
-    if name == "load":
-        from cifar_research.inference.trained import load
-
-        return load
+    """Import a name when it is asked for: a command that does without stays quick."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,7 +45,7 @@ def weights_for(tmp_path_factory):
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
         "keras.utils.set_random_seed(0)\n"
-        "targets.instantiate(config.compose(sys.argv[2:]).backbone)((32, 32, 3)).save_weights(sys.argv[1])"
+        "targets.instantiate(config.compose(sys.argv[2:]).backbone).build((32, 32, 3)).save_weights(sys.argv[1])"
     )
 
     @functools.cache

@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from cifar_research.config import compose, targets
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.models import classifier, layers
+from cifar_research.models import classifier
 from cifar_research.models.backbones import airbench, cnn
+from cifar_research.models.layers import convolution
 from cifar_research.training import setup
 
 
@@ -44,11 +45,11 @@ def test_weights_of_a_file(tmp_path):
             compose([*words, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
         )
 
-    first = network()((32, 32, 3))
+    first = network().build((32, 32, 3))
     first.save_weights(tmp_path / "a.weights.h5")
-    build = network(weights=tmp_path / "a.weights.h5")
-    second = build((32, 32, 3))
-    build.load_weights(second, None)
+    backbone = network(weights=tmp_path / "a.weights.h5")
+    second = backbone.build((32, 32, 3))
+    backbone.load_weights(second, None)
     for one, other in zip(first.weights, second.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
@@ -69,7 +70,7 @@ def test_run_begins_with_the_whitening_of_its_own_images_and_leaves_it_alone():
     split = Split(images=images, labels=np.arange(64) % 10, indices=np.arange(64))
     data = Dataset("smooth", tuple("abcdefghij"), split, split, split, "", None)
     task = setup.build(cfg, data)
-    setup.load_weights(cfg, task, data)
+    setup.load_weights(task, data)
     mean, deviation = split.channel_statistics()
     expected = airbench.whitening((images / np.float32(255) - mean) / deviation, 2, 0.0005)
     backbone = task.model.layers[1]
@@ -78,7 +79,7 @@ def test_run_begins_with_the_whitening_of_its_own_images_and_leaves_it_alone():
 
 
 def test_reference_size_and_bad_settings():
-    model = targets.instantiate(compose(["backbone=airbench"]).backbone)((32, 32, 3))
+    model = targets.instantiate(compose(["backbone=airbench"]).backbone).build((32, 32, 3))
     assert model.output_shape[-1] == 256
     # Nine times the products of channels, the whitening layer of 24 with its bias, and for each of the 1,152 normalised
     # channels a bias and two moving statistics.
@@ -93,8 +94,8 @@ def test_reference_size_and_bad_settings():
 
 
 def test_flops_count_the_convolutions_whose_gradients_are_our_own(monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
-    network = airbench.airbench(filters=[4, 8])((32, 32, 3))
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
+    network = airbench.airbench(filters=[4, 8]).build((32, 32, 3))
     sizes = [network.get_layer(f"block{block}_conv{n}").kernel.shape for block in (1, 2) for n in (1, 2)]
     maps = [31, 15, 15, 7]
     convolutions = sum(2 * np.prod(kernel) * size**2 for kernel, size in zip(sizes, maps, strict=True))

@@ -122,7 +122,8 @@ def test_masks_of_parts_are_those_of_the_whole_batch(shape, drops_maps):
 def test_operations_have_one_thread_where_batches_have_parts():
     program = """
 import sys
-from cifar_research import config, environment
+from cifar_research import config
+from cifar_research.runtime import environment
 import tensorflow as tf
 print(environment.prepare(config.compose(["training.threads=1"]).training, 0).device)
 training = config.compose(["training.threads=2"]).training

@@ -54,7 +54,7 @@ def one_device(tmp_path_factory):
 def assert_same_losses(folder, expected_folder):
     rows, expected = (report.read_history(path / "history.csv") for path in (folder, expected_folder))
     for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
-        # One device normalises whole maps by other kernels (see kernels.py), whose roundings grow from step to step.
+        # One device normalises whole maps by a fused kernel, whose roundings grow from step to step.
         np.testing.assert_allclose([row[name] for row in rows], [row[name] for row in expected], rtol=1e-4)
     tests = [json.loads((path / "report.json").read_text())["test"] for path in (folder, expected_folder)]
     assert tests[0] == pytest.approx(tests[1], rel=1e-5)

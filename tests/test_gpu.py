@@ -11,7 +11,6 @@ from tensorflow.python.framework import kernels, op_def_registry
 from cifar_research import config
 from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.models.layers import kernels as our_kernels
 from cifar_research.runtime import environment
 from cifar_research.training import loop, setup
 
@@ -30,7 +29,7 @@ def graph_of_steps(*words):
     data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
     prepared = environment.prepare(cfg.training, cfg.seed)
     task = setup.build(cfg, data)
-    setup.load_weights(cfg, task, data)
+    setup.load_weights(task, data)
     setup.enter(cfg, task, data, phases.plan(cfg), loop.Record())
     call, source = loop.prepared(task, prepared, split, cfg.training, 0, 100, True)
     assert isinstance(call, tf.types.experimental.PolymorphicFunction)
@@ -87,8 +86,7 @@ def in_host_memory(operation, of):
     ],
     ids=["first_version", "augmented", "fast", "float16", "lion", "smaller images", "one image"],
 )
-def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(words, monkeypatch):
-    monkeypatch.setattr(our_kernels, "are_for", lambda images: False)  # as where there is a GPU
+def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(words):
     if not any(of.device_type == "GPU" for of in kernels.get_registered_kernels_for_op("Conv2D").kernel):
         pytest.skip("this TensorFlow was built without kernels for GPUs")
     everything = list(operations(graph_of_steps(*words), set()))

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cifar_research.models import layers
+from cifar_research.models.layers import convolution
 
 
 @pytest.mark.parametrize("shape", [(16, 6, 6, 8), (16, 24)])
@@ -171,77 +172,15 @@ def test_relu_and_max_pooling_equal_keras(kind, where):
         np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("where", ["eager", "in a function"])
-@pytest.mark.parametrize("shape", [(8, 32, 32, 6), (3, 34, 32, 5)])
-def test_normalisation_with_relu_and_pooling_as_one_equals_keras(shape, where, training):
-    rng = np.random.default_rng(0)
-    pixels = rng.normal(2, 2, shape)
-    pixels[1:3] = np.round(pixels[1:3])  # windows with ties, of which the first takes the gradient
-    pixels[0] -= 9
-    inputs, upstream = (
-        tf.constant(pixels, tf.float32),
-        tf.constant(rng.normal(size=(shape[0], *(n // 2 for n in shape[1:3]), shape[3])), tf.float32),
-    )
-    values = [rng.uniform(low, 1.5, shape[-1]) for low in (0.5, -1, -1, 0.5)]
-    values[0][:2] *= -1  # of which the smallest values are the largest, normalised
-    results = []
-    for normalize, rest in (
-        (layers.BatchNormalization(is_pooled=True), [layers.ReluMaxPooling2D(2)]),
-        (keras.layers.BatchNormalization(), [keras.layers.ReLU(), keras.layers.MaxPooling2D(2)]),
-    ):
-        normalize.build(shape)
-        normalize.set_weights(values)
-
-        def differentiate(normalize=normalize, rest=rest):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                outputs = normalize(inputs, training=training)
-                for layer in rest:
-                    outputs = layer(outputs)
-            return outputs, tape.gradient(outputs, [inputs, normalize.gamma.value, normalize.beta.value], upstream)
-
-        differentiate = tf.function(differentiate) if where == "in a function" else differentiate
-        outputs, gradients = differentiate()
-        results.append([outputs, *gradients, normalize.moving_mean.value, normalize.moving_variance.value])
-    for got, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_normalisation_is_one_with_pooling_where_it_pays():
-    def operations(shape, kind, *, is_trained=True):
-        policy = "mixed_bfloat16" if kind == "bfloat16" else kind
-        normalize, pool = layers.BatchNormalization(is_pooled=True, dtype=policy), layers.ReluMaxPooling2D(2)
-        normalize.build(shape)
-        traced = tf.function(lambda images: pool(normalize(images, training=is_trained)))
-        graph = traced.get_concrete_function(tf.TensorSpec(shape, kind)).graph
-        output = graph.outputs[0].op.name
-        kept = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [output])
-        return {node.op for node in kept.node}
-
-    assert "FusedBatchNormV3" not in operations([None, 32, 32, 4], "float32")
-    for shape, kind in (
-        ([None, 16, 16, 4], "float32"),
-        ([None, 33, 32, 4], "float32"),
-        ([None, 32, 32, 4], "bfloat16"),
-    ):
-        assert "FusedBatchNormV3" in operations(shape, kind)
-    assert "FusedBatchNormV3" in operations([None, 32, 32, 4], "float32", is_trained=False)
-
-
-@pytest.mark.parametrize("name", ["normalisation and pooling", "relu and pooling", "gelu", "convolution"])
+@pytest.mark.parametrize("name", ["relu and pooling", "gelu", "convolution"])
 def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
-    normalize, pool = layers.BatchNormalization(is_pooled=True), layers.ReluMaxPooling2D(2)
-    normalize.build([4, 32, 32, 3])
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     layer = {
-        "normalisation and pooling": lambda images: pool(normalize(images, training=True)),
         "relu and pooling": layers.ReluMaxPooling2D(2),
         "gelu": layers.Activation("gelu"),
         "convolution": layers.Conv2D(2, 3, padding="same"),
     }[name]
-    if isinstance(layer, keras.layers.Layer):
-        layer.build([4, 32, 32, 3])
+    layer.build([4, 32, 32, 3])
 
     def differentiate(images):
         with tf.GradientTape() as tape:
@@ -255,14 +194,14 @@ def test_layers_hold_no_graph_that_calls_them(name, monkeypatch):
 
 
 def test_gradients_of_our_own_are_those_taken(monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
-    convolution, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
-    convolution.build([4, 6, 6, 3])
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
+    layer, pool = layers.Conv2D(3, 3, padding="same"), layers.ReluMaxPooling2D(2)
+    layer.build([4, 6, 6, 3])
 
     def differentiate(images):
         with tf.GradientTape() as tape:
-            outputs = pool(convolution(images))
-        return tape.gradient(outputs, convolution.kernel.value)
+            outputs = pool(layer(images))
+        return tape.gradient(outputs, layer.kernel.value)
 
     operations = tf.function(differentiate).get_concrete_function(tf.TensorSpec([4, 6, 6, 3])).graph.get_operations()
     [of_filters] = [op for op in operations if op.type == "Conv2DBackpropFilter"]
@@ -290,13 +229,13 @@ def test_filter_gradient_side_by_side_equals_the_library(size, height, batch):
         tape.watch(kernel)
         outputs = tf.nn.conv2d(images, kernel, 1, "SAME")
     expected = tape.gradient(outputs, kernel, upstream)
-    of_kernel, of_bias = layers.filter_gradient(images, upstream, size)
+    of_kernel, of_bias = convolution.filter_gradient(images, upstream, size)
     np.testing.assert_allclose(of_kernel, expected, rtol=1e-4, atol=2e-4)
     np.testing.assert_allclose(of_bias, tf.reduce_sum(upstream, [0, 1, 2]), rtol=1e-4, atol=1e-4)
 
 
 def test_convolution_side_by_side_equals_keras(monkeypatch):
-    monkeypatch.setattr(layers, "_is_narrow", lambda *_: True)
+    monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     images = tf.random.stateless_normal([16, 7, 7, 6], [1, 2])
     results = []
     for make in (layers.Conv2D, keras.layers.Conv2D):
@@ -317,7 +256,7 @@ def test_convolution_side_by_side_equals_keras(monkeypatch):
 )
 def test_gradients_of_biases_are_added_up_in_float32(kind, monkeypatch):
     if "no oneDNN" in kind:
-        monkeypatch.setattr(layers, "_has_onednn", lambda feature: False)
+        monkeypatch.setattr(convolution, "has_onednn", lambda feature: False)
     shape = [2048, 16] if kind == "dense" else [64, 128, 16] if kind == "dense on maps" else [64, 16, 16, 3]
     strides = 2 if "strided" in kind else 1
     is_dense = kind.startswith("dense")

@@ -31,7 +31,7 @@ def entered(*overrides, phase=0, base=BASE):
         config.check(cfg)
     data = random_data()
     task = setup.build(cfg, data)
-    setup.load_weights(cfg, task, data)
+    setup.load_weights(task, data)
     record = loop.Record(phase=phase, phase_steps=[0] * (phase + 1), phase_epochs=[0] * (phase + 1))
     seen, _ = setup.enter(cfg, task, data, phases.plan(cfg), record)
     return task, seen

@@ -69,8 +69,7 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"])
 def test_it_computes_what_the_application_computes(backbone):
     cfg = config.compose([*SIZE_32, f"backbone={backbone}", "backbone.image_size=64"])
-    build = targets.instantiate(cfg.backbone)
-    ours = build((32, 32, 3))
+    ours = targets.instantiate(cfg.backbone).build((32, 32, 3))
     home = getattr(keras.applications, cfg.backbone.module)
     theirs = getattr(home, cfg.backbone.application)(include_top=False, weights=None, input_shape=(64, 64, 3))
     for mine, its in zip(ours.weights, theirs.weights, strict=True):
@@ -82,7 +81,7 @@ def test_it_computes_what_the_application_computes(backbone):
 
 def test_batch_norm_and_dropout_are_ours():
     cfg = config.compose([*SIZE_32, "backbone=efficientnet_v2_b0"])
-    found = phases.leaves(targets.instantiate(cfg.backbone)((32, 32, 3)))
+    found = phases.leaves(targets.instantiate(cfg.backbone).build((32, 32, 3)))
     assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
     for kind, ours in (
         (keras.layers.BatchNormalization, layers.BatchNormalization),

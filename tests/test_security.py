@@ -109,7 +109,7 @@ TARGETS = [
     # Our own package, but not a factory.
     "cifar_research.train.command", "cifar_research.sweeps.subprocess.run", "cifar_research.data.download.fetch",
     "cifar_research.preview.write_preview", "cifar_research.models.backbones.pretrained.os.system",
-    "cifar_research.models.classifier.Callable", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
+    "cifar_research.models.heads.Any", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
 ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_a_preset_cannot_allow_its_own_code(stranger, said):
     ("hydra", "part"),
     [
         ("callbacks: {x: {_target_: evil_lab.evil}}", "hydra.callbacks.x._target_"),
-        ("callbacks: {x: {_target_: cifar_research.models.classifier.head, hidden: {_target_: os.system}}}", "os.system"),
+        ("callbacks: {x: {_target_: cifar_research.models.heads.head, hidden: {_target_: os.system}}}", "os.system"),
         ("job_logging: {handlers: {x: {(): evil_lab.evil}}}", "job_logging.handlers.x"),
         ("job_logging: {handlers: {x: {class: evil_lab.evil}}}", "job_logging.handlers.x.class"),
         ("hydra_logging: {formatters: {x: {class: evil_lab.evil}}}", "hydra_logging.formatters.x.class"),
@@ -208,7 +208,7 @@ def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
 def test_a_node_of_a_report_is_not_believed(stranger):
     for node in (
         {"_target_": "evil_lab.evil"},
-        {"_target_": "cifar_research.models.classifier.head", "hidden": [{"_target_": "a.b"}]},
+        {"_target_": "cifar_research.models.heads.head", "hidden": [{"_target_": "a.b"}]},
     ):
         with pytest.raises(ValueError, match="factory"):
             targets.instantiate(OmegaConf.create(node))

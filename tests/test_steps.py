@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from cifar_research import config
 from cifar_research.config import targets
-from cifar_research.models import classifier, layers
+from cifar_research.config.contracts import Backbone
+from cifar_research.models import classifier, heads, layers
 from cifar_research.models.backbones.cnn import cnn
 from cifar_research.optimization import optimizers
 from cifar_research.training import steps
@@ -29,10 +30,11 @@ def images_and_labels(count, seed=0):
 def make_task(batch_norm=False, dropout=0.0, loss="mean_squared_error", optimizer=None, **changes):
     keras.utils.set_random_seed(1)
     backbone = cnn(filters=[8, 16], batch_norm=batch_norm)
-    head = classifier.head(hidden=[32], batch_norm=batch_norm, dropout=dropout)
+    head = heads.head(hidden=[32], batch_norm=batch_norm, dropout=dropout)
     optimizer = optimizer or optimizers.adam(learning_rate=0.005)
     settings = {
         "model": classifier.classifier(backbone, head, (16, 16, 3), 10),
+        "backbone": backbone,
         "loss": targets.instantiate(config.compose([f"loss={loss}"]).loss),
         "optimizer": optimizer,
         "augment": lambda images, targets, seed, epoch_seed: (images, targets),
@@ -199,9 +201,11 @@ def test_float16_overflow_skips_the_update_and_halves_the_scale():
 
 def test_a_count_among_the_weights_is_not_averaged():
     def counting(image_shape):
-        return keras.Sequential([keras.layers.Normalization(name="normalization"), cnn(filters=[8])(image_shape)])
+        rest = cnn(filters=[8]).build(image_shape)
+        return keras.Sequential([keras.layers.Normalization(name="normalization"), rest])
 
-    task = make_task(ema_decay=0.5, model=classifier.classifier(counting, classifier.head(hidden=[8]), (16, 16, 3), 10))
+    model = classifier.classifier(Backbone(counting), heads.head(hidden=[8]), (16, 16, 3), 10)
+    task = make_task(ema_decay=0.5, model=model)
     (place,) = (i for i, weight in enumerate(task.model.weights) if not weight.value.dtype.is_floating)
     task.model.weights[place].assign(7)
     losses_of(task, some_batches(1))

@@ -13,7 +13,8 @@ A new transform is one more factory, here or in a module of one's own, and one Y
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from cifar_research.augmentation.colour import (
     adjust_brightness,
@@ -23,7 +24,6 @@ from cifar_research.augmentation.colour import (
     contrast,
     saturation,
 )
-from cifar_research.augmentation.contract import Transform
 from cifar_research.augmentation.geometry import (
     alternating_flip,
     crop,
@@ -40,9 +40,9 @@ from cifar_research.augmentation.geometry import (
 )
 from cifar_research.augmentation.mixing import blend, cutmix, cutout, erase, mixup, paste
 from cifar_research.augmentation.preview import grid
+from cifar_research.config.contracts import Transform
 
 __all__ = [
-    "Transform",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_saturation",
@@ -72,22 +72,23 @@ __all__ = [
 ]
 
 
-def compose(transforms: Mapping[str, Transform]) -> Transform:
+def compose(transforms: Mapping[str, Any]) -> Callable[..., tuple[Any, Any]]:
     """Return one transform that applies these in order, each with its own seed; of none, the identity.
 
-    It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, which is what a
-    transform with the attribute `by_epoch` is given instead of a seed of its own; without it, they are given `seed`.
+    transforms: what their factories returned, plain functions or `Transform`.
+    It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, for transforms that go
+    by the epoch; without it, they are given `seed`.
     """
-    ordered = tuple(transforms.values())
+    ordered = [Transform.of(transform) for transform in transforms.values()]
 
     def transform(images, targets, seed, epoch_seed=None):
         import tensorflow as tf
 
         for i, one in enumerate(ordered):
             own = tf.random.experimental.stateless_fold_in(seed, i)
-            if getattr(one, "by_epoch", False):
+            if one.by_epoch:
                 own = seed if epoch_seed is None else epoch_seed
-            images, targets = one(images, targets, own)
+            images, targets = one.apply(images, targets, own)
         return images, targets
 
     return transform

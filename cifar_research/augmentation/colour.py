@@ -7,28 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.augmentation.contract import Transform, check_range, uniform
+from cifar_research.augmentation.contract import BatchTransform, check_range, uniform
 
 # Share of red, green and blue in the grey of a pixel (ITU-R BT.601).
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def brightness(*, amount: float = 0.2) -> Transform:
+def brightness(*, amount: float = 0.2) -> BatchTransform:
     """Multiply each image by a factor uniform in [1 - amount, 1 + amount]."""
     return _jitter(amount, adjust_brightness)
 
 
-def contrast(*, amount: float = 0.2) -> Transform:
+def contrast(*, amount: float = 0.2) -> BatchTransform:
     """Scale each image's distance from its own mean grey by a factor uniform in [1 - amount, 1 + amount]."""
     return _jitter(amount, adjust_contrast)
 
 
-def saturation(*, amount: float = 0.2) -> Transform:
+def saturation(*, amount: float = 0.2) -> BatchTransform:
     """Scale each pixel's distance from its own grey by a factor uniform in [1 - amount, 1 + amount]."""
     return _jitter(amount, adjust_saturation)
 
 
-def _jitter(amount: float, adjust: Callable[[Any, Any], Any]) -> Transform:
+def _jitter(amount: float, adjust: Callable[[Any, Any], Any]) -> BatchTransform:
     check_range("amount", amount, 0, 1)
 
     def transform(images, targets, seed):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, get_args
 
-Transform = Callable[[Any, Any, Any], tuple[Any, Any]]
+BatchTransform = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf, *, excluded: bool = False) -> None:

@@ -6,19 +6,20 @@ import functools
 import math
 from typing import Literal
 
-from cifar_research.augmentation.contract import Transform, check_choice, check_range, uniform
+from cifar_research.augmentation.contract import BatchTransform, check_choice, check_range, uniform
+from cifar_research.config.contracts import Transform
 
 Padding = Literal["edge", "reflect", "zeros"]
 ProjectionPadding = Literal["edge", "zeros"]
 Interpolation = Literal["nearest", "bilinear"]
 
 
-def horizontal_flip(*, probability: float = 0.5) -> Transform:
+def horizontal_flip(*, probability: float = 0.5) -> BatchTransform:
     """Mirror left and right, each image with this probability."""
     return _flip("columns", probability)
 
 
-def vertical_flip(*, probability: float = 0.5) -> Transform:
+def vertical_flip(*, probability: float = 0.5) -> BatchTransform:
     """Mirror top and bottom, each image with this probability."""
     return _flip("rows", probability)
 
@@ -30,15 +31,14 @@ def alternating_flip() -> Transform:
     run's seed and on an image's own pixels: give it before transforms that change them.
     """
 
-    def transform(images, targets, seed):
+    def apply(images, targets, seed):
         import tensorflow as tf
 
         weights = tf.random.stateless_uniform(images.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
         is_first = _compiled(_is_of_first_half)(images, weights)
         return flip(images, is_first != (seed[1] % 2 == 1), axis="columns"), targets
 
-    transform.by_epoch = True
-    return transform
+    return Transform(apply, by_epoch=True)
 
 
 def _is_of_first_half(images, weights):
@@ -50,7 +50,7 @@ def _is_of_first_half(images, weights):
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(sums, 12), 1) == 1
 
 
-def _flip(axis: Literal["rows", "columns"], probability: float) -> Transform:
+def _flip(axis: Literal["rows", "columns"], probability: float) -> BatchTransform:
     check_range("probability", probability, 0, 1)
 
     def transform(images, targets, seed):
@@ -59,7 +59,7 @@ def _flip(axis: Literal["rows", "columns"], probability: float) -> Transform:
     return transform
 
 
-def shift(*, pixels: int | None = None, fraction: float | None = None, padding: Padding = "edge") -> Transform:
+def shift(*, pixels: int | None = None, fraction: float | None = None, padding: Padding = "edge") -> BatchTransform:
     """Move each image by whole pixels, uniform in [-limit, limit], along each axis.
 
     The limit is `pixels`, or `fraction` of the axis rounded to pixels; the other of the two is None.
@@ -85,7 +85,7 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
     return transform
 
 
-def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> Transform:
+def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> BatchTransform:
     """Pad each side and cut the original size out at a place drawn for each image (He et al. 2016)."""
     check_range("padding_pixels", padding_pixels, 0)
     # That is a shift, by up to the padding, of what lies inside the frame and of what the padding shows.
@@ -94,7 +94,7 @@ def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> Transform:
 
 def rotation(
     *, degrees: float = 15.0, interpolation: Interpolation = "bilinear", padding: ProjectionPadding = "edge"
-) -> Transform:
+) -> BatchTransform:
     """Rotate each image about its centre by an angle uniform in [-degrees, degrees]."""
     check_range("degrees", degrees, 0, 180)
     check_choice("interpolation", interpolation, Interpolation)
@@ -113,7 +113,7 @@ def zoom(
     high: float = 1.1,
     interpolation: Interpolation = "bilinear",
     padding: ProjectionPadding = "edge",
-) -> Transform:
+) -> BatchTransform:
     """Magnify each image about its centre by a factor uniform in [low, high]; below 1 it shrinks."""
     check_range("low", low, 0, excluded=True)
     check_range("high", high, 0, excluded=True)

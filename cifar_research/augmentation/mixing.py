@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cifar_research.augmentation.contract import Transform, check_range, uniform
+from cifar_research.augmentation.contract import BatchTransform, check_range, uniform
 
 _QUANTILES = 4097  # of a distribution, between which its draws are interpolated
 
 
-def cutout(*, size: int = 8) -> Transform:
+def cutout(*, size: int = 8) -> BatchTransform:
     """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017)."""
     check_range("size", size, 1)
 
@@ -20,7 +20,7 @@ def cutout(*, size: int = 8) -> Transform:
     return transform
 
 
-def mixup(*, alpha: float = 0.2) -> Transform:
+def mixup(*, alpha: float = 0.2) -> BatchTransform:
     """Blend the batch with itself reordered, by a weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
     check_range("alpha", alpha, 0, excluded=True)
 
@@ -33,7 +33,7 @@ def mixup(*, alpha: float = 0.2) -> Transform:
     return transform
 
 
-def cutmix(*, alpha: float = 1.0) -> Transform:
+def cutmix(*, alpha: float = 1.0) -> BatchTransform:
     """Paste into each image a box of a partner from the same batch, at the same place (Yun et al. 2019).
 
     One box a batch, its share of the area from Beta(alpha, alpha), centred anywhere and cut at the sides.

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_research.config import composition, messages, phases, targets, trust
 from cifar_research.config.composition import HYDRA_ERRORS as HYDRA_ERRORS
 from cifar_research.config.composition import config_dir as config_dir
+from cifar_research.config.contracts import Backbone
 from cifar_research.config.schema import (
     VIEWS,
     CifarConfig,
@@ -195,18 +196,18 @@ def _without(cfg: DictConfig, key: str) -> DictConfig:
 
 
 def _check_image_size(cfg: DictConfig) -> list[str]:
-    """Hold the images against what the backbone takes, if its factory's result says so."""
-    size, backbone = OmegaConf.select(cfg, "data.image_size") or 32, targets.instantiate(cfg.backbone)
-    if cfg.data.standardize and getattr(backbone, "standardizes", False):
+    """Return what is wrong with the size of the images, a sentence each, for what the backbone takes."""
+    size, backbone = OmegaConf.select(cfg, "data.image_size") or 32, Backbone.of(targets.instantiate(cfg.backbone))
+    if cfg.data.standardize and backbone.standardizes:
         return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
-    least = getattr(backbone, "min_image_size", 1)
+    least = backbone.min_image_size
     for name, phase in cfg.training.phases.items():
         if phase.image_size is not None and not least <= phase.image_size <= size:
             return [
                 f"training.phases.{name}.image_size: {phase.image_size} is out of range; it must be at least {least}, "
                 f"which the backbone needs, and at most {size}, the images' own"
             ]
-        if phase.image_size not in (None, size) and not getattr(backbone, "takes_any_size", False):
+        if phase.image_size not in (None, size) and not backbone.takes_any_size:
             return [
                 f"training.phases.{name}.image_size: {phase.image_size} needs a backbone that says that it takes images of "
                 "any size (takes_any_size); leave it out"

@@ -191,11 +191,13 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
 
 
-def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) -> list[keras.layers.Layer]:
+def trained_layers(
+    trainable: str | Mapping[str, Any], backbone: keras.Model, upper_blocks: str | None
+) -> list[keras.layers.Layer]:
     """Return the backbone's layers that a phase trains, those with weights alone.
 
     `last` counts layers with weights; `from` is every layer from that one on, in the model's order; `upper` is `from`
-    what the backbone calls its upper blocks. ConfigError, naming the nearest layer, if there is no such layer.
+    `upper_blocks`, a layer's name. ConfigError, naming the nearest layer, if there is no such layer.
     """
     from cifar_research.runtime.errors import ConfigError
 
@@ -206,13 +208,12 @@ def trained_layers(trainable: str | Mapping[str, Any], backbone: keras.Model) ->
     if trainable == "all":
         return layers
     if trainable == "upper":
-        first = getattr(backbone, "upper_blocks", None)
-        if first is None:
+        if upper_blocks is None:
             raise ConfigError(
                 "training.phases: trainable: upper needs a backbone that names its upper blocks, and "
                 f"{backbone.name} does not; give {{from: <layer>}} or {{last: <n>}}"
             )
-        trainable = {"from": first}
+        trainable = {"from": upper_blocks}
     names = [layer.name for layer in everything]
     if isinstance(trainable, str):
         found = [layer for layer in layers if fnmatch.fnmatchcase(layer.name, trainable)]

@@ -31,7 +31,7 @@ _OURS = tuple(
     f"{_PACKAGE}.{name}"
     for name in (
         "augmentation", "models.backbones.airbench", "models.backbones.cnn", "models.backbones.pretrained",
-        "models.classifier", "optimization.losses", "optimization.optimizers", "optimization.schedules",
+        "models.heads", "optimization.losses", "optimization.optimizers", "optimization.schedules",
         "sweeps.launchers.local", "sweeps.launchers.ray", "sweeps.launchers.slurm",
     )
 )  # fmt: skip

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.augmentation.views import averaged
 from cifar_research.config import targets
+from cifar_research.config.contracts import Backbone, Head
 from cifar_research.data import images as image_files
 from cifar_research.models import classifier as models
 from cifar_research.models.backbones.weights import FILE
@@ -142,8 +143,8 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     keras.config.set_dtype_policy(environments.POLICIES[precision or cfg.training.precision])
     try:
         model = models.classifier(
-            targets.instantiate(_unweighted(cfg.backbone)),
-            targets.instantiate(cfg.model),
+            Backbone.of(targets.instantiate(_unweighted(cfg.backbone))),
+            Head.of(targets.instantiate(cfg.model)),
             (size, size, 3),
             len(found["data"]["classes"]),
         )

@@ -2,77 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cifar_research.config import phases
+from cifar_research.config.contracts import Backbone, Head
 from cifar_research.config.targets import said
-from cifar_research.models.backbones.cnn import Activation
 from cifar_research.runtime.errors import WeightsError
 
 if TYPE_CHECKING:
     import keras
 
 
-def head(
-    *,
-    pooling: Literal["flatten", "avg", "max"] = "flatten",
-    hidden: list[int],
-    dropout: float = 0.0,
-    batch_norm: bool = False,
-    activation: Activation = "relu",
-    bias: bool = True,
-    scale: float = 1.0,
-) -> Callable[[Any, int], Any]:
-    """Dense layers from a feature map to logits.
-
-    pooling: how [B, h, w, C] becomes a vector: flattened, or its average or maximum over h and w.
-    hidden: units of each hidden dense layer; batch_norm: between each of them and its activation.
-    dropout: once, before the output layer, as in the study.
-    bias: whether the output layer has one; scale: what logits are multiplied by, a small number keeps early ones
-    small (Jordan 2024, arXiv 2404.00498).
-    Returns a function (feature map, num_classes) -> logits float32 [B, num_classes]; see cnn for its `is_by_image`.
-    """
-    if hidden and min(hidden) < 1:
-        raise ValueError(f"hidden: {hidden} must be a list of numbers, each at least 1")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: {dropout} is out of range; it must be at least 0 and below 1")
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale: {scale} is out of range; it must be above 0 and finite")
-
-    def build(features: Any, num_classes: int) -> Any:
-        import keras
-
-        from cifar_research.models.layers import Activation, BatchNormalization, Dense, Dropout
-
-        to_vector = {
-            "flatten": keras.layers.Flatten,
-            "avg": keras.layers.GlobalAveragePooling2D,
-            "max": keras.layers.GlobalMaxPooling2D,
-        }[pooling]
-        vector = to_vector(name="head_pool")(features)
-        for number, units in enumerate(hidden, 1):
-            vector = Dense(units, name=f"head_dense{number}")(vector)
-            if batch_norm:
-                vector = BatchNormalization(name=f"head_dense{number}_norm")(vector)
-            vector = Activation(activation, name=f"head_dense{number}_{activation}")(vector)
-        if dropout > 0:
-            vector = Dropout(dropout, name="head_dropout")(vector)
-        # In float32 whatever the precision: of logits in bfloat16 the two highest are the same for one image in a hundred.
-        logits = Dense(num_classes, use_bias=bias, dtype="float32", name="logits")(vector)
-        return logits if scale == 1 else keras.layers.Rescaling(scale, dtype="float32", name="logits_scale")(logits)
-
-    build.pools = pooling != "flatten"
-    build.is_by_image = not batch_norm
-    return build
-
-
-def classifier(
-    backbone: Callable[[tuple[int, int, int]], keras.Model],
-    head: Callable[[Any, int], Any],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-) -> keras.Model:
+def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out; see `parts`.
 
     WeightsError names a backbone that cannot be built, or whose output the head does not take.
@@ -81,39 +22,38 @@ def classifier(
 
     images = keras.Input(image_shape, name="images")
     features = _features(backbone, images, num_classes)
-    pools = getattr(head, "pools", False)
-    if pools and len(features.shape) != 4:
+    if head.pools and len(features.shape) != 4:
         raise WeightsError(
-            f"backbone: {_name(backbone)} returns the shape {list(features.shape)}, and this head pools a feature map "
+            f"backbone: {_name(backbone.build)} returns the shape {list(features.shape)}, and this head pools a feature map "
             "[None, h, w, channels]; set model.pooling=flatten, or leave out the backbone's last layer"
         )
     # A head that pools takes maps of any size, so that a phase may train on smaller images.
-    height_and_width = (None, None) if pools else features.shape[1:3]
+    height_and_width = (None, None) if head.pools else features.shape[1:3]
     inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
     logits = _logits(head, inputs, num_classes)
     return keras.Model(images, keras.Model(inputs, logits, name="head")(features), name="classifier")
 
 
-def _logits(head: Callable[[Any, int], Any], inputs: Any, num_classes: int) -> Any:
+def _logits(head: Head, inputs: Any, num_classes: int) -> Any:
     try:
-        logits = head(inputs, num_classes)
+        logits = head.build(inputs, num_classes)
     except Exception as error:  # noqa: BLE001 — a user's own code may raise any kind
         raise WeightsError(
-            f"model: {_name(head)} cannot be built on features {list(inputs.shape)}: {said(error)}"
+            f"model: {_name(head.build)} cannot be built on features {list(inputs.shape)}: {said(error)}"
         ) from error
     if tuple(getattr(logits, "shape", ())) != (None, num_classes):
         found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
-        raise WeightsError(f"model: {_name(head)} returns {found}, and must return logits {[None, num_classes]}")
+        raise WeightsError(f"model: {_name(head.build)} returns {found}, and must return logits {[None, num_classes]}")
     return logits
 
 
-def _features(backbone: Callable[[tuple[int, int, int]], Any], images: Any, num_classes: int) -> Any:
+def _features(backbone: Backbone, images: Any, num_classes: int) -> Any:
     """Return what a backbone makes of images, with a size that is known but for the batch's."""
     import keras
 
-    name = _name(backbone)
+    name = _name(backbone.build)
     try:
-        model = backbone(images.shape[1:])
+        model = backbone.build(images.shape[1:])
         features = model(images) if isinstance(model, keras.Model) else None
     except WeightsError:
         raise

@@ -81,7 +81,7 @@ def run(
         with environment.strategy.scope():
             task = setup.build(cfg, data, environment.parts)
             if checkpoint is None:
-                setup.load_weights(cfg, task, data)
+                setup.load_weights(task, data)
         checkpoints, record = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints), loop.Record()
         if checkpoint is not None:
             loop.restore(task, record, checkpoint)

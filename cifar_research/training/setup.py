@@ -9,6 +9,7 @@ import numpy as np
 
 from cifar_research import augmentation, config
 from cifar_research.config import phases, targets
+from cifar_research.config.contracts import Backbone, Head
 from cifar_research.data import batches
 from cifar_research.models import classifier
 from cifar_research.runtime.errors import ConfigError
@@ -27,18 +28,15 @@ def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
     parts: of a batch, see cores.
     """
     smallest_batch = _smallest_batch(cfg, data)
-    model = classifier.classifier(
-        targets.instantiate(cfg.backbone),
-        targets.instantiate(cfg.model),
-        data.train.images.shape[1:],
-        len(data.classes),
-    )
+    backbone, head = Backbone.of(targets.instantiate(cfg.backbone)), Head.of(targets.instantiate(cfg.model))
+    model = classifier.classifier(backbone, head, data.train.images.shape[1:], len(data.classes))
     optimizer = targets.instantiate(cfg.optimizer)
     loss = targets.instantiate(cfg.loss)
     _check_loss(cfg, loss, len(data.classes))
     mean, deviation = data.train.channel_statistics() if cfg.data.standardize else (None, None)
     return steps.Task(
         model=model,
+        backbone=backbone,
         loss=loss,
         optimizer=optimizer,
         augment=augmentation.compose(config.transforms(cfg)),
@@ -85,11 +83,8 @@ def _check_loss(cfg: DictConfig, loss: Callable[[Any, Any], Any], num_classes: i
         )
 
 
-def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
-    """Give a backbone that says how the weights it is to begin with; a run that goes on has them.
-
-    It is handed its own model, and a function that returns some training images as the model will see them.
-    """
+def load_weights(task: steps.Task, data: Dataset) -> None:
+    """Load the backbone's first weights; a run that goes on has its own."""
 
     def images() -> Any:
         # The first 5,000, or as many as have as many pixels; of folders, which are sorted by class, evenly from all.
@@ -99,9 +94,8 @@ def load_weights(cfg: DictConfig, task: steps.Task, data: Dataset) -> None:
         prepared, _ = steps.prepare(task, data.train.images[rows], data.train.labels[rows])
         return steps.standardize(task, prepared).numpy()
 
-    load = getattr(targets.instantiate(cfg.backbone), "load_weights", None)
-    if load is not None:
-        load(classifier.parts(task.model)[0], images)
+    if task.backbone.load_weights is not None:
+        task.backbone.load_weights(classifier.parts(task.model)[0], images)
     for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
         average.assign(weight.value)
 
@@ -120,10 +114,10 @@ def enter(
     """
     phase, first_step = plan[record.phase], record.phase_steps[-1]
     backbone, head = classifier.parts(task.model)
-    layers = phases.trained_layers(phase.trainable, backbone)
+    layers = phases.trained_layers(phase.trainable, backbone, task.backbone.upper_blocks)
     for layer in phases.leaves(backbone):
         layer.trainable = layer in layers  # which also keeps its moving statistics
-    is_inference = phase.is_backbone_frozen or getattr(backbone, "runs_in_inference", False)
+    is_inference = phase.is_backbone_frozen or task.backbone.runs_in_inference
 
     def network(images: Any, training: bool) -> Any:
         return head(backbone(images, training=training and not is_inference), training=training)
@@ -163,9 +157,8 @@ def _optimizer_first_steps(task: steps.Task, plan: Sequence[phases.Phase], recor
 def trained_paths(task: steps.Task, phase: phases.Phase) -> list[str]:
     """Return the paths of the weights that a phase trains, moving statistics perhaps among them."""
     backbone, head = classifier.parts(task.model)
-    return [
-        weight.path for layer in [*phases.trained_layers(phase.trainable, backbone), head] for weight in layer.weights
-    ]
+    layers = phases.trained_layers(phase.trainable, backbone, task.backbone.upper_blocks)
+    return [weight.path for layer in [*layers, head] for weight in layer.weights]
 
 
 def num_trained(task: steps.Task, phase: phases.Phase) -> int:

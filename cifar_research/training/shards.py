@@ -28,12 +28,15 @@ def parts(cfg: DictConfig, data: Dataset) -> int:
     Without TensorFlow, whose threads depend on it.
     """
     from cifar_research.config import phases, targets
+    from cifar_research.config.contracts import Backbone, Head
 
     threads = cfg.training.threads or usable()
     if not 1 < threads <= _MOST_CORES or cfg.training.strategy != "none" or cfg.training.jit_compile:
         return 1
-    by_image = [getattr(targets.instantiate(of), "is_by_image", False) for of in (cfg.backbone, cfg.model)]
-    if not all(by_image) or not str(cfg.loss._target_).startswith("cifar_research.optimization.losses."):
+    backbone, head = Backbone.of(targets.instantiate(cfg.backbone)), Head.of(targets.instantiate(cfg.model))
+    if not (backbone.is_by_image and head.is_by_image):
+        return 1
+    if not str(cfg.loss._target_).startswith("cifar_research.optimization.losses."):
         return 1  # a loss of the user's may look at the whole batch
     if any(phase.is_backbone_frozen for phase in phases.plan(cfg)):  # whose features are not computed in parts
         return 1

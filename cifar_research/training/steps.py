@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from cifar_research.augmentation import shrink
 from cifar_research.augmentation.views import averaged
+from cifar_research.config.contracts import Backbone
 from cifar_research.models import layers
 from cifar_research.optimization.optimizers import Optimizer
 from cifar_research.runtime.errors import ConfigError
@@ -47,6 +48,7 @@ class View:
 class Task:
     """What a step works on: made once before training; `enter` sets what differs between phases.
 
+    model: backbone and head; backbone: what the backbone promises.
     augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the same two.
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
@@ -56,6 +58,7 @@ class Task:
     """
 
     model: keras.Model
+    backbone: Backbone
     loss: Callable[[Any, Any], Any]
     optimizer: Optimizer
     augment: Callable[..., tuple[Any, Any]]

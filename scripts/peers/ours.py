@@ -37,7 +37,7 @@ class Ours:
         self.tf = tf
         self.side = 8192 if self.environment.prefetch_device else 2048  # of the matrices whose products are timed
         self.task = setup.build(self.cfg, data, self.environment.parts)
-        setup.load_weights(self.cfg, self.task, data)
+        setup.load_weights(self.task, data)
         record = loop.Record()
         _, view = setup.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
         self.steps = len(images) // options.batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cifar_research.config.contracts import Backbone
 from cifar_research.models.backbones import weights as loading
 from cifar_research.models.backbones.cnn import Activation, Initialization, initializer
 
@@ -22,7 +23,7 @@ def airbench(
     initialization: Initialization = "dirac",
     activation: Activation = "gelu",
     weights: str = "none",
-) -> Callable[[tuple[int, int, int]], keras.Model]:
+) -> Backbone:
     """A whitening layer, then blocks of convolution, pooling, normalisation, convolution, normalisation.
 
     filters: output channels by block. Normalisation has biases and no scales, and its moving statistics forget fast:
@@ -32,9 +33,58 @@ def airbench(
     the training images before the first step; it is trained only if a phase's `trainable` holds it:
     {from: block1_conv1} leaves it as it is.
     weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
-    Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
-    [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded down, after n blocks.
+    The model: float [B, H, W, C] in, float [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded
+    down, after n blocks. ValueError names what is out of range.
     """
+    _check(filters, whitening_size, whitening_epsilon, batch_norm_momentum)
+    loading.check(weights)
+
+    def build(image_shape: tuple[int, int, int]) -> keras.Model:
+        import keras
+
+        from cifar_research.models import layers
+
+        stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
+        width = 2 * image_shape[-1] * whitening_size**2
+        stack.append(layers.Conv2D(width, whitening_size, name="whitening"))
+        stack.append(layers.Activation(activation, name=f"whitening_{activation}"))
+        for block, channels in enumerate(filters, 1):
+            for number in (1, 2):
+                name, kernel = f"block{block}_conv{number}", initializer(initialization)
+                stack.append(
+                    layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=kernel, name=name)
+                )
+                if number == 1:
+                    stack.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool"))
+                stack += _normalized(name, activation, batch_norm_momentum)
+        return keras.Sequential(stack, name="airbench")
+
+    def load_weights(model: keras.Model, images: Callable[[], np.ndarray]) -> None:
+        if weights == "none":
+            layer = model.get_layer("whitening")
+            layer.set_weights([whitening(images(), whitening_size, whitening_epsilon), layer.get_weights()[1]])
+        else:
+            loading.load(model, weights)
+
+    return Backbone(
+        build,
+        load_weights=load_weights,
+        min_image_size=whitening_size - 1 + 2 ** len(filters),
+        takes_any_size=True,
+        upper_blocks=f"block{len(filters)}_conv1",
+    )
+
+
+def _normalized(convolution: str, activation: Activation, momentum: float) -> list[keras.layers.Layer]:
+    """Return the normalisation of a convolution, by its name, and its activation."""
+    from cifar_research.models import layers
+
+    norm = layers.BatchNormalization(momentum=momentum, epsilon=1e-5, scale=False, name=f"{convolution}_norm")
+    return [norm, layers.Activation(activation, name=f"{convolution}_{activation}")]
+
+
+def _check(filters: list[int], whitening_size: int, whitening_epsilon: float, batch_norm_momentum: float) -> None:
+    """Raise ValueError if a setting is out of range."""
     if not filters or min(filters) < 1:
         raise ValueError(f"filters: {filters} must be a list of at least one number, each at least 1")
     if not 1 <= whitening_size <= 8:
@@ -45,46 +95,6 @@ def airbench(
         raise ValueError(
             f"batch_norm_momentum: {batch_norm_momentum} is out of range; it must be at least 0 and below 1"
         )
-    loading.check(weights)
-
-    def build(image_shape: tuple[int, int, int]) -> keras.Model:
-        import keras
-
-        from cifar_research.models import layers
-
-        def normalised(name: str) -> list[keras.layers.Layer]:
-            norm = layers.BatchNormalization(
-                momentum=batch_norm_momentum, epsilon=1e-5, scale=False, name=f"{name}_norm"
-            )
-            return [norm, layers.Activation(activation, name=f"{name}_{activation}")]
-
-        def convolution(channels: int, name: str) -> keras.layers.Layer:
-            kernel = initializer(initialization)
-            return layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=kernel, name=name)
-
-        stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
-        width = 2 * image_shape[-1] * whitening_size**2
-        stack.append(layers.Conv2D(width, whitening_size, name="whitening"))
-        stack.append(layers.Activation(activation, name=f"whitening_{activation}"))
-        for block, channels in enumerate(filters, 1):
-            first, second = f"block{block}_conv1", f"block{block}_conv2"
-            stack += [convolution(channels, first), keras.layers.MaxPooling2D(2, name=f"block{block}_pool")]
-            stack += [*normalised(first), convolution(channels, second), *normalised(second)]
-        model = keras.Sequential(stack, name="airbench")
-        model.upper_blocks = f"block{len(filters)}_conv1"
-        return model
-
-    def load_weights(model: keras.Model, images: Callable[[], np.ndarray]) -> None:
-        if weights == "none":
-            layer = model.get_layer("whitening")
-            layer.set_weights([whitening(images(), whitening_size, whitening_epsilon), layer.get_weights()[1]])
-        else:
-            loading.load(model, weights)
-
-    build.load_weights = load_weights
-    build.min_image_size = whitening_size - 1 + 2 ** len(filters)
-    build.takes_any_size = True
-    return build
 
 
 def whitening(images: np.ndarray, size: int, epsilon: float) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from cifar_research.config.contracts import Backbone
 from cifar_research.models.backbones import weights as loading
 
 if TYPE_CHECKING:
@@ -25,17 +25,14 @@ def cnn(
     activation: Activation = "relu",
     initialization: Initialization = "glorot",
     weights: str = "none",
-) -> Callable[[tuple[int, int, int]], keras.Model]:
+) -> Backbone:
     """Blocks of convolutions, each block ended by 2 x 2 pooling and, if asked for, dropout.
 
     filters: output channels by block; `convolutions` of them a block, stride 1, zero-padded.
     batch_norm: between each convolution and its activation.
     initialization: `glorot` (Glorot and Bengio 2010), or `dirac`, see `initializer`.
     weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
-    Returns a function from the image shape (H, W, C) to a Keras model: float [B, H, W, C] in, float
-    [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks. config.check reads its `min_image_size`, 2^n, and `takes_any_size`,
-    whether the model may be called with images of another size than it was built for; cores.parts `is_by_image`,
-    whether an image's output depends on it alone.
+    The model: float [B, H, W, C] in, float [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks.
     ValueError names what is out of range.
     """
     if not filters or min(filters) < 1:
@@ -50,32 +47,42 @@ def cnn(
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
 
-        from cifar_research.models.layers import Activation, BatchNormalization, Conv2D, Dropout, ReluMaxPooling2D
+        from cifar_research.models.layers import Activation, BatchNormalization, Conv2D, Dropout
 
-        pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
-        is_relu_max = activation == "relu" and pooling == "max"
         stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
         for block, channels in enumerate(filters, 1):
             for number in range(1, convolutions + 1):
                 name, kernel = f"block{block}_conv{number}", initializer(initialization)
                 stack.append(Conv2D(channels, kernel_size, padding="same", kernel_initializer=kernel, name=name))
                 if batch_norm:
-                    is_pooled = number == convolutions and is_relu_max
-                    stack.append(BatchNormalization(is_pooled=is_pooled, name=f"{name}_norm"))
-                if number < convolutions or not is_relu_max:
+                    stack.append(BatchNormalization(name=f"{name}_norm"))
+                if number < convolutions:
                     stack.append(Activation(activation, name=f"{name}_{activation}"))
-            stack.append((ReluMaxPooling2D if is_relu_max else pool)(2, name=f"block{block}_pool"))
+            stack += _pooled(activation, pooling, name, f"block{block}_pool")
             if dropout > 0:
                 stack.append(Dropout(dropout, name=f"block{block}_dropout"))
-        model = keras.Sequential(stack, name="cnn")
-        model.upper_blocks = f"block{len(filters)}_conv1"
-        return model
+        return keras.Sequential(stack, name="cnn")
 
-    build.load_weights = lambda model, images: loading.load(model, weights)
-    build.min_image_size = 2 ** len(filters)
-    build.takes_any_size = True
-    build.is_by_image = not batch_norm
-    return build
+    return Backbone(
+        build,
+        load_weights=lambda model, images: loading.load(model, weights),
+        min_image_size=2 ** len(filters),
+        takes_any_size=True,
+        is_by_image=not batch_norm,
+        upper_blocks=f"block{len(filters)}_conv1",
+    )
+
+
+def _pooled(activation: Activation, pooling: str, convolution: str, name: str) -> list[keras.layers.Layer]:
+    """Return the activation of a block's last convolution and its pooling, which may be one layer."""
+    import keras
+
+    from cifar_research.models import layers
+
+    if activation == "relu" and pooling == "max":
+        return [layers.ReluMaxPooling2D(2, name=name)]
+    pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
+    return [layers.Activation(activation, name=f"{convolution}_{activation}"), pool(2, name=name)]
 
 
 def initializer(name: Initialization) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from cifar_research.config.contracts import Backbone
 from cifar_research.models.backbones import weights as loading
 from cifar_research.runtime.errors import WeightsError
 
@@ -27,7 +27,7 @@ def pretrained(
     batch_norm: Literal["inference", "train"] | None = None,
     upper_blocks: str,
     options: dict | None = None,
-) -> Callable[[tuple[int, int, int]], keras.Model]:
+) -> Backbone:
     """A model of keras.applications without its top: `keras.applications.<module>.<application>`.
 
     weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or the folder of a run of ours, whose backbone it is.
@@ -37,15 +37,9 @@ def pretrained(
     weights, and train without.
     upper_blocks: the first of the layers that `trainable: upper` means.
     options: more of the application's own arguments, such as MobileNetV2's alpha.
-    Returns a function from the image shape (H, W, 3) to a Keras model: float [B, H, W, 3] in [0, 1] in, feature map
-    out. ValueError names what is out of range.
+    The model: float [B, H, W, 3] in [0, 1] in, feature map out. ValueError names what is out of range.
     """
-    if image_size < min_image_size:
-        raise ValueError(
-            f"image_size: {image_size} is too small for {application}, which takes {min_image_size} or more"
-        )
-    if image_size > 1024:
-        raise ValueError(f"image_size: {image_size} is out of range; it must be at most 1024")
+    _check_size(application, image_size, min_image_size)
     if taken := {"include_top", "weights", "input_shape", "input_tensor", "pooling", "classes"} & set(options or {}):
         raise ValueError(
             f"options: {', '.join(sorted(taken))}: this is not {application}'s own to choose here; leave it out"
@@ -57,22 +51,7 @@ def pretrained(
         )
     mode = batch_norm or ("train" if weights == "none" else "inference")
 
-    def make(of: str | None) -> Any:
-        import keras
-
-        home = getattr(keras.applications, module, None)
-        if not hasattr(home, application):
-            raise WeightsError(
-                f"backbone.application: keras.applications has no {module}.{application}; see keras.io/api/applications"
-            )
-        try:
-            return getattr(home, application)(
-                include_top=False, weights=of, input_shape=(image_size, image_size, 3), **(options or {})
-            )
-        except (TypeError, ValueError) as error:
-            if of == "imagenet" and "hash" in str(error):
-                raise  # which is the download's
-            raise WeightsError(f"backbone: {application} refuses its settings: {error}") from error
+    make = functools.partial(_application, module, application, image_size, options or {})
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         import keras
@@ -88,14 +67,44 @@ def pretrained(
             pixels = keras.ops.image.resize(pixels, (image_size, image_size), interpolation="bilinear")
         pixels = getattr(keras.applications, module).preprocess_input(pixels * 255.0)
         copy = keras.models.clone_model(make(None), clone_function=functools.partial(_ours, mode=mode))
-        model = keras.Model(images, copy(pixels), name=module)
-        model.upper_blocks = upper_blocks
-        model.runs_in_inference = mode == "inference"
-        return model
+        return keras.Model(images, copy(pixels), name=module)
 
-    build.load_weights = lambda model, images: loading.load(model, weights, make)
-    build.standardizes = True
-    return build
+    return Backbone(
+        build,
+        load_weights=lambda model, images: loading.load(model, weights, make),
+        standardizes=True,
+        upper_blocks=upper_blocks,
+        runs_in_inference=mode == "inference",
+    )
+
+
+def _check_size(application: str, image_size: int, min_image_size: int) -> None:
+    """Raise ValueError if the size that images are resized to is out of range."""
+    if image_size < min_image_size:
+        raise ValueError(
+            f"image_size: {image_size} is too small for {application}, which takes {min_image_size} or more"
+        )
+    if image_size > 1024:
+        raise ValueError(f"image_size: {image_size} is out of range; it must be at most 1024")
+
+
+def _application(module: str, name: str, image_size: int, options: dict, weights: str | None) -> keras.Model:
+    """Return a model of keras.applications without its top; WeightsError if there is none with these options."""
+    import keras
+
+    home = getattr(keras.applications, module, None)
+    if not hasattr(home, name):
+        raise WeightsError(
+            f"backbone.application: keras.applications has no {module}.{name}; see keras.io/api/applications"
+        )
+    try:
+        return getattr(home, name)(
+            include_top=False, weights=weights, input_shape=(image_size, image_size, 3), **options
+        )
+    except (TypeError, ValueError) as error:
+        if weights == "imagenet" and "hash" in str(error):
+            raise  # which is the download's
+        raise WeightsError(f"backbone: {name} refuses its settings: {error}") from error
 
 
 def _ours(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:

@@ -157,7 +157,7 @@ def _shares(jobs: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[Sh
         return [Share(None, places[i % len(places)]) for i in range(jobs or len(places))]
     jobs = jobs or 1
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    # As many to each, though one may be left over: how many a cell has decides on its last digits (see cores.parts), and
+    # As many to each, though one may be left over: how many a cell has decides on its last digits (see shards.parts), and
     # whichever worker is free goes on with it.
     each = max(len(cores) // jobs, 1)
     return [Share(tuple(cores[(i * each + j) % len(cores)] for j in range(each)), None) for i in range(jobs)]

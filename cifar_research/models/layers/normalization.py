@@ -1,0 +1,94 @@
+"""Batch normalisation by TensorFlow's fused kernel.
+
+Gains: forward and backward in 0.21 to 0.45 of the time of Keras's layer, which is made of single operations.
+Where: two cores of an Intel Xeon with AMX, batches of 128 maps, 32 x 32 x 32 and 16 x 16 x 64, float32 and bfloat16.
+Measured: as single layers, interleaved, 40 rounds, on a busy machine, by a script that was not kept.
+Off: let `layers.BatchNormalization` be Keras's, in __init__.py.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from cifar_research.models.layers.context import current
+
+
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation (Ioffe and Szegedy 2015) by TensorFlow's fused kernel.
+
+    Inputs: float [B, H, W, C] or [B, C], seen by the kernel as [B, 1, 1, C]. Statistics are float32 whatever
+    the precision of the inputs. Under a `tf.distribute` strategy the replicas' moments are averaged, since the
+    kernel sees one replica only. Momentum and epsilon default to Keras's 0.99 and 0.001.
+    A batch of one value a channel has no variance (cuDNN returns nan, other kernels 0): on every device it is normalised
+    by the moving statistics, and leaves them as they are.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool = False, mask=None) -> tf.Tensor:
+        if not isinstance(inputs, tf.Tensor) or not self.center:
+            return super().call(inputs, training=training, mask=mask)
+        training = bool(training and self.trainable)
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync if training else 1
+        if replicas > 1:
+            return self._call_synchronized(inputs)
+        images = inputs if inputs.shape.rank == 4 else inputs[:, tf.newaxis, tf.newaxis, :]
+        count = tf.size(images) // images.shape[-1]
+        is_single = count == 1 if training and _may_be_single(images) else None
+        if is_single is None:
+            outputs, mean, variance = self._normalized(images, training)
+        else:
+            outputs, mean, variance = tf.cond(
+                is_single, lambda: self._normalized(images, False), lambda: self._normalized(images, True)
+            )
+        if training:
+            # The kernel returns the unbiased variance; Keras averages the biased one.
+            count = tf.cast(count, tf.float32)
+            self._move(mean, variance * (count - 1) / count, is_single)
+        return outputs if inputs.shape.rank == 4 else outputs[:, 0, 0, :]
+
+    def _normalized(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return the normalised images, and the mean and unbiased variance [C] of the batch if in training."""
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=images,
+            scale=self._scale(),
+            offset=self.beta.value,
+            mean=tf.zeros([0]) if training else self.moving_mean.value,
+            variance=tf.zeros([0]) if training else self.moving_variance.value,
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        return outputs, mean, variance
+
+    def _call_synchronized(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalise with the moments of the whole batch: sums and counts are added up over the replicas.
+
+        There are two images or more, since setup.build rejects a batch that leaves a replica without one.
+        """
+        context = tf.distribute.get_replica_context()
+        floats = tf.cast(inputs, tf.float32)
+        axes = list(range(inputs.shape.rank - 1))
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+        count = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        mean = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(floats, axes)) / count
+        # In two passes: the difference of squares would lose the digits that equality with one device needs.
+        squares = tf.reduce_sum(tf.math.squared_difference(floats, mean), axes)
+        variance = context.all_reduce(tf.distribute.ReduceOp.SUM, squares) / count
+        self._move(mean, variance)
+        outputs = tf.nn.batch_normalization(floats, mean, variance, self.beta.value, self._scale(), self.epsilon)
+        return tf.cast(outputs, inputs.dtype)
+
+    def _scale(self) -> tf.Tensor:
+        return self.gamma.value if self.scale else tf.ones_like(self.beta.value)
+
+    def _move(self, mean: tf.Tensor, variance: tf.Tensor, is_single: tf.Tensor | None = None) -> None:
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moved = average.value * self.momentum + value * (1 - self.momentum)
+            if is_single is not None:
+                moved = tf.where(is_single, average.value, moved)
+            # This replica's copy: every replica has the same moments, and `assign` would reduce them once more.
+            tf.raw_ops.AssignVariableOp(resource=average.value.handle, value=moved)
+
+
+def _may_be_single(maps: tf.Tensor) -> bool:
+    """Return whether maps [B, H, W, C] may have one value a channel, as far as it is known when they are traced."""
+    return not current.several_images and all(size in (None, 1) for size in maps.shape[:-1])

@@ -1,0 +1,105 @@
+"""Contracts: what a factory of a user's own promises is what is checked and done."""
+
+import subprocess
+import sys
+
+import pytest
+from test_cores import data
+from test_phases import random_data
+
+from cifar_research import Backbone, Head, Transform, augmentation, config
+from cifar_research.config import phases
+from cifar_research.runtime.errors import ConfigError
+from cifar_research.training import setup, shards
+
+LAB = """
+from cifar_research import Backbone, Head
+
+def backbone(*, promised: dict):
+    def build(image_shape):
+        import keras
+        layers = [keras.layers.Conv2D(4, 3, name=name) for name in ("lower", "upper")]
+        return keras.Sequential([keras.Input(image_shape), *layers])
+    return Backbone(build, **promised)
+
+def head(*, promised: dict):
+    def build(features, num_classes):
+        import keras
+        return keras.layers.Dense(num_classes)(keras.layers.GlobalAveragePooling2D()(features))
+    return Head(build, **promised)
+"""
+
+
+@pytest.fixture
+def compose(tmp_path, monkeypatch):
+    """A function that composes a config whose backbone and head promise these fields."""
+    (tmp_path / "my_nets.py").write_text(LAB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+
+    def compose(*words, backbone="", head=""):
+        nodes = [f"+{group}={{_target_:my_nets.{name},promised:{{{promised}}}}}"
+                 for group, name, promised in (("backbone", "backbone", backbone), ("model", "head", head))]  # fmt: skip
+        return config.compose(["allow_targets=[my_nets]", "~backbone", "~model", *nodes, *words])
+
+    return compose
+
+
+@pytest.mark.parametrize("contract", [Backbone, Head, Transform])
+def test_a_plain_function_promises_nothing(contract):
+    wrapped = contract.of(print)
+    assert wrapped == contract(print) and contract.of(wrapped) is wrapped
+
+
+@pytest.mark.parametrize(
+    ("promised", "word", "reason"),
+    [
+        ("", "seed=1", None),
+        ("min_image_size:64", "seed=1", "takes images of 64 x 64 or more"),
+        ("standardizes:true", "data.standardize=true", r"data\.standardize: true"),
+        ("", "training.phases.scratch.image_size=16", "takes_any_size"),
+        ("takes_any_size:true", "training.phases.scratch.image_size=16", None),
+        ("take_any_size:true", "seed=1", "unexpected keyword argument 'take_any_size'"),
+    ],
+)
+def test_a_config_is_held_against_what_the_backbone_promises(compose, promised, word, reason):
+    cfg = compose(word, backbone=promised)
+    if reason is None:
+        config.check(cfg)
+    else:
+        with pytest.raises(ConfigError, match=reason):
+            config.check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "expected"), [("true", "true", 2), ("true", "false", 1), ("false", "true", 1)]
+)
+def test_batches_have_shards_if_backbone_and_head_are_by_image(compose, backbone, head, expected):
+    promised = {"backbone": f"is_by_image:{backbone}", "head": f"is_by_image:{head}"}
+    assert shards.parts(compose("training.threads=2", **promised), data()) == expected
+
+
+def test_upper_blocks_are_those_the_backbone_names(compose):
+    cfg = compose("training.phases.scratch.trainable=upper", backbone="upper_blocks:upper")
+    task = setup.build(cfg, random_data())
+    paths = setup.trained_paths(task, phases.plan(cfg)[0])
+    assert any("upper" in path for path in paths) and not any("lower" in path for path in paths)
+    task = setup.build(compose("training.phases.scratch.trainable=upper"), random_data())
+    with pytest.raises(ConfigError, match="needs a backbone that names its upper blocks"):
+        setup.trained_paths(task, phases.plan(cfg)[0])
+
+
+@pytest.mark.parametrize(("by_epoch", "expected"), [(False, "fold of step"), (True, "epoch")])
+def test_a_transform_by_epoch_is_given_the_seed_of_the_epoch(monkeypatch, by_epoch, expected):
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.random.experimental, "stateless_fold_in", lambda seed, i: f"fold of {seed}")
+    seeds = []
+    transform = Transform(lambda images, targets, seed: (seeds.append(seed), targets), by_epoch=by_epoch)
+    augmentation.compose({"own": transform})("images", "targets", "step", "epoch")
+    assert seeds == [expected]
+
+
+def test_contracts_import_no_tensorflow():
+    program = "import sys; from cifar_research import Backbone, Head, Transform; print('tensorflow' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60) == "False\n"
