@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,13 +13,10 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.augmentation.views import averaged
-from cifar_research.config import targets
-from cifar_research.config.contracts import Backbone, Head
 from cifar_research.data import images as image_files
-from cifar_research.models import classifier as models
-from cifar_research.models.backbones.weights import FILE
+from cifar_research.models import rebuild
 from cifar_research.runs import report
-from cifar_research.runtime import environment as environments
+from cifar_research.runtime import files
 from cifar_research.runtime.errors import ReportError, RunError
 
 if TYPE_CHECKING:
@@ -134,38 +130,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
             "an earlier version wrote it; delete it and resume the run, whose checkpoints then give a new one"
         )
     statistics = (found["data"].get("standardization") or {}) if cfg.data.standardize else {}
-    if problems := [*targets.check("backbone", _unweighted(cfg.backbone)), *targets.check("model", cfg.model)]:
-        raise RunError(f"{run}: its model cannot be rebuilt: {problems[0]}")
-    environments.import_tensorflow()
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(environments.POLICIES[precision or cfg.training.precision])
-    try:
-        model = models.classifier(
-            Backbone.of(targets.instantiate(_unweighted(cfg.backbone))),
-            Head.of(targets.instantiate(cfg.model)),
-            (size, size, 3),
-            len(found["data"]["classes"]),
-        )
-        if model.count_params() != found["parameters"]["total"]:
-            raise RunError(
-                f"{run}: its config now gives a model of {model.count_params():,} parameters, and it trained one of "
-                f"{found['parameters']['total']:,}; put its config, or the code of its model, back"
-            )
-        with warnings.catch_warnings():  # Keras tells of lists of layers that it has loaded by another name
-            warnings.simplefilter("ignore", UserWarning)
-            model.load_weights(run / FILE)
-    except RunError:
-        raise
-    except Exception as error:  # a damaged file raises many kinds
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RunError(
-            f"{run / FILE}: cannot be loaded into the model that report.json describes ({line[:300]}); restore it, or "
-            "delete both files and resume the run, whose checkpoints then give new ones"
-        ) from error
-    finally:
-        keras.config.set_dtype_policy(before)
+    model = rebuild.network(found, run, precision)
     mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
     classifier = Classifier(model, found, image_shape=(size, size, 3), mean=mean, deviation=deviation)
     classifier.temperature, classifier.uncalibrated = calibration
@@ -186,32 +151,17 @@ def read(run: Path) -> dict[str, Any]:
         raise RunError(f"{run}: {reason}; {advice}")
     if found["status"] != "completed":
         raise RunError(f"{run}: this run was not completed, it is {found['status']}; give one that was")
-    if not (run / FILE).is_file():
+    if not (run / files.WEIGHTS).is_file():
         raise RunError(
-            f"{run / FILE}: there is no such file, and it holds the weights; restore it, or delete report.json and "
+            f"{run / files.WEIGHTS}: there is no such file, and it holds the weights; restore it, or delete report.json and "
             "resume the run, whose checkpoints then give both"
         )
-    if not _is_whole(found):
+    if not rebuild.is_whole(found):
         raise RunError(
             f"{run / 'report.json'}: is damaged, since what a model is rebuilt from is missing; restore it, or delete it "
             "and resume the run"
         )
     return found
-
-
-def _is_whole(found: dict[str, Any]) -> bool:
-    """Say whether a report has all that is read here, of the type that it must have."""
-    types = {
-        "data.classes": list, "parameters.total": int, "test.accuracy": float, "config_hash": str, "config.name": str,
-        "config.data.standardize": bool, "config.training.precision": str, "config.backbone": dict, "config.model": dict,
-    }  # fmt: skip
-    for key, wanted in types.items():
-        value: Any = found
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(value, wanted):
-            return False
-    return found["config"]["training"]["precision"] in environments.POLICIES
 
 
 def read_temperature(run: Path) -> tuple[float, str | None]:
@@ -237,11 +187,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
-
-def _unweighted(backbone: DictConfig) -> DictConfig:
-    """Return the backbone's node without what it began with, which may be gone, and which the weights replace."""
-    if "weights" not in backbone:
-        return backbone
-    # It only says what training does to moving statistics, and `inference` asks for weights to begin with.
-    extra = {"batch_norm": None} if backbone.get("batch_norm") == "inference" else {}
-    return OmegaConf.merge(backbone, {"weights": "none", **extra})

@@ -12,6 +12,7 @@ from typing import Any
 
 from cifar_research.runtime.errors import WriteError
 
+WEIGHTS = "model.weights.h5"  # of a run's folder
 _KEY = "checksum"
 
 

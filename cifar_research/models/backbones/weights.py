@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_research.runtime import files
 from cifar_research.runtime.errors import RunError, WeightsError
 
 if TYPE_CHECKING:
     import keras
 
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
-FILE = "model.weights.h5"
 
 
 def check(weights: str, *, has_imagenet: bool = False) -> None:
@@ -25,7 +25,7 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
         return
     path = Path(os.path.expanduser(weights))
     if path.is_dir():
-        for name in ("report.json", FILE):
+        for name in ("report.json", files.WEIGHTS):
             if not (path / name).is_file():
                 raise ValueError(
                     f"weights: {weights} has no {name}; give the folder of a run that was completed, or a file"
@@ -64,7 +64,7 @@ def load(backbone: keras.Model, chosen: str, make: Callable[[str | None], Any] |
         except (OSError, ValueError, KeyError) as error:
             hint = (
                 "; it is a whole classifier: give its run's folder, whose backbone is taken"
-                if path.name == FILE
+                if path.name == files.WEIGHTS
                 else ""
             )
             raise WeightsError(
@@ -112,13 +112,15 @@ def _imagenet(make: Callable[[str | None], Any]) -> Any:
 
 def _of_run(folder: Path) -> keras.Model:
     """Return the backbone of a completed run, with its weights, whatever its head."""
-    from cifar_research.inference import trained
-    from cifar_research.models import classifier
+    from cifar_research.models import classifier, rebuild
 
     try:
-        return classifier.parts(trained.load(folder).model)[0]
-    except RunError as error:
-        raise WeightsError(f"backbone.weights: {error}") from error
+        found = files.loads((folder / "report.json").read_bytes())
+        if not rebuild.is_whole(found):
+            raise RunError(f"{folder / 'report.json'}: is damaged; restore it, or give another run folder")
+        return classifier.parts(rebuild.network(found, folder))[0]
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"backbone.weights: {folder}: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,87 @@
+"""The network of a finished run, rebuilt from its report and given its weights, which are loaded as numbers only."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_research.config import targets
+from cifar_research.config.contracts import Backbone, Head
+from cifar_research.models.classifier import classifier
+from cifar_research.runtime import environment as environments
+from cifar_research.runtime import files
+from cifar_research.runtime.errors import RunError
+
+if TYPE_CHECKING:
+    import keras
+
+
+def network(found: dict[str, Any], run: Path, precision: str | None = None) -> keras.Model:
+    """Return the classifier of a run: float [B, H, W, C] -> logits [B, K].
+
+    found: the run's report; precision: float32, bfloat16 or float16, to compute in; None: as the run did. RunError if the
+    folder has no weights that fit.
+    """
+    cfg = OmegaConf.create(found["config"])
+    size = OmegaConf.select(cfg, "data.image_size") or 32
+    if problems := [*targets.check("backbone", _unweighted(cfg.backbone)), *targets.check("model", cfg.model)]:
+        raise RunError(f"{run}: its model cannot be rebuilt: {problems[0]}")
+    environments.import_tensorflow()
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(environments.POLICIES[precision or cfg.training.precision])
+    try:
+        model = classifier(
+            Backbone.of(targets.instantiate(_unweighted(cfg.backbone))),
+            Head.of(targets.instantiate(cfg.model)),
+            (size, size, 3),
+            len(found["data"]["classes"]),
+        )
+        if model.count_params() != found["parameters"]["total"]:
+            raise RunError(
+                f"{run}: its config now gives a model of {model.count_params():,} parameters, and it trained one of "
+                f"{found['parameters']['total']:,}; put its config, or the code of its model, back"
+            )
+        with warnings.catch_warnings():  # Keras tells of lists of layers that it has loaded by another name
+            warnings.simplefilter("ignore", UserWarning)
+            model.load_weights(run / files.WEIGHTS)
+    except RunError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RunError(
+            f"{run / files.WEIGHTS}: cannot be loaded into the model that report.json describes ({line[:300]}); restore it, or "
+            "delete both files and resume the run, whose checkpoints then give new ones"
+        ) from error
+    finally:
+        keras.config.set_dtype_policy(before)
+    return model
+
+
+def is_whole(found: dict[str, Any]) -> bool:
+    """Say whether a report has all that is read here, of the type that it must have."""
+    types = {
+        "data.classes": list, "parameters.total": int, "test.accuracy": float, "config_hash": str, "config.name": str,
+        "config.data.standardize": bool, "config.training.precision": str, "config.backbone": dict, "config.model": dict,
+    }  # fmt: skip
+    for key, wanted in types.items():
+        value: Any = found
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, wanted):
+            return False
+    return found["config"]["training"]["precision"] in environments.POLICIES
+
+
+
+def _unweighted(backbone: DictConfig) -> DictConfig:
+    """Return the backbone's node without what it began with, which may be gone, and which the weights replace."""
+    if "weights" not in backbone:
+        return backbone
+    # It only says what training does to moving statistics, and `inference` asks for weights to begin with.
+    extra = {"batch_norm": None} if backbone.get("batch_norm") == "inference" else {}
+    return OmegaConf.merge(backbone, {"weights": "none", **extra})
