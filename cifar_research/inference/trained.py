@@ -127,12 +127,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     cfg = OmegaConf.create(found["config"])
     calibration = read_temperature(run)
     size = OmegaConf.select(cfg, "data.image_size") or 32
-    if cfg.data.standardize and not found["data"].get("standardization"):
-        raise RunError(
-            f"{run / 'report.json'}: lacks the mean and deviation that data.standardize took out of the images, since "
-            "an earlier version wrote it; delete it and resume the run, whose checkpoints then give a new one"
-        )
-    statistics = (found["data"].get("standardization") or {}) if cfg.data.standardize else {}
+    statistics = found["data"]["standardization"]
     if problems := [*targets.check("backbone", _unweighted(cfg.backbone)), *targets.check("model", cfg.model)]:
         raise RunError(f"{run}: its model cannot be rebuilt: {problems[0]}")
     environments.import_tensorflow()
@@ -241,6 +236,6 @@ def _unweighted(backbone: DictConfig) -> DictConfig:
     """Return the backbone's node without what it began with, which may be gone, and which the weights replace."""
     if "weights" not in backbone:
         return backbone
-    # It only says what training does to moving statistics, and `inference` asks for weights to begin with.
+    # `inference` only says what training does to moving statistics, and asks for weights to begin with.
     extra = {"batch_norm": None} if backbone.get("batch_norm") == "inference" else {}
     return OmegaConf.merge(backbone, {"weights": "none", **extra})
