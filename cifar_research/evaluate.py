@@ -89,7 +89,7 @@ def evaluate(
     from cifar_research.display import document
     from cifar_research.evaluation import pictures, sections
 
-    _make(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     drawn = pictures.draw(folder, classifier, data, measured, logits)
     seconds |= measured["seconds"] | {"figures": time.perf_counter() - began}
@@ -167,7 +167,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     from cifar_research.display import document, figures
     from cifar_research.evaluation import sections
 
-    _make(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     name, drawn = f"against_{_name(second)}", []
     if few := result["differences"][:20]:
         path = folder / "figures" / f"{name}.png"
@@ -206,15 +206,6 @@ def _refuse_unwritable(folder: Path) -> None:
             raise ReportError(f"{there}: is not a directory, and {place} is to be written; move it away")
         if not os.access(there, os.W_OK):
             raise ReportError(f"{place}: cannot be written; make {there} writable, or copy the run")
-
-
-def _make(folder: Path) -> None:
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(
-            f"{folder}: cannot be made ({error.strerror}); make {folder.parent} writable"
-        ) from error
 
 
 def _folders(places: Sequence[str]) -> list[Path]:

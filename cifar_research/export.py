@@ -37,10 +37,6 @@ class ExportError(ValueError):
     """An export that failed, of which nothing was kept, in a sentence."""
 
 
-class UsageError(ValueError):
-    """A mistake on the command line, in a sentence."""
-
-
 @dataclass(frozen=True)
 class Images:
     """What an export is held against. name: of what they are; test: uint8 [N, H, W, C]; labels: int [N], or None.
@@ -68,11 +64,12 @@ def main() -> None:
     given = parser.parse_args()
     try:
         path = export(given.run, given.format, given.quantize, given.output, given.images)
-        console.tell(f"{path}  {_num_bytes(path):,} bytes")
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        console.tell(f"{path}  {size:,} bytes")
     except ExportError as error:
         console.error(str(error))
         sys.exit(1)
-    except (RunError, UsageError) as error:
+    except RunError as error:
         console.error(str(error))
         sys.exit(2)
 
@@ -84,7 +81,7 @@ def export(
 
     It takes images uint8 [N, H, W, C] and gives probabilities float32 [N, K]. It is held against the run's own float32
     computation before it gets its name. folder: of images to do that with, instead of the run's data set.
-    UsageError or RunError if that cannot be; ExportError if it fails, or is not what the run is.
+    RunError if that cannot be; ExportError if it fails, or is not what the run is.
     """
     run = Path(os.path.expanduser(run))
     found, chosen = trained.read(run), FORMATS[kind]
@@ -92,7 +89,7 @@ def export(
     held_against = _images(found, folder, quantize)
     target = (output or run / "export") / (chosen.quantized_name if quantize else chosen.name)
     if target.is_dir() and not (target / "saved_model.pb").is_file():
-        raise UsageError(f"{target}: is there already, and is no SavedModel; give another --output")
+        raise RunError(f"{target}: is there already, and is no SavedModel; give another --output")
     classifier = trained.load(run, precision="float32")
     if (precision := classifier.config.training.precision) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
@@ -114,15 +111,9 @@ def export(
         except Exception as error:  # converters and runtimes raise many kinds
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ExportError(f"{target}: {kind} does not take this model ({line[:300]}); nothing was kept") from error
-        before = temporary / "before"
         if target.is_dir():
-            os.replace(target, before)
-        try:
-            os.replace(made, target)
-        except BaseException:
-            if before.exists():
-                os.replace(before, target)
-            raise
+            os.replace(target, temporary / "before")
+        os.replace(made, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for place in () if target.exists() else missing:
@@ -134,11 +125,11 @@ def export(
 
 def _check(kind: str, chosen: Format, quantize: bool, output: Path | None) -> None:
     if quantize and chosen.quantized_name is None:
-        raise UsageError(f"--quantize: a {kind} has no quantized form; choose --format litert or onnx")
+        raise RunError(f"--quantize: a {kind} has no quantized form; choose --format litert or onnx")
     if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"--output: {output} is no folder; give one, which is made if it is missing")
+        raise RunError(f"--output: {output} is no folder; give one, which is made if it is missing")
     if missing := [package for package in chosen.packages if importlib.util.find_spec(package) is None]:
-        raise UsageError(
+        raise RunError(
             f"--format {kind}: needs {', '.join(missing)}, which are not installed; {programs.pip()} install "
             "'cifar_research[export]'"
         )
@@ -152,12 +143,12 @@ def _images(found: dict[str, Any], folder: str | None, quantize: bool) -> Images
         return _of_folder(folder, size, rng, quantize)
     try:
         section = OmegaConf.create({**found["config"]["data"], "download": False, "cache_dir": None})
-        data = datasets.load(section, found["data"].get("found_in"))
+        data = datasets.load(section, found["data"]["found_in"])
         if data.fingerprint != found["data"]["fingerprint"]:
             raise DataError(f"{data.name}: these are other images than the run's")
     except DataError as error:
         if quantize:
-            raise UsageError(
+            raise RunError(
                 f"--quantize: needs images to calibrate, and the run's are not to be had ({error}); give --images FOLDER"
             ) from error
         console.note(f"Verified on random images, since the run's are not to be had: {error}")
@@ -174,22 +165,21 @@ def _of_folder(folder: str, size: int, rng: np.random.Generator, quantize: bool)
     if left_out:
         console.note(f"--images: {image_files.told(len(files), left_out)}")
     if problems:
-        raise UsageError(f"--images: {problems[0]}")
+        raise RunError(f"--images: {problems[0]}")
     if quantize and len(files) < _CALIBRATED:
-        raise UsageError(
+        raise RunError(
             f"--images: {folder} holds {len(files)} images, and --quantize needs {_CALIBRATED}, half to calibrate and "
             "half to verify; give more"
         )
     files = [files[i] for i in rng.permutation(len(files))[: _CALIBRATED + _SCORED]]
-    good = []
     with images.warnings_logged():
-        for file in files:
-            try:
-                good.append(images.decode(file, size))
-            except ImageError as error:
-                console.note(f"--images: {error}; it is left out")
+        results = [images.decoded_or_error(file, size) for file in files]
+    good = [result for result in results if not isinstance(result, ImageError)]
+    for error in results:
+        if isinstance(error, ImageError):
+            console.note(f"--images: {error}; it is left out")
     if not good:
-        raise UsageError(f"--images: {folder} has no image that can be read; give another folder")
+        raise RunError(f"--images: {folder} has no image that can be read; give another folder")
     decoded = np.stack(good)
     half = min(len(good) // 2, _CALIBRATED) if quantize else 0
     return Images(f"images of {folder}", decoded[half:], None, decoded[:half])
@@ -214,11 +204,11 @@ def _verify(model: Model, classifier: Classifier, held_against: Images, quantize
     theirs = classifier.probabilities(held_against.test).argmax(1)
     labels = held_against.labels
     if labels is None:  # no more can be lost than is changed
-        what, changed = "share of other predictions", int((ours != theirs).sum())
+        what, change = "share of other predictions", (ours != theirs).mean()
     else:
-        what, changed = "change of accuracy", int((ours == labels).sum()) - int((theirs == labels).sum())
-    told = f"{what}: {changed / len(ours):+.4f} on {len(ours):,} {held_against.name}"
-    if abs(changed) > ACCURACY_TOLERANCE * len(ours):
+        what, change = "change of accuracy", (ours == labels).mean() - (theirs == labels).mean()
+    told = f"{what}: {change:+.4f} on {len(ours):,} {held_against.name}"
+    if round(abs(change) * len(ours)) > ACCURACY_TOLERANCE * len(ours):
         raise ExportError(f"The quantized model's {told}, and {ACCURACY_TOLERANCE} is allowed; nothing was kept")
     return f"Verified: {told}"
 
@@ -247,11 +237,6 @@ def _metadata(classifier: Classifier, quantize: bool) -> dict[str, Any]:
         "test_accuracy": found["test"]["accuracy"],
         "made_by": f"cifar_research {metadata.version('cifar_research')}",
     }
-
-
-def _num_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import glob
 import io
+import itertools
 import json
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "jsonl")
 _BATCH = 500
-_CHUNK = 50  # files a thread decodes at a time
 
 # A file and its likeliest classes, the likeliest first.
 Row = tuple[str, list[Prediction]]
@@ -51,24 +52,19 @@ def main() -> None:
     given = parser.parse_args()
     try:
         sys.exit(command(given))
-    except (RunError, WriteError, _Mistake) as error:
+    except (RunError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)
 
 
-class _Mistake(ValueError):
-    """A mistake on the command line, in a sentence."""
-
-
 def command(given: argparse.Namespace) -> int:
-    """Do what the command line says, and return its exit code; what is wrong with it is told before TensorFlow loads."""
+    """Do what the command line says, and return its exit code; RunError for a mistake, before TensorFlow is imported."""
     run = Path(os.path.expanduser(given.run))
-    found = trained.read(run)
-    classes = found["data"]["classes"]
+    classes = trained.read(run)["data"]["classes"]
     if not 1 <= given.top_k <= len(classes):
-        raise _Mistake(f"--top-k: {given.top_k} is out of range; it must be at least 1 and at most {len(classes)}")
+        raise RunError(f"--top-k: {given.top_k} is out of range; it must be at least 1 and at most {len(classes)}")
     if given.output is not None and not given.output.parent.is_dir():
-        raise _Mistake(f"--output: {given.output.parent} is no folder; make it, or choose another file")
+        raise RunError(f"--output: {given.output.parent} is not a directory; make it, or choose another file")
     if isinstance(sys.stdin, io.TextIOWrapper):
         # As the file system has them, since a file's name may be no text in any encoding.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
@@ -76,7 +72,7 @@ def command(given: argparse.Namespace) -> int:
     for problem in problems:
         console.error(problem)
     if not files:
-        raise _Mistake(f"No image was found{_others(left_out)}; give files, folders or globs of images")
+        raise RunError(f"No image was found{_others(left_out)}; give files, folders or globs of images")
     classifier = trained.load(given.run)
     note_uncalibrated(classifier, run)
 
@@ -86,16 +82,16 @@ def command(given: argparse.Namespace) -> int:
         console.error(str(error))
 
     rows = classify(classifier, files, given.top_k, tell)
-    if given.output is not None:
+    if given.output is None:
+        _write(sys.stdout, rows, given.format, given.top_k)
+    else:
         content = io.StringIO()
         _write(content, rows, given.format, given.top_k)
         encoded = content.getvalue().encode(errors="surrogateescape")
-        if given.output.exists() and not given.output.is_file() and not given.output.is_dir():
-            given.output.write_bytes(encoded)  # a pipe or a device, which is not to be replaced
+        if given.output.is_fifo() or given.output.is_char_device():  # which is not to be replaced
+            given.output.write_bytes(encoded)
         else:
             atomic_write(given.output.resolve(), encoded)
-    else:
-        _write(sys.stdout, rows, given.format, given.top_k)
     if left_out:
         console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], +left_out))
     is_unread = any(reason.endswith(image_files.NO_READER) for reason in left_out)
@@ -160,43 +156,26 @@ def classify(
 
     tell: is called with each ImageError, and the file is left out; None raises it.
     """
-    from cifar_research.data import small_images
-
-    decode = small_images.decoder(classifier.image_shape[0])
+    decode = functools.partial(images.decoded_or_error, size=classifier.image_shape[0])
+    batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
     with images.warnings_logged(), ThreadPoolExecutor() as pool:
-        for batch in _ahead(pool, decode, files):
-            good = [(file, pixels) for file, pixels in batch if isinstance(pixels, np.ndarray)]
-            for _, pixels in batch:
-                if isinstance(pixels, ImageError):
+        coming = pool.map(decode, files[:_BATCH])
+        for batch, following in itertools.pairwise([*batches, []]):
+            decoded, coming = list(coming), pool.map(decode, following)  # in the background
+            good = [
+                (file, pixels) for file, pixels in zip(batch, decoded, strict=True) if isinstance(pixels, np.ndarray)
+            ]
+            for error in decoded:
+                if isinstance(error, ImageError):
                     if tell is None:
-                        raise pixels
-                    tell(pixels)
+                        raise error
+                    tell(error)
             if not good:
                 continue
             found = classifier.probabilities(np.stack([pixels for _, pixels in good]), _BATCH)
             best = np.argsort(-found, axis=1, kind="stable")[:, :top_k]
             for (file, _), row, order in zip(good, found, best, strict=True):
                 yield file, [Prediction(classifier.classes[i], float(row[i])) for i in order]
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[Sequence[str]], list], files: Sequence[str]
-) -> Iterator[list[tuple[str, np.ndarray | ImageError]]]:
-    """Yield batches of (file, decoded), two of them decoded ahead."""
-    waiting: deque[tuple[Sequence[str], list[Future]]] = deque()
-    for first in range(0, len(files), _BATCH):
-        batch = files[first : first + _BATCH]
-        chunks = [batch[begin : begin + _CHUNK] for begin in range(0, len(batch), _CHUNK)]
-        waiting.append((batch, [pool.submit(decode, chunk) for chunk in chunks]))
-        if len(waiting) > 2:
-            yield _joined(*waiting.popleft())
-    while waiting:
-        yield _joined(*waiting.popleft())
-
-
-def _joined(batch: Sequence[str], futures: Sequence[Future]) -> list[tuple[str, np.ndarray | ImageError]]:
-    decoded = [pixels for future in futures for pixels in future.result()]
-    return list(zip(batch, decoded, strict=True))
 
 
 def _write(file: io.TextIOBase, rows: Iterable[Row], kind: str, top_k: int) -> None:

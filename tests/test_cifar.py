@@ -48,14 +48,14 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
     for member in (layout.train[-1], layout.test, layout.names):
         content = (folder / member).read_bytes()
         (folder / member).write_bytes(b"") if is_empty else (folder / member).unlink()
-        said = f"{folder} is incomplete: {member} is {'empty' if is_empty else 'missing'}; fetch"
+        said = f"{folder} is incomplete: missing or empty: {member}; fetch"
         with pytest.raises(DataError, match=said):
             find(given, name)
         (folder / member).write_bytes(content)
     assert find(given, name) == folder
     (folder / layout.test).unlink()
     (folder / layout.names).unlink()
-    with pytest.raises(DataError, match=f"{layout.test}, {layout.names} are missing"):
+    with pytest.raises(DataError, match=f"missing or empty: {layout.test}, {layout.names};"):
         find(given, name)
     # Another form that is whole will do.
     other = lay_out(tmp_path / place, name, 1 - which, archive=True)
@@ -65,7 +65,7 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
 def test_a_broken_copy_of_keras_hinders_no_download(tmp_path, monkeypatch):
     folder = lay_out(tmp_path / "keras" / "datasets", "cifar10", 0, archive=False)
     (folder / "test_batch").unlink()
-    with pytest.raises(DataError, match="test_batch is missing"):
+    with pytest.raises(DataError, match="missing or empty: test_batch;"):
         load()
     monkeypatch.setattr(cifar, "fetch", lambda url, path, sha256: None)
     assert find() == tmp_path / "cache" / "data" / "cifar-10-python.tar.gz"
@@ -171,8 +171,8 @@ TINY = ["cifar_research.train", "data=synthetic", "data.train_images=100", "data
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (TINY, "error: CIFAR_CACHE_DIR: is not set, and this user has no home directory"),
-        (["cifar_research.cache"], "error: CIFAR_CACHE_DIR: is not set"),
+        (TINY, "error: CIFAR_CACHE_DIR: ~/.cache begins with a home directory that does not exist; set"),
+        (["cifar_research.cache"], "error: CIFAR_CACHE_DIR: ~/.cache begins"),
         ([*TINY, "data.cache_dir=~/cache"], "error: data.cache_dir: ~/cache: this user has no home directory; write"),
         ([*TINY, "data.cache_dir=~nobody_here"], "error: data.cache_dir: ~nobody_here: there is no user nobody_here"),
         (["cifar_research.train", "resume=~nobody_here/run"], "error: resume: ~nobody_here/run: there is no user"),

@@ -59,7 +59,7 @@ def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
     ]
     (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
-    cell = Cell("a", ["seed=5", *words[1:]], {"augmentation": {}})
+    cell = Cell("a", ["seed=5", *words[1:]], {"augmentation": {}, "data": {"name": "synthetic", "dir": None}})
     Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [cell], []).write()
     assert resume.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
     assert ledger.read(tmp_path)[1][0].overrides == ["seed=5"]

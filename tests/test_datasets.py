@@ -302,7 +302,7 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
             r"data\.dir: .* has train/ and no test/ beside it.*pets/train, of which",
         ),
         (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/ and no train/ beside it"),
-        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folder; put"),
+        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: 1 class folders are too few; put"),
     ],
 )
 def test_bad_image_folders_are_refused_with_the_path(tmp_path, break_it, message):

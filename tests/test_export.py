@@ -16,9 +16,9 @@ import cifar_research
 from cifar_research import config, export
 from cifar_research.data import datasets
 from cifar_research.display import console
-from cifar_research.export import ExportError, UsageError
+from cifar_research.export import ExportError
 from cifar_research.inference import formats
-from cifar_research.runtime.errors import DataError
+from cifar_research.runtime.errors import DataError, RunError
 from cifar_research.training.run import run as train_run
 
 # Each prints (probabilities, metadata) of the file it is given, for the images in images.npy, knowing nothing of ours.
@@ -220,7 +220,7 @@ def test_writes_over_what_it_wrote_and_over_nothing_else(finished_run, tmp_path)
     assert export.export(finished_run, "saved_model", output=tmp_path) == first
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
     (first / "saved_model.pb").unlink()
-    with pytest.raises(UsageError, match="is there already, and is no SavedModel"):
+    with pytest.raises(RunError, match="is there already, and is no SavedModel"):
         export.export(finished_run, "saved_model", output=tmp_path)
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,8 @@ from PIL import Image
 
 import cifar_research
 from cifar_research import predict
-from cifar_research.data import datasets, images, small_images
+from cifar_research.data import datasets, images
 from cifar_research.runtime.errors import ImageError
-
-DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
 
 @pytest.fixture(scope="module")
@@ -118,70 +115,6 @@ def test_only_formats_that_pillow_reads_itself(tmp_path):
         images.decode(tmp_path / "image.png", 32)
 
 
-def awkward_files(folder):
-    """Write files that TensorFlow's decoders must not be given, and some that they may; return all."""
-    small = picture((32, 32))
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    small.save(folder / "plain.png")
-    small.save(folder / "plain.jpg")
-    small.save(folder / "progressive.jpg", progressive=True)
-    small.save(folder / "turned.jpg", exif=exif)
-    small.save(folder / "turned.png", exif=exif)
-    small.convert("CMYK").save(folder / "cmyk.jpg")
-    small.convert("L").save(folder / "grey.jpg")
-    small.convert("L").save(folder / "grey.png")
-    small.convert("P").save(folder / "palette.png")
-    small.convert("RGBA").save(folder / "alpha.png")
-    small.save(folder / "keyed.png", transparency=(0, 0, 0))
-    small.resize((32, 31)).save(folder / "lower.jpg")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)).save(folder / "large.png")
-    jpeg, png = (folder / "plain.jpg").read_bytes(), (folder / "plain.png").read_bytes()
-    (folder / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    (folder / "half.png").write_bytes(png[: len(png) // 2])
-    (folder / "ended.jpg").write_bytes(jpeg[: len(jpeg) - 60] + b"\xff\xd9")
-    (folder / "odd.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(40) + b"\xff\xd9")
-    (folder / "odd.png").write_bytes(png[:60] + bytes(50) + png[110:])
-    (folder / "text.png").write_text("no image")
-    (folder / "empty.jpg").write_bytes(b"")
-    return [*sorted(map(str, folder.iterdir())), str(folder / "missing.png"), str(folder)]
-
-
-def assert_decoded_alike(files, size=32):
-    num_images = 0
-    for file, found in zip(files, small_images.decoder(size)(files), strict=True):
-        try:
-            expected = images.decode(file, size)
-        except ImageError as error:
-            assert isinstance(found, ImageError) and str(found) == str(error)
-            continue
-        assert found.dtype == np.uint8 and (found == expected).all(), file
-        num_images += 1
-    return num_images
-
-
-def test_decoded_at_once_as_one_by_one(tmp_path, monkeypatch):
-    files = awkward_files(tmp_path)
-    assert assert_decoded_alike(files) >= 13
-    assert assert_decoded_alike([file for file in files if "half" not in file and "odd" not in file]) >= 13
-    # And what may be is left to TensorFlow.
-    monkeypatch.setattr(images, "decode", lambda path, size: pytest.fail(f"{path} went to Pillow"))
-    small_images.decoder(32)([str(tmp_path / name) for name in ("plain.png", "plain.jpg", "progressive.jpg")])
-
-
-@pytest.mark.skipif(not DATA.exists(), reason="needs the JPEG copy of CIFAR-10 in ../shared/data")
-def test_real_images_are_decoded_at_once_as_one_by_one(tmp_path):
-    with tarfile.open(DATA, "r|xz") as archive:
-        for member in archive:
-            if member.name.endswith(".jpg"):
-                place = tmp_path / member.name.replace("/", "-")
-                place.write_bytes(archive.extractfile(member).read())
-                Image.open(place).save(place.with_suffix(".png"))
-                if len(list(tmp_path.iterdir())) >= 400:
-                    break
-    assert assert_decoded_alike(sorted(map(str, tmp_path.iterdir()))) == 400
-
-
 def test_finds_files_folders_globs_and_lines(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
@@ -249,7 +182,6 @@ def test_a_table_is_aligned_and_bad_files_are_told_and_skipped(call, finished_ru
 
 def test_many_files_keep_their_order(classifier, png_folder, monkeypatch):
     monkeypatch.setattr(predict, "_BATCH", 30)
-    monkeypatch.setattr(predict, "_CHUNK", 7)
     files = predict.find([str(png_folder)], [])[0] * 2
     files[11] = __file__
     with pytest.raises(ImageError, match="test_predict.py"):
@@ -274,7 +206,7 @@ def test_calibrated_probabilities(call, finished_run, png_folder, tmp_path):
         (["{run}", "nowhere.png", "x*.png"], "No image was found"),
         (["{run}", "-"], "No image was found"),
         (["{run}", __file__, "--top-k", "11"], "--top-k: 11 is out of range; it must be at least 1 and at most 10"),
-        (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is no folder"),
+        (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is not a directory"),
         (["{run}/figures", __file__], "is no run's folder"),
         (["{run}", __file__, "--format", "xml"], "invalid choice: 'xml'"),
         (["{run}"], "the following arguments are required: images"),

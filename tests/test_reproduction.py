@@ -59,7 +59,7 @@ def result(accuracy, *, weights="a", images=10_000, status="completed", loss=1.0
     scores = {"loss": loss, "accuracy": accuracy}
     return {
         "status": status, "weights_sha256": weights, "train": scores, "val": scores, "test": scores,
-        "data": {"sizes": {"test": images}, "fingerprint": fingerprint}, "hardware": {"cpu": "one"},
+        "data": {"sizes": {"test": images}, "fingerprint": fingerprint}, "hardware": {"cpu": "one", "device": "CPU"},
     }  # fmt: skip
 
 
@@ -200,6 +200,6 @@ def test_a_report_cannot_allow_its_own_code(original, tmp_path):
     report.write_report(tmp_path / "report.json", found | {"config": made})
     done = command("--from-run", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "allow_targets=[os]" in done.stderr and not (tmp_path / "ran").exists()
-    report.write_report(tmp_path / "report.json", found | {"config": {"augmentation": {}, "data": 3}})
+    report.write_report(tmp_path / "report.json", found | {"config": {"augmentation": {}, "data": 3, "training": {}}})
     done = command("--from-run", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "is no run's" in done.stderr and "Traceback" not in done.stderr

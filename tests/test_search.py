@@ -51,14 +51,6 @@ def test_space_of_a_command_line():
     assert found["augmentation.rotation.degrees"] == FloatDistribution(5, 30)
 
 
-def test_a_search_of_before_there_were_whole_numbers_goes_on(tmp_path):
-    source, _ = open_search(tmp_path, 1, "training.batch_size=interval(1000,4000)")
-    before = search._described({"training.batch_size": FloatDistribution(1000, 4000)})
-    source._study.set_user_attr("space", before)
-    source, _ = open_search(tmp_path, 1, "training.batch_size=interval(1000,4000)")
-    assert source.next() and study(tmp_path).user_attrs["space"] == before
-
-
 def test_a_study_lies_in_its_folder_whatever_its_name(tmp_path):
     for name in ("q?a", "q?b", "a b%20#{c}"):
         (tmp_path / name).mkdir()

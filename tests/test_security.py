@@ -55,7 +55,7 @@ class Gadget:
 def test_a_gadget_in_a_batch_does_not_run(tmp_path, protocol):
     content = pickle.dumps({b"data": Gadget(f"touch {tmp_path / 'ran'}")}, protocol)
     with pytest.raises(DataError, match="system, which a data set has no use for"):
-        cifar._unpickle(content, "batch")
+        cifar._unpickle_batch(content, "batch", False)
     assert not (tmp_path / "ran").exists()
 
 
@@ -63,7 +63,7 @@ def test_a_gadget_in_a_batch_does_not_run(tmp_path, protocol):
 def test_no_other_function_is_called_by_a_batch(name):
     module, _, function = name.rpartition(".")
     with pytest.raises(DataError, match=f"it wants {name}"):
-        cifar._unpickle(f"c{module}\n{function}\n(S'1'\ntR.".encode(), "batch")
+        cifar._unpickle_batch(f"c{module}\n{function}\n(S'1'\ntR.".encode(), "batch", False)
 
 
 def entry(name, kind=tarfile.REGTYPE, link=""):
@@ -90,7 +90,7 @@ def test_archives_with_what_is_dangerous_are_refused_whole(tmp_path, odd):
     with tarfile.open(tmp_path / layout.archive, "w:gz") as tar:
         tar.addfile(entry(f"{layout.folder}", tarfile.DIRTYPE))
         tar.addfile(odd)
-    with pytest.raises(DataError, match="which no published archive holds"):
+    with pytest.raises(DataError, match="is a link, a device or outside of its folder"):
         cifar._unpack(layout, tmp_path / layout.archive)
     assert [path.name for path in tmp_path.iterdir()] == [layout.archive]
 
@@ -138,8 +138,7 @@ def test_a_preset_cannot_allow_its_own_code(stranger, said):
 @pytest.mark.parametrize(
     ("hydra", "part"),
     [
-        ("callbacks: {x: {_target_: evil_lab.evil}}", "hydra.callbacks.x._target_"),
-        ("callbacks: {x: {_target_: cifar_research.models.heads.head, hidden: {_target_: os.system}}}", "os.system"),
+        ("callbacks: {x: {_target_: evil_lab.evil}}", "hydra.callbacks"),
         ("job_logging: {handlers: {x: {(): evil_lab.evil}}}", "job_logging.handlers.x"),
         ("job_logging: {handlers: {x: {class: evil_lab.evil}}}", "job_logging.handlers.x.class"),
         ("hydra_logging: {formatters: {x: {class: evil_lab.evil}}}", "hydra_logging.formatters.x.class"),
@@ -162,7 +161,7 @@ def test_nor_on_the_real_command_line(stranger):
             [sys.executable, "-m", "cifar_research.train", path, "experiment=theirs", *words],
             cwd=stranger, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        assert done.returncode == 2 and "evil_lab.evil" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and "hydra.callbacks" in done.stderr and "Traceback" not in done.stderr
     assert not (stranger / "run").exists()
 
 

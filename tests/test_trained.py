@@ -166,7 +166,6 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
         (lambda run: os.truncate(run / "model.weights.h5", 9_000), "model.weights.h5: cannot be loaded"),
         (lambda run: change(run, config__backbone__filters=[8, 8]), "gives a model of"),
         (lambda run: change(run, config__backbone__filtres=[8]), "backbone.filtres: cnn has no parameter"),
-        (lambda run: change(run, data__standardization=None), "lacks the mean and deviation"),
     ],
 )  # fmt: skip
 def test_what_is_no_finished_run_is_refused(copy, spoil, told):

@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_research.config import composition, messages, phases, targets, trust
 from cifar_research.config.composition import HYDRA_ERRORS as HYDRA_ERRORS
 from cifar_research.config.composition import config_dir as config_dir
+from cifar_research.config.composition import flatten as flatten
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.schema import (
     VIEWS,
@@ -70,12 +70,7 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: Ru
         cfg = composition.compose(overrides, mode)
     except composition.HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
-    except yaml.MarkedYAMLError as error:
-        place = error.problem_mark or error.context_mark
-        raise ConfigError(
-            f"{place.name}, line {place.line + 1}: is no YAML that can be read: {error.problem}"
-        ) from error
-    except Exception as error:  # Hydra and OmegaConf raise many kinds for files that hold something else than settings
+    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for files that hold something else
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
         raise ConfigError(messages.wrong_override(single) or told) from error
@@ -202,17 +197,19 @@ def _check_image_size(cfg: DictConfig) -> list[str]:
         return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
     least = backbone.min_image_size
     for name, phase in cfg.training.phases.items():
-        if phase.image_size is not None and not least <= phase.image_size <= size:
+        if phase.image_size is None:
+            continue
+        if not least <= phase.image_size <= size:
             return [
                 f"training.phases.{name}.image_size: {phase.image_size} is out of range; it must be at least {least}, "
                 f"which the backbone needs, and at most {size}, the images' own"
             ]
-        if phase.image_size not in (None, size) and not backbone.takes_any_size:
+        if phase.image_size != size and not backbone.takes_any_size:
             return [
                 f"training.phases.{name}.image_size: {phase.image_size} needs a backbone that says that it takes images of "
                 "any size (takes_any_size); leave it out"
             ]
-        if phase.image_size is not None and cfg.model.get("pooling") == "flatten":
+        if cfg.model.get("pooling") == "flatten":
             return [
                 f"training.phases.{name}.image_size: {phase.image_size} needs a head that takes maps of any size; "
                 "set model.pooling=avg or max"
@@ -228,19 +225,12 @@ def check_values(cfg: DictConfig) -> list[str]:
     """Return what is out of range or no choice in the framework's own sections, a sentence each, by its key."""
     problems = []
     for key, (ends, low, high) in _RANGES.items():
-        value = OmegaConf.select(cfg, key)
-        if value is None:
-            continue
-        fits_low = value >= low if ends[0] == "[" else value > low
-        fits_high = value <= high if ends[1] == "]" else value < high
-        if not (fits_low and fits_high):  # nan fits nowhere
-            lower = f"{'at least' if ends[0] == '[' else 'above'} {low}"
-            upper = f" and {'at most' if ends[1] == ']' else 'below'} {high}"
-            problems.append(f"{key}: {value} is out of range; it must be {lower}{upper}")
+        if problem := targets.range_problem(OmegaConf.select(cfg, key), ends, low, high):
+            problems.append(f"{key}: {problem}")
     for key, choices in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
-            hint = targets.close(str(value), choices)
+            hint = targets.nearest(str(value), choices, most=0)
             problems.append(f"{key}: {value!r} is not one of {', '.join(choices)}{hint}")
     return problems
 
@@ -284,26 +274,7 @@ def _check_combinations(cfg: DictConfig) -> list[str]:
             problems.append(f"schedule.warmup_epochs: {warmup} leaves nothing of {key}={epochs}; make it shorter")
     if cfg.data.name == "images" and cfg.data.dir is None:
         problems.append("data.dir: has no value; data=images needs the folder, data.dir=<folder>")
-    size = cfg.data.train_size
-    if cfg.data.drop_remainder and size is not None and size < training.batch_size:
-        problems.append(
-            f"data.drop_remainder: true leaves no batch of {training.batch_size} in {size} training images; "
-            "set training.batch_size lower or data.train_size higher"
-        )
     return problems
-
-
-def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
-    """Return {dotted key: value} of a config or plain mapping; a list is a value, and so is an empty mapping."""
-    if isinstance(cfg, (DictConfig, ListConfig)):
-        cfg = OmegaConf.to_container(cfg, resolve=True)
-    flat: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def computed(cfg: Any) -> dict[str, Any]:
@@ -311,7 +282,7 @@ def computed(cfg: Any) -> dict[str, Any]:
     found = {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(free_prefixes(cfg))}
     # A flat mapping is compared by key, and augmentations are applied in their order, as phases are gone through.
     found["augmentation"] = [name for name, node in cfg["augmentation"].items() if node is not None]
-    if len(order := list(cfg["training"].get("phases", {}))) > 1:
+    if len(order := list(cfg["training"]["phases"])) > 1:
         found["phases"] = order
     return found
 
@@ -349,19 +320,12 @@ def settings(made: dict[str, Any], names: Mapping[str, str] | None = None) -> di
     flat = flatten(made)
     free = tuple(key for key in free_prefixes(made) if key != "name.")
     # By the group's own name; those of the backbone are what an application brings with it.
-    said = (
-        ("backbone.application", "backbone.module", "backbone.min_image_size")
-        if "application" in made["backbone"]
-        else ()
-    )
-    told = {
-        key: value
-        for key, value in flat.items()
-        if not f"{key}.".startswith(free) and key not in said and not key.endswith("_target_")
-    }
+    said = ("application", "module", "min_image_size") if "application" in made["backbone"] else ()
+    left_out = ("_target_", *(f"backbone.{key}" for key in said))
+    told = {key: value for key, value in flat.items() if not f"{key}.".startswith(free) and not key.endswith(left_out)}
     for group in PLUGIN_GROUPS:
         told[group] = str(made[group].get("application") or targets.name(made[group]["_target_"]))
-    told["training"] = "+".join(made["training"].get("phases", {"scratch": None}))
+    told["training"] = "+".join(made["training"]["phases"])
     told["augmentation"] = "+".join(name for name, node in made["augmentation"].items() if node) or "none"
     return told | dict(names or {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,24 @@ def compose(overrides: Sequence[str] = (), mode: RunMode = RunMode.RUN) -> DictC
         return GlobalHydra.instance().hydra.compose_config("config", list(overrides), run_mode=mode, from_shell=False)
 
 
-def repository(overrides: Sequence[str]) -> Any:
-    """Return Hydra's view of the options in conf/ and in the folders of hydra.searchpath."""
-    paths = [word for word in overrides if word.startswith("hydra.searchpath=")]
-    with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
-        return GlobalHydra.instance().config_loader()._parse_overrides_and_create_caching_repo("config", paths)[1]
-
-
 def options(group: str, overrides: Sequence[str]) -> list[str]:
     """Return the names of a group's options, those in the folders of hydra.searchpath too."""
-    return repository(overrides).get_group_options(group, ObjectType.CONFIG)
+    paths = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
+        return GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG, "config", paths)
+
+
+def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of a config or plain mapping; a list is a value, and so is an empty mapping."""
+    if isinstance(cfg, (DictConfig, ListConfig)):
+        cfg = OmegaConf.to_container(cfg, resolve=True)
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def parsed(word: str) -> Any:
@@ -131,14 +139,14 @@ def with_globs_expanded(words: Sequence[str], overrides: Sequence[str]) -> list[
     expanded = []
     for word in words:
         override = parsed(word)
-        if override is None or not isinstance(override._value, Glob):
+        if override is None or not isinstance(override.value(), Glob):
             expanded.append(word)
             continue
         group = override.key_or_group
         names = sorted(options(group, overrides))
         if not names:
             raise ValueError(f"{word}: glob picks options of a group, and {group} is not one; list the values")
-        matched = override._value.filter(names)
+        matched = override.value().filter(names)
         if not matched:
             raise ValueError(f"{word}: no option of {group} matches; it has {', '.join(names)}")
         expanded.append(f"{override.get_key_element()}={','.join(quoted_if_needed(name) for name in matched)}")

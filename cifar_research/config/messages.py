@@ -7,7 +7,8 @@ what the words before it compose. Only what lies in a file is found by the text 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -35,14 +36,8 @@ _OPTIONS = {"ce": "categorical_crossentropy", "xent": "categorical_crossentropy"
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Turn Hydra's or OmegaConf's error into sentences that name the key, the value and the nearest valid name."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__
-    text = "\n".join(str(one) for one in chain)
-    return wrong_override(overrides) or _in_a_file(text, overrides)
+    """Return sentences that name the key, the value and the nearest valid name, for an error of Hydra or OmegaConf."""
+    return wrong_override(overrides) or _in_a_file(error, overrides)
 
 
 def wrong_override(overrides: Sequence[str]) -> str | None:
@@ -79,36 +74,29 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
         return None
     if override.is_add() and f"~{group}" not in overrides and group in composition.compose().hydra.runtime.choices:
-        return f"{group}: a run has one already; leave the + out: {typed(word.lstrip('+'))}"
+        return f"{group}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
     value = override.value()
     listed = composition.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if option is None and group in ("experiment", "sweep"):
             return f"{group}: null is no option; leave {typed(word)} out"
         if not isinstance(option, str) or option not in listed:
-            return _no_option(group, option, overrides)
+            return _no_option(group, option, listed)
     return None
 
 
-def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
-    listed = sorted(composition.options(group, overrides))
+def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
-    close = targets.close(name, listed) if name != "none" or name in listed else ""
-    if not close and (meant := _options_with(group, str(option), overrides)):
-        close = f"; did you mean {meant[0]!r}?"
+    close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
     given = "null" if option is None else repr(option)
-    return f"{group}: there is no option {given}{close or '.'}" + (f" It has {', '.join(listed)}" if listed else "")
+    has = f" It has {', '.join(sorted(listed))}" if listed else ""
+    return f"{group}: there is no option {given}{close or '.'}{has}"
 
 
-def _options_with(group: str, key: str, overrides: Sequence[str]) -> list[str]:
-    """Return the options of a group whose file has a key, or whose factory is called so."""
-    repository, found = composition.repository(overrides), []
-    for option in sorted(composition.options(group, overrides)):
-        loaded = repository.load_config(f"{group}/{option}")
-        content = loaded.config if loaded is not None and isinstance(loaded.config, DictConfig) else {}
-        if key in content or str(content.get("_target_", "")).rpartition(".")[2] == key:
-            found.append(option)
-    return found
+def _options_with(group: str, key: str) -> list[str]:
+    """Return the options of a group whose file has a key."""
+    files = (Path(composition.config_dir()) / group).glob("*.yaml")
+    return sorted(path.stem for path in files if key in OmegaConf.load(path))
 
 
 def _several_values(word: str, overrides: Sequence[str]) -> str:
@@ -119,7 +107,7 @@ def _several_values(word: str, overrides: Sequence[str]) -> str:
         return f"{word}: takes one value, and says how all cells are run; give one"
     if not override.is_choice_sweep() or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
-    value = ",".join(getattr(one, "text", None) or str(one) for one in override._value.list)
+    value = ",".join(getattr(one, "text", None) or str(one) for one in override.value().list)
     first = next(override.sweep_string_iterator())
     can_vary = key not in ("name", "data.cache_dir") and (is_group(key) or _fits(f"{key}={first}", overrides))
     ways = ["for a sweep add -m"] if can_vary else []
@@ -148,17 +136,19 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
     """Say why an override does not go into what the ones before it compose."""
     override = parsed(word)
     key, value = override.key_or_group, word.partition("=")[2]
-    text = f"{error}\n{error.__cause__ or ''}"
-    node = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
-    is_there = isinstance(node, DictConfig) and key.rpartition(".")[2] in node
-    if re.match(r"training\.phases\.\w", key) and not is_there and (override.is_add() or override.is_force_add()):
-        return _new_phase(word)
-    if not is_there and not override.is_add() and not override.is_force_add():
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    is_there = isinstance(node, DictConfig) and last in node
+    is_added = override.is_add() or override.is_force_add()
+    if is_added and not is_there and re.match(r"training\.phases\.\w", key):
+        whole = typed(f"++training.phases={{{key.split('.')[2]}:{{trainable:all}}}}")
+        return f"{key}: a new phase is given whole, with all its settings in one word: {whole}"
+    if not is_there and not is_added:
         return unknown_key(key, value, cfg, overrides)
-    if override.is_add() and "Could not append" in text:
+    if override.is_add() and is_there:
         return f"{key}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
-    found = re.search(r"full_key: (\S+)", text)
-    return _other_kind(found[1] if found else key, word, cfg, text)
+    found = re.search(r"full_key: (\S+)", str(error.__cause__))
+    return _other_kind(found[1] if found else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
 
 
 def missing(key: str) -> str:
@@ -169,37 +159,21 @@ def missing(key: str) -> str:
     return f"{key}: has no value; choose an option, as in {key}={default}"
 
 
-def _new_phase(word: str) -> str:
-    """Say how a phase is added, which Hydra lets nobody do by its own key."""
-    key, _, value = word.lstrip("+").removeprefix("training.phases.").partition("=")
-    names = key.split(".")
-    inner = value if len(names) > 1 or value.startswith("{") else "{trainable:all}"
-    for name in reversed(names):
-        inner = f"{{{name}:{inner}}}"
-    whole = typed(f"++training.phases={inner}")
-    return f"training.phases.{names[0]}: a new phase is given whole, with all its settings in one word: {whole}"
-
-
-def _other_kind(key: str, word: str | None, cfg: DictConfig, text: str) -> str:
-    """Say what kind of value a key takes; word: the override with another one, None if a file has it."""
-    value = None if word is None else word.partition("=")[2]
-    file = re.match(r"In '([^']*)'", text)
-    end = f", not {value}" if word else f" (in {file.group(1)})" if file else ""
-    now = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
-    if isinstance(now, ListConfig) or "is not a ListConfig" in text or "object_type=list" in text:
-        inner = {None: "…", "null": ""}.get(value, "…" if value and value[0] == "{" else value)
-        return f"{key}: takes a list{end}; give {typed(f'{key}=[{inner}]')}"
-    if re.fullmatch(r"training\.phases\.\w+", key) and "is not Optional" in text:
-        return f"{key}: null is no phase; leave it out with ~{key}"
+def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
+    """Say what kind of value a key takes; word: the override with another one; reason: OmegaConf's."""
+    value, now = word.partition("=")[2], OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+    if isinstance(now, ListConfig) or "ListConfig" in reason:
+        inner = "" if value == "null" else value
+        return f"{key}: takes a list, not {value}; give {typed(f'{key}=[{inner}]')}"
+    if re.fullmatch(r"training\.phases\.\w+", key) and value == "null":
+        return f"{key}: null is not a valid phase; leave it out with ~{key}"
     if isinstance(now, DictConfig):
-        return f"{key}: takes settings of its own{end}; it has {', '.join(map(str, now))}"
-    if "is not Optional" in text or "subclass" in text:
+        return f"{key}: takes settings of its own, not {value}; it has {', '.join(map(str, now))}"
+    if value == "null":
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        example = quoted(value) if isinstance(now, str) and value else _plain(now)
-        return f"{key}: takes {kinds.get(type(now), 'a value')}{end}; give one, as in {typed(f'{key}={example}')}"
-    reason = re.search(r"(Value .*|Incompatible value .*|Cannot convert .*|.*is not a subclass.*)", text)
-    where = f" (given as {word!r})" if word else ""
-    return f"{key}: {reason.group(1) if reason else text.strip().splitlines()[-1]}{where}"
+        example = quoted(value) if isinstance(now, str) else _plain(now)
+        return f"{key}: takes {kinds.get(type(now), 'a value')}, not null; give one, as in {typed(f'{key}={example}')}"
+    return f"{key}: {reason} (given as {word!r})"
 
 
 def _plain(value: Any) -> str:
@@ -218,10 +192,10 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     own = [str(name) for name in node if not str(name).startswith("_") and (parent or name != "hydra")]
     hidden = [name for name in targets.parameters(node) if name not in own] if parent else []
     listed = composition.options(parent, overrides) if parent and is_group(parent) else []
-    if last in listed and last not in _chosen(parent, cfg, overrides):
+    choices = [str(OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}"))]
+    choices += [word for word in overrides if word.startswith(f"{parent}=")]
+    if last in listed and last not in re.split(r"\W+", " ".join(choices)):
         return f"{told}; choose {parent}={last} first"
-    if rest and rest[0] in own:
-        return f"{told}; did you mean {_word('.'.join([*parts[:depth], *rest]), value)}?"
     if (parent or rest) and (close := targets.closest(last, [*own, *hidden])):
         full = ".".join([*parts[:depth], close, *rest])
         if rest and not (isinstance(node[close], DictConfig) and rest[0] in node[close]):
@@ -231,7 +205,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
         return f"{told}; did you mean {' or '.join(_word(one, value) for one in full)}?"
     last = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     for group in [parent] if listed else [] if parent else composition.groups():
-        if not rest and (having := _options_with(group, last, overrides)):
+        if not rest and (having := _options_with(group, last)):
             choices = " or ".join(f"{group}={one}" for one in having)
             return f"{told} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
     return f"{told}{targets.nearest(last, [*own, *hidden])}"
@@ -239,7 +213,8 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
 
 def meant(name: str, cfg: DictConfig) -> list[str]:
     """Return the keys and groups of a config that a name without its section may stand for."""
-    keys = [*_keys(OmegaConf.to_container(cfg, resolve=False))]
+    flat = composition.flatten(OmegaConf.to_container(cfg, resolve=False))
+    keys = [key for key in flat if not re.match(r"hydra\.|_|.*\._", key)]
     known = {*composition.groups(), *keys, "hydra.run.dir"}
     if (full := _ABBREVIATIONS.get(name, "")) in known:
         return [full]
@@ -251,41 +226,24 @@ def meant(name: str, cfg: DictConfig) -> list[str]:
     return [key for key in found if ".phases." not in key] or found
 
 
-def _keys(content: Mapping[Any, Any], prefix: str = "") -> Iterable[str]:
-    for name, value in content.items():
-        if str(name).startswith("_") or (not prefix and name == "hydra"):
-            continue
-        if isinstance(value, Mapping) and value:
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _word(key: str, value: str | None) -> str:
     return repr(key) if value is None else typed(f"{key}={value}")
 
 
-def _chosen(group: str, cfg: DictConfig, overrides: Sequence[str]) -> set[str]:
-    """Return the options of a group that a command line or a preset has chosen."""
-    words = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == group]
-    choices = cfg.hydra.runtime.choices.get(group) if "hydra" in cfg else None
-    return {str(choices), *re.split(r"\W+", words[-1] if words else "")}
-
-
-def _in_a_file(text: str, overrides: Sequence[str]) -> str:
+def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     """Say what is wrong in a file of settings, by the text of Hydra's error."""
+    text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
-        return _no_option(*match.groups(), overrides)
+        return _no_option(match[1], match[2], composition.options(match[1], overrides))
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
-        return unknown_key(full.group(1) if full else match.group(1), None, _context(overrides), overrides)
+        return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
     if match := re.search(r"Interpolation key 'hydra\.([^']*)' not found", text):
-        return f"{full.group(1) if full else 'config'}: write ${{hydra:{match.group(1)}}}, with a colon"
-    kinds = "is not Optional|is not a ListConfig|with ListConfig|Value '|Incompatible |Cannot convert|subclass"
-    if full and re.search(kinds, text):
-        return _other_kind(full.group(1), None, _context(overrides), text)
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    return f"{full.group(1)}: {lines[0]}" if full else " ".join(lines[:4])
+        return f"{full[1] if full else 'config'}: write ${{hydra:{match[1]}}}, with a colon"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    file = re.match(r"In '([^']*)'", text)
+    where = f" (in {file[1]})" if file else ""
+    return f"{full[1]}: {lines[lines.index(full[0]) - 1]}{where}" if full else " ".join(lines[:4])
 
 
 def _context(overrides: Sequence[str]) -> DictConfig:
@@ -309,17 +267,14 @@ def flags(arguments: Sequence[str]) -> str | None:
         return f"{' '.join(hydras)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
     if not refused:
         return None
-    cfg = composition.compose()
-    write = []
+    cfg, write = composition.compose(), []
     for word in refused:
-        name, is_pair, value = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
+        name, _, value = word.lstrip("-").replace("-", "_").partition("=")
+        following = arguments[list(arguments).index(word) + 1 :][:1]
+        if not value and following and not re.search("^-|=", following[0]):
+            value = following[0]
         is_known = name == "resume" or ("." in name and OmegaConf.select(cfg, name) is not None)
-        key = name if is_known else (meant(name, cfg) or [name])[0]
-        after = arguments[list(arguments).index(word) + 1 :][:1]
-        if not is_pair and after and not after[0].startswith("-") and "=" not in after[0]:
-            value = after[0]
-        write.append(f"{key}={value or '…'}")
+        write.append(f"{name if is_known else (meant(name, cfg) or [name])[0]}={value or '…'}")
     return f"{' '.join(refused)}: settings are written without dashes; write {' '.join(write)}"
 
 
@@ -330,12 +285,9 @@ def _unreadable(word: str) -> str:
     if not is_pair:
         return f"{told}; put = between a key and its value, as in seed=1"
     if parsed(f"{key}=1") is None:
-        return f"{told}: {key!r} is no key"
-    if value.endswith(","):
-        return f"{told}: leave the comma at its end out"
-    if value[0] not in "[{":
-        whole = f"{key}={quoted(value)}"
-    else:
+        return f"{told}: {key!r} is not a valid key"
+    whole = f"{key}={quoted(value)}"
+    if value[0] in "[{":
         parts = [part.strip() for part in value[1:-1].split(",")]
         inner = ",".join(part if parsed(f"{key}={part}") else quoted(part) for part in parts)
         whole = f"{key}={value[0]}{inner}{value[-1]}"

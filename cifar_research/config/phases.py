@@ -70,8 +70,7 @@ def schedule_span(plan: Sequence[Phase], number: int) -> range:
 
 def total_epochs(training: Mapping[str, Any]) -> int:
     """Return how many epochs all phases have together; `training` is the config's section of that name."""
-    # Configs of before there were phases have one.
-    return sum(_epochs(phase, training) for phase in training.get("phases", {"scratch": {"epochs": None}}).values())
+    return sum(_epochs(phase, training) for phase in training["phases"].values())
 
 
 def _epochs(phase: Mapping[str, Any], training: Mapping[str, Any]) -> int:
@@ -86,22 +85,15 @@ def check(training: Any) -> list[str]:
     for name, phase in training.phases.items():
         key = f"training.phases.{name}"
         if phase is None:
-            problems.append(f"{key}: null is no phase; leave it out with ~{key}")
+            problems.append(f"{key}: null is not a valid phase; leave it out with ~{key}")
             continue
-        if phase.epochs is not None and phase.epochs < 1:
-            problems.append(f"{key}.epochs: {phase.epochs} is out of range; it must be at least 1")
-        if phase.learning_rate is not None and not 0 < phase.learning_rate < float("inf"):
-            problems.append(
-                f"{key}.learning_rate: {phase.learning_rate} is out of range; it must be above 0 and finite"
-            )
-        if not 0 < phase.learning_rate_decay_by_depth <= 1:
-            problems.append(
-                f"{key}.learning_rate_decay_by_depth: {phase.learning_rate_decay_by_depth} is out of range; it must be "
-                "above 0 and at most 1"
-            )
+        ranges = {"epochs": ("[]", 1), "learning_rate": ("(]", 0), "learning_rate_decay_by_depth": ("(]", 0, 1)}
+        for setting, limits in ranges.items():
+            if problem := targets.range_problem(phase[setting], *limits):
+                problems.append(f"{key}.{setting}: {problem}")
         for setting, choices in {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}.items():
             if phase[setting] not in choices:
-                hint = targets.close(phase[setting], choices)
+                hint = targets.nearest(phase[setting], choices, most=0)
                 problems.append(f"{key}.{setting}: {phase[setting]!r} is not one of {', '.join(choices)}{hint}")
         if phase.image_size is not None and phase.trainable == "none":
             problems.append(
@@ -186,7 +178,7 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     """
     import keras
 
-    if not isinstance(model, (keras.Sequential, keras.src.models.functional.Functional)):
+    if not isinstance(model, (keras.Sequential, keras.Function)):
         return [model]
     return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
 

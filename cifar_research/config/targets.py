@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -84,6 +85,29 @@ def _is_ours(target: str) -> bool:
     return found is None or str(getattr(found, "__module__", "")).startswith(f"{_PACKAGE}.")
 
 
+def range_problem(value: float | None, ends: str, low: float, high: float = math.inf) -> str | None:
+    """Return why a number is not in a range, None if it is, or is None itself.
+
+    ends: as in mathematics, `[)` for low <= value < high; a number that is not finite is in no range.
+    """
+    if value is None:
+        return None
+    fits_low = value >= low if ends[0] == "[" else value > low
+    fits_high = value <= high if ends[1] == "]" else value < high
+    if fits_low and fits_high and math.isfinite(value):
+        return None
+    lower = f"{'at least' if ends[0] == '[' else 'above'} {low}"
+    upper = "finite" if high == math.inf else f"{'at most' if ends[1] == ']' else 'below'} {high}"
+    return f"{value} is out of range; it must be {lower} and {upper}"
+
+
+def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:
+    """Raise ValueError, naming the setting, if one of a factory's numbers is not in a range; see range_problem."""
+    for name, value in values.items():
+        if problem := range_problem(value, ends, low, high):
+            raise ValueError(f"{name}: {problem}")
+
+
 def name(target: str) -> str:
     """Return what a factory is called: one of ours by its own name, another by all of it, since names may be shared."""
     return target.rpartition(".")[2] if target.startswith(f"{_PACKAGE}.") else target
@@ -121,13 +145,13 @@ def check(key: str, node: Any) -> list[str]:
     target = str(node._target_)
     module, _, name = target.rpartition(".")
     try:
-        factory = getattr(__import__(module, fromlist=[name]), name)
+        factory = getattr(importlib.import_module(module), name)
     except (ImportError, ValueError) as error:
         return [f"{key}._target_: cannot import {target!r} ({error}); is its folder on PYTHONPATH?"]
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
         if not isinstance(error, AttributeError) or module not in sys.modules:
             return [f"{key}._target_: cannot import {target!r}: {said(error)}"]
-        public = [k for k, v in vars(__import__(module, fromlist=[name])).items() if inspect.isfunction(v)]
+        public = [k for k, v in vars(sys.modules[module]).items() if inspect.isfunction(v)]
         return [f"{key}._target_: module {module!r} has no {name!r}{nearest(name, public)}"]
     if not callable(factory):
         return [f"{key}._target_: {target!r} is a {type(factory).__name__}; name a function"]
@@ -137,16 +161,14 @@ def check(key: str, node: Any) -> list[str]:
     takes_more = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
     hints = {parameter.name: _hint(factory, parameter) for parameter in named}
     for setting, value in OmegaConf.to_container(node, resolve=True).items():
-        if setting == "_target_":
-            continue
-        if setting not in hints and takes_more:
+        if setting == "_target_" or (setting not in hints and takes_more):
             continue
         if setting not in hints:
             hint = nearest(setting, hints)
             drop = "" if "did you mean" in hint else f"; if it is a preset's, leave it out with ~{key}.{setting}"
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{drop}")
         elif not fits(value, hints[setting]):
-            wanted = _type_name(hints[setting])
+            wanted = inspect.formatannotation(hints[setting]).replace("typing.", "")
             problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in node:
@@ -213,27 +235,12 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
-def _type_name(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if one is type(None) else _type_name(one) for one in arguments)
-    if origin is typing.Literal:
-        return "|".join(map(str, arguments))
-    if origin in (list, Sequence, tuple):
-        return f"list of {_type_name(arguments[0])}"
-    return getattr(hint, "__name__", str(hint))
-
-
-def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """Return the end of a sentence that helps with an unknown name: the closest valid one, or all if they are few."""
+def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
+    """Return the end of a sentence that helps with an unknown name: the closest valid one, or all if at `most` so many."""
     valid = sorted(valid)
-    return close(name, valid) or (f"; it has {', '.join(valid)}" if valid and len(valid) <= 12 else "")
-
-
-def close(name: str, valid: typing.Iterable[str]) -> str:
-    """Return the end of a sentence that names the closest valid name, nothing if none is close."""
-    found = closest(name, valid)
-    return f"; did you mean {found!r}?" if found else ""
+    if found := closest(name, valid):
+        return f"; did you mean {found!r}?"
+    return f"; it has {', '.join(valid)}" if valid and len(valid) <= most else ""
 
 
 def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:

@@ -86,7 +86,7 @@ def refused_flags(arguments: Sequence[str]) -> list[str]:
 
 def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Return what Hydra itself would run or set for a file: callbacks, handlers of logs, environment variables."""
-    found = targets.refusals("hydra.callbacks", hydra.get("callbacks"))
+    found = ["hydra.callbacks: are not run by this command; remove them"] if hydra.get("callbacks") else []
     for section in _LOGGING:
         content = OmegaConf.to_container(hydra[section]) if section in hydra else {}
         found += [problem for key, value in _leaves(f"hydra.{section}", content) for problem in _odd(key, value)]

@@ -23,7 +23,7 @@ from cifar_research.config import targets
 from cifar_research.runtime import files, folders, locks
 from cifar_research.runtime.errors import DataError
 
-_VERSION = 2  # of the folder's form: of another form, another folder
+_VERSION = 3  # of the folder's form: of another form, another folder
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _VAL_ARRAYS = ("val_images", "val_labels")
 log = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ def existing_folder(path: str | Path, key: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         reason = "does not exist"
         with contextlib.suppress(OSError):
-            hint = targets.close(folder.name, [entry.name for entry in folder.parent.iterdir() if entry.is_dir()])
+            hint = targets.nearest(
+                folder.name, [entry.name for entry in folder.parent.iterdir() if entry.is_dir()], most=0
+            )
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', error)})"
     raise DataError(f"{key}: {folder} {reason}{hint or '; correct the path'}")
@@ -84,7 +86,7 @@ def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source], *
         return facts | {"fingerprint": digest.hexdigest()[:16]}
 
     arrays, meta = kept(folder, name, identity, names, make)
-    facts = {"note": meta["note"], "fingerprint": meta["fingerprint"], "left_out": meta.get("left_out", {})}
+    facts = {key: meta[key] for key in ("note", "fingerprint", "left_out")}
     return Source(**arrays, classes=tuple(meta["classes"]), **facts)
 
 
@@ -100,19 +102,22 @@ def kept(
     key = hashlib.sha256(json.dumps([_VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
     target = folder / f"{name}-{key}"
     try:
-        if (found := _read(target, names, warns=False)) is not None:
-            return found
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return _read(target, names)
         with locks.held(folder / f"{target.name}.lock"):
-            if (found := _read(target, names)) is None:
-                _make(target, names, make)
-                found = _read(target, names)
+            try:
+                return _read(target, names)
+            except (FileNotFoundError, ValueError) as error:
+                if target.exists():
+                    reason = f"{error.filename} is missing" if isinstance(error, OSError) else error
+                    log.warning("%s: the cache is damaged (%s); making it anew", target, reason)
+            _make(target, names, make)
+            return _read(target, names)
     except OSError as error:
         raise DataError(
             f"{target}: cannot be written or read ({error.strerror or error}); choose another data.cache_dir, or set "
             "CIFAR_CACHE_DIR"
         ) from error
-    assert found is not None
-    return found
 
 
 @contextlib.contextmanager
@@ -147,12 +152,10 @@ def _make(target: Path, names: Sequence[str], make: Callable[[Path], dict[str, A
         raise
 
 
-def _read(
-    target: Path, names: Sequence[str], *, warns: bool = True
-) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Return the cache, None if there is none or it is damaged."""
+def _read(target: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the cache; FileNotFoundError if it is not there, or not whole, ValueError if it is damaged."""
+    meta = files.loads((target / "meta.json").read_bytes())
     try:
-        meta = files.loads((target / "meta.json").read_bytes())
         arrays = {}
         for name in names:
             path, facts = target / f"{name}.npy", meta["files"][name]
@@ -162,16 +165,10 @@ def _read(
             # Copied where written to, and nobody writes: TensorFlow takes no read-only memory for a tensor.
             arrays[name] = np.load(path, mmap_mode="c", allow_pickle=False)
         return arrays, meta
-    except FileNotFoundError as error:
-        if target.exists() and warns:
-            log.warning("%s: the cache is damaged (%s is missing); making it anew", target, error.filename)
-        return None
     except OSError:
         raise
     except Exception as error:  # numpy's reader of headers raises many kinds
-        if warns:
-            log.warning("%s: the cache is damaged (%s); making it anew", target, error)
-        return None
+        raise ValueError(str(error)) from error
 
 
 def _crc32(path: Path) -> int:

@@ -124,7 +124,7 @@ def locate(
         if root is roots[0] or not download:  # Keras's own unpacking, broken off, does not hinder a download
             problems += incomplete
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(problems[0])
     places = " and ".join(map(str, roots))
     if found_in and not given:
         raise DataError(
@@ -154,7 +154,7 @@ def folder_of(found_in: str) -> Path:
 
 
 def _search(name: str, root: Path) -> tuple[tuple[Layout, Path] | None, list[str]]:
-    """Return where in a folder the data set is, None if it is not whole; and what others lack, a sentence each."""
+    """Return where in a folder the data set is, None if it is not whole; and what incomplete copies lack."""
     problems = []
     for layout in LAYOUTS[name]:
         nested = root / f"{layout.folder}-target" / layout.folder  # as Keras 3 unpacks
@@ -163,23 +163,16 @@ def _search(name: str, root: Path) -> tuple[tuple[Layout, Path] | None, list[str
             if not is_named or not path.is_dir():
                 continue
             members = (*layout.train, layout.test, layout.names)
-            missing = [member for member in members if not (path / member).is_file()]
-            empty = [member for member in members if member not in missing and not (path / member).stat().st_size]
-            if not missing and not empty:
+            missing = [name for name in members if not (path / name).is_file() or not (path / name).stat().st_size]
+            if not missing:
                 return (layout, path), []
             if path == root and len(missing) == len(members):
                 continue  # a folder of that name to download to
-            parts = [f"{', '.join(missing)} {_is(missing)} missing"] if missing else []
-            parts += [f"{', '.join(empty)} {_is(empty)} empty"] if empty else []
-            problems.append(f"data.dir: {path} is incomplete: {', '.join(parts)}; fetch the data set again")
+            problems.append(f"data.dir: {path} is incomplete: missing or empty: {', '.join(missing)}; fetch it again")
         for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
             if path.is_file():
                 return (layout, path), []
     return None, problems
-
-
-def _is(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"
 
 
 def load(name: str, data_dir: str | None, cache_root: Path, download: bool, found_in: str | None = None) -> Source:
@@ -191,6 +184,8 @@ def load(name: str, data_dir: str | None, cache_root: Path, download: bool, foun
         layout, path = locate(name, data_dir, cache_root, download, found_in)
         files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        for file in files:  # before the cache is made, which names its own folder if a file cannot be read
+            file.open("rb").close()
     except OSError as error:
         raise DataError(f"data.dir: {error.filename} cannot be read ({error.strerror}); give another one") from error
     source = cache.load(cache_root, name, [layout.folder, stats], lambda: _decode(name, layout, path))
@@ -203,13 +198,10 @@ def _decode(name: str, layout: Layout, path: Path) -> Source:
     is_pickled = layout is LAYOUTS[name][0]
 
     def batch(member: str) -> tuple[np.ndarray, np.ndarray]:
-        content, where = read(member), f"{path}/{member}" if path.is_dir() else f"{path} ({member})"
-        decode = _unpickle_batch if is_pickled else _split_rows
-        rows, labels = decode(content, where, is_fine)
+        decode, where = _unpickle_batch if is_pickled else _split_rows, f"{path}/{member}"
+        rows, labels = decode(read(member), where, is_fine)
         if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
-            raise DataError(
-                f"{where}: has labels outside of 0 to {num_classes - 1}; it is no {name} batch, fetch it again"
-            )
+            raise DataError(f"{where}: has labels outside of 0 to {num_classes - 1}; fetch the data set again")
         return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
     parts = [batch(member) for member in layout.train]
@@ -227,12 +219,7 @@ def _reader(layout: Layout, path: Path) -> tuple[Callable[[str], bytes], str | N
         return lambda member: contents[member], None if is_published else f"{path.name}: {copy}"
 
     def read(member: str) -> bytes:
-        try:
-            return (path / member).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path / member}: cannot be read ({error.strerror}); fetch the data set again, or give another data.dir"
-            ) from error
+        return (path / member).read_bytes()
 
     if not layout.md5:
         return read, f"{path.name}: unverified, since no checksums are published for the files of this layout"
@@ -251,24 +238,17 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
         with tarfile.open(archive, "r:gz") as tar:
             for entry in tar:
                 if not (entry.isreg() or entry.isdir()) or entry.name.startswith("/") or ".." in entry.name.split("/"):
-                    kind = "a link or a device" if not (entry.isreg() or entry.isdir()) else "outside of its folder"
-                    raise DataError(
-                        f"{archive}: {entry.name} is {kind}, which no published archive holds; fetch it again"
-                    )
+                    raise ValueError(f"{entry.name} is a link, a device or outside of its folder")
                 member = wanted.get(entry.name.removeprefix("./"))
                 if member is None or not entry.isreg():
                     continue
                 if entry.size > _MEMBER_BYTES:
-                    raise DataError(
-                        f"{archive}: {entry.name} claims {entry.size:,} bytes, more than any published file"
-                    )
+                    raise ValueError(f"{entry.name} claims {entry.size:,} bytes, more than any published file")
                 contents[member] = tar.extractfile(entry).read()
-    except DataError:
-        raise
+        if missing := sorted(set(wanted.values()) - contents.keys()):
+            raise ValueError(f"it has no {', '.join(missing)}")
     except Exception as error:  # a damaged archive may raise anything at all
-        raise DataError(f"{archive}: is cut short or damaged ({error}); remove it and fetch it again") from error
-    if missing := sorted(set(wanted.values()) - contents.keys()):
-        raise DataError(f"{archive}: holds no {', '.join(missing)}; remove it and fetch it again")
+        raise DataError(f"{archive}: is incomplete or damaged ({error}); remove it and fetch it again") from error
     return contents
 
 
@@ -276,37 +256,34 @@ def _split_rows(content: bytes, where: str, is_fine: bool) -> tuple[np.ndarray, 
     """Take the raw layout apart: a row is the label, or the coarse and the fine one, and 3,072 pixels."""
     num_labels = 2 if is_fine else 1
     if not content or len(content) % (_PIXELS + num_labels):
-        raise DataError(
-            f"{where}: has {len(content):,} bytes, which is no whole number of images of {_PIXELS + num_labels:,} bytes; "
-            "it was cut short, fetch it again"
-        )
+        raise DataError(f"{where}: is cut short, at {len(content):,} bytes; fetch the data set again")
     rows = np.frombuffer(content, np.uint8).reshape(-1, _PIXELS + num_labels)
     return rows[:, num_labels:], rows[:, num_labels - 1].astype(np.int64)
 
 
 def _unpickle_batch(content: bytes, where: str, is_fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    batch = _unpickle(content, where)
     try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         pixels = np.asarray(batch[b"data"])
         labels = np.asarray(batch[b"fine_labels" if is_fine else b"labels"], np.int64)
         if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
             raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape} for {len(labels)} labels")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: is no CIFAR batch ({error}); fetch the data set again") from error
+    except Exception as error:  # a damaged pickle may raise anything at all
+        raise DataError(f"{where}: is not a CIFAR batch ({error}); fetch the data set again") from error
     return pixels, labels
 
 
 def _class_names(content: bytes, is_pickled: bool, is_fine: bool, num_classes: int, where: str) -> tuple[str, ...]:
     try:
         if is_pickled:
-            names = _unpickle(content, where)[b"fine_label_names" if is_fine else b"label_names"]
-            names = [name.decode() for name in names]
+            meta = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+            names = [name.decode() for name in meta[b"fine_label_names" if is_fine else b"label_names"]]
         else:
             names = [line.strip() for line in content.decode().splitlines() if line.strip()]
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: holds no names of classes ({error!r}); fetch the data set again") from error
-    if len(names) != num_classes:
-        raise DataError(f"{where}: holds {len(names)} names of classes and not {num_classes}; fetch the data set again")
+        if len(names) != num_classes:
+            raise ValueError(f"{len(names)} instead of {num_classes}")
+    except Exception as error:  # a damaged pickle may raise anything at all
+        raise DataError(f"{where}: has no valid class names ({error!r}); fetch the data set again") from error
     return tuple(names)
 
 
@@ -326,13 +303,3 @@ class _Unpickler(pickle.Unpickler):
             return self._ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it wants {module}.{name}, which a data set has no use for") from None
-
-
-def _unpickle(content: bytes, where: str) -> dict[bytes, Any]:
-    try:
-        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise anything at all
-        raise DataError(f"{where}: is cut short, damaged or not to be trusted ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: holds a {type(value).__name__} and not a batch; fetch the data set again")
-    return value

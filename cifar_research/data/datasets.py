@@ -18,7 +18,7 @@ from cifar_research.data.cache import Source
 from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["DataError", "Dataset", "Split", "load"]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _source(data: Any, found_in: str | None) -> Source:
                 return Source(*train, *synthetic.draw(data.test_images, data.seed, split=1), synthetic.CLASSES)
 
             return cache.load(root, "synthetic", identity, draw)
-    raise DataError(f"data.name: {data.name!r} is not one of cifar10, cifar100, images, synthetic")
+    raise DataError(f"data.name: {data.name!r} is not a data set")
 
 
 def _subset(rows: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:

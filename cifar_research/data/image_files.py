@@ -29,7 +29,7 @@ LeftOut = dict[str, list[str]]
 def find(folder: Path) -> tuple[list[Path], LeftOut]:
     """Return the images in a folder and below it, by their suffix, sorted, and what is left out.
 
-    Links to folders are followed, and each folder is read once. Hidden names and those of the system are passed over.
+    Links to folders are followed, and each folder is read once. Hidden names and those of the system are skipped.
     """
     files: list[Path] = []
     left_out: LeftOut = defaultdict(list)
@@ -44,7 +44,7 @@ def find(folder: Path) -> tuple[list[Path], LeftOut]:
         except OSError as error:
             left_out[f"folder that cannot be read ({error.strerror})"].append(str(place))
             continue
-        if _is_of_a_program([entry.name for entry in entries]):
+        if any(marks <= {entry.name for entry in entries} for marks in _PROGRAM):
             left_out[RUNS].append(str(place))
             continue
         for entry in entries:
@@ -65,20 +65,14 @@ def find(folder: Path) -> tuple[list[Path], LeftOut]:
 
 def told(num_used: int, left_out: Mapping[str, int]) -> str:
     """Return how many images are used, and how many files are not by their reasons, as one line."""
-    most = sorted(left_out.items(), key=lambda item: -item[1])
     plural = functools.partial(re.sub, r"^(folder|broken link|image)\b", r"\1s")
-    parts = [f"{n:,} {plural(reason) if n > 1 else reason}" for reason, n in most[:6]]
-    if len(most) > 6:
-        parts.append(f"{sum(n for _, n in most[6:]):,} others")
+    most = sorted(left_out.items(), key=lambda item: -item[1])
+    parts = [f"{n:,} {plural(reason) if n > 1 else reason}" for reason, n in most]
     return f"{num_used:,} images used" + (f"; left out: {', '.join(parts)}" if parts else "")
 
 
 def is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in _SYSTEM
-
-
-def _is_of_a_program(names: Sequence[str]) -> bool:
-    return any(marks.issubset(names) for marks in _PROGRAM)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -113,6 +107,12 @@ def _suffixes() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(suffix for suffix, name in suffixes.items() if name in readable), frozenset(
         (*suffixes, *_NO_READER)
     )
+
+
+def first(names: Sequence[str], count: int) -> str:
+    """Return so many of the names, and how many more there are, as text that can be written."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return as_text(", ".join(names[:count])) + more
 
 
 def as_text(name: str) -> str:

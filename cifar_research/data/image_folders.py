@@ -18,7 +18,6 @@ from cifar_research.runtime.errors import DataError, ImageError
 
 _VALIDATION = ("val", "valid", "validation")
 _SPLITS = ("train", "training", "test", "testing", *_VALIDATION)
-_MOST_NAMES = 1_000  # in a line of the log
 log = logging.getLogger(__name__)
 
 Classes = dict[str, list[Path]]
@@ -40,7 +39,12 @@ def load(
         parts, notes = _parts(folder), []
         listed = {name: _classes(path, cache_root, left_out, notes) for name, path in parts.items()}
         if parts.keys() != {"all"}:
-            _refuse_other_classes(folder, parts, listed)
+            for name, classes in listed.items():
+                if differing := sorted(listed["train"].keys() ^ classes.keys()):
+                    raise DataError(
+                        f"{folder}: class {differing[0]!r} is in only one of train/ and {parts[name].name}/; give both the "
+                        "same classes"
+                    )
             _add_rest(folder, parts, left_out)
         source = _load(folder, cache_root, image_size, (test_fraction, split_seed), listed, left_out, max_damaged)
     except OSError as error:
@@ -51,8 +55,7 @@ def load(
         notes.append(f"there is no test/ beside train/ and {parts['val'].name}/, so data.test_fraction={test_fraction} of "
                      "train/ is the test set")  # fmt: skip
     for reason, names in source.left_out.items():
-        more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-        log.info("%s: left out, %s: %s%s", folder, reason, image_files.as_text(", ".join(names[:_MOST_NAMES])), more)
+        log.info("%s: left out, %s: %s", folder, reason, image_files.first(names, 1_000))
     return dataclasses.replace(source, note="; ".join(notes) or None)
 
 
@@ -66,24 +69,17 @@ def _load(
     max_damaged: float,
 ) -> Source:
     """Return the source of the listed images, from the cache if they are there, and all that is left out of it."""
-    is_split = "test" not in listed
-    for name, files in next(iter(listed.values())).items():
-        _refuse_single(folder, name, len(files), is_split)
     files = [path for part in listed.values() for paths in part.values() for path in paths]
     stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in (path.stat(),)]
-    split_identity = split if is_split else (None, None)
-    # The last word tells these caches from those with pixels by earlier rules.
-    identity = [str(folder.resolve()), image_size, *split_identity, list(listed), stats, "scaled"]
+    identity = [str(folder.resolve()), image_size, None if "test" in listed else split, list(listed), stats]
     links = [f"{name} (a broken link)" for name in left_out[image_files.BROKEN_LINK]]
 
     def refuse_damaged(damaged: Sequence[str]) -> None:
         num_listed, bad = len(files) + len(links), [*damaged, *links]
         if len(bad) > (max(1, max_damaged * num_listed) if max_damaged else 0):
-            more = f" and {len(bad) - 10:,} more" if len(bad) > 10 else ""
             raise DataError(
                 f"data.max_damaged: {len(bad):,} of {num_listed:,} images in {folder} are damaged, and a share of "
-                f"{max_damaged:g} may be: {image_files.as_text(', '.join(bad[:10]))}{more}; replace or remove them, or raise "
-                "data.max_damaged"
+                f"{max_damaged:g} may be: {image_files.first(bad, 10)}; replace or remove them, or raise data.max_damaged"
             )
 
     def decode() -> Source:
@@ -115,20 +111,21 @@ def _decoded(
     for part, (_, labels) in decoded.items():
         for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
             if not count:
-                where = "" if part == "all" else f" in {part}/"
-                raise DataError(f"{folder}: all images of class {name!r}{where} are damaged; replace them")
-            _refuse_single(folder, name, count, "test" not in listed and part != "val")
+                raise DataError(f"{folder}: all images of class {name!r} are damaged; replace them")
+            if count < 2 and "test" not in listed and part != "val":
+                raise DataError(
+                    f"{folder}: class {name!r} has one image, and data.test_fraction needs one to test; add some"
+                )
     train_images, train_labels = decoded["train" if "train" in decoded else "all"]
-    test = decoded.get("test")
-    if test is None:
+    if "test" not in decoded:
         held_out = hold_out(train_labels, *split)
-        test = train_images[held_out], train_labels[held_out]
+        decoded["test"] = train_images[held_out], train_labels[held_out]
         train_images, train_labels = train_images[~held_out], train_labels[~held_out]
     val_images, val_labels = decoded.get("val", (None, None))
-    found = {image_files.DAMAGED: damaged} if damaged else {}
     return Source(
-        train_images, train_labels, *test, names, val_images=val_images, val_labels=val_labels, left_out=found
-    )
+        train_images, train_labels, *decoded["test"], names, val_images=val_images, val_labels=val_labels,
+        left_out={image_files.DAMAGED: damaged} if damaged else {},
+    )  # fmt: skip
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -145,11 +142,6 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-def _refuse_single(folder: Path, name: str, count: int, is_split: bool) -> None:
-    if is_split and count < 2:
-        raise DataError(f"{folder}: class {name!r} has one image, and data.test_fraction needs one to test; add some")
-
-
 def _parts(folder: Path) -> dict[str, Path]:
     """Return the folders of classes: `all`, or `train` with `val` or `test` or both."""
     there = [name for name in ("train", "test", *_VALIDATION) if (folder / name).is_dir()]
@@ -162,15 +154,11 @@ def _parts(folder: Path) -> dict[str, Path]:
     for path in sorted(path for path in folder.iterdir() if path.name.lower() in _SPLITS and path.is_dir()):
         if not _holds_folders_alone(path):
             continue
-        if path.name not in ("train", "test"):
-            raise DataError(
-                f"data.dir: {folder} has {path.name}/, which looks like a part of a data set and not like a class; name "
-                f"the parts train/, val/ and test/, or give data.dir={path}"
-            )
-        other = "test" if path.name == "train" else "train"
+        other = {"train": "test", "test": "train"}.get(path.name)
+        what = f"and no {other}/ beside it" if other else "which looks like a part of a data set and not like a class"
         raise DataError(
-            f"data.dir: {folder} has {path.name}/ and no {other}/ beside it; add it, or give data.dir={path}, of "
-            "which data.test_fraction is then held out"
+            f"data.dir: {folder} has {path.name}/{' ' if other else ', '}{what}; name the parts train/, val/ and test/, or "
+            f"give data.dir={path}, of which data.test_fraction is then held out"
         )
     return {"all": folder}
 
@@ -192,7 +180,7 @@ def _classes(folder: Path, cache_root: Path, left_out: image_files.LeftOut, note
         files, others = image_files.find(path)
         if others.get(image_files.RUNS) and files:
             raise DataError(
-                f"{path}: holds runs ({others[image_files.RUNS][0]}) and images ({files[0]}); keep them apart"
+                f"{path}: holds runs ({others[image_files.RUNS][0]}) and images ({files[0]}); separate them"
             )
         if others.get(image_files.RUNS) or cache_root.exists() and path.samefile(cache_root):
             left_out[image_files.RUNS].append(str(path))
@@ -201,18 +189,15 @@ def _classes(folder: Path, cache_root: Path, left_out: image_files.LeftOut, note
         classes[path.name] = files
         for reason, names in others.items():
             left_out[reason] += names
-        if len(below := sorted({file.relative_to(path).parts[0] for file in files})) > 1 and all(
-            file.parent != path for file in files
-        ):
-            merged.append(f"{path.name} ({', '.join(below[:3])}{', …' if len(below) > 3 else ''})")
+        below = {file.relative_to(path).parts[0] for file in files}
+        if len(below) > 1 and all(file.parent != path for file in files):
+            merged.append(f"{path.name} ({image_files.first(sorted(below), 3)})")
     if len(classes) < 2:
-        number = f"{len(classes)} class folder{'' if len(classes) == 1 else 's'}"
-        raise DataError(f"{folder}: has {number}; put the images of each class into a folder of its own")
-    if merged:
-        some = ", ".join(merged[:3]) + (f" and {len(merged) - 3:,} more" if len(merged) > 3 else "")
-        notes.append(
-            f"all images below a folder are one class, also where they lie in several subfolders: {image_files.as_text(some)}"
+        raise DataError(
+            f"{folder}: {len(classes)} class folders are too few; put the images of each class into a folder of its own"
         )
+    if merged:
+        notes.append(f"all images below a folder are one class, subfolders too: {image_files.first(merged, 3)}")
     return classes
 
 
@@ -223,21 +208,10 @@ def _refuse_class(path: Path, files: Sequence[Path], others: image_files.LeftOut
     except UnicodeEncodeError as error:
         raise DataError(f"{path.parent}: the name of its folder {path.name!r} is not UTF-8; rename it") from error
     if not files:
-        counted = image_files.told(0, {reason: len(names) for reason, names in others.items()}).partition("; ")[2]
-        advice = "run `pip install pillow-heif`, " if any(".hei" in reason for reason in others) else ""
-        raise DataError(
-            f"{path}: has no image that can be read{f' ({counted})' if counted else ''}; {advice}add some or remove it"
-        )
+        counted = image_files.told(0, {reason: len(names) for reason, names in others.items()})
+        raise DataError(f"{path}: has no image that can be read ({counted}); add some or remove it")
     if all((path / name).is_dir() for name in ("train", "test")):
         raise DataError(f"{path}: has train/ and test/, so it is a data set and not a class; give data.dir={path}")
-
-
-def _refuse_other_classes(folder: Path, parts: Mapping[str, Path], listed: Mapping[str, Classes]) -> None:
-    for part, classes in listed.items():
-        if differing := sorted(listed["train"].keys() ^ classes.keys()):
-            raise DataError(
-                f"{folder}: class {differing[0]!r} is in only one of train/ and {parts[part].name}/; give both the same classes"
-            )
 
 
 def _add_rest(folder: Path, parts: Mapping[str, Path], left_out: image_files.LeftOut) -> None:
@@ -257,26 +231,17 @@ def _add_rest(folder: Path, parts: Mapping[str, Path], left_out: image_files.Lef
 def _decode(classes: Classes, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[Path, str]]]:
     """Return images, labels, and the damaged ones with the reason. DataError for a file that the system cannot read."""
 
-    def read(path: Path) -> np.ndarray | ImageError:
-        try:
-            return images.decode(path, size)
-        except ImageError as error:
-            cause = error.__cause__
-            if isinstance(cause, MemoryError) or isinstance(cause, OSError) and cause.errno:
-                raise DataError(f"{error}; replace it or remove it") from error
-            return error
-
-    files = [path for paths in classes.values() for path in paths]
+    files = [(label, path) for label, paths in enumerate(classes.values()) for path in paths]
+    pixels, labels, damaged = [], [], []
     with images.warnings_logged(), ThreadPoolExecutor() as pool:
-        decoded = list(pool.map(read, files))
-    damaged = [
-        (path, _detail(error)) for path, error in zip(files, decoded, strict=True) if isinstance(error, ImageError)
-    ]
-    good = np.array([not isinstance(pixels, ImageError) for pixels in decoded], bool)
-    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
-    pixels = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
-    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8), labels[good], damaged
-
-
-def _detail(error: ImageError) -> str:
-    return str(error).partition("cannot be read as an image (")[2].removesuffix(")")
+        decoded = pool.map(lambda file: images.decoded_or_error(file[1], size), files)
+        for (label, path), result in zip(files, decoded, strict=True):
+            if not isinstance(result, ImageError):
+                pixels.append(result)
+                labels.append(label)
+                continue
+            cause = result.__cause__
+            if isinstance(cause, MemoryError) or isinstance(cause, OSError) and cause.errno:
+                raise DataError(f"{result}; replace it or remove it") from result
+            damaged.append((path, result.reason))
+    return np.array(pixels, np.uint8).reshape(-1, size, size, 3), np.array(labels, np.int64), damaged

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import logging
-import re
 import sys
 import warnings
 import zlib
@@ -67,9 +66,17 @@ def decode(source: Any, size: int) -> np.ndarray:
     try:
         return _of_file(source, size) if is_file else _of_memory(source, size)
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise ImageError(f"{name}: cannot be read as an image ({_reason(error, name)})") from error
+        raise ImageError(name, _reason(error, name)) from error
     finally:
         _remarks.reset(token)
+
+
+def decoded_or_error(source: Any, size: int) -> np.ndarray | ImageError:
+    """Return what `decode` returns or raises."""
+    try:
+        return decode(source, size)
+    except ImageError as error:
+        return error
 
 
 def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
@@ -84,10 +91,9 @@ def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
     if values.dtype == bool:
         return values * np.uint8(255)
     lowest, highest = values.min(), values.max()
-    is_float = values.dtype.kind == "f"
     if values.dtype.kind not in "fiu" or not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError("its pixels are not finite numbers; convert it to 8 bits")
-    if limit is None and is_float and highest <= 1.001:  # with what rounding may add
+    if limit is None and values.dtype.kind == "f" and highest <= 1.001:  # with what rounding may add
         limit = 1
     elif limit is None and (highest == 0 or highest >= 16):
         limit = next((most for most in (255, 4095, 65535) if highest <= most), None)
@@ -203,11 +209,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception as error:  # damaged EXIF raises many kinds
-        if remarks := _remarks.get():
-            remarks.metadata(error)
-        xmp = image.info.get("xmp")
-        found = re.search(rb'tiff:Orientation(?:="|>)([2-8])', xmp) if isinstance(xmp, bytes) else None
-        return _TURNS[int(found[1])] if found else None
+        _remarks.get().metadata(error)
+        return None
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -124,12 +124,7 @@ def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     cfg = OmegaConf.create(found["config"])
     calibration = read_temperature(run)
     size = OmegaConf.select(cfg, "data.image_size") or 32
-    if cfg.data.standardize and not found["data"].get("standardization"):
-        raise RunError(
-            f"{run / 'report.json'}: lacks the mean and deviation that data.standardize took out of the images, since "
-            "an earlier version wrote it; delete it and resume the run, whose checkpoints then give a new one"
-        )
-    statistics = (found["data"].get("standardization") or {}) if cfg.data.standardize else {}
+    statistics = found["data"]["standardization"]
     model = rebuild.network(found, run, precision)
     mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
     classifier = Classifier(model, found, image_shape=(size, size, 3), mean=mean, deviation=deviation)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cifar_research.config.targets import check_range
+
 Loss = Callable[[Any, Any], Any]
 
 
 def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
     """-sum_k targets_k log softmax(logits)_k, in nats; smoothed targets as in Szegedy et al. 2016."""
-    _check_smoothing(label_smoothing)
+    check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits, targets):
         import tensorflow as tf
@@ -22,7 +24,7 @@ def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
 
 def mean_squared_error(*, label_smoothing: float = 0.0) -> Loss:
     """mean_k (softmax(logits)_k - targets_k)^2, the Brier score over K (Brier 1950)."""
-    _check_smoothing(label_smoothing)
+    check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits, targets):
         import tensorflow as tf
@@ -31,11 +33,6 @@ def mean_squared_error(*, label_smoothing: float = 0.0) -> Loss:
         return tf.reduce_mean(difference, axis=-1)
 
     return loss
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing: {label_smoothing} is out of range; it must be at least 0 and below 1")
 
 
 def _smooth(targets, label_smoothing: float):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cifar_research.config.targets import check_range
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -86,9 +88,9 @@ def adamw(
     clip_norm: float | None = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    _check(learning_rate, clip_norm, weight_decay=weight_decay)
-    _check_shares(beta_1=beta_1, beta_2=beta_2)
-    _check_positive(epsilon=epsilon)
+    check_range("(]", 0, learning_rate=learning_rate, clip_norm=clip_norm, epsilon=epsilon)
+    check_range("[]", 0, weight_decay=weight_decay)
+    check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
     def update(weight, slots, gradient, learning_rate, step):
         import tensorflow as tf
@@ -123,9 +125,9 @@ def sgd(
     weight_decay: decoupled (Loshchilov and Hutter 2019). bias_scale: biases and norms learn so many times faster
     (Jordan 2024, arXiv 2404.00498).
     """
-    _check(learning_rate, clip_norm, weight_decay=weight_decay)
-    _check_shares(momentum=momentum)
-    _check_positive(bias_scale=bias_scale)
+    check_range("(]", 0, learning_rate=learning_rate, clip_norm=clip_norm, bias_scale=bias_scale)
+    check_range("[]", 0, weight_decay=weight_decay)
+    check_range("[)", 0, 1, momentum=momentum)
     if nesterov and momentum == 0:
         raise ValueError("nesterov: true needs a momentum above 0; set momentum=0.9 or nesterov=false")
 
@@ -161,13 +163,14 @@ def muon(
     weight_decay: of the other weights of rank 2 and more; of convolutions the norm is kept, so that it changes nothing.
     iterations: of the quintic iteration; three are enough in practice, since singular values need only be near 1.
     """
-    _check(learning_rate, clip_norm, weight_decay=weight_decay)
-    _check_shares(momentum=momentum)
-    _check_positive(other_scale=other_scale, bias_scale=bias_scale)
+    check_range(
+        "(]", 0, learning_rate=learning_rate, clip_norm=clip_norm, other_scale=other_scale, bias_scale=bias_scale
+    )
+    check_range("[]", 0, weight_decay=weight_decay)
+    check_range("[)", 0, 1, momentum=momentum)
     if nesterov and momentum == 0:
         raise ValueError("nesterov: true needs a momentum above 0; set momentum=0.6 or nesterov=false")
-    if not 1 <= iterations <= 20:
-        raise ValueError(f"iterations: {iterations} is out of range; it must be at least 1 and at most 20")
+    check_range("[]", 1, 20, iterations=iterations)
 
     def update(weight, slots, gradient, learning_rate, step):
         import tensorflow as tf
@@ -219,9 +222,8 @@ def rmsprop(
     clip_norm: float | None = None,
 ) -> Optimizer:
     """RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square."""
-    _check(learning_rate, clip_norm)
-    _check_shares(rho=rho, momentum=momentum)
-    _check_positive(epsilon=epsilon)
+    check_range("(]", 0, learning_rate=learning_rate, clip_norm=clip_norm, epsilon=epsilon)
+    check_range("[)", 0, 1, rho=rho, momentum=momentum)
 
     def update(weight, slots, gradient, learning_rate, step):
         import tensorflow as tf
@@ -249,8 +251,9 @@ def lion(
     clip_norm: float | None = None,
 ) -> Optimizer:
     """Lion (Chen et al. 2023): w -= r sign(b1 m + (1 - b1) g); m = b2 m + (1 - b2) g."""
-    _check(learning_rate, clip_norm, weight_decay=weight_decay)
-    _check_shares(beta_1=beta_1, beta_2=beta_2)
+    check_range("(]", 0, learning_rate=learning_rate, clip_norm=clip_norm)
+    check_range("[]", 0, weight_decay=weight_decay)
+    check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
     def update(weight, slots, gradient, learning_rate, step):
         import tensorflow as tf
@@ -284,23 +287,3 @@ def _subtract(variable, value) -> None:
     import tensorflow as tf
 
     tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=value)
-
-
-def _check(learning_rate: float, clip_norm: float | None, weight_decay: float = 0.0) -> None:
-    _check_positive(learning_rate=learning_rate)
-    if clip_norm is not None:
-        _check_positive(clip_norm=clip_norm)
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"weight_decay: {weight_decay} is out of range; it must be at least 0 and finite")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {value} is out of range; it must be above 0 and finite")
-
-
-def _check_shares(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 0 and below 1")

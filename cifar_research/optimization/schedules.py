@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cifar_research.config.targets import check_range
+
 Schedule = Callable[[Any, int, int], Any]
 
 
@@ -25,7 +27,7 @@ def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
 
 def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
     """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017)."""
-    _in_range("final_fraction", final_fraction, 0, 1)
+    check_range("[]", 0, 1, final_fraction=final_fraction)
     warmup = _warmup(warmup_epochs, warmup_steps)
 
     def schedule(step, total_steps, steps_per_epoch):
@@ -44,9 +46,7 @@ def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fr
 
     The one-cycle policy of Smith and Topin 2018, without its momentum.
     """
-    _in_range("peak_at", peak_at, 0, 1)
-    _in_range("initial_fraction", initial_fraction, 0, 1)
-    _in_range("final_fraction", final_fraction, 0, 1)
+    check_range("[]", 0, 1, peak_at=peak_at, initial_fraction=initial_fraction, final_fraction=final_fraction)
 
     def schedule(step, total_steps, steps_per_epoch):
         import tensorflow as tf
@@ -122,9 +122,7 @@ def _ramp(step, steps: float):
 
 def _warmup(epochs: float, steps: int) -> Callable[[int], float]:
     """Return the function from steps_per_epoch to the length of the warm-up in steps."""
-    for name, value in {"warmup_epochs": epochs, "warmup_steps": steps}.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 0 and finite")
+    check_range("[]", 0, warmup_epochs=epochs, warmup_steps=steps)
     if epochs and steps:
         raise ValueError(f"warmup_steps: {steps} steps and warmup_epochs={epochs} contradict each other; give one")
     return lambda steps_per_epoch: steps or epochs * steps_per_epoch
@@ -132,16 +130,8 @@ def _warmup(epochs: float, steps: int) -> Callable[[int], float]:
 
 def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[[int], float]:
     """Return the function from steps_per_epoch to the length of a period in steps."""
-    if not 0 < factor <= 1:
-        raise ValueError(f"factor: {factor} is out of range; it must be above 0 and at most 1")
+    check_range("(]", 0, 1, factor=factor)
     if epochs is None and steps is None:
         raise ValueError("every_epochs: null and every_steps=null leave no period; give one of them")
-    for name, value in {"every_epochs": epochs, "every_steps": steps}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}: {value} is out of range; it must be above 0 and finite")
+    check_range("(]", 0, every_epochs=epochs, every_steps=steps)
     return lambda steps_per_epoch: steps or epochs * steps_per_epoch
-
-
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is out of range; it must be at least {low} and at most {high}")

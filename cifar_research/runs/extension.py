@@ -38,7 +38,7 @@ def check(
     told = "\n".join(f"{key}: this run has {old!r}, the command says {new!r}" for key, (old, new) in changed.items())
     advice = "give back the epochs it has, or choose another hydra.run.dir"
     if ended is not None:
-        allowed = ended["config"].get("allow_targets")
+        allowed = ended["config"]["allow_targets"]
         words = [f"allow_targets=[{','.join(allowed)}]"] if allowed else []
         words += [f"{key}={new}" for key, (_, new) in changed.items()]
         command = [programs.program("train"), "--from-run", shlex.quote(str(run_dir)), *map(shlex.quote, words)]

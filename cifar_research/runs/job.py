@@ -6,12 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from hydra._internal.callbacks import Callbacks  # there is no public one, nor of what writes a job's files
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, filter_overrides
+from hydra.core.utils import configure_log, env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -30,8 +29,6 @@ class Job:
     cfg: DictConfig
     run_dir: Path
     _records: list[logging.LogRecord]
-    _callbacks: Callbacks = field(default_factory=Callbacks)
-    has_begun: bool = False
 
     def begin(self) -> None:
         """Write the run's log and .hydra/, as the command's config says."""
@@ -48,25 +45,14 @@ class Job:
                 is_wanted = logger.isEnabledFor(record.levelno) and record.levelno >= handler.level
                 if is_wanted and type(handler) is not logging.StreamHandler:
                     handler.handle(record)
-        self.has_begun = True
         if hydra.output_subdir is not None:
             folder = self.run_dir / hydra.output_subdir
             folder.mkdir(parents=True, exist_ok=True)
             files = {"config": self.cfg, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
             for name, content in files.items():
                 atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
-        self._callbacks = Callbacks(self.whole)
-        self._callbacks.on_run_start(config=self.whole, config_name="config")
-        self._callbacks.on_job_start(config=self.whole, task_function=None)
         if hydra.job.chdir:
             os.chdir(self.run_dir)
-
-    def end(self, status: JobStatus) -> None:
-        """Let callbacks know how the job has ended."""
-        returned = JobReturn(cfg=self.cfg, hydra_cfg=HydraConfig.instance().cfg, working_dir=os.getcwd(), status=status)
-        returned.overrides = filter_overrides(self.whole.hydra.overrides.task)
-        self._callbacks.on_job_end(config=self.whole, job_return=returned)
-        self._callbacks.on_run_end(config=self.whole, config_name="config", job_return=returned)
 
 
 @contextlib.contextmanager
@@ -91,13 +77,7 @@ def of(overrides: Sequence[str]) -> Iterator[Job]:
             stack.enter_context(env_override(whole.hydra.job.env_set))
         except OmegaConfBaseException as error:
             raise ConfigError(messages.explain(error, list(overrides))) from error
-        made = Job(whole, cfg, run_dir, stack.enter_context(_held_log()))
-        status = JobStatus.FAILED
-        try:
-            yield made
-            status = JobStatus.COMPLETED
-        finally:
-            made.end(status)
+        yield Job(whole, cfg, run_dir, stack.enter_context(_held_log()))
 
 
 @contextlib.contextmanager

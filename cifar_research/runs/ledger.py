@@ -49,9 +49,8 @@ def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
         if not all(isinstance(word, str) for word in arguments):
             raise TypeError("its arguments are no words")
         for cell in cells:
-            if cell.state not in STATES or not isinstance(cell.config.get("augmentation"), dict):
+            if cell.state not in STATES or not isinstance(cell.config["augmentation"], dict):
                 raise TypeError(f"its cell {cell.folder} is incomplete")
-        for cell in cells:
             cell.overrides = trust.of_a_file(cell.overrides)
         return arguments, cells
     except (FileNotFoundError, NotADirectoryError):

@@ -28,11 +28,13 @@ def _read(folder: Path, name: str) -> Any:
     path = folder / ".hydra" / name
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        wanted = list if name == "overrides.yaml" else dict
+        if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):
+            raise ValueError
+        return content
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} is no run's folder, there is no {path}; give the folder of a run") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); give its command again") from error
-    wanted = list if name == "overrides.yaml" else dict
-    if not isinstance(content, wanted) or (wanted is list and not all(isinstance(word, str) for word in content)):
-        raise ConfigError(f"{path} is damaged; give the run's whole command again, with hydra.run.dir={folder}")
-    return content
+        raise ConfigError(
+            f"{path} is damaged; give the run's whole command again, with hydra.run.dir={folder}"
+        ) from error

@@ -92,11 +92,8 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 def read_report(path: Path) -> dict[str, Any] | None:
     """Read report.json, None if there is none; ReportError if it is damaged."""
     try:
-        content = path.read_bytes()
-        # One of before there were checksums has neither key; no single bit takes both away.
-        is_sealed = b'"checksum": ' in content or b'"weights_sha256": ' in content
-        report = files.loads(content) if is_sealed else json.loads(content)
-        if not isinstance(report, dict) or report.get("status") not in ("completed", "diverged", "pruned", "stopped"):
+        report = files.loads(path.read_bytes())
+        if report.get("status") not in ("completed", "diverged", "pruned", "stopped"):
             raise ValueError("it has no status")
         if not isinstance(report.get("config"), dict) or not isinstance(report["config"].get("augmentation"), dict):
             raise ValueError("it has no config")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import platform
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +35,15 @@ class Original:
 
     def differences(self) -> list[str]:
         """Return what differs here from where it was made and may change its results, a sentence each."""
-        here, there = report.versions(), self.report.get("versions", {})
-        found = [
+        here, there = dict(report.versions()), dict(self.report["versions"])
+        git = report.git(Path(__file__).parent), self.report["git"]
+        if all(git):
+            here["the checkout"], there["the checkout"] = (one["commit"][:12] for one in git)
+        return [
             f"{name} is {here.get(name, 'missing')} here and was {version} in {self.folder}; results may differ"
             for name, version in there.items()
             if here.get(name) != version
         ]
-        commits = [(git or {}).get("commit") for git in (report.git(Path(__file__).parent), self.report.get("git"))]
-        if all(commits) and commits[0] != commits[1]:
-            found.append(
-                f"the checkout is at {commits[0][:12]} here and was at {commits[1][:12]} in {self.folder}; results may "
-                "differ"
-            )
-        return found
 
     def check(self, cfg: Any, run_dir: Path | None) -> None:
         """Raise ConfigError if a command would go on in the original's own folder, or verify another config."""
@@ -69,7 +65,7 @@ class Original:
         if result["status"] != "completed":
             return DIFFERENT, f"Not reproduced: this run has ended as {result['status']}, {self.folder} was completed."
         same = [result[split] == self.report[split] for split in ("train", "val", "test")]
-        if all(same) and result["weights_sha256"] == self.report.get("weights_sha256"):
+        if all(same) and result["weights_sha256"] == self.report["weights_sha256"]:
             return IDENTICAL, f"Identical: losses, accuracies and all weights are those of {self.folder}, to the bit."
         accuracies, sizes = zip(
             *((one["test"]["accuracy"], one["data"]["sizes"]["test"]) for one in (result, self.report)), strict=True
@@ -87,11 +83,11 @@ class Original:
     def _other_cause(self, result: Mapping[str, Any]) -> str:
         if result["data"]["fingerprint"] != self.report["data"]["fingerprint"]:
             return " The images are others."
-        there, here = (one.get("hardware", {}) for one in (self.report, result))
-        if there.get("cpu") != here.get("cpu"):
-            return f" The processor was {there.get('cpu')}, and is {here.get('cpu') or platform.machine()}."
-        if there.get("device") != here.get("device"):  # a cell of a sweep has its share of the cores
-            return f" It ran on {there.get('device')}, and this one on {here.get('device')}."
+        there, here = self.report["hardware"], result["hardware"]
+        if there["cpu"] != here["cpu"]:
+            return f" The processor was {there['cpu']}, and is {here['cpu']}."
+        if there["device"] != here["device"]:  # a cell of a sweep has its share of the cores
+            return f" It ran on {there['device']}, and this one on {here['device']}."
         return ""
 
 
@@ -100,40 +96,34 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
 
     ConfigError or ReportError if there is no run to repeat.
     """
-    rest, folder = list(arguments), None
-    for place, word in enumerate(rest):
-        if word == "--from-run":
-            if place + 1 == len(rest):
-                raise ConfigError("--from-run: needs the folder of a run")
-            folder = rest[place + 1]
-            del rest[place : place + 2]
-            break
-        if word.startswith("--from-run="):
-            folder = rest.pop(place).partition("=")[2]
-            break
-    is_verified = "--verify" in rest
-    rest = [word for word in rest if word != "--verify"]
-    if folder is None:
-        if is_verified:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--from-run", type=os.path.expanduser)
+    parser.add_argument("--verify", action="store_true")
+    try:
+        given, rest = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"--from-run: needs the folder of a run ({error.message})") from error
+    if given.from_run is None:
+        if given.verify:
             raise ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
         return rest, None
-    path = Path(os.path.expanduser(folder))
+    path = Path(given.from_run)
     found = report.read_report(path / "report.json")
     if found is None:
         raise ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
-    if is_verified and found["status"] != "completed":
+    if given.verify and found["status"] != "completed":
         raise ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
     try:
         chosen = _chosen(rest)
         words = [*_words(found["config"], chosen), *_where_the_data_is(found, chosen, path)]
-        return [*words, *rest], Original(path, found, is_verified)
+        return [*words, *rest], Original(path, found, given.verify)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
 
 
 def _where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
     """Return data.dir=… if nothing else says where the data is, and the run's lies where the run found it."""
-    own, found_in = found["config"]["data"], found.get("data", {}).get("found_in")
+    own, found_in = found["config"]["data"], found["data"]["found_in"]
     is_given = os.path.isdir(str(own.get("dir"))) or (own["name"] != "images" and os.environ.get("CIFAR_DATA_DIR"))
     if not found_in or is_given or {"data", "data.dir"} & chosen:
         return []
@@ -168,10 +158,10 @@ def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]
     their epochs alone.
     """
     data, training = made["data"], dict(made["training"])
-    is_elsewhere = data["name"] != "images" and not Path(str(data.get("dir"))).is_dir()
+    is_elsewhere = data["name"] != "images" and not Path(str(data["dir"])).is_dir()
     left_out = {*_LEFT_OUT, "data.dir"} if is_elsewhere else set(_LEFT_OUT)
     sections = {"data": data, "training": training}
-    phases = training.pop("phases", {"scratch": {}})
+    phases = training.pop("phases")
     words = [f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
     for group in (*config.PLUGIN_GROUPS, "augmentation"):
         # Values win over options, wherever they stand.
@@ -185,7 +175,7 @@ def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]
         del sections["data"]
     else:
         words.append(f"data={data['name']}")
-    sections |= {name: made[name] for name in ("evaluation", "features", "tensorboard") if name in made}
+    sections |= {name: made[name] for name in ("evaluation", "features", "tensorboard")}
     for section, settings in sections.items():
         words += [
             f"{section}.{key}={_word(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out

@@ -38,9 +38,7 @@ def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkp
         return ended, None
     checkpoint = checkpoints.latest()
     if checkpoint is not None:
-        before = checkpoint.meta.get("config")
-        if not isinstance(before, dict) or "fingerprint" not in checkpoint.meta:
-            raise CheckpointError(f"{checkpoints.folder}: its checkpoints are no run's; choose another hydra.run.dir")
+        before = checkpoint.meta["config"]
         if extension.is_asked_for(before, cfg):
             extension.check(before, cfg, run_dir, checkpoint.meta, ended)
         else:
@@ -69,19 +67,15 @@ def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
     """
     if before["fingerprint"] != data.fingerprint:
         raise ConfigError(
-            f"data: this run was begun with the images of fingerprint {before['fingerprint']}"
-            f"{_place(before.get('found_in'))}, and those found now{_place(data.found_in)} have {data.fingerprint}; give "
-            "the data.dir it had, or choose another hydra.run.dir"
+            f"data: this run was begun with the images of fingerprint {before['fingerprint']} in {before['found_in']}, and "
+            f"those found now in {data.found_in} have {data.fingerprint}; give the data.dir it had, or choose another "
+            "hydra.run.dir"
         )
-    if list(data.classes) != before.get("classes", list(data.classes)):
+    if list(data.classes) != before["classes"]:
         raise ConfigError(
             f"data: this run was begun with the classes {', '.join(before['classes'])}, and the same images now have "
             f"{', '.join(data.classes)}; give the classes their names back, or choose another hydra.run.dir"
         )
-
-
-def _place(found_in: str | None) -> str:
-    return f" in {found_in}" if found_in else ""
 
 
 def reopen(run_dir: Path) -> bool:
@@ -99,11 +93,11 @@ def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:
     """Write history.csv of a run that has ended again, from its last checkpoint, if it is damaged or gone."""
     path, checkpoints = run_dir / "history.csv", Checkpoints(run_dir / "checkpoints", keep=1)
     try:
-        report.read_history(path, ended.get("history_sha256"))
+        report.read_history(path, ended["history_sha256"])
     except ReportError:
         with contextlib.suppress(CheckpointError):
             found = checkpoints.latest()
-            if found is not None and found.meta.get("step") == ended["steps"]:
+            if found is not None and found.meta["step"] == ended["steps"]:
                 report.write_history(path, found.meta["history"])
                 log.warning("%s: it was damaged, and is written anew from %s", path, checkpoints.folder)
 

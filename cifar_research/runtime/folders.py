@@ -10,16 +10,11 @@ from cifar_research.runtime.errors import DataError
 
 def root(cache_dir: str | None) -> Path:
     """Return the folder of all caches: `cache_dir`, else $CIFAR_CACHE_DIR, else the user's cache folder."""
-    for key, chosen in {"data.cache_dir": cache_dir, "CIFAR_CACHE_DIR": os.environ.get("CIFAR_CACHE_DIR")}.items():
-        if chosen:
-            return expanded(chosen, key)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_research"
-    except RuntimeError as error:
-        raise DataError(
-            "CIFAR_CACHE_DIR: is not set, and this user has no home directory to keep the cache in; set it, or "
-            "data.cache_dir, to a folder that can be written"
-        ) from error
+    if cache_dir:
+        return expanded(cache_dir, "data.cache_dir")
+    if chosen := os.environ.get("CIFAR_CACHE_DIR"):
+        return expanded(chosen, "CIFAR_CACHE_DIR")
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "CIFAR_CACHE_DIR") / "cifar_research"
 
 
 def expanded(path: str | Path, key: str) -> Path:
@@ -28,5 +23,5 @@ def expanded(path: str | Path, key: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(
-            f"{key}: {path} begins with a home directory that does not exist; write the whole path"
+            f"{key}: {path} begins with a home directory that does not exist; set {key} to a whole path"
         ) from error

@@ -147,12 +147,8 @@ def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
 
 def _launcher(node: Any) -> Launcher:
     """Return what the config's section hydra.launcher describes; ConfigError if it cannot."""
-    target = str(node.get("_target_"))
-    if target.startswith(("hydra.", "hydra_plugins.")):
-        raise ConfigError(
-            f"hydra/launcher: {target} is one of Hydra's own kind, which forgets a whole batch when one cell dies; "
-            "choose hydra/launcher=local, slurm or ray"
-        )
+    if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
+        raise ConfigError("hydra/launcher: Hydra's own are not used; choose hydra/launcher=local, slurm or ray")
     if problems := targets.check("hydra.launcher", node):
         raise ConfigError("\n".join(problems))
     return targets.instantiate(node)

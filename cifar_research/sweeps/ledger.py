@@ -115,7 +115,7 @@ def _found_state(run_dir: Path, known: Cell) -> tuple[str, str | None]:
 
 def _follow_images(folder: Path, known: Sequence[Cell], planned: Sequence[Cell]) -> None:
     """Let the known cells of a folder of images that has moved be of where it is now, if it holds the same images."""
-    before, now = ({cell.config.get("data", {}).get("dir") for cell in cells} for cells in (known, planned))
+    before, now = ({cell.config["data"]["dir"] for cell in cells} for cells in (known, planned))
     if len(before) != 1 or len(now) != 1 or before == now or planned[0].config["data"]["name"] != "images":
         return
     fingerprint = None

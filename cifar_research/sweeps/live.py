@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -137,35 +138,20 @@ class Live:
     def _progress(self, cell: Cell) -> tuple[str, float | None]:
         """Return `3/10` and the validation accuracy of the best epoch so far, from the run's history.csv."""
         training = cell.config["training"]
-        epochs = phases.total_epochs(training)
         try:
             rows = report.read_history(self._folder / cell.folder / "history.csv")
-        except (ReportError, OSError):
+        except ReportError:
             rows = []
         known = [row for row in rows if row["val_accuracy"] is not None]
         # As the run chooses it, and the leaderboard ranks by.
-        is_loss = training.get("monitor") == "loss"
+        is_loss = training["monitor"] == "loss"
         best = max(known, key=lambda row: -row["val_loss"] if is_loss else row["val_accuracy"], default=None)
-        return f"{len(rows)}/{epochs}", best and best["val_accuracy"]
+        return f"{len(rows)}/{phases.total_epochs(training)}", best and best["val_accuracy"]
 
     def _left_text(self) -> str:
-        """Return the time left, once a cell or an epoch says how long things take."""
-        left = max(0, self._total - sum(cell.is_complete or cell.state == "failed" for cell in self._cells))
-        if not left:
+        """Return the time left, once a cell says how long one takes."""
+        left = self._total - sum(cell.is_complete or cell.state == "failed" for cell in self._cells)
+        if left <= 0 or not self._took:
             return ""
-        now = time.monotonic()
-        waiting = max(0, left - len(self._began))
-        mean = sum(self._took) / len(self._took) if self._took else None
-        rest = []
-        for cell in self._cells:
-            if cell.folder in self._began:
-                done, _, epochs = self._progress(cell)[0].partition("/")
-                seconds = now - self._began[cell.folder]
-                if mean is None and int(done):
-                    mean = seconds * int(epochs) / int(done)
-                if mean is not None:
-                    rest.append(max(0.0, mean - seconds))
-        if mean is None:
-            return ""
-        minutes = max(max(rest, default=0), (sum(rest) + waiting * mean) / self._launcher.slots) / 60
+        minutes = left * statistics.mean(self._took) / self._launcher.slots / 60
         return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"

@@ -56,15 +56,14 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 def _data_of_a_sweep(folder: Path, found: Sequence[Cell], words: Sequence[str]) -> list[str]:
     """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
-    sections = [cell.config.get("data", {}) for cell in found]
-    names = {section.get("name") for section in sections if section.get("dir") is None}
+    names = {cell.config["data"]["name"] for cell in found if cell.config["data"]["dir"] is None}
     is_said = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in words)
     if is_said or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
         return []
     for cell in found:
         with contextlib.suppress(ReportError):  # which the sweep itself will tell
             ended = report.read_report(folder / cell.folder / "report.json")
-            place = ended and ended.get("data", {}).get("found_in")
+            place = ended and ended["data"]["found_in"]
             if place and Path(place).exists():
                 return [f"data.dir={quoted(str(cifar.folder_of(place)))}"]
     return []

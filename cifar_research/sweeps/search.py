@@ -49,13 +49,11 @@ class Search:
     ) -> None:
         self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
         self._url = f"sqlite:///{_escaped(folder)}"
-        storage = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": {"timeout": 60}})
         self._study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+            storage=_storage(self._url), study_name="sweep", direction="maximize", load_if_exists=True
         )
-        known = self._study.user_attrs.get("space", _described(self._space))
-        self._space = _same(folder, self._space, known)
-        self._study.set_user_attr("space", known)
+        _refuse_other(folder, self._space, self._study.user_attrs.get("space", _described(self._space)))
+        self._study.set_user_attr("space", _described(self._space))
         found = self._study.get_trials()
         # Another seed after each restart: the same one would propose the same trials again.
         self._study.sampler = _Unseen(self._space, seed + len(found))
@@ -68,10 +66,9 @@ class Search:
                 self._begun.remove(trial)
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 self._repeated.add(trial.number)
-        for trial in found:
-            if trial.user_attrs.get("crashed") and trial.number not in self._repeated:
-                self._study.enqueue_trial(trial.params)
-                self._repeated.add(trial.number)
+        for number in set(self._study.user_attrs.get("crashed", [])) - self._repeated:
+            self._study.enqueue_trial(found[number].params)
+            self._repeated.add(number)
         self._study.set_user_attr("repeated", sorted(self._repeated))
 
     def next(self) -> Cell | None:
@@ -79,7 +76,8 @@ class Search:
         while self._begun or self.num_trials < self._trials:
             try:
                 trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
-            except _ExhaustedError:
+            except _ExhaustedError as error:
+                self._study.tell(error.number, state=TrialState.FAIL)
                 break
             try:
                 cell = self._plan.cell([f"{key}={_word(value)}" for key, value in trial.params.items()])
@@ -108,8 +106,7 @@ class Search:
         """Let the search know how a cell has ended; one that was stopped stays open."""
         number = self._numbers[cell.folder]
         if cell.state == "failed":
-            trial = self._study.get_trials(deepcopy=False)[number]
-            self._study._storage.set_trial_user_attr(trial._trial_id, "crashed", True)
+            self._study.set_user_attr("crashed", [*self._study.user_attrs.get("crashed", []), number])
         if cell.state in ("failed", "diverged"):
             self._study.tell(number, state=TrialState.FAIL)
         elif cell.state == "pruned":
@@ -139,18 +136,18 @@ def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
             f"{path}: is damaged ({error}); restore it from a backup, or choose another hydra.sweep.dir"
         ) from error
     if found is not None:
-        _same(folder, space, json.loads(found[0]))
+        _refuse_other(folder, space, json.loads(found[0]))
 
 
-def _same(folder: Path, space: Mapping[str, BaseDistribution], known: str) -> dict[str, BaseDistribution]:
-    """Return the space as a study was begun with it; ConfigError if that is another one."""
-    # A search of before there were intervals of whole numbers has the second.
-    for one in (dict(space), _without_whole_numbers(space)):
-        if known == _described(one):
-            return one
-    raise ConfigError(
-        f"{folder}: its search is over another space, {known}; give that one again, or choose another hydra.sweep.dir"
-    )
+def _refuse_other(folder: Path, space: Mapping[str, BaseDistribution], known: str) -> None:
+    if known != _described(space):
+        raise ConfigError(
+            f"{folder}: its search is over another space, {known}; give that one again, or choose another hydra.sweep.dir"
+        )
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 def _escaped(folder: Path) -> str:
@@ -204,13 +201,6 @@ def _described(space: Mapping[str, BaseDistribution]) -> str:
     return json.dumps({key: repr(value) for key, value in space.items()}, sort_keys=True)
 
 
-def _without_whole_numbers(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    return {
-        key: FloatDistribution(one.low, one.high, log=one.log) if isinstance(one, IntDistribution) else one
-        for key, one in space.items()
-    }
-
-
 def _ends(one: BaseDistribution) -> list[Any]:
     return list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
 
@@ -233,7 +223,10 @@ def _word(value: Any) -> str:
 
 
 class _ExhaustedError(Exception):
-    """Everything in the space has been tried."""
+    """Everything in the space has been tried; number: of the trial that has no parameters."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class _Unseen(optuna.samplers.BaseSampler):
@@ -250,8 +243,7 @@ class _Unseen(optuna.samplers.BaseSampler):
         return self._space
 
     def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Mapping[str, Any]) -> dict[str, Any]:
-        others = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        seen = {_key(one.params) for one in others if one.number != trial.number}
+        seen = {_key(one.params) for one in study.get_trials(deepcopy=False) if one.number != trial.number}
         for attempt in range(_TRIES):
             params = self._tpe.sample_relative(study, trial, self._space) if attempt < _TRIES // 2 else {}
             if len(params) < len(self._space):
@@ -262,8 +254,7 @@ class _Unseen(optuna.samplers.BaseSampler):
         for params in _all(self._space):
             if _key(params) not in seen:
                 return params
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        raise _ExhaustedError
+        raise _ExhaustedError(trial.number)
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, space: BaseDistribution) -> Any:
         return self._random.sample_independent(study, trial, name, space)
@@ -289,10 +280,11 @@ def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
     far.
     """
     url, number = trial
-    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    storage = _storage(url)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2, n_min_trials=5)
     study = optuna.load_study(study_name="sweep", storage=storage, pruner=pruner)
-    live = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    study_id = storage.get_study_id_from_name("sweep")
+    live = Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def is_hopeless(row: Mapping[str, Any]) -> bool:
         known = study.get_trials(deepcopy=False)[number].intermediate_values

@@ -109,4 +109,4 @@ def _options(hydra: DictConfig, original: reproduction.Original | None) -> dict[
     if original is None:
         return config.option_names(hydra.runtime.choices)
     # Its groups are given value by value, but for those that are typed anew.
-    return config.option_names(original.report.get("options")) | config.option_names(hydra.overrides.task)
+    return config.option_names(original.report["options"]) | config.option_names(hydra.overrides.task)

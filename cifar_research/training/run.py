@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from cifar_research import config
+from cifar_research import sweeps as sweeps
 from cifar_research.config import phases
 from cifar_research.data import datasets
 from cifar_research.display import console, header
@@ -98,14 +99,16 @@ def run(
             if checkpoint is None:
                 _describe(writer, cfg, task, data)
         with display, contextlib.closing(writer) if writer else contextlib.nullcontext():
-            display.announce(header.rows(cfg, task.model.count_params(), data, environment, run_dir, max(trained.values())))
+            display.announce(
+                header.rows(cfg, task.model.count_params(), data, environment, run_dir, max(trained.values()))
+            )
             if checkpoint is not None:
                 if is_chief and run_folder.reopen(run_dir):
                     display.message(f"Its report is replaced by one of {phases.total_epochs(cfg.training)} epochs.")
                 if cfg.data.dir is None and data.found_in:
                     display.message(f"The data is in {data.found_in}.")
                 display.message(f"Going on from step {record.step}.")
-                if (before := checkpoint.meta.get("device", environment.device)) != environment.device:
+                if (before := checkpoint.meta["device"]) != environment.device:
                     display.message(
                         f"It was saved on {before}: its last digits will not be those of a run on either alone."
                     )
@@ -171,7 +174,7 @@ def run(
 def _load_data(cfg: DictConfig, checkpoint: Checkpoint | None) -> Dataset:
     """Return the data, the same that the checkpoint was trained on; ConfigError for what only it can tell."""
     before = {} if checkpoint is None else checkpoint.meta
-    found_in = before.get("found_in")
+    found_in = before["found_in"] if before else None
     try:
         data = datasets.load(cfg.data, found_in)
     except DataError as error:

@@ -1,6 +1,5 @@
 """Whatever becomes of a file, it is noticed: what can be is made anew or done without, and the rest is told."""
 
-import json
 import logging
 import random
 import shutil
@@ -188,13 +187,3 @@ def test_every_damage_of_the_cache_is_told_and_made_anew(tmp_path, caplog):
         (folder / name).unlink()
         restored()
     assert count == len(names) * (len(SHARES) + 20)
-
-
-def test_a_report_of_before_there_were_checksums_is_read(folder):
-    path = folder / "report.json"
-    old = {k: v for k, v in report.read_report(path).items() if not k.endswith("sha256")}
-    path.write_text(json.dumps(old, indent=1))
-    assert report.read_report(path) == old
-    path.write_text(json.dumps(old | {"weights_sha256": None}, indent=1))
-    with pytest.raises(ReportError, match="no checksum"):
-        report.read_report(path)

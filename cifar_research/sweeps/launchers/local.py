@@ -14,6 +14,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from cifar_research.config import targets
 from cifar_research.runtime import environment
 from cifar_research.sweeps.launchers import worker
 
@@ -27,9 +28,7 @@ def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: i
     dies costs its cell alone, which is why joblib and concurrent.futures do not serve here: they end with their first
     dead worker (joblib's TerminatedWorkerError, BrokenProcessPool), and neither tells how it died.
     """
-    for name, value in {"jobs": jobs, "runs_per_gpu": runs_per_gpu, "runs_per_process": runs_per_process}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
+    targets.check_range("[]", 1, jobs=jobs, runs_per_gpu=runs_per_gpu, runs_per_process=runs_per_process)
     return Local(jobs, runs_per_gpu, runs_per_process)
 
 

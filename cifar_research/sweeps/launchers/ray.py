@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cifar_research.config import targets
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
@@ -26,11 +27,8 @@ def ray(*, address: str = "auto", jobs: int | None = None, cpus: int = 1, gpus: 
     the cluster has room for. When a node dies, Ray gives its cells to another, where they go on from their checkpoints:
     the sweep's folder must be one that all nodes see.
     """
-    for name, value in {"jobs": jobs, "cpus": cpus}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
-    if gpus < 0:
-        raise ValueError(f"gpus: {gpus} is out of range; it must be at least 0")
+    targets.check_range("[]", 1, jobs=jobs, cpus=cpus)
+    targets.check_range("[]", 0, gpus=gpus)
     return Ray(address, jobs, cpus, gpus)
 
 
@@ -54,11 +52,9 @@ class Ray:
         try:
             library.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, library.exceptions.RayError) as error:
-            said = str(error).strip().splitlines()
             raise ConfigError(
-                f"hydra.launcher.address: {self._address}: no Ray cluster answers there "
-                f"({said[0] if said else type(error).__name__}); start one with ray start --head, and set "
-                "RAY_AUTH_MODE=token here too if it was started so"
+                f"hydra.launcher.address: {self._address}: no Ray cluster answers there ({targets.said(error)}); start one "
+                "with ray start --head, and set RAY_AUTH_MODE=token here too if it was started so"
             ) from error
         self._library = library
         self._task = library.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=_NODE_FAILURES, max_calls=1)(

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cifar_research.config import targets
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.files import atomic_write
 from cifar_research.runtime.programs import pip
@@ -54,14 +55,9 @@ def slurm(
     sweep's folder must be one that all nodes see. Killing the command leaves its jobs to the cluster; the next one
     finds them.
     """
-    for name, value in {"jobs": jobs, "minutes": minutes, "cpus": cpus}.items():
-        if value < 1:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 1")
-    for name, value in {"requeues": requeues, "gpus": gpus}.items():
-        if value < 0:
-            raise ValueError(f"{name}: {value} is out of range; it must be at least 0")
-    if memory_gb is not None and not memory_gb > 0:
-        raise ValueError(f"memory_gb: {memory_gb} is out of range; it must be above 0")
+    targets.check_range("[]", 1, jobs=jobs, minutes=minutes, cpus=cpus)
+    targets.check_range("[]", 0, requeues=requeues, gpus=gpus)
+    targets.check_range("(]", 0, memory_gb=memory_gb)
     for name, value in (sbatch or {}).items():
         if not re.fullmatch(r"[\w-]+", str(name)) or not re.fullmatch(r"[^\r\n]*", str(value)):
             raise ValueError(
