@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research import sweeps as sweeps
 from cifar_research.config import phases
 from cifar_research.data import datasets
 from cifar_research.display import console, header
