@@ -1,5 +1,6 @@
 """A batch in parts is the whole batch: the same losses, weights and masks, whatever its size."""
 
+import os
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def test_no_part_is_ever_empty(train, test, expected):
 
 
 def test_usable_cores_are_those_a_launcher_leaves(monkeypatch):
-    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
     cfg = config.compose(["experiment=first_version"])
     assert shards.parts(cfg, data()) == 2

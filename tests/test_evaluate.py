@@ -364,7 +364,7 @@ def test_the_runs_own_data_section_is_kept(evaluated):
     small = copy.deepcopy(found)
     small["config"]["data"] |= {"train_size": 100, "drop_remainder": True}
     assert len(images.load(small, [])[0].train) == 100
-    with pytest.raises(ConfigError, match="data.sed: there is no such key; did you mean 'seed'"):
+    with pytest.raises(ConfigError, match="data.sed: there is no such key; did you mean data.seed=3"):
         images.load(found, ["data.sed=3"])
     with pytest.raises(ConfigError, match="data.name: "):
         images.load(found, ["data.name=cifar10"])

@@ -85,7 +85,7 @@ def test_installs_once_and_hands_the_arguments_on(clone):
     assert calls == ["-m pytest -k some"]
     for name in ("report", "predict", "export"):
         _, calls = call(clone, name, "a run", python=python)
-        assert calls == [f"-m cifar_research.{'compare' if name == 'report' else name} a run"]
+        assert calls == [f"-m cifar_research.{name} a run"]
 
 
 @pytest.mark.parametrize("change", ["setup.cfg", "scripts/constraints.txt", "moved"])
