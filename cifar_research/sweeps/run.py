@@ -1,0 +1,321 @@
+"""A sweep: many runs of one command, in one folder, that goes on after whatever stopped it.
+
+The story is in `run`. A cell of the sweep is the command line of one run, so that what a sweep did can be repeated
+cell by cell; the cells' own folders tell what came out, and `plan.json` what was planned and how it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from cifar_research import config
+from cifar_research.config import composition, targets, trust
+from cifar_research.config.composition import quoted
+from cifar_research.data import datasets
+from cifar_research.display import console
+from cifar_research.runs import report
+from cifar_research.runs.ledger import LEDGER, Cell, read
+from cifar_research.runtime import locks, programs
+from cifar_research.runtime.environment import stop_signals
+from cifar_research.runtime.errors import ConfigError, ReportError
+from cifar_research.runtime.files import atomic_write
+from cifar_research.sweeps import plan as planning
+from cifar_research.sweeps.launchers import worker
+from cifar_research.sweeps.ledger import Ledger
+from cifar_research.sweeps.live import Live
+from cifar_research.sweeps.plan import Plan
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cifar_research.sweeps import search
+    from cifar_research.sweeps.launchers import Launcher
+
+_POLL_SECONDS = 0.5
+_REPORT_EVERY_CELLS = 10
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Say whether this command line is a sweep's: by -m, or by a config that says so (hydra.mode=MULTIRUN)."""
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if flags & {"-m", "--multirun"}:
+        more = sorted(flags - {"-m", "--multirun"})
+        if shown := flags & {"--cfg", "-c", "--info", "-i"}:
+            raise ConfigError(
+                f"{' '.join(sorted(shown))}: shows one run's config, and -m makes many; leave -m out, and give each key "
+                "one value"
+            )
+        if more:
+            raise ConfigError(f"{' '.join(more)}: a sweep does not take this; leave it or -m out")
+        return True
+    if flags:
+        return False
+    cfg = planning.base(arguments)
+    if cfg.hydra.mode is RunMode.MULTIRUN:
+        return True
+    _refuse_for_one_run(cfg, arguments)
+    return False
+
+
+def _refuse_for_one_run(cfg: DictConfig, arguments: Sequence[str]) -> None:
+    """Refuse what a sweep alone takes, on the command line of one run, where it would come to nothing."""
+    # A run that goes on in its folder is one run for good.
+    is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
+    leave = "leave it out" if is_begun else "add -m, or leave it out"
+    for word in arguments:
+        key = word.lstrip("+~").partition("=")[0]
+        if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
+            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
+    launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
+    if launcher != "local" and "hydra/launcher=local" not in arguments:
+        here = "hydra/launcher=local trains on this machine"
+        raise ConfigError(
+            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
+            + (here if is_begun else f"add -m to submit it as one job; {here}")
+        )
+
+
+def for_help(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with which Hydra can show its help: a sweep's without -m and words with several values."""
+    if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
+        return list(arguments)
+    return composition.without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
+
+
+def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
+    """Run every cell that this command line spans and that is not complete; return the exit code.
+
+    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to go on by `resume=`. unlocks: see
+    locks.Lock. Before anything is written, ConfigError if a cell's config, the launcher or the folder could not work,
+    DataError if there is no data, LockedError if another sweep runs in the folder.
+    """
+    arguments = [word for word in arguments if word not in ("-m", "--multirun")]
+    cfg = planning.base(arguments)
+    if problems := [problem for problem in config.check_values(cfg) if problem.startswith("sweep.")]:
+        raise ConfigError("\n".join(problems))
+    plan = Plan.of(cfg, arguments)
+    trials = cfg.sweep.trials
+    if trials is None:
+        planned, space = plan.grid(), None
+    else:
+        from cifar_research.sweeps import search  # which takes a third of a second to import
+
+        planned, space = None, search.space(plan)
+        search.check(Path(cfg.hydra.sweep.dir), space)
+    folder = Path(cfg.hydra.sweep.dir)
+    _refuse_folder(folder, is_search=trials is not None)
+    launcher = _launcher(cfg.hydra.launcher)
+    with (
+        locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
+        contextlib.ExitStack() as started,
+        contextlib.closing(launcher),
+    ):
+        launcher.open(folder)
+        ledger = Ledger.open(folder, arguments, planned)
+        if launcher.is_on_this_machine:
+            _check_data(ledger.cells if space is None else [plan.cell(row) for row in search.corners(space)])
+        started.enter_context(_undone_if_refused(keep, ledger))
+        ledger.write()
+        for line in ledger.news:
+            console.tell(line)
+        source = Grid(ledger.cells) if space is None else search.Search(folder, space, trials, cfg.seed, plan, ledger)
+        live = Live(folder, ledger.cells, launcher, trials or len(ledger.cells))
+        _write_columns(folder, ledger)
+        with stop_signals() as received, live:
+            _run_cells(source, ledger, launcher, live, cfg.sweep, received, [locks.UNLOCK] if unlocks else [])
+        problem = _write_report(folder)
+        live.summary(_failed(ledger), _next_commands(folder, ledger, source))
+        if problem and any(cell.is_complete for cell in ledger.cells):
+            console.error(f"{folder}: its leaderboard could not be written: {problem}")
+    if received:
+        return 128 + received[0]
+    return 1 if _failed(ledger) else 0
+
+
+def _launcher(node: Any) -> Launcher:
+    """Return what the config's section hydra.launcher describes; ConfigError if it cannot."""
+    if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
+        raise ConfigError("hydra/launcher: Hydra's own are not used; choose hydra/launcher=local, slurm or ray")
+    if problems := targets.check("hydra.launcher", node):
+        raise ConfigError("\n".join(problems))
+    return targets.instantiate(node)
+
+
+@contextlib.contextmanager
+def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
+    """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only it can tell."""
+    from cifar_research.comparison import hparams  # which reads a sweep's cells
+
+    there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
+    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE)}
+    keep()
+    try:
+        yield
+    except ConfigError:
+        if not any(cell.is_complete for cell in ledger.cells):
+            keep(False)
+            for path, content in before.items():
+                atomic_write(path, content)
+            for path in set(ledger.folder.iterdir()) - there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
+class Grid:
+    """Hands out the cells of a grid that are not complete, in its order."""
+
+    learns = False  # so that a cluster may have them all at once
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._waiting = deque(cell for cell in cells if not cell.is_complete)
+
+    def next(self) -> Cell | None:
+        return self._waiting.popleft() if self._waiting else None
+
+    def tell(self, cell: Cell) -> None:
+        """See search.Search.tell."""
+
+    def trial_of(self, cell: Cell) -> None:
+        """See search.Search.trial_of."""
+
+
+def _run_cells(
+    source: Grid | search.Search,
+    ledger: Ledger,
+    launcher: Launcher,
+    live: Live,
+    settings: Any,
+    received: list[int],
+    flags: Sequence[str] = (),
+) -> None:
+    """Hand out what the source has, and write down what came of it, until all have ended or a signal came.
+
+    flags: more words for each cell's command line.
+    """
+    again: deque[Cell] = deque()
+    running: dict[str, Cell] = {}
+    is_stopping = False
+    while True:
+        while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
+            # With on_error=stop nothing else is begun before it is clear whether a cell has failed for good.
+            stops = settings.on_error == "stop"
+            if stops and any(one.attempts > 1 for one in running.values()):
+                break
+            cell = (None if stops and again else source.next()) or (again.popleft() if again else None)
+            if cell is None:
+                break
+            if cell.is_complete:  # its run had ended when a kill came
+                source.tell(cell)
+                continue
+            cell.attempts += 1
+            ledger.update(cell, "running")
+            running[cell.folder] = cell
+            run_dir = ledger.folder / cell.folder
+            place = f"hydra.run.dir={quoted(str(run_dir))}"
+            # A preset of the cell's own may choose another launcher, which has this cell already.
+            arguments = [*cell.overrides, *ledger.context, "hydra/launcher=local", place, *flags]
+            launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
+        if not running:
+            return
+        for key, code in launcher.wait(_POLL_SECONDS).items():
+            cell = running.pop(key)
+            state, reason = _outcome(ledger.folder / cell.folder, code, is_stopping)
+            ledger.update(cell, state, reason)
+            # A mistake in the config is there the next time, too.
+            if state == "failed" and code != 2 and cell.attempts <= settings.retries and not is_stopping:
+                again.append(cell)
+                live.retry(cell)
+                continue
+            source.tell(cell)
+            live.ended(cell)
+            if sum(one.is_complete for one in ledger.cells) % _REPORT_EVERY_CELLS == 0:
+                _write_report(ledger.folder)
+            if state == "failed" and settings.on_error == "stop" and not is_stopping:
+                is_stopping = True
+                launcher.stop()
+        if received and not is_stopping:
+            is_stopping = True
+            live.message("Stopping: each run saves first; a second signal ends them at once.")
+            launcher.stop()
+        live.refresh()
+
+
+def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | None]:
+    """Return the state of a cell whose process has ended, and why if it failed; its own report is what counts."""
+    killed = -code if code < 0 else code - 128
+    try:
+        found = report.read_report(run_dir / "report.json")
+    except ReportError as error:
+        return "failed", str(error)
+    if found is not None and found["status"] != "stopped":
+        return found["status"], f"loss not finite at step {found['steps']}" if found["status"] == "diverged" else None
+    if is_stopping and (code < 0 or killed in (signal.SIGTERM, signal.SIGINT)):
+        return "stopped", None
+    if killed in set(signal.Signals):
+        hint = ", as the system does when memory runs out" if killed == signal.SIGKILL else ""
+        return "failed", f"killed by {signal.Signals(killed).name}{hint}"
+    return "failed", worker.reason(run_dir) or f"its process ended with exit code {code}"
+
+
+def _write_report(folder: Path) -> str | None:
+    """Write leaderboard and figures, in a process of its own, whose memory is gone afterwards; return why it cannot."""
+    words = [sys.executable, "-m", "cifar_research.report", str(folder), "--write"]
+    done = subprocess.run(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+    )
+    return (done.stderr.strip().splitlines() or ["no reason was given"])[-1] if done.returncode else None
+
+
+def _write_columns(folder: Path, ledger: Ledger) -> None:
+    """Name TensorBoard's columns before a run does, if it is known what will vary, which a search learns as it goes."""
+    from cifar_research.comparison import hparams, runs  # which read a sweep's cells
+
+    if ledger.cells:
+        hparams.write(folder, runs.find([str(folder)])[0])
+
+
+def _failed(ledger: Ledger) -> list[Cell]:
+    return [cell for cell in ledger.cells if cell.state == "failed"]
+
+
+def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
+    is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
+    # What is not taken from the folder, see trust, is to be said again.
+    kept = trust.of_a_file(ledger.arguments)
+    allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
+    again = [] if is_done else [f"{programs.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
+    return [*again, f"{programs.program('report')} {shlex.quote(str(folder))}"]
+
+
+def _refuse_folder(folder: Path, *, is_search: bool) -> None:
+    """Refuse the folder of a run, or of a sweep of the other kind, whose cells would count as this one's."""
+    if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
+        raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
+    was_search = (folder / "study.db").exists()
+    if (found := read(folder)) and found[1] and was_search != is_search:
+        kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
+        raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
+
+
+def _check_data(cells: Sequence[Cell]) -> None:
+    """Raise DataError if data of the cells cannot be loaded; once of each place, however it is split."""
+    places = {}
+    for cell in cells:
+        data = cell.config["data"]
+        if not cell.is_complete:
+            places.setdefault(tuple(data.get(key) for key in ("name", "dir", "download", "cache_dir")), data)
+    for data in places.values():
+        datasets.load(OmegaConf.create(data))
