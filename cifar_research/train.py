@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import hydra
 
-from cifar_research import config, sweeps
+from cifar_research import config
 from cifar_research.config import messages
 from cifar_research.display import console
 from cifar_research.runs import reproduction
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import resume
+from cifar_research.sweeps import run as sweep
 from cifar_research.training.command import exit_code, train
 
 
@@ -42,11 +43,11 @@ def _done(arguments: Sequence[str]) -> int:
     arguments, original = reproduction.taken([word for word in arguments if word != locks.UNLOCK])
     if problem := messages.flags(arguments):
         raise ConfigError(problem)
-    arguments = sweeps.for_help(resume.expand(arguments))
-    if sweeps.is_sweep(arguments):
+    arguments = sweep.for_help(resume.expand(arguments))
+    if sweep.is_sweep(arguments):
         if original is not None and original.is_verified:
             raise ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
-        return sweeps.run(arguments, unlocks=unlocks)
+        return sweep.run(arguments, unlocks=unlocks)
     if any(argument.startswith("-") for argument in arguments):
         return _show(arguments)
     return train(arguments, original, unlocks=unlocks)

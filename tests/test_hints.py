@@ -5,9 +5,10 @@ import shlex
 
 import pytest
 
-from cifar_research import config, sweeps
+from cifar_research import config
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import plan
+from cifar_research.sweeps import run as sweep
 
 # A wrong command line as typed, and the words that must be among its message's hints.
 WRONG = [
@@ -79,7 +80,7 @@ WRONG = [
 def refusal(words):
     """Return why a command line is refused, as the command looks at it before it writes anything; None if it is not."""
     try:
-        if sweeps.is_sweep(words):
+        if sweep.is_sweep(words):
             rest = [word for word in words if word != "-m"]
             plan.Plan.of(plan.base(rest), rest).grid()
         else:

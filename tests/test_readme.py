@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cifar_research import config, sweeps
+from cifar_research import config
+from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps import search
 from cifar_research.sweeps.plan import Plan, base
 
@@ -26,7 +27,7 @@ def test_every_option_is_in_the_table():
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" not in line])
 def test_command_composes(command):
     words = shlex.split(command)[1:]
-    if sweeps.is_sweep(words):
+    if sweep.is_sweep(words):
         words = [word for word in words if word != "-m"]
         plan = Plan.of(base(words), words)
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cifar_research import sweeps
 from cifar_research.runs import report, run_folder
 from cifar_research.runs.ledger import Cell, read
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import live
+from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan, base
 
@@ -197,10 +197,10 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
         (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
     ):
         with pytest.raises(ConfigError, match=part):
-            sweeps.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
+            sweep.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
     (tmp_path / "grid" / "study.db").touch()
     with pytest.raises(ConfigError, match="holds a search, and this is a grid"):
-        sweeps.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
+        sweep.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
 
@@ -409,7 +409,7 @@ def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch)
 )
 def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
     with pytest.raises(ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
-        sweeps.is_sweep(words.split())
+        sweep.is_sweep(words.split())
 
 
 def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp_path):
@@ -418,8 +418,8 @@ def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
     with pytest.raises(ConfigError, match="^hydra/launcher: slurm "):
-        sweeps.is_sweep(words)
-    assert not sweeps.is_sweep([*words, "hydra/launcher=local"])
+        sweep.is_sweep(words)
+    assert not sweep.is_sweep([*words, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1
 @pytest.mark.parametrize(("monitor", "expected"), [("accuracy", 0.5), ("loss", 0.25)])
 def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, monitor, expected):
