@@ -22,6 +22,8 @@ SMALL = [
     "training.batch_size=32", "training.steps_per_call=4", "training.ema_decay=0.9", "tensorboard.enabled=false",
     "loss=categorical_crossentropy", "optimizer.learning_rate=0.003", "training.keep_checkpoints=1",
 ]  # fmt: skip
+# A frozen backbone needs weights.
+BACKBONE = ["backbone.filters=[4]", "backbone.batch_norm=true", "backbone.dropout=0.2"]
 TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256")
 
 
@@ -50,7 +52,8 @@ def without_times(row):
         ),
     ],
 )  # fmt: skip
-def test_two_epochs_and_one_more_are_three(tmp_path, words, key):
+def test_two_epochs_and_one_more_are_three(tmp_path, words, key, weights_for):
+    words = [*words, weights_for(*BACKBONE)]
     whole = run(tmp_path / "whole", *words, f"{key}=3")
     run(tmp_path / "run", *words, f"{key}=2")
     (tmp_path / "run" / "evaluation.json").write_text("{}")
@@ -62,10 +65,10 @@ def test_two_epochs_and_one_more_are_three(tmp_path, words, key):
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def ended(tmp_path_factory, weights_for):
     """The folder of a run of two phases, two epochs each."""
     folder = tmp_path_factory.mktemp("ended") / "a run"
-    run(folder, "training=combined", "training.epochs=2")
+    run(folder, "training=combined", "training.epochs=2", weights_for(*BACKBONE))
     return folder
 
 
@@ -90,12 +93,14 @@ def ended(tmp_path_factory):
         (["checkpoints"], ["training.phases.backbone.epochs=3"], "its checkpoints are gone"),
     ],
 )
-def test_what_more_epochs_would_not_give_is_refused_with_its_command(ended, tmp_path, begun, words, reason):
+def test_what_more_epochs_would_not_give_is_refused_with_its_command(
+    ended, tmp_path, begun, words, reason, weights_for
+):
     folder = tmp_path / "a run"
     shutil.copytree(ended, folder)
     found = report.read_report(folder / "report.json")
     keys = [word for word in begun if "." in word or word.startswith("schedule")]
-    all_words = [*SMALL, "training=combined", "training.epochs=2", *keys]
+    all_words = [*SMALL, weights_for(*BACKBONE), "training=combined", "training.epochs=2", *keys]
     before = OmegaConf.to_container(config.compose(all_words), resolve=True)
     status = "diverged" if "status=diverged" in begun else "completed"
     report.write_report(folder / "report.json", found | {"config": before, "status": status})

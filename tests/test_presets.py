@@ -52,14 +52,15 @@ def test_preset_takes_a_step(preset):
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_option_takes_a_step(group, option):
+def test_option_takes_a_step(group, option, weights_for):
     if (group, option) == ("backbone", "airbench"):
         one_step(["backbone=airbench", "backbone.filters=[8]", "model=scaled"])
         return
     if group == "backbone" and option != "cnn":
         one_step([f"backbone={option}", "backbone.image_size=32", "model=linear"])
         return
-    one_step([f"{group}={option}", "backbone.filters=[8]", "model.hidden=[16]"][: 2 if option == "linear" else 3])
+    words = [f"{group}={option}", "backbone.filters=[8]", "model.hidden=[16]"][: 2 if option == "linear" else 3]
+    one_step([*words, *([weights_for("backbone.filters=[8]")] if group == "training" else [])])
 
 
 @pytest.mark.parametrize("override", ["backbone.pooling=avg", "model.pooling=avg", "model.pooling=max"])
