@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -191,6 +192,10 @@ def test_confusion_matrix_has_the_true_classes_as_rows(dtype):
 )
 def test_wilson_interval_is_the_published_one(right, total, low, high):
     assert metrics.wilson_interval(right / total, total) == pytest.approx((low, high), abs=5e-5)
+    share, z = right / total, 1.959963984540054
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    assert metrics.wilson_interval(share, total) == pytest.approx((centre - half, centre + half), abs=1e-9)
 
 
 @pytest.mark.parametrize(

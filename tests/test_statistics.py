@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from cifar_research.comparison import statistics
+from cifar_research.evaluation import against
 
 FIRST, SECOND = {0: 0.71, 1: 0.74, 2: 0.72, 3: 0.70}, {0: 0.70, 1: 0.72, 2: 0.715, 3: 0.68}
 
@@ -60,6 +61,14 @@ def test_no_images_explain_any_difference():
 def test_binomial_error_of_5000_images(second, expected):
     # 1.96 x sqrt(2 x 0.8 x 0.2 / 5000) = 0.0157; a little more below 0.8
     assert statistics.is_within_binomial(0.8, second, 5000, 5000) is expected
+
+
+def test_p_values_are_those_of_the_formulas():
+    error = (1 + 4) / 3  # of the variances 1 and 4 of three values each
+    freedom = error**2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
+    expected = 2 * stats.t.sf(2 / math.sqrt(error), freedom)
+    assert statistics.t_test({0: 1, 1: 2, 2: 3}, {3: 2, 4: 4, 5: 6}) == pytest.approx(expected, abs=1e-9)
+    assert against.mcnemar(2, 6) == pytest.approx(2 * (1 + 8 + 28) / 2**8, abs=1e-9)
 
 
 def test_a_tie_needs_only_one_kind_of_noise():
