@@ -68,20 +68,17 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: Ru
     single = composition.without_sweeps(overrides) if mode is RunMode.MULTIRUN else overrides
     try:
         cfg = composition.compose(overrides, mode)
-    except composition.HYDRA_ERRORS as error:
-        raise ConfigError(messages.explain(error, single)) from error
-    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for files that hold something else
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
-        raise ConfigError(messages.wrong_override(single) or told) from error
-    try:
         problems = trust.problems(cfg, single)
         if not problems:
             composition.resolve_hydra(cfg)
-    except OmegaConfBaseException as error:
+    except composition.HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for files that hold something else
+        if type(error) is ValueError:  # of resolve_hydra
+            raise ConfigError(str(error)) from error
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
+        raise ConfigError(messages.wrong_override(single) or told) from error
     if problems:
         raise ConfigError("\n".join(problems))
     if not with_hydra:

@@ -108,28 +108,13 @@ def _several_values(word: str, overrides: Sequence[str]) -> str:
     if not override.is_choice_sweep() or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
     value = ",".join(getattr(one, "text", None) or str(one) for one in override.value().list)
-    first = next(override.sweep_string_iterator())
-    can_vary = key not in ("name", "data.cache_dir") and (is_group(key) or _fits(f"{key}={first}", overrides))
-    ways = ["for a sweep add -m"] if can_vary else []
-    if _fits(f"{key}=[{value}]", overrides):
+    takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
+    ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
+    if takes_list or key == "augmentation":
         ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
     elif key in composition.TEXT_KEYS:
         ways.append(f"for a text give {typed(f'{key}={quoted(value)}')}")
-    return f"{key}: {value} are several values; {', '.join(ways) or 'give one'}"
-
-
-def _fits(word: str, overrides: Sequence[str]) -> bool:
-    """Say whether an override is of a kind that its key takes, with the options that the others choose."""
-    override = parsed(word)
-    if is_group(override.key_or_group):
-        return override.key_or_group == "augmentation" and isinstance(override.value(), list)
-    section, _, last = override.key_or_group.rpartition(".")
-    try:
-        cfg = composition.compose([*_groups(overrides), word])
-    except composition.HYDRA_ERRORS:
-        return False
-    hint = targets.hint(cfg[section], last) if section in composition.groups() else Any
-    return targets.fits(override.value(), hint)
+    return f"{key}: {value} are several values; {', '.join(ways)}"
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
