@@ -96,7 +96,7 @@ BAD = [
     ("optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true", ["optimizer.nesterov", "momentum"]),
     ("loss=mse", ["loss", "mse", "mean_squared_error"]),
     ("loss.label_smoothing=1.5", ["loss.label_smoothing", "1.5"]),
-    ("backbone.filters=3", ["backbone.filters", "3", "Sequence[int]"]),
+    ("backbone.filters=3", ["backbone.filters", "3", "list[int]"]),
     ("backbone.filters=[]", ["backbone.filters", "[]"]),
     ("backbone.filters=[32,many]", ["backbone.filters", "many"]),
     ("backbone.pooling=maxx", ["backbone.pooling", "maxx", "Literal['max', 'avg']"]),
