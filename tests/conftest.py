@@ -1,9 +1,9 @@
 """What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
 
 import functools
-import subprocess
 import sys
 
+import forked
 import pytest
 
 # A user's own schedule that goes wrong in every way there is.
@@ -39,7 +39,6 @@ def lab(tmp_path):
 def weights_for(tmp_path_factory):
     """A function that returns the word for a file of weights of the backbone that some words compose."""
     folder = tmp_path_factory.mktemp("weights")
-    # In a process of its own: tests that fork must not have TensorFlow.
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
         "keras.utils.set_random_seed(0)\n"
@@ -49,7 +48,8 @@ def weights_for(tmp_path_factory):
     @functools.cache
     def weights_for(*words):
         path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
-        subprocess.run([sys.executable, "-c", code, path, *words], check=True)
+        done = forked.run([path, *words], code=code)
+        assert done.returncode == 0, done.stderr
         return f"backbone.weights={path}"
 
     return weights_for

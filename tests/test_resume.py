@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
+from forked import wait_for
 from PIL import Image
 
 from cifar_research import config, train
@@ -29,27 +28,17 @@ TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256") 
 
 
 def command(folder, *more, overrides=OVERRIDES):
-    return [sys.executable, "-m", "cifar_research.train", *overrides, f"hydra.run.dir={folder}", *more]
+    return [*overrides, f"hydra.run.dir={folder}", *more]
 
 
 def start(folder, *more, **changes):
-    return subprocess.Popen(
-        command(folder, *more, **changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return forked.Process(command(folder, *more, **changes))
 
 
 def finish(folder, *more, code=0, **changes):
-    done = subprocess.run(command(folder, *more, **changes), capture_output=True, text=True, timeout=300)
+    done = forked.run(command(folder, *more, **changes))
     assert done.returncode == code, done.stdout + done.stderr
     return done
-
-
-def wait_for(what, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def checkpoints(folder):
@@ -124,9 +113,7 @@ def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path
     assert f"resume={folder}" in output.replace("\n", "")
     stopped_at = int(checkpoints(folder)[-1].stem[5:])
     assert 12 <= stopped_at < STEPS
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_research.train", f"resume={folder}"], capture_output=True, text=True, timeout=300
-    )
+    done = forked.run([f"resume={folder}"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"step {stopped_at}" in done.stdout
     assert_same(result(folder), result(uninterrupted))

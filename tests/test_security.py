@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import forked
 import pytest
 from omegaconf import OmegaConf
 
@@ -136,7 +137,10 @@ def test_a_preset_cannot_allow_its_own_code(stranger, said):
     ("hydra", "part"),
     [
         ("callbacks: {x: {_target_: evil_lab.evil}}", "hydra.callbacks.x._target_"),
-        ("callbacks: {x: {_target_: cifar_research.models.classifier.head, hidden: {_target_: os.system}}}", "os.system"),
+        (
+            "callbacks: {x: {_target_: cifar_research.models.classifier.head, hidden: {_target_: os.system}}}",
+            "os.system",
+        ),
         ("job_logging: {handlers: {x: {(): evil_lab.evil}}}", "job_logging.handlers.x"),
         ("job_logging: {handlers: {x: {class: evil_lab.evil}}}", "job_logging.handlers.x.class"),
         ("hydra_logging: {formatters: {x: {class: evil_lab.evil}}}", "hydra_logging.formatters.x.class"),
@@ -155,10 +159,7 @@ def test_nor_on_the_real_command_line(stranger):
     text = "# @package _global_\nhydra: {callbacks: {x: {_target_: evil_lab.evil}}}\n"
     path = write(stranger, "experiment/theirs.yaml", text)
     for words in (["hydra.run.dir=run"], ["--cfg", "job"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "cifar_research.train", path, "experiment=theirs", *words],
-            cwd=stranger, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        done = forked.run([path, "experiment=theirs", *words], cwd=stranger)
         assert done.returncode == 2 and "evil_lab.evil" in done.stderr and "Traceback" not in done.stderr
     assert not (stranger / "run").exists()
 
