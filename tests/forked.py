@@ -24,7 +24,6 @@ class Process:
     """The main function of a module with these words, used as a subprocess.Popen whose output is text.
 
     code: what to run in place of a module, as `python -c` does.
-
     hook: called in the process before it begins. workers: whether the workers of a sweep are forks of the server, too.
     """
 

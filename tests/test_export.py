@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import refusals
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -271,31 +272,31 @@ def test_verified_and_calibrated_on_a_folder_of_images(call, no_data, finished_r
     assert code == 2 and "there is no such file or folder" in err
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--format", "saved_model", "--quantize"], "a saved_model has no quantized form; choose --format litert or onnx"),
-        (["--format", "onnx"], "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; "
-         f"{sys.executable} -m pip install 'cifar_research[export]'"),
-        (["--format", "litert"], "needs ai_edge_litert"),
-        (["--format", "tflite"], "invalid choice: 'tflite'"),
-        (["--format", "saved_model", "--output", "x"], "--output: x is no folder"),
-        ([], "the following arguments are required: --format"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path, words, told):
-    code = (
-        "import importlib.util, sys; from cifar_research import export\n"
+MISTAKES = [
+    (["--format", "saved_model", "--quantize"], "a saved_model has no quantized form; choose --format litert or onnx"),
+    (
+        ["--format", "onnx"],
+        "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; "
+        f"{sys.executable} -m pip install 'cifar_research[export]'",
+    ),
+    (["--format", "litert"], "needs ai_edge_litert"),
+    (["--format", "tflite"], "invalid choice: 'tflite'"),
+    (["--format", "saved_model", "--output", "x"], "--output: x is no folder"),
+    ([], "the following arguments are required: --format"),
+]
+
+
+def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path):
+    before = (
+        "import importlib.util\n"
         "find, extra = importlib.util.find_spec, ('onnx', 'tf2onnx', 'onnxruntime', 'ai_edge_litert')\n"
         "importlib.util.find_spec = lambda name, *more: None if name in extra else find(name, *more)\n"
-        "try: export.main()\n"
-        "finally: assert 'tensorflow' not in sys.modules"
     )
     (tmp_path / "x").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", code, finished_run, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    lines = [[str(finished_run), *words] for words, _ in MISTAKES]
+    for done, (_, told) in zip(refusals("export", lines, tmp_path, before), MISTAKES, strict=True):
+        assert done["code"] == 2 and told in done["stderr"], done
+        assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

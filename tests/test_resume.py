@@ -1,6 +1,7 @@
 """A run that was killed, stopped or damaged ends as if nothing had happened, or says why it cannot."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -159,12 +160,29 @@ def test_another_config_is_refused_and_nothing_is_lost(uninterrupted):
     assert (uninterrupted / ".hydra" / "overrides.yaml").read_bytes() == before
 
 
-def test_damaged_latest_checkpoint_falls_back(uninterrupted, tmp_path):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed after its second checkpoint, and what a second process there showed before."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
     process = start(folder)
     wait_for(lambda: len(checkpoints(folder)) == 2, process)
+    process.send_signal(signal.SIGSTOP)
+    second = finish(folder, code=2)
     process.kill()
-    process.communicate()
+    return folder, second
+
+
+@pytest.fixture
+def copied(killed, tmp_path):
+    return shutil.copytree(killed[0], tmp_path / "run")
+
+
+def test_second_process_in_the_folder_says_so(killed):
+    assert "another process" in killed[1].stderr
+
+
+def test_damaged_latest_checkpoint_falls_back(uninterrupted, copied):
+    folder = copied
     latest = checkpoints(folder)[-1]
     latest.write_bytes(latest.read_bytes()[:-1000])
     done = finish(folder)
@@ -172,12 +190,8 @@ def test_damaged_latest_checkpoint_falls_back(uninterrupted, tmp_path):
     assert_same(result(folder), result(uninterrupted))
 
 
-def test_all_checkpoints_damaged_is_an_error(tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder)
-    wait_for(lambda: checkpoints(folder), process)
-    process.kill()
-    process.communicate()
+def test_all_checkpoints_damaged_is_an_error(copied):
+    folder = copied
     for path in checkpoints(folder):
         path.write_bytes(b"rubbish")
     done = finish(folder, code=2)
@@ -185,26 +199,11 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path):
     assert all(path.read_bytes() == b"rubbish" for path in checkpoints(folder))
 
 
-def test_second_process_in_the_folder_says_so(tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder)
-    wait_for(lambda: checkpoints(folder), process)
-    done = finish(folder, code=2)
-    assert "another process" in done.stderr
-    process.kill()
-    process.communicate()
-
-
-def test_other_images_are_refused(tmp_path):
-    process = start(tmp_path / "run")
-    wait_for(lambda: checkpoints(tmp_path / "run"), process)
-    process.kill()
-    process.communicate()
-    path = checkpoints(tmp_path / "run")[-1]
-    found = checkpoint.read(path)
-    for path in checkpoints(tmp_path / "run"):
+def test_other_images_are_refused(copied):
+    found = checkpoint.read(checkpoints(copied)[-1])
+    for path in checkpoints(copied):
         checkpoint.write(path, checkpoint.Checkpoint(found.arrays, found.meta | {"fingerprint": "of other images"}))
-    done = finish(tmp_path / "run", code=2)
+    done = finish(copied, code=2)
     assert "data: this run was begun with the images of fingerprint of other images" in done.stderr
 
 
