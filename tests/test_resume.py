@@ -1,5 +1,6 @@
 """A run that was killed, stopped or damaged ends as if nothing had happened, or says why it cannot."""
 
+import copy
 import json
 import shutil
 import signal
@@ -240,24 +241,33 @@ def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(uninterrupt
     assert_same(result(folder), result(uninterrupted))
 
 
-@pytest.fixture
-def pets(tmp_path):
-    """A run on a folder of images that has moved since: its words, its report, and that of where it was killed."""
+@pytest.fixture(scope="module")
+def pets_run(tmp_path_factory):
+    """A folder with a run on a folder of images that has moved since, the run's words, and its report."""
+    base = tmp_path_factory.mktemp("pets")
     rng = np.random.default_rng(0)
     for place in range(40):
-        folder = tmp_path / "here" / "ab"[place % 2]
+        folder = base / "here" / "ab"[place % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place:02}.png")
     words = ["data=images", "backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "training.batch_size=8",
              "tensorboard.enabled=false"]  # fmt: skip
-    done = go_on(tmp_path, words, "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    return words, done
+    done = go_on(base / "run", words, base / "here")
+    (base / "here").rename(base / "there")
+    return base, words, done
 
 
-def go_on(tmp_path, words, folder, run="run"):
-    cfg = config.compose([*words, f"data.dir={tmp_path / folder}"])
-    return train.run(cfg, tmp_path / run, console.Display(quiet=True))
+@pytest.fixture
+def pets(pets_run, tmp_path):
+    """Return (words, report, where the images were) of a copy of that run in this test's folder."""
+    base, words, done = pets_run
+    for name in ("run", "there"):
+        shutil.copytree(base / name, tmp_path / name)
+    return words, copy.deepcopy(done), base / "here"
+
+
+def go_on(run, words, folder):
+    return train.run(config.compose([*words, f"data.dir={folder}"]), run, console.Display(quiet=True))
 
 
 def change(tmp_path, what):
@@ -270,27 +280,28 @@ def change(tmp_path, what):
 @pytest.mark.parametrize("is_ended", [True, False])
 @pytest.mark.parametrize("what", ["the same images", "other images", "other classes"])
 def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, what):
-    words, done = pets
+    words, done, here = pets
+    run, there = tmp_path / "run", tmp_path / "there"
     change(tmp_path, what)
     if not is_ended:
         (tmp_path / "run" / "report.json").unlink()
     with pytest.raises(train.DataError, match="here does not exist"):
-        go_on(tmp_path, words, "here") if not is_ended else evaluation.load(done, [])
+        go_on(run, words, here) if not is_ended else evaluation.load(done, [])
     if what == "the same images":
-        again = go_on(tmp_path, words, "there")
+        again = go_on(run, words, there)
         assert again["weights_sha256"] == done["weights_sha256"]
-        assert again["config"]["data"]["dir"] == str(tmp_path / ("here" if is_ended else "there"))
-        assert evaluation.load(done, [f"data.dir={tmp_path / 'there'}"])[1] is None
+        assert again["config"]["data"]["dir"] == str(here if is_ended else there)
+        assert evaluation.load(done, [f"data.dir={there}"])[1] is None
     else:
         with pytest.raises(
             config.ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"
         ):
-            go_on(tmp_path, words, "there")
+            go_on(run, words, there)
 
 
 @pytest.mark.parametrize("what", ["the same images", "other images"])
 def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, what):
-    words, done = pets
+    words, done, _ = pets
     (tmp_path / "sweep").mkdir()
     (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
     cell = cells.Cell("seed=0", [], done["config"], "completed")
