@@ -1,9 +1,11 @@
 """What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
 
 import functools
+import json
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from cifar_research.training.run import run as train_run
@@ -41,7 +43,6 @@ def lab(tmp_path):
 def weights_for(tmp_path_factory):
     """A function that returns the word for a file of weights of the backbone that some words compose."""
     folder = tmp_path_factory.mktemp("weights")
-    # In a process of its own: tests that fork must not have TensorFlow.
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
         "keras.utils.set_random_seed(0)\n"
@@ -51,7 +52,8 @@ def weights_for(tmp_path_factory):
     @functools.cache
     def weights_for(*words):
         path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
-        subprocess.run([sys.executable, "-c", code, path, *words], check=True)
+        done = forked.run([path, *words], code=code)
+        assert done.returncode == 0, done.stderr
         return f"backbone.weights={path}"
 
     return weights_for
@@ -73,6 +75,32 @@ def finished_run(tmp_path_factory):
     result = train_run(config.compose(words), folder, console.Display(quiet=True))
     assert result["test"]["accuracy"] > 0.8
     return folder
+
+
+# Gives lines of words to a command, one after another; prints what it said of each.
+REFUSALS = """
+import contextlib, io, json, sys
+from cifar_research import {command}
+for words in json.loads(sys.argv[1]):
+    sys.argv[:], sys.stdin = ["cifar-{command}", *words], io.StringIO()
+    output, errors, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            {command}.main()
+        except SystemExit as ended:
+            code = ended.code
+    said = dict(code=code, stdout=output.getvalue(), stderr=errors.getvalue(), has_tensorflow="tensorflow" in sys.modules)
+    print(json.dumps(said))
+"""
+
+
+def refusals(command, lines, folder, before=""):
+    """Return what a command says of each of these lines, all of them in one process that has no TensorFlow."""
+    code = before + REFUSALS.format(command=command)
+    words = [sys.executable, "-c", code, json.dumps(lines)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(autouse=True)

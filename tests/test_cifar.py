@@ -1,10 +1,10 @@
 """CIFAR is looked for where it was said to be, and what is missing there is named."""
 
 import os
-import subprocess
-import sys
+import pwd
 from pathlib import Path
 
+import forked
 import pytest
 from test_datasets import lay_out, load
 
@@ -157,12 +157,15 @@ def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
     assert word not in resume.expand(["resume=sweep"])
 
 
+def know_no_user():
+    pwd.getpwuid = pwd.getpwnam = {}.__getitem__
+
+
 def without_a_home(words, **environment):
     """Run a command as a user without HOME and passwd entry is told of, and return it."""
-    code = "import pathlib, pwd, runpy, sys; pwd.getpwuid = pwd.getpwnam = {}.__getitem__; runpy.run_module(sys.argv.pop(1), run_name='__main__')"  # noqa: E501
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HOME", "XDG_", "CIFAR_", "KERAS_"))}
-    arguments = [sys.executable, "-c", code, *words]
-    return subprocess.run(arguments, env=kept | environment, capture_output=True, text=True, timeout=300)
+    module, *words = words
+    return forked.run(words, module=module, env=kept | environment, hook=know_no_user)
 
 
 TINY = ["cifar_research.train", "data=synthetic", "data.train_images=100", "data.test_images=20", *SMALL]

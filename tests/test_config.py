@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import forked
 import pytest
 from omegaconf import OmegaConf
 
@@ -191,9 +192,7 @@ def test_flags_are_answered_with_what_to_write(line, message):
 
 
 def run_command(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "cifar_research.train", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+    return forked.run(arguments, cwd=cwd)
 
 
 def test_command_line_exits_with_2_and_no_traceback_and_no_folder(tmp_path):
@@ -317,7 +316,10 @@ def test_an_option_may_be_called_like_a_number(tmp_path):
 def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PETS", "cats")
-    words = ["data.dir=${hydra:runtime.cwd}/${oc.env:PETS}", "name=${hydra:job.name}-${hydra:runtime.choices.optimizer}"]
+    words = [
+        "data.dir=${hydra:runtime.cwd}/${oc.env:PETS}",
+        "name=${hydra:job.name}-${hydra:runtime.choices.optimizer}",
+    ]
     cfg = config.compose([*words, "hydra.run.dir=${hydra:runtime.cwd}/r", "data.cache_dir=${hydra:runtime.output_dir}"])
     assert "hydra" not in cfg and cfg.data.cache_dir == f"{tmp_path}/r"
     assert (cfg.data.dir, cfg.name) == (f"{tmp_path}/cats", "train-adam")
@@ -376,6 +378,8 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
         config.compose([*words, "backbone.widht=8"])
     config.check(config.compose([*words, "+backbone.width=8"]))
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [

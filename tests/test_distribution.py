@@ -3,9 +3,8 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 
@@ -20,7 +19,7 @@ OVERRIDES = [
 ]  # fmt: skip
 
 RUN = """
-import sys, json
+import sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
@@ -32,10 +31,7 @@ assert train_run(cfg, sys.argv[2])["status"] == "completed"
 
 
 def start(devices, folder, *overrides, **environment):
-    command = [sys.executable, "-c", RUN, str(devices), str(folder), *OVERRIDES, *overrides]
-    return subprocess.Popen(
-        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return forked.Process([devices, folder, *OVERRIDES, *overrides], code=RUN, env=os.environ | environment)
 
 
 def end(process):

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import refusals
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -272,31 +273,31 @@ def test_verified_and_calibrated_on_a_folder_of_images(call, no_data, finished_r
     assert code == 2 and "there is no such file or folder" in err
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--format", "saved_model", "--quantize"], "a saved_model has no quantized form; choose --format litert or onnx"),
-        (["--format", "onnx"], "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; "
-         f"{sys.executable} -m pip install 'cifar_research[export]'"),
-        (["--format", "litert"], "needs ai_edge_litert"),
-        (["--format", "tflite"], "invalid choice: 'tflite'"),
-        (["--format", "saved_model", "--output", "x"], "--output: x is no folder"),
-        ([], "the following arguments are required: --format"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path, words, told):
-    code = (
-        "import importlib.util, sys; from cifar_research import export\n"
+MISTAKES = [
+    (["--format", "saved_model", "--quantize"], "a saved_model has no quantized form; choose --format litert or onnx"),
+    (
+        ["--format", "onnx"],
+        "--format onnx: needs onnx, tf2onnx, onnxruntime, which are not installed; "
+        f"{sys.executable} -m pip install 'cifar_research[export]'",
+    ),
+    (["--format", "litert"], "needs ai_edge_litert"),
+    (["--format", "tflite"], "invalid choice: 'tflite'"),
+    (["--format", "saved_model", "--output", "x"], "--output: x is no folder"),
+    ([], "the following arguments are required: --format"),
+]
+
+
+def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path):
+    before = (
+        "import importlib.util\n"
         "find, extra = importlib.util.find_spec, ('onnx', 'tf2onnx', 'onnxruntime', 'ai_edge_litert')\n"
         "importlib.util.find_spec = lambda name, *more: None if name in extra else find(name, *more)\n"
-        "try: export.main()\n"
-        "finally: assert 'tensorflow' not in sys.modules"
     )
     (tmp_path / "x").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", code, finished_run, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    lines = [[str(finished_run), *words] for words, _ in MISTAKES]
+    for done, (_, told) in zip(refusals("export", lines, tmp_path, before), MISTAKES, strict=True):
+        assert done["code"] == 2 and told in done["stderr"], done
+        assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
@@ -305,35 +306,47 @@ def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
     assert code == 2 and "is no run's folder" in err and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", formats.FORMATS)
-def test_the_recipe_with_its_views_and_an_activation_that_is_compiled_in_training(call, kind, tmp_path):
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
     words = [
         "experiment=fast", "data=synthetic", "data.train_images=100", "data.test_images=50", "training.batch_size=20",
         "backbone.filters=[8,8]", "backbone.activation=gelu", "training.epochs=1", "training.precision=float32",
         "tensorboard.enabled=false",
     ]  # fmt: skip
-    train_run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
-    code, out, err = call(tmp_path / "run", "--format", kind)
-    assert code == 0, err
-    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
-    probabilities, _ = read_alone(kind, tmp_path / "run" / "export" / formats.FORMATS[kind].name, images, tmp_path)
-    expected = cifar_research.load(tmp_path / "run", precision="float32").probabilities(images)
-    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+    folder = tmp_path_factory.mktemp("recipe") / "run"
+    train_run(config.compose(words), folder, console.Display(quiet=True))
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", formats.FORMATS)
-def test_a_pretrained_backbone_with_its_preprocessing(call, kind, tmp_path):
+def test_the_recipe_with_its_views_and_an_activation_that_is_compiled_in_training(call, kind, recipe, tmp_path):
+    code, out, err = call(recipe, "--format", kind, "--output", tmp_path / "export")
+    assert code == 0, err
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    probabilities, _ = read_alone(kind, tmp_path / "export" / formats.FORMATS[kind].name, images, tmp_path)
+    expected = cifar_research.load(recipe, precision="float32").probabilities(images)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
     words = [
         "experiment=transfer", "backbone=mobilenet_v2", "backbone.image_size=64", "backbone.options.alpha=0.35",
         "backbone.weights=none", "training=scratch", "training.epochs=1", "data=synthetic", "data.train_images=100",
         "data.test_images=20", "tensorboard.enabled=false",
     ]  # fmt: skip
-    train_run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
-    code, out, err = call(tmp_path / "run", "--format", kind)
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    train_run(config.compose(words), folder, console.Display(quiet=True))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_a_pretrained_backbone_with_its_preprocessing(call, kind, pretrained, tmp_path):
+    code, out, err = call(pretrained, "--format", kind, "--output", tmp_path / "export")
     assert (code, err) == (0, "")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    (made,) = (tmp_path / "run" / "export").iterdir()
+    (made,) = (tmp_path / "export").iterdir()
     probabilities, _ = read_alone(kind, made, images, tmp_path)
-    np.testing.assert_allclose(probabilities, cifar_research.load(tmp_path / "run").probabilities(images), atol=1e-4)
+    np.testing.assert_allclose(probabilities, cifar_research.load(pretrained).probabilities(images), atol=1e-4)

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,8 +28,7 @@ def run(tmp_path, monkeypatch, weights_for):
     weights = weights_for(*FROZEN)
 
     def run(name, *more, given=FROZEN):
-        words = [sys.executable, "-m", "cifar_research.train", *given, weights, *more, f"hydra.run.dir={tmp_path / name}"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+        done = forked.run([*given, weights, *more, f"hydra.run.dir={tmp_path / name}"])
         assert done.returncode == 0, done.stdout + done.stderr
         run.output = done.stdout + done.stderr
         return tmp_path / name
@@ -111,14 +109,14 @@ def test_damaged_features_are_made_anew_with_a_warning(run, tmp_path):
 
 def test_the_command_clears_them(run, tmp_path):
     run("first")
-    words = [sys.executable, "-m", "cifar_research.cache"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    module = "cifar_research.cache"
+    done = forked.run([], module=module)
     assert done.stdout.count("features-") == 2 and done.stdout.count("synthetic-") == 1
-    done = subprocess.run([*words, "--clear", "features"], capture_output=True, text=True, check=True)
+    done = forked.run(["--clear", "features"], module=module)
     assert done.stdout.count("deleted") == 2
     assert not kept(tmp_path) and len(list((tmp_path / "cache").glob("synthetic-*/meta.json"))) == 1
-    done = subprocess.run([*words, "--dir", str(tmp_path / "no")], capture_output=True, text=True, check=True)
-    assert "Nothing is cached" in done.stdout
+    done = forked.run(["--dir", tmp_path / "no"], module=module)
+    assert done.returncode == 0 and "Nothing is cached" in done.stdout
 
 
 def test_what_a_killed_process_left_is_swept_up(tmp_path):

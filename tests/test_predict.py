@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refusals
 from PIL import Image
 
 import cifar_research
@@ -200,26 +201,19 @@ def test_calibrated_probabilities(call, finished_run, png_folder, tmp_path):
     assert "note: The probabilities are not calibrated: 4 images\n" in call(copy, next(png_folder.rglob("*.png")))[2]
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["{run}", "nowhere.png", "x*.png"], "No image was found"),
-        (["{run}", "-"], "No image was found"),
-        (["{run}", __file__, "--top-k", "11"], "--top-k: 11 is out of range; it must be at least 1 and at most 10"),
-        (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is not a directory"),
-        (["{run}/figures", __file__], "is no run's folder"),
-        (["{run}", __file__, "--format", "xml"], "invalid choice: 'xml'"),
-        (["{run}"], "the following arguments are required: images"),
-    ],
-)
-def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path, words, told):
-    code = (
-        "import sys; from cifar_research import predict\n"
-        "try: predict.main()\n"
-        "finally: assert 'tensorflow' not in sys.modules"
-    )
-    words = [word.format(run=finished_run) for word in words]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, input="", capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+MISTAKES = [
+    (["{run}", "nowhere.png", "x*.png"], "No image was found"),
+    (["{run}", "-"], "No image was found"),
+    (["{run}", __file__, "--top-k", "11"], "--top-k: 11 is out of range; it must be at least 1 and at most 10"),
+    (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is not a directory"),
+    (["{run}/figures", __file__], "is no run's folder"),
+    (["{run}", __file__, "--format", "xml"], "invalid choice: 'xml'"),
+    (["{run}"], "the following arguments are required: images"),
+]
+
+
+def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path):
+    lines = [[word.format(run=finished_run) for word in words] for words, _ in MISTAKES]
+    for done, (_, told) in zip(refusals("predict", lines, tmp_path), MISTAKES, strict=True):
+        assert done["code"] == 2 and told in done["stderr"], done
+        assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done

@@ -2,10 +2,9 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from cifar_research import config
@@ -44,8 +43,7 @@ def test_additions_train(command, tmp_path):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
-    words = [sys.executable, "-m", "cifar_research.train", *shlex.split(command)[1:], *small]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = forked.run([*shlex.split(command)[1:], *small], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "completed" in done.stdout
 

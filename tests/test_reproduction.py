@@ -1,8 +1,6 @@
 """A run is repeated from its report alone, and is said to be identical, within noise, or not."""
 
-import subprocess
-import sys
-
+import forked
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -20,8 +18,7 @@ SMALL = [
 
 
 def command(*words, cwd=None):
-    arguments = [sys.executable, "-m", "cifar_research.train", *map(str, words)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return forked.run(words, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,15 @@
 """A run that was killed, stopped or damaged ends as if nothing had happened, or says why it cannot."""
 
+import copy
 import json
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
+from forked import wait_for
 from PIL import Image
 
 from cifar_research import config
@@ -33,27 +34,17 @@ TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256") 
 
 
 def command(folder, *more, overrides=OVERRIDES):
-    return [sys.executable, "-m", "cifar_research.train", *overrides, f"hydra.run.dir={folder}", *more]
+    return [*overrides, f"hydra.run.dir={folder}", *more]
 
 
 def start(folder, *more, **changes):
-    return subprocess.Popen(
-        command(folder, *more, **changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return forked.Process(command(folder, *more, **changes))
 
 
 def finish(folder, *more, code=0, **changes):
-    done = subprocess.run(command(folder, *more, **changes), capture_output=True, text=True, timeout=300)
+    done = forked.run(command(folder, *more, **changes))
     assert done.returncode == code, done.stdout + done.stderr
     return done
-
-
-def wait_for(what, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def checkpoints(folder):
@@ -128,9 +119,7 @@ def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path
     assert f"resume={folder}" in output.replace("\n", "")
     stopped_at = int(checkpoints(folder)[-1].stem[5:])
     assert 12 <= stopped_at < STEPS
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_research.train", f"resume={folder}"], capture_output=True, text=True, timeout=300
-    )
+    done = forked.run([f"resume={folder}"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"step {stopped_at}" in done.stdout
     assert_same(result(folder), result(uninterrupted))
@@ -176,12 +165,29 @@ def test_another_config_is_refused_and_nothing_is_lost(uninterrupted):
     assert (uninterrupted / ".hydra" / "overrides.yaml").read_bytes() == before
 
 
-def test_damaged_latest_checkpoint_falls_back(uninterrupted, tmp_path):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed after its second checkpoint, and what a second process there showed before."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
     process = start(folder)
     wait_for(lambda: len(checkpoints(folder)) == 2, process)
+    process.send_signal(signal.SIGSTOP)
+    second = finish(folder, code=2)
     process.kill()
-    process.communicate()
+    return folder, second
+
+
+@pytest.fixture
+def copied(killed, tmp_path):
+    return shutil.copytree(killed[0], tmp_path / "run")
+
+
+def test_second_process_in_the_folder_says_so(killed):
+    assert "another process" in killed[1].stderr
+
+
+def test_damaged_latest_checkpoint_falls_back(uninterrupted, copied):
+    folder = copied
     latest = checkpoints(folder)[-1]
     latest.write_bytes(latest.read_bytes()[:-1000])
     done = finish(folder)
@@ -189,12 +195,8 @@ def test_damaged_latest_checkpoint_falls_back(uninterrupted, tmp_path):
     assert_same(result(folder), result(uninterrupted))
 
 
-def test_all_checkpoints_damaged_is_an_error(tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder)
-    wait_for(lambda: checkpoints(folder), process)
-    process.kill()
-    process.communicate()
+def test_all_checkpoints_damaged_is_an_error(copied):
+    folder = copied
     for path in checkpoints(folder):
         path.write_bytes(b"rubbish")
     done = finish(folder, code=2)
@@ -202,26 +204,11 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path):
     assert all(path.read_bytes() == b"rubbish" for path in checkpoints(folder))
 
 
-def test_second_process_in_the_folder_says_so(tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder)
-    wait_for(lambda: checkpoints(folder), process)
-    done = finish(folder, code=2)
-    assert "another process" in done.stderr
-    process.kill()
-    process.communicate()
-
-
-def test_other_images_are_refused(tmp_path):
-    process = start(tmp_path / "run")
-    wait_for(lambda: checkpoints(tmp_path / "run"), process)
-    process.kill()
-    process.communicate()
-    path = checkpoints(tmp_path / "run")[-1]
-    found = checkpoint.read(path)
-    for path in checkpoints(tmp_path / "run"):
+def test_other_images_are_refused(copied):
+    found = checkpoint.read(checkpoints(copied)[-1])
+    for path in checkpoints(copied):
         checkpoint.write(path, checkpoint.Checkpoint(found.arrays, found.meta | {"fingerprint": "of other images"}))
-    done = finish(tmp_path / "run", code=2)
+    done = finish(copied, code=2)
     assert "data: this run was begun with the images of fingerprint of other images" in done.stderr
 
 
@@ -258,24 +245,33 @@ def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(uninterrupt
     assert_same(result(folder), result(uninterrupted))
 
 
-@pytest.fixture
-def pets(tmp_path):
-    """A run on a folder of images that has moved since: its words, its report, and that of where it was killed."""
+@pytest.fixture(scope="module")
+def pets_run(tmp_path_factory):
+    """A folder with a run on a folder of images that has moved since, the run's words, and its report."""
+    base = tmp_path_factory.mktemp("pets")
     rng = np.random.default_rng(0)
     for place in range(40):
-        folder = tmp_path / "here" / "ab"[place % 2]
+        folder = base / "here" / "ab"[place % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place:02}.png")
     words = ["data=images", "backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "training.batch_size=8",
              "tensorboard.enabled=false"]  # fmt: skip
-    done = go_on(tmp_path, words, "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    return words, done
+    done = go_on(base / "run", words, base / "here")
+    (base / "here").rename(base / "there")
+    return base, words, done
 
 
-def go_on(tmp_path, words, folder, run="run"):
-    cfg = config.compose([*words, f"data.dir={tmp_path / folder}"])
-    return train_run(cfg, tmp_path / run, console.Display(quiet=True))
+@pytest.fixture
+def pets(pets_run, tmp_path):
+    """Return (words, report, where the images were) of a copy of that run in this test's folder."""
+    base, words, done = pets_run
+    for name in ("run", "there"):
+        shutil.copytree(base / name, tmp_path / name)
+    return words, copy.deepcopy(done), base / "here"
+
+
+def go_on(run, words, folder):
+    return train_run(config.compose([*words, f"data.dir={folder}"]), run, console.Display(quiet=True))
 
 
 def change(tmp_path, what):
@@ -288,27 +284,28 @@ def change(tmp_path, what):
 @pytest.mark.parametrize("is_ended", [True, False])
 @pytest.mark.parametrize("what", ["the same images", "other images", "other classes"])
 def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, what):
-    words, done = pets
+    words, done, here = pets
+    run, there = tmp_path / "run", tmp_path / "there"
     change(tmp_path, what)
     if not is_ended:
         (tmp_path / "run" / "report.json").unlink()
     with pytest.raises(DataError, match="here does not exist"):
-        go_on(tmp_path, words, "here") if not is_ended else evaluation.load(done, [])
+        go_on(run, words, here) if not is_ended else evaluation.load(done, [])
     if what == "the same images":
-        again = go_on(tmp_path, words, "there")
+        again = go_on(run, words, there)
         assert again["weights_sha256"] == done["weights_sha256"]
-        assert again["config"]["data"]["dir"] == str(tmp_path / ("here" if is_ended else "there"))
-        assert evaluation.load(done, [f"data.dir={tmp_path / 'there'}"])[1] is None
+        assert again["config"]["data"]["dir"] == str(here if is_ended else there)
+        assert evaluation.load(done, [f"data.dir={there}"])[1] is None
     else:
         with pytest.raises(
             ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"
         ):
-            go_on(tmp_path, words, "there")
+            go_on(run, words, there)
 
 
 @pytest.mark.parametrize("what", ["the same images", "other images"])
 def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, what):
-    words, done = pets
+    words, done, _ = pets
     (tmp_path / "sweep").mkdir()
     (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
     cell = Cell("seed=0", [], done["config"], "completed")

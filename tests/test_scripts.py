@@ -141,24 +141,26 @@ def places(finished_run, tmp_path_factory):
     return {"RUN": run, "PHOTOS": folder}
 
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+LATIN = {"PYTHONIOENCODING": "latin-1"}
+
+
 @pytest.mark.parametrize(
-    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "latin-1"}],
-    ids=["ascii", "latin-1"],
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "words",
+    ("words", "locale"),
     [
-        ["train", "--help"],
-        ["train", "name='é–'", "--cfg", "job"],
-        ["train", "--info", "searchpath"],
-        ["report", "RUN", "--write"],
-        ["evaluate", "RUN", "--corruptions", "none"],
-        ["predict", "RUN", "PHOTOS", "--format", "csv"],
-        ["cache", "--dir", "é–"],
-        ["benchmark", "--help"],
-        ["time_to_accuracy", "--help"],
+        (["train", "--help"], ASCII),
+        (["train", "name='é–'", "--cfg", "job"], ASCII),
+        (["train", "--info", "searchpath"], ASCII),
+        (["report", "RUN", "--write"], ASCII),
+        (["report", "RUN", "--write"], LATIN),
+        (["evaluate", "RUN", "--corruptions", "none"], ASCII),
+        (["predict", "RUN", "PHOTOS", "--format", "csv"], ASCII),
+        (["predict", "RUN", "PHOTOS", "--format", "csv"], LATIN),
+        (["cache", "--dir", "é–"], ASCII),
+        (["benchmark", "--help"], ASCII),
+        (["time_to_accuracy", "--help"], ASCII),
     ],
-    ids=" ".join,
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "latin-1" if given is LATIN else "ascii",
 )
 def test_standard_output_of_any_encoding_will_do(places, words, locale):
     command = [SCRIPTS / words[0], *(places.get(word, word) for word in words[1:])]

@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
+import forked
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -150,8 +149,8 @@ def test_a_killed_search_ends_with_its_total(tmp_path):
         "experiment=first_version", "schedule=constant", "augmentation=none", "model.dropout=choice(0.0,0.3)",
         "tensorboard.enabled=false",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "cifar_research.train", *SMALL, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*SMALL, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    process = forked.Process(command, cwd=tmp_path)
     wait_for(lambda: len(list((tmp_path / "sweep").glob("*/report.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()

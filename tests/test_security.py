@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import forked
 import pytest
 from omegaconf import OmegaConf
 
@@ -157,10 +158,7 @@ def test_nor_on_the_real_command_line(stranger):
     text = "# @package _global_\nhydra: {callbacks: {x: {_target_: evil_lab.evil}}}\n"
     path = write(stranger, "experiment/theirs.yaml", text)
     for words in (["hydra.run.dir=run"], ["--cfg", "job"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "cifar_research.train", path, "experiment=theirs", *words],
-            cwd=stranger, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        done = forked.run([path, "experiment=theirs", *words], cwd=stranger)
         assert done.returncode == 2 and "hydra.callbacks" in done.stderr and "Traceback" not in done.stderr
     assert not (stranger / "run").exists()
 

@@ -5,11 +5,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from rich.console import Console
 
@@ -31,18 +30,15 @@ def words(folder, *more, with_dir=True):
     place = [f"hydra.sweep.dir={folder / 'sweep'}"] if with_dir else []
     own = ["hydra.searchpath=[file://my_conf]", "allow_targets=[my_lab]", "schedule=breaks"]
     extra = own if (folder / "my_conf").exists() else []
-    return [sys.executable, "-m", "cifar_research.train", *SMALL, *extra, *more, *place]
+    return [*SMALL, *extra, *more, *place]
 
 
 def start(folder, *more):
-    return subprocess.Popen(
-        words(folder, *more), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    return forked.Process(words(folder, *more), cwd=folder)
 
 
-def finish(folder, *more, code=0, command=None):
-    done = subprocess.run(command or words(folder, *more), cwd=folder, capture_output=True, text=True, timeout=400)
+def finish(folder, *more, code=0, command=None, workers=True):
+    done = forked.run(command or words(folder, *more), cwd=folder, workers=workers)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -172,7 +168,7 @@ def test_cells_that_compute_the_same_are_one():
     ],
 )
 def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
-    command = [sys.executable, "-m", "cifar_research.train", "-m", *arguments, f"hydra.sweep.dir={tmp_path / 's'}"]
+    command = ["-m", *arguments, f"hydra.sweep.dir={tmp_path / 's'}"]
     done = finish(tmp_path, command=command, code=2)
     assert not [part for part in parts if part not in done.stderr], done.stderr
     assert not (tmp_path / "s").exists()
@@ -209,7 +205,7 @@ def test_settings_that_no_cell_would_see_are_refused(tmp_path):
     (tmp_path / "my_conf" / "sweep").mkdir(parents=True)
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\ntraining: {epochs: 3}\n"
     (tmp_path / "my_conf" / "sweep" / "mine.yaml").write_text(text)
-    words = [sys.executable, "-m", "cifar_research.train", "hydra.searchpath=[file://my_conf]", "sweep=mine"]
+    words = ["hydra.searchpath=[file://my_conf]", "sweep=mine"]
     done = finish(tmp_path, command=words, code=2)
     assert "training.epochs" in done.stderr and "hydra.sweeper.params" in done.stderr
 
@@ -246,7 +242,7 @@ def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
     # `resume=` repeats those that failed and no others; a grid that has grown keeps what both have.
     reports = {path: path.stat().st_mtime_ns for path in (lab / "sweep").glob("*/report.json")}
     assert f"allow_targets=[my_lab] resume={lab / 'sweep'}" in command
-    base = [sys.executable, "-m", "cifar_research.train", "allow_targets=[my_lab]", f"resume={lab / 'sweep'}"]
+    base = ["allow_targets=[my_lab]", f"resume={lab / 'sweep'}"]
     done = finish(lab, command=[*base, "schedule.how=fine,diverge", "seed=0,1,2"])
     assert "4 of 6 cells are complete, 0 begun, 2 new" in done.stdout and "2 of an earlier grid" in done.stdout
     assert "4 completed" not in done.stdout and "3 completed, 3 diverged" in done.stdout

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from forked import Command, wait_for
+from forked import Process, wait_for
 
 from cifar_research import config
 from cifar_research.data import datasets
@@ -69,9 +69,9 @@ def assert_told(command, part, code=1):
 @pytest.mark.slow
 @pytest.mark.parametrize("with_tensorboard", ["true", "false"])
 def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(small_disk, tmp_path, with_tensorboard):
-    folder, environment = small_disk / "run", {"CIFAR_CACHE_DIR": str(tmp_path / "cache")}
+    folder, environment = small_disk / "run", os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")}
     words = [*OVERRIDES, f"hydra.run.dir={folder}", f"tensorboard.enabled={with_tensorboard}"]
-    command = Command(words, tmp_path / "log", **environment)
+    command = Process(words, env=environment)
     wait_for(lambda: len(checkpoints(folder)) == 2, command)
     fill(small_disk)
     line = assert_told(command, str(folder))
@@ -81,7 +81,7 @@ def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(sma
     assert last == int(checkpoints(folder)[-1].stem[5:]) and not list(folder.rglob(".*ckpt*"))
 
     (small_disk / "filler").unlink()
-    command = Command(words, tmp_path / "log", **environment)
+    command = Process(words, env=environment)
     wait_for(lambda: int(checkpoints(folder)[-1].stem[5:]) > last, command)
     assert f"Going on from step {last}." in command.said
     command.kill()
@@ -92,7 +92,7 @@ def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(sma
 def test_a_disk_that_is_full_from_the_start(small_disk, tmp_path):
     fill(small_disk)
     words = [*OVERRIDES, f"hydra.run.dir={small_disk / 'run'}"]
-    command = Command(words, tmp_path / "log", CIFAR_CACHE_DIR=str(tmp_path / "cache"))
+    command = Process(words, env=os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")})
     assert command.wait(60) != 0 and "Traceback" not in command.said
     assert str(small_disk / "run") in command.said and "No space left on device" in command.said
 
@@ -103,7 +103,7 @@ def test_features_that_find_no_room_are_told_with_their_size(small_disk, tmp_pat
     words = [*OVERRIDES, "training=feature_extraction", weights_for(*OVERRIDES), f"hydra.run.dir={tmp_path / 'run'}"]
     words += ["data.train_images=500", "data.test_images=20"]
     (small_disk / "synthetic").mkdir()
-    command = Command(words, tmp_path / "log", CIFAR_CACHE_DIR=str(small_disk))
+    command = Process(words, env=os.environ | {"CIFAR_CACHE_DIR": str(small_disk)})
     line = assert_told(command, f"{small_disk}/features-", code=2)
     assert "No space left on device" in line and "it needs" in line and "data.cache_dir" in line
     assert not list(small_disk.glob("features-*/")) and not list(small_disk.glob(".features-*"))
@@ -116,7 +116,7 @@ def test_a_folder_that_becomes_read_only(open_folder, tmp_path):
     (open_folder / "mine").mkdir()
     os.chown(open_folder / "mine", NOBODY, NOBODY)
     words = [*OVERRIDES, f"hydra.run.dir={folder}"]
-    command = Command(words, tmp_path / "log", user=NOBODY, **environment)
+    command = Process(words, user=NOBODY, env=environment)
     wait_for(lambda: checkpoints(folder), command)
     os.chown(folder / "checkpoints", 0, 0)
     line = assert_told(command, str(folder / "checkpoints"))
@@ -127,7 +127,7 @@ def test_a_folder_that_becomes_read_only(open_folder, tmp_path):
 @needs_root
 def test_a_folder_that_may_not_be_written(open_folder, tmp_path):
     words = [*OVERRIDES, f"hydra.run.dir={open_folder / 'run'}"]
-    command = Command(words, tmp_path / "log", user=NOBODY, CIFAR_CACHE_DIR=str(open_folder))
+    command = Process(words, user=NOBODY, env=os.environ | {"CIFAR_CACHE_DIR": str(open_folder)})
     line = assert_told(command, str(open_folder / "run"), code=2)
     assert "hydra.run.dir" in line and "Permission denied" in line
 

@@ -9,11 +9,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from forked import Command, wait_for
+from forked import Process, wait_for
 
 from cifar_research.runs import checkpoint
 
-TIMES = int(os.environ.get("CIFAR_TEST_SIGNALS", "20"))
+TIMES = int(os.environ.get("CIFAR_TEST_SIGNALS", "5"))
 STEPS_PER_CALL = 2
 OVERRIDES = [
     "data=synthetic", "data.train_images=200", "data.test_images=40", "backbone.filters=[4]", "model.hidden=[8]",
@@ -41,11 +41,11 @@ def stop_once(folder, number, seconds):
     folder.mkdir()
     steps = folder / "steps"
     words = [*OVERRIDES, f"hydra.run.dir={folder / 'run'}"]
-    command = Command(words, folder / "log", hook=functools.partial(tell_steps, steps))
+    command = Process(words, hook=functools.partial(tell_steps, steps))
     wait_for(lambda: steps.exists() and steps.stat().st_size, command)
     time.sleep(seconds)
     sent = time.monotonic()
-    command.send(number)
+    command.send_signal(number)
     code = command.wait(30)
     lines = [line.split() for line in steps.read_text().splitlines()]
     done = max(int(step) for moment, step in lines if float(moment) < sent)
@@ -73,14 +73,14 @@ def test_a_second_signal_ends_at_once_in_the_midst_of_a_call(tmp_path, number):
     # An epoch in one call, of seconds.
     more = ["data.train_images=20000", "training.batch_size=1", "training.steps_per_call=1000000"]
     words = [*OVERRIDES, *more, f"hydra.run.dir={tmp_path / 'run'}"]
-    command = Command(words, tmp_path / "log")
+    command = Process(words)
     wait_for(lambda: "Folder" in command.said, command)
     time.sleep(3)  # the step is traced, and the call runs
-    command.send(number)
+    command.send_signal(number)
     time.sleep(0.7)
     assert command.is_running
     sent = time.monotonic()
-    command.send(number)
+    command.send_signal(number)
     assert command.wait(30) == 128 + number
     assert time.monotonic() - sent < 1
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*.ckpt"))

@@ -1,0 +1,167 @@
+"""Commands in forked processes: TensorFlow is imported once, and set up in each of them alone.
+
+Starting Python and importing TensorFlow takes seconds, and the tests need hundreds of processes. They are forks of a
+server that has imported it and done nothing with it, since it does not survive a fork once it runs. A process whose
+start itself is tested is begun with subprocess.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["forked_imports"])
+
+
+class Process:
+    """The main function of a module with these words, used as a subprocess.Popen whose output is text.
+
+    code: what to run in place of a module, as `python -c` does.
+    hook: called in the process before it begins. workers: whether the workers of a sweep are forks of the server, too.
+    """
+
+    def __init__(
+        self, words, *, module="cifar_research.train", code=None, cwd=None, env=None, hook=None, user=None, workers=True
+    ):
+        self._folder = tempfile.TemporaryDirectory()
+        self.stdout, self.stderr = (Path(self._folder.name, name) for name in ("stdout", "stderr"))
+        settings = {
+            "words": [*map(str, words)], "module": module, "code": code, "cwd": str(cwd or os.getcwd()),
+            "env": dict(os.environ if env is None else env), "hook": hook, "user": user, "workers": workers,
+            "outputs": (str(self.stdout), str(self.stderr)),
+        }  # fmt: skip
+        for path in (self.stdout, self.stderr):
+            path.write_bytes(b"")
+        _ensure_server()
+        self._process = _context.Process(target=_main, kwargs=settings, daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        return None if self._process.is_alive() else self.returncode
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    @property
+    def is_running(self):
+        return self._process.is_alive()
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+        return self.wait()
+
+    def wait(self, timeout=120):
+        """Return the exit code, minus the signal's number if one has killed it."""
+        self._process.join(timeout)
+        assert not self.is_running, f"still running after {timeout} s: {self.said}"
+        return self.returncode
+
+    def communicate(self, timeout=300):
+        """Wait for the end; return (standard output, standard error)."""
+        self.wait(timeout)
+        return self.stdout.read_text(), self.stderr.read_text()
+
+    @property
+    def said(self):
+        return "".join(path.read_text(errors="replace") for path in (self.stdout, self.stderr))
+
+
+def run(words, *, timeout=300, **settings):
+    """Do what subprocess.run does with captured text output."""
+    process = Process(words, **settings)
+    output, errors = process.communicate(timeout)
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+def wait_for(what, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.is_running, process.said
+        assert time.monotonic() < end, process.said
+        time.sleep(0.002)
+
+
+def _ensure_server():
+    """Start the server, whose environment no process has: each one gets that of its test."""
+    before = dict(os.environ)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _main(words, module, code, cwd, env, hook, user, workers, outputs):
+    assert "tensorflow" in sys.modules, "the server could not import what forked_imports.py lists"
+    os.environ.clear()
+    os.environ.update(env)
+    os.setsid()
+    os.chdir(cwd)
+    _write_to(outputs)
+    multiprocessing.current_process()._config["daemon"] = False  # a sweep has processes of its own
+    sys.path.insert(0, cwd)
+    if user is not None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    if workers:
+        _fork_workers(outputs)
+    if hook is not None:
+        hook()
+    try:
+        if code is not None:
+            sys.argv = ["-c", *words]
+            exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+        else:
+            command = importlib.import_module(module)
+            sys.argv = [command.__file__, *words]
+            command.main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _write_to(outputs):
+    for number, path in enumerate(outputs, 1):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+
+
+def _fork_workers(outputs):
+    """Have this process's sweep begin its workers as forks of the server, instead of by importing TensorFlow anew."""
+
+    class Forks:
+        Pipe = staticmethod(_context.Pipe)
+
+        @staticmethod
+        def Process(*, target, args, name):
+            begin = (os.getcwd(), dict(os.environ), outputs, target, args)
+            return _context.Process(target=_work, args=begin, name=name)
+
+    multiprocessing.get_context = lambda kind: Forks
+
+
+def _work(cwd, env, outputs, target, args):
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.path.insert(0, cwd)
+    _write_to(outputs)
+    target(*args)
