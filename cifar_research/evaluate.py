@@ -216,9 +216,7 @@ def _folders(places: Sequence[str]) -> list[Path]:
         if (folder / ".hydra").is_dir() and not (folder / LEDGER).exists() or (folder / "report.json").exists():
             here = [folder]
         elif re.match(r"[\w.]+=", place) and not folder.exists():
-            raise ConfigError(
-                f"{place}: is no folder, and only the data of a run can be overridden: data.key=value"
-            )
+            raise ConfigError(f"{place}: is no folder, and only the data of a run can be overridden: data.key=value")
         else:
             inside, warnings = reading.find([str(folder)])
             for warning in warnings:

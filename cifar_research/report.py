@@ -80,9 +80,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
         raise ReportError(f"{folder}: --write needs a folder to write into; give that one first")
     pictures = folder / "figures"
     if pictures.exists() and not pictures.is_dir():
-        raise ReportError(
-            f"{pictures}: is not a directory, and the figures are to be written there; move it away"
-        )
+        raise ReportError(f"{pictures}: is not a directory, and the figures are to be written there; move it away")
     parts = {heading: [table] for heading, table in _tables(runs).items()}
     parts[list(parts)[-1]] += _notes(runs)
     sections, plots = [Section(*item) for item in parts.items()], figures.plots(runs)

@@ -134,9 +134,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     victim = folder / "test_batch.bin"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    with pytest.raises(
-        ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"
-    ):
+    with pytest.raises(ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"):
         train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
 
@@ -200,7 +198,5 @@ def test_without_a_home_the_cache_folder_takes_its_place(tmp_path):
 def test_a_home_of_another_user_is_filled_in():
     root = os.path.expanduser("~root")
     assert resume.expand(["data.dir=~root/x", "name=a~root"]) == [f"data.dir={root}/x", "name=a~root"]
-    with pytest.raises(
-        ConfigError, match="data.dir: ~nobody_here/x: there is no user nobody_here; write the whole"
-    ):
+    with pytest.raises(ConfigError, match="data.dir: ~nobody_here/x: there is no user nobody_here; write the whole"):
         resume.expand(["data.dir=~nobody_here/x"])

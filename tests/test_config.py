@@ -25,8 +25,8 @@ BAD = [
     ("tensorboard=3", ["tensorboard: takes settings of its own, not 3; it has enabled, histograms"]),
     ("training=combined training.phases.head=null", ["leave it out with ~training.phases.head"]),
     ("+training.phases.b.epochs=3", ["training.phases.b.epochs:", '"++training.phases={b:{trainable:all}}"']),
-    ("data.classes=circle", ["data.classes: takes a list, not circle; give \"data.classes=[circle]\""]),
-    ("allow_targets=null", ["allow_targets: takes a list, not null; give \"allow_targets=[]\""]),
+    ("data.classes=circle", ['data.classes: takes a list, not circle; give "data.classes=[circle]"']),
+    ("allow_targets=null", ['allow_targets: takes a list, not null; give "allow_targets=[]"']),
     ("seed=1 seed=1.5", ["(given as 'seed=1.5')"]),
     ("seed=1.5 seed=1", ["(given as 'seed=1.5')"]),
     ("training.batch_size=0", ["training.batch_size", "0"]),
@@ -162,7 +162,10 @@ BAD = [
     ("training.strategy=multi_worker", ["training.strategy", "TF_CONFIG"]),
     ("augmentation.rotation.degrees=30", ["augmentation.rotation.degrees", "augmentation=rotation"]),
     ("augmentation=flip augmentation.flip.probability=1", ["did you mean augmentation.horizontal_flip.probability=1?"]),
-    ("augmentation=[flip,shift] augmentation.flip.probability=1", ["did you mean augmentation.horizontal_flip.probability=1?"]),
+    (
+        "augmentation=[flip,shift] augmentation.flip.probability=1",
+        ["did you mean augmentation.horizontal_flip.probability=1?"],
+    ),
 ]
 
 

@@ -223,7 +223,9 @@ def test_a_file_name_keeps_its_bytes_and_a_missing_letter_is_a_question_mark(enc
     ],
 )  # fmt: skip
 def test_a_command_ends_with_a_sentence_whatever_its_output_is(body, redirection, code, message):
-    program = f"import sys; from cifar_research.display import console\ndef main():\n    {body}\nconsole.command(main)()"
+    program = (
+        f"import sys; from cifar_research.display import console\ndef main():\n    {body}\nconsole.command(main)()"
+    )
     line = f'"$0" -c "$1" {redirection}; exit ${{PIPESTATUS[0]}}'
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     words = ["bash", "-c", line, sys.executable, program]

@@ -31,7 +31,9 @@ def imports(name):
             assert node.level == 0, f"{name}: imports are absolute"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     # Of `from package import module` the module is meant, and not what the package's __init__ holds.
-    return {one for one in found & FILES.keys() if not any(other.startswith(f"{one}.") for other in found & FILES.keys())}
+    return {
+        one for one in found & FILES.keys() if not any(other.startswith(f"{one}.") for other in found & FILES.keys())
+    }
 
 
 def row(name):

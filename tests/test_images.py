@@ -426,5 +426,7 @@ def test_a_class_without_images_that_can_be_read_is_refused(tmp_path):
     folder = pets(tmp_path)
     (folder / "fish").mkdir()
     (folder / "fish" / "a.jxl").touch()
-    with pytest.raises(DataError, match=r"fish: has no image that can be read \(0 images used; left out: 1 \.jxl \(no reader\)\)"):
+    with pytest.raises(
+        DataError, match=r"fish: has no image that can be read \(0 images used; left out: 1 \.jxl \(no reader\)\)"
+    ):
         load(folder)

@@ -77,7 +77,10 @@ def test_preset_headers_say_how_to_run_them_and_what_to_expect():
 
 def test_study_settings():
     cfg = config.compose([])
-    assert (cfg.optimizer._target_, cfg.optimizer.learning_rate) == ("cifar_research.optimization.optimizers.adam", 0.005)
+    assert (cfg.optimizer._target_, cfg.optimizer.learning_rate) == (
+        "cifar_research.optimization.optimizers.adam",
+        0.005,
+    )
     assert cfg.loss._target_ == "cifar_research.optimization.losses.mean_squared_error"
     assert (cfg.training.epochs, cfg.training.batch_size) == (10, 128)
     assert config.compose(["experiment=dropout"]).model.dropout == 0.3

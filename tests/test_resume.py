@@ -297,9 +297,7 @@ def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, wha
         assert again["config"]["data"]["dir"] == str(here if is_ended else there)
         assert evaluation.load(done, [f"data.dir={there}"])[1] is None
     else:
-        with pytest.raises(
-            ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"
-        ):
+        with pytest.raises(ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"):
             go_on(run, words, there)
 
 

@@ -417,6 +417,8 @@ def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp
         sweep.is_sweep(words)
     assert not sweep.is_sweep([*words, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1
+
+
 @pytest.mark.parametrize(("monitor", "expected"), [("accuracy", 0.5), ("loss", 0.25)])
 def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, monitor, expected):
     (tmp_path / "run").mkdir()

@@ -21,5 +21,3 @@ def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarr
     pairs = cells.reshape(num_rows, 2 * height, columns * width, channels)
     pairs = np.pad(pairs, [(0, 0), (0, 4), (0, 0), (0, 0)], constant_values=1.0)
     return np.rint(np.clip(pairs.reshape(-1, columns * width, channels), 0, 1) * 255).astype(np.uint8)
-
-

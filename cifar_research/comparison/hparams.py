@@ -24,7 +24,6 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-
     values: dict[str, list] = {}
     for run in runs:
         for key, value in run.settings.items():

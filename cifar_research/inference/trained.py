@@ -181,4 +181,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities [..., K] of logits [..., K]."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
-

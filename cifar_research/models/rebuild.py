@@ -77,7 +77,6 @@ def is_whole(found: dict[str, Any]) -> bool:
     return found["config"]["training"]["precision"] in environments.POLICIES
 
 
-
 def _unweighted(backbone: DictConfig) -> DictConfig:
     """Return the backbone's node without what it began with, which may be gone, and which the weights replace."""
     if "weights" not in backbone:

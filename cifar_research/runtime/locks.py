@@ -307,7 +307,9 @@ def _boot() -> str:
 def _start(pid: str) -> str | None:
     """Return when a process was started, "" if the system does not tell; None if there is no such process."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
         return None if state in "ZX" else rest[18]
     except (OSError, ValueError, IndexError):  # no /proc, or one that hides the processes of others
         pass

@@ -144,7 +144,6 @@ def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
 def test_weights_that_find_no_room_are_told_with_their_size(small_disk):
     import keras
 
-
     model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])
     (small_disk / "model.weights.h5").write_bytes(b"before")
     with pytest.raises(WriteError, match=r"model\.weights\.h5: cannot be written.*needs 4,004,000 bytes"):

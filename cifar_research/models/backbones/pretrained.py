@@ -57,9 +57,7 @@ def pretrained(
         import keras
 
         if image_shape[-1] != 3:
-            raise WeightsError(
-                f"backbone: {application} takes images of 3 channels, and these have {image_shape[-1]}"
-            )
+            raise WeightsError(f"backbone: {application} takes images of 3 channels, and these have {image_shape[-1]}")
         images = keras.Input(image_shape, name="images")
         # In float32, whatever the precision of the layers: a pixel of 255 has no room in bfloat16's eight bits.
         pixels = images
