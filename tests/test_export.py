@@ -227,7 +227,7 @@ def test_writes_over_what_it_wrote_and_over_nothing_else(finished_run, tmp_path)
 
 @pytest.fixture
 def no_data(monkeypatch):
-    def load(data):
+    def load(data, found_in):
         assert data.download is False
         raise DataError("data.dir: there are no images here")
 
@@ -251,7 +251,7 @@ def test_without_its_data_it_is_verified_on_noise_and_says_so(call, no_data, fin
 
 def test_other_images_than_the_runs_are_not_taken_for_them(call, finished_run, monkeypatch, tmp_path):
     load = datasets.load
-    monkeypatch.setattr(datasets, "load", lambda data: load(OmegaConf.merge(data, {"seed": 1})))
+    monkeypatch.setattr(datasets, "load", lambda data, found_in: load(OmegaConf.merge(data, {"seed": 1}), found_in))
     code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path)
     assert code == 0 and "on 100 random images" in out and "these are other images than the run's" in err
 
