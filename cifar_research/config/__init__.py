@@ -74,11 +74,12 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False, mode: Ru
     except composition.HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
     except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for files that hold something else
-        if type(error) is ValueError:  # of resolve_hydra
-            raise ConfigError(str(error)) from error
+        problem = messages.wrong_override(single)
+        if problem is None and type(error) is ValueError:  # of resolve_hydra
+            problem = str(error)
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        told = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
-        raise ConfigError(messages.wrong_override(single) or told) from error
+        unknown = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
+        raise ConfigError(problem or unknown) from error
     if problems:
         raise ConfigError("\n".join(problems))
     if not with_hydra:
