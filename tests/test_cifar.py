@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -190,7 +192,13 @@ def test_without_a_home_one_sentence_says_what_to_give(words, said):
 
 
 def test_without_a_home_the_cache_folder_takes_its_place(tmp_path):
-    done = without_a_home(TINY, CIFAR_CACHE_DIR=str(tmp_path / "cache"))
+    # Not a fork: Keras chooses its folder when it is imported.
+    code = "import pwd, runpy; pwd.getpwuid = pwd.getpwnam = {}.__getitem__; runpy.run_module('cifar_research.train', run_name='__main__')"  # noqa: E501
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HOME", "XDG_", "CIFAR_", "KERAS_"))}
+    environ = kept | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *TINY[1:]], env=environ, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert not Path("~").exists() and (tmp_path / "cache" / "keras").is_dir()
 

@@ -12,7 +12,11 @@ class DataError(ValueError):
 
 
 class ImageError(ValueError):
-    """An image that cannot be read; the message names its file."""
+    """An image that cannot be read; the message names its file, `reason` says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: cannot be read as an image ({reason})")
+        self.reason = reason
 
 
 class WeightsError(ValueError):
