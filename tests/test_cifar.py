@@ -144,10 +144,11 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
 def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
     made = config.OmegaConf.to_container(config.compose([]), resolve=True)
     folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=True)
+    fingerprint = datasets.load(config.compose([f"data.dir={tmp_path / 'mine'}"]).data).fingerprint
     (tmp_path / "sweep" / "a").mkdir(parents=True)
     report.write_report(
         tmp_path / "sweep" / "a" / "report.json",
-        {"status": "completed", "config": made, "data": {"found_in": str(folder)}},
+        {"status": "completed", "config": made, "data": {"found_in": str(folder), "fingerprint": fingerprint}},
     )
     Ledger(tmp_path / "sweep", ["seed=1,2"], [Cell("a", ["seed=1"], made)], []).write()
     word = f"data.dir='{tmp_path / 'mine'}'"

@@ -18,7 +18,7 @@ from cifar_research.display.document import Plot
 from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.runtime.errors import ReportError
 
-History = list[dict[str, Any]]  # a row an epoch, see report.read_history
+History = list[dict[str, Any]]  # a row an epoch, see runs/report.py
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
 PALE = 0.35  # the opacity of what stands behind
 _PARALLEL, _BACKBONES = "Parallel coordinates", "Backbones, the best setting of each"

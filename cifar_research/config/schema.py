@@ -113,7 +113,7 @@ class SweepConfig:
 class Config:
     name: str = MISSING
     seed: int = 0
-    # The user's own packages that a _target_ may name. It counts on the command line alone, see plugins.py.
+    # The user's own packages that a _target_ may name. It counts on the command line alone, see targets.py.
     allow_targets: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: Any = MISSING

@@ -1,4 +1,4 @@
-"""Who may say which code runs: the command line, and no file; see plugins.py for what a `_target_` may be."""
+"""Who may say which code runs: the command line, and no file; see targets.py for what a `_target_` may be."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import logging
 import os
 import time
 import urllib.error
@@ -18,7 +17,6 @@ from cifar_research.runtime import locks
 from cifar_research.runtime.errors import DataError
 
 _CHUNK_BYTES = 1 << 18
-log = logging.getLogger(__name__)
 
 
 def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_seconds: float = 30) -> None:

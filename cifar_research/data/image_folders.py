@@ -43,7 +43,7 @@ def load(
                 if differing := sorted(listed["train"].keys() ^ classes.keys()):
                     raise DataError(
                         f"{folder}: class {differing[0]!r} is in only one of train/ and {parts[name].name}/; give both the "
-                        "same classes"
+                        f"same classes, or hold images out of train/ for test: data.dir={folder / 'train'}"
                     )
             _add_rest(folder, parts, left_out)
         source = _load(folder, cache_root, image_size, (test_fraction, split_seed), listed, left_out, max_damaged)

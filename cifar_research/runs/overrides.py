@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from cifar_research.config.composition import quoted as quoted
 from cifar_research.runtime.errors import ConfigError
 
 

@@ -21,7 +21,7 @@ from cifar_research.runtime.errors import ConfigError, DataError
 
 _FEWEST = 10  # test images from which the interval of a difference holds
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
-# Where things lie on one machine, how its sweep went about, and what a stranger's report may not say; see trust.py.
+# The name, which data=… says, and where the caches of one machine lie.
 _LEFT_OUT = ("data.name", "data.cache_dir")
 
 
@@ -115,13 +115,13 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
         raise ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
     try:
         chosen = _chosen(rest)
-        words = [*_words(found["config"], chosen), *_where_the_data_is(found, chosen, path)]
+        words = [*_words(found["config"], chosen), *where_the_data_is(found, chosen, path)]
         return [*words, *rest], Original(path, found, given.verify)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
 
 
-def _where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
+def where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
     """Return data.dir=… if nothing else says where the data is, and the run's lies where the run found it."""
     own, found_in = found["config"]["data"], found["data"]["found_in"]
     is_given = os.path.isdir(str(own.get("dir"))) or (own["name"] != "images" and os.environ.get("CIFAR_DATA_DIR"))

@@ -107,18 +107,21 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
     """Hold the folder's lock, and yield what to call before the first file is written; see locks.only_process_in.
 
     The other workers of a multi-worker run enter beside their chief. What a user can fix, before there is a checkpoint,
-    leaves no folder where there was none.
+    leaves the folder as it was.
     """
     if (run_dir / LEDGER).exists():
         raise ConfigError(f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another")
     if not is_chief:
         yield lambda: None
         return
-    is_new = not run_dir.exists()
+    is_new, before = not run_dir.exists(), None
     with locks.only_process_in(run_dir, key="hydra.run.dir", what="process trains", unlocks=unlocks) as keep:
 
         def begin() -> None:
+            nonlocal before
+            there = set(run_dir.iterdir()) if run_dir.exists() else set()
             keep()
+            before = there
             for name in ("checkpoints", "figures", "tensorboard"):
                 (run_dir / name).mkdir(exist_ok=True)
             # What a killed process was writing; by whole names, since the folder may hold other things too.
@@ -131,7 +134,10 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
             yield begin
         except (ConfigError, DataError):
             # Only the first step shows what XLA cannot compile, and only kept features that there is no room for them.
-            if is_new and not any(run_dir.glob("checkpoints/*")):
+            if before is not None and not any(run_dir.glob("checkpoints/*")):
                 keep(False)
-                shutil.rmtree(run_dir, ignore_errors=True)
+                for path in set(run_dir.iterdir()) - before:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                if is_new:
+                    run_dir.rmdir()
             raise

@@ -39,7 +39,7 @@ class Environment:
     prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
     deterministic: bool
     is_chief: bool  # see the function of that name
-    parts: int  # of a batch, see cores
+    parts: int  # of a batch, see training/shards.py
     memory_growth: bool | None  # whether GPUs' memory is taken as it is needed; None on a CPU
 
 
@@ -202,7 +202,7 @@ def precision_kept() -> Iterator[None]:
 def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
 
-    parts: of a batch, see cores; if there are several, an op has one thread.
+    parts: of a batch, see training/shards.py; if there are several, an op has one thread.
 
     May be called again in one process. What TensorFlow cannot change any more then stays: the number of threads, and
     determinism once it is on. A ConfigError says so where a setting asks for another; where none does, an operation may

@@ -1,4 +1,4 @@
-"""The cells of a sweep: which there are, what their folders are called, and the ledger of how they went."""
+"""The cells of a sweep: which there are, and what their folders are called. How they went is in ledger.py."""
 
 from __future__ import annotations
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_research.config import trust
-from cifar_research.config.composition import quoted as quoted
-from cifar_research.config.composition import with_texts
+from cifar_research.config.composition import quoted, with_texts
 from cifar_research.data import cifar
-from cifar_research.runs import ledger, report
+from cifar_research.runs import ledger, report, reproduction
 from cifar_research.runs.ledger import Cell
 from cifar_research.runs.overrides import run_words
 from cifar_research.runtime.errors import ConfigError, ReportError
@@ -62,10 +61,8 @@ def _data_of_a_sweep(folder: Path, found: Sequence[Cell], words: Sequence[str]) 
         return []
     for cell in found:
         with contextlib.suppress(ReportError):  # which the sweep itself will tell
-            ended = report.read_report(folder / cell.folder / "report.json")
-            place = ended and ended["data"]["found_in"]
-            if place and Path(place).exists():
-                return [f"data.dir={quoted(str(cifar.folder_of(place)))}"]
+            if ended := report.read_report(folder / cell.folder / "report.json"):
+                return reproduction.where_the_data_is(ended, frozenset(), folder / cell.folder)
     return []
 
 

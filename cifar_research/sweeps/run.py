@@ -1,7 +1,7 @@
 """A sweep: many runs of one command, in one folder, that goes on after whatever stopped it.
 
 The story is in `run`. A cell of the sweep is the command line of one run, so that what a sweep did can be repeated
-cell by cell; the cells' own folders tell what came out, and `plan.json` what was planned and how it went.
+cell by cell; the cells' own folders tell what came out, and `cells.json` what was planned and how it went.
 """
 
 from __future__ import annotations
@@ -160,16 +160,20 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
     from cifar_research.comparison import hparams  # which reads a sweep's cells
 
     there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
-    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE)}
+    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE, "study.db")}
     keep()
     try:
         yield
     except ConfigError:
-        if not any(cell.is_complete for cell in ledger.cells):
+        new = set(ledger.folder.iterdir()) - there
+        has_job = any(cell.is_complete or cell.attempts > 1 for cell in ledger.cells)
+        # A job that was taken has made its folder, or waits in the cluster's queue.
+        has_job |= any(ledger.folder / cell.folder in new for cell in ledger.cells)
+        if not has_job and not any((path / "jobs.json").exists() for path in new):
             keep(False)
             for path, content in before.items():
                 atomic_write(path, content)
-            for path in set(ledger.folder.iterdir()) - there:
+            for path in new:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
 

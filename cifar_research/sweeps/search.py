@@ -113,7 +113,9 @@ class Search:
             self._study.tell(number, state=TrialState.PRUNED)
         elif cell.state == "completed":
             found = report.read_report(self._ledger.folder / cell.folder / "report.json")
-            self._study.tell(number, found["val"]["accuracy"])
+            # No validation image may be left of a small data set.
+            value = found["val"] and found["val"]["accuracy"]
+            self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
     def trial_of(self, cell: Cell) -> tuple[str, int] | None:
         """Return the study's address and the trial's number, for the run to report its epochs."""

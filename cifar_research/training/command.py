@@ -107,6 +107,10 @@ def train(
 def _options(hydra: DictConfig, original: reproduction.Original | None) -> dict[str, str]:
     """Return the names of a run's options; hydra: Hydra's own section."""
     if original is None:
-        return config.option_names(hydra.runtime.choices)
+        names = config.option_names(hydra.runtime.choices)
+        # Words that repeat a run give groups value by value.
+        words = [word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task if word[:1] in "+~"]
+        changed = {"training" if word.startswith("training.phases") else word for word in words}
+        return {group: name for group, name in names.items() if group not in changed}
     # Its groups are given value by value, but for those that are typed anew.
     return config.option_names(original.report["options"]) | config.option_names(hydra.overrides.task)

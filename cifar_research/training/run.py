@@ -90,14 +90,14 @@ def run(
         trained = {phase.name: setup.num_trained(task, phase) for phase in plan}
 
         keep()
-        if begins is not None:
+        if begins is not None and is_chief:
             begins()
         writer = None
         if cfg.tensorboard.enabled and is_chief:
             writer = tensorboard.Writer(run_dir / "tensorboard", resume_step=record.step if checkpoint else None)
-            if checkpoint is None:
-                _describe(writer, cfg, task, data)
         with display, contextlib.closing(writer) if writer else contextlib.nullcontext():
+            if writer and checkpoint is None:
+                _describe(writer, cfg, task, data)
             display.announce(
                 header.rows(cfg, task.model.count_params(), data, environment, run_dir, max(trained.values()))
             )

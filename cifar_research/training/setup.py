@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
     """Build the model and all that a step needs, before the first phase; called inside the strategy's scope.
 
-    parts: of a batch, see cores.
+    parts: of a batch, see shards.parts.
     """
     smallest_batch = _smallest_batch(cfg, data)
     backbone, head = Backbone.of(targets.instantiate(cfg.backbone)), Head.of(targets.instantiate(cfg.model))

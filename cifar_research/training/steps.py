@@ -52,7 +52,7 @@ class Task:
     augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the same two.
     mean, deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
     learning_rate: updates done, float32 -> the rate of the next update.
-    parts: of a batch, see cores; several_images: whether every batch has more than one.
+    parts: of a batch, see shards.parts; several_images: whether every batch has more than one.
     weights: those that the phase trains, with their slots; scales: what each one's learning rate is multiplied by.
     first_step: the updates that had been done when the phase began; optimizer_first_steps: when each weight's slots did.
     """
