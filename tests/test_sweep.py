@@ -425,7 +425,8 @@ def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, mo
     row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch"}
     rows = [row | {"val_loss": loss, "val_accuracy": accuracy} for loss, accuracy in [(2.0, 0.5), (1.0, 0.25)]]
     report.write_history(tmp_path / "run" / "history.csv", rows)
-    cell = Cell("run", [], {"training": {"monitor": monitor, "epochs": 3}}, "completed")
+    training = {"monitor": monitor, "epochs": 3, "phases": {"scratch": {"epochs": None}}}
+    cell = Cell("run", [], {"training": training}, "completed")
     launcher = type("Launcher", (), {"slots": 1, "is_queued": lambda self, key: False})()
     file = io.StringIO()
     with live.Live(tmp_path, [cell], launcher, 1, Console(file=file, width=200)) as display:
