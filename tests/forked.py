@@ -71,7 +71,8 @@ class Process:
     def communicate(self, timeout=300):
         """Wait for the end; return (standard output, standard error)."""
         self.wait(timeout)
-        return self.stdout.read_text(), self.stderr.read_text()
+        texts = (path.read_text(encoding="utf-8", errors="surrogateescape") for path in (self.stdout, self.stderr))
+        return tuple(texts)
 
     @property
     def said(self):

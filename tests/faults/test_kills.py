@@ -56,7 +56,8 @@ class Chain:
     """Runs, one after another, each killed and started again until it is done; they share a number of kills."""
 
     def __init__(self, overrides, folder, whole, seconds, rng, kills):
-        self.overrides, self.folder, self.whole, self.seconds, self.rng, self.kills = folder, whole, seconds, rng, kills
+        self.overrides, self.folder, self.whole = overrides, folder, whole
+        self.seconds, self.rng, self.kills = seconds, rng, kills
         self.killed, self.in_a_save, self.completed, self.at = 0, 0, 0, []
 
     def run(self):
