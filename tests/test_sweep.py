@@ -34,7 +34,8 @@ def words(folder, *more, with_dir=True):
 
 
 def start(folder, *more):
-    return forked.Process(words(folder, *more), cwd=folder)
+    # Its workers are begun as a user's are: a signal to the group would end a server that they were forked from.
+    return forked.Process(words(folder, *more), cwd=folder, workers=False)
 
 
 def finish(folder, *more, code=0, command=None, workers=True):
