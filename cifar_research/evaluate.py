@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from cifar_research.comparison import runs as reading
-from cifar_research.config import targets
+from cifar_research.config import settings, targets, trust
 from cifar_research.data import datasets
 from cifar_research.display import console, tables
 from cifar_research.evaluation import against, images, measures
@@ -117,11 +116,14 @@ def _prepared(
     new_images = None
     if cifar10_1 is not None:
         new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
-    if problems := targets.check("loss", OmegaConf.create(found["config"]).loss):
-        raise RunError(f"{run}: its loss cannot be computed: {problems[0]}")
+    allowing = trust.allowances(words)
+    try:
+        settings.loss(found["config"], targets.allowed(allowing))
+    except ConfigError as error:
+        raise RunError(f"{run}: its loss cannot be computed: {error}") from error
     folder = run / "evaluation" / (_free_name(run, other, data.fingerprint) if other else "")
     _refuse_unwritable(folder)
-    return found, data, other, new_images, folder, trained.load(run)
+    return found, data, other, new_images, folder, trained.load(run, allow_targets=allowing)
 
 
 def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] = ()) -> str:
@@ -146,7 +148,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], words: Sequence[str] 
     with console.counted("Classifying", len(reports)) as begin:
         for run, found in zip([*first, *second], reports, strict=True):
             begin(run.name)
-            classifier = trained.load(run)
+            classifier = trained.load(run, allow_targets=trust.allowances(words))
             if classifier.image_shape != pictures.shape[1:]:
                 raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
             columns = [found["data"]["classes"].index(name) for name in data.classes]

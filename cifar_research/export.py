@@ -91,7 +91,7 @@ def export(
     if target.is_dir() and not (target / "saved_model.pb").is_file():
         raise RunError(f"{target}: is there already, and is no SavedModel; give another --output")
     classifier = trained.load(run, precision="float32")
-    if (precision := classifier.config.training.precision) != "float32":
+    if (precision := found["config"]["training"]["precision"]) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
     predict.note_uncalibrated(classifier, run)
     missing = [place for place in target.parents if not place.exists()]

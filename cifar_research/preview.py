@@ -21,10 +21,9 @@ def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) ->
     from cifar_research.data import datasets
     from cifar_research.runtime import environment
 
-    cfg = config.compose(overrides)
-    config.check(cfg)
-    train = datasets.load(cfg.data).train
-    environment.prepare(cfg.training, cfg.seed)
+    settings = config.parse(overrides)
+    train = datasets.load(settings.data).train
+    environment.prepare(settings.training, settings.seed)
     import tensorflow as tf
 
     from cifar_research.augmentation import compose
@@ -32,8 +31,8 @@ def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) ->
     rows = train.indices[:num_images]
     before = train.images[rows].astype(np.float32) / 255
     targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
-    transform = compose(config.transforms(cfg))
-    after, _ = transform(tf.constant(before), targets, tf.constant([cfg.seed, 0]))
+    transform = compose(settings.transforms)
+    after, _ = transform(tf.constant(before), targets, tf.constant([settings.seed, 0]))
     picture = Image.fromarray(grid(before, after.numpy()))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Three times larger, or images of 32 x 32 are too small to judge.

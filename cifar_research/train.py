@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import hydra
 
-from cifar_research import config
-from cifar_research.config import messages
+from cifar_research.config import config_dir, messages
+from cifar_research.config.composition import compose
+from cifar_research.config.sweep import compose_any, refuse_for_one_run, sweep_settings
 from cifar_research.display import console
 from cifar_research.runs import reproduction
 from cifar_research.runtime import locks
@@ -17,6 +18,8 @@ from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import resume
 from cifar_research.sweeps import run as sweep
 from cifar_research.training.command import exit_code, train
+
+_MULTIRUN = {"-m", "--multirun"}
 
 
 @console.command
@@ -44,28 +47,40 @@ def _done(arguments: Sequence[str]) -> int:
     if problem := messages.flags(arguments):
         raise ConfigError(problem)
     arguments = sweep.for_help(resume.expand(arguments))
-    if sweep.is_sweep(arguments):
+    overrides = [word for word in arguments if not word.startswith("-")]
+    flags = set(arguments) - set(overrides)
+    is_multirun = bool(flags & _MULTIRUN)
+    if flags - _MULTIRUN:
+        return _show(arguments, is_multirun)
+    composed = compose_any(overrides, is_multirun=is_multirun)
+    if is_multirun or composed.is_multirun:
         if original is not None and original.is_verified:
             raise ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
-        return sweep.run(arguments, unlocks=unlocks)
-    if any(argument.startswith("-") for argument in arguments):
-        return _show(arguments)
-    return train(arguments, original, unlocks=unlocks)
+        return sweep.run(sweep_settings(composed, overrides), unlocks=unlocks)
+    refuse_for_one_run(composed, overrides)
+    return train(composed, original, unlocks=unlocks)
 
 
-def _show(arguments: list[str]) -> int:
+def _show(arguments: list[str], is_multirun: bool) -> int:
     """Let Hydra show its help, a config or its completion, which trains nothing."""
     flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
+    if is_multirun:
+        shown = " ".join(sorted(flags - _MULTIRUN))
+        if flags & {"--cfg", "-c", "--info", "-i"}:
+            raise ConfigError(
+                f"{shown}: shows one run's config, and -m makes many; remove -m, and give each key one value"
+            )
+        raise ConfigError(f"{shown}: a sweep does not take this; remove it or -m")
     if not flags - {"--resolve", "--package", "-p"}:
         raise ConfigError(f"{' '.join(sorted(flags))}: goes with --cfg; add --cfg job")
     if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
         # Hydra sets up its own logging before it shows anything.
-        config.compose([word for word in arguments if not word.startswith("-") and "=" in word], with_hydra=True)
+        compose([word for word in arguments if not word.startswith("-") and "=" in word])
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *arguments], "1"
     try:
-        hydra.main(version_base="1.3", config_path=config.config_dir(), config_name="config")(lambda cfg: None)()
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(lambda cfg: None)()
     finally:
         sys.argv = before[0]
         del os.environ["HYDRA_FULL_ERROR"]

@@ -13,8 +13,11 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cifar_research.config import composition, targets, trust
-from cifar_research.config.composition import is_group, parsed, quoted, typed
+from cifar_research.config import conf, targets, trust
+from cifar_research.config import overrides as grammar
+from cifar_research.config.conf import is_group
+from cifar_research.config.identity import flatten
+from cifar_research.config.overrides import parse_override, quoted, typed
 
 # Those that choose another config, see trust.py.
 _HYDRAS_OPTIONS = (
@@ -43,25 +46,25 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 def wrong_override(overrides: Sequence[str]) -> str | None:
     """Say what is wrong with the first override that does not compose, None if all do."""
     for word in overrides:
-        if parsed(word) is None:
+        if parse_override(word) is None:
             return _unreadable(word)
     for word in overrides:
-        if parsed(word).is_sweep_override():
-            return _several_values(word, overrides)
-    groups = [word for word in overrides if is_group(parsed(word).key_or_group)]
+        if parse_override(word).is_sweep_override():
+            return several_values(word, overrides)
+    groups = [word for word in overrides if is_group(parse_override(word).key_or_group)]
     for word in groups:
         if sentence := _wrong_group(word, overrides):
             return sentence
     # Options first: they decide which keys there are.
     before = [word for word in overrides if word.startswith("hydra.searchpath=") or word in groups]
     try:
-        cfg = composition.compose(before)
+        cfg = conf.compose(before)
     except Exception:  # noqa: BLE001 — any kind, of a file: not a word's mistake
         return None
     for word in [word for word in overrides if word not in before]:
         try:
-            after = composition.compose([*before, word])
-        except composition.HYDRA_ERRORS as error:
+            after = conf.compose([*before, word])
+        except grammar.HYDRA_ERRORS as error:
             return _wrong_value(word, cfg, error, overrides)
         before, cfg = [*before, word], after
     return None
@@ -69,14 +72,14 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
 
 def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     """Say what is wrong with the choice of an option, as in optimizer=null."""
-    override = parsed(word)
+    override = parse_override(word)
     group = override.key_or_group
     if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
         return None
-    if override.is_add() and f"~{group}" not in overrides and group in composition.compose().hydra.runtime.choices:
+    if override.is_add() and f"~{group}" not in overrides and group in conf.compose().hydra.runtime.choices:
         return f"{group}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
     value = override.value()
-    listed = composition.options(group, overrides)
+    listed = conf.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if option is None and group in ("experiment", "sweep"):
             return f"{group}: null is no option; leave {typed(word)} out"
@@ -95,13 +98,13 @@ def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
 
 def _options_with(group: str, key: str) -> list[str]:
     """Return the options of a group whose file has a key."""
-    files = (Path(composition.config_dir()) / group).glob("*.yaml")
+    files = (Path(conf.config_dir()) / group).glob("*.yaml")
     return sorted(path.stem for path in files if key in OmegaConf.load(path))
 
 
-def _several_values(word: str, overrides: Sequence[str]) -> str:
+def several_values(word: str, overrides: Sequence[str]) -> str:
     """Say what may be done with several values for a key, where one run takes one."""
-    override = parsed(word)
+    override = parse_override(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
         return f"{word}: takes one value, and says how all cells are run; give one"
@@ -112,14 +115,14 @@ def _several_values(word: str, overrides: Sequence[str]) -> str:
     ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
     if takes_list or key == "augmentation":
         ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
-    elif key in composition.TEXT_KEYS:
+    elif key in grammar.TEXT_KEYS:
         ways.append(f"for a text give {typed(f'{key}={quoted(value)}')}")
     return f"{key}: {value} are several values; {', '.join(ways)}"
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
     """Say why an override does not go into what the ones before it compose."""
-    override = parsed(word)
+    override = parse_override(word)
     key, value = override.key_or_group, word.partition("=")[2]
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -140,7 +143,7 @@ def missing(key: str) -> str:
     """Say that a key or group has no value."""
     if not is_group(key):
         return f"{key}: has no value; give one: {key}=…"
-    default = composition.compose().hydra.runtime.choices[key]
+    default = conf.compose().hydra.runtime.choices[key]
     return f"{key}: has no value; choose an option, as in {key}={default}"
 
 
@@ -175,8 +178,8 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     parent, last, rest = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
     node = OmegaConf.select(cfg, parent) if parent else cfg
     own = [str(name) for name in node if not str(name).startswith("_") and (parent or name != "hydra")]
-    hidden = [name for name in targets.parameters(node) if name not in own] if parent else []
-    listed = composition.options(parent, overrides) if parent and is_group(parent) else []
+    hidden = [name for name in targets.parameters(node, targets.allowed(trust.allowances(overrides))) if name not in own] if parent else []
+    listed = conf.options(parent, overrides) if parent and is_group(parent) else []
     choices = [str(OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}"))]
     choices += [word for word in overrides if word.startswith(f"{parent}=")]
     if last in listed and last not in re.split(r"\W+", " ".join(choices)):
@@ -189,7 +192,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     if not rest and (full := meant(last, cfg)):
         return f"{told}; did you mean {' or '.join(_word(one, value) for one in full)}?"
     last = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
-    for group in [parent] if listed else [] if parent else composition.groups():
+    for group in [parent] if listed else [] if parent else conf.groups():
         if not rest and (having := _options_with(group, last)):
             choices = " or ".join(f"{group}={one}" for one in having)
             return f"{told} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
@@ -198,12 +201,12 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
 
 def meant(name: str, cfg: DictConfig) -> list[str]:
     """Return the keys and groups of a config that a name without its section may stand for."""
-    flat = composition.flatten(OmegaConf.to_container(cfg, resolve=False))
+    flat = flatten(OmegaConf.to_container(cfg, resolve=False))
     keys = [key for key in flat if not re.match(r"hydra\.|_|.*\._", key)]
-    known = {*composition.groups(), *keys, "hydra.run.dir"}
+    known = {*conf.groups(), *keys, "hydra.run.dir"}
     if (full := _ABBREVIATIONS.get(name, "")) in known:
         return [full]
-    last: dict[str, list[str]] = {one: [one] for one in (*composition.groups(), "experiment", "sweep")}
+    last: dict[str, list[str]] = {one: [one] for one in (*conf.groups(), "experiment", "sweep")}
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
     found = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.75), [])
@@ -220,7 +223,7 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
-        return _no_option(match[1], match[2], composition.options(match[1], overrides))
+        return _no_option(match[1], match[2], conf.options(match[1], overrides))
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
     if match := re.search(r"Interpolation key 'hydra\.([^']*)' not found", text):
@@ -234,15 +237,15 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
 def _context(overrides: Sequence[str]) -> DictConfig:
     """Return what the chosen options compose, or no option at all if what is wrong lies in one of them."""
     try:
-        return composition.compose(_groups(overrides))
+        return conf.compose(_groups(overrides))
     except Exception:  # noqa: BLE001 — any kind, of a file
-        return composition.compose()
+        return conf.compose()
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that choose options, each one."""
     chosen = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
-    return composition.without_sweeps(chosen)
+    return grammar.without_sweeps(chosen)
 
 
 def flags(arguments: Sequence[str]) -> str | None:
@@ -252,7 +255,7 @@ def flags(arguments: Sequence[str]) -> str | None:
         return f"{' '.join(hydras)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
     if not refused:
         return None
-    cfg, write = composition.compose(), []
+    cfg, write = conf.compose(), []
     for word in refused:
         name, _, value = word.lstrip("-").replace("-", "_").partition("=")
         following = arguments[list(arguments).index(word) + 1 :][:1]
@@ -269,13 +272,13 @@ def _unreadable(word: str) -> str:
     told = f"{word!r} is not an override, key=value"
     if not is_pair:
         return f"{told}; put = between a key and its value, as in seed=1"
-    if parsed(f"{key}=1") is None:
+    if parse_override(f"{key}=1") is None:
         return f"{told}: {key!r} is not a valid key"
     whole = f"{key}={quoted(value)}"
     if value[0] in "[{":
         parts = [part.strip() for part in value[1:-1].split(",")]
-        inner = ",".join(part if parsed(f"{key}={part}") else quoted(part) for part in parts)
+        inner = ",".join(part if parse_override(f"{key}={part}") else quoted(part) for part in parts)
         whole = f"{key}={value[0]}{inner}{value[-1]}"
-    if parsed(whole) is None:
+    if parse_override(whole) is None:
         return f"{told}: its value cannot be read; close its brackets, and put a text in quotes, key='text'"
     return f"{key.lstrip('+')}: {value!r} needs quotes; give {typed(whole)}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
+SECTIONS = ("data", "training", "evaluation", "features", "tensorboard")  # of one run
 VIEWS = ("none", "flip", "flip_shift")  # of test-time augmentation
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     """What every data set takes; `val` is held out from the training images, stratified, by `split_seed`."""
 
@@ -25,21 +27,22 @@ class DataConfig:
     classes: list[str] | None = None
     standardize: bool = False
     drop_remainder: bool = False
+    image_size: ClassVar[int] = 32  # pixels, height and width
 
 
-@dataclass
+@dataclass(frozen=True)
 class CifarConfig(DataConfig):
     download: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImagesConfig(DataConfig):
     image_size: int = 32
     test_fraction: float = 0.2
     max_damaged: float = 0.01  # share of the images that may be damaged and are left out; one may be unless it is 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class SyntheticConfig(DataConfig):
     train_images: int = 10_000
     test_images: int = 2_000
@@ -59,7 +62,7 @@ class PhaseConfig:
     image_size: int | None = None  # train on images resized to so many pixels squared; None: as they are
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingConfig:
     """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
 
@@ -80,19 +83,19 @@ class TrainingConfig:
     log_every_steps: int = 50
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationConfig:
     views: str = "none"  # flip, flip_shift: logits averaged over views of each image, see augmentation/views.py
 
 
-@dataclass
+@dataclass(frozen=True)
 class FeaturesConfig:
     """How a phase with a frozen backbone comes by its features."""
 
     views: int | None = None  # kept of each image; 0: computed every time; None: 1, and 0 with augmentation
 
 
-@dataclass
+@dataclass(frozen=True)
 class TensorBoardConfig:
     enabled: bool = True
     histograms: bool = False
@@ -100,7 +103,7 @@ class TensorBoardConfig:
     profile_num_steps: int = 10
 
 
-@dataclass
+@dataclass(frozen=True)
 class SweepConfig:
     """How a sweep goes about its cells; a run alone takes no notice of it."""
 
@@ -129,9 +132,34 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
+DATA_SECTIONS = {
+    "cifar10": CifarConfig,
+    "cifar100": CifarConfig,
+    "images": ImagesConfig,
+    "synthetic": SyntheticConfig,
+}
+
+
+def data_section(content: Mapping[str, Any], **changes: Any) -> DataConfig:
+    """Return the section of that content, the plain mapping that a report keeps, with some values changed."""
+    section = DATA_SECTIONS[content["name"]]
+    names = {entry.name for entry in fields(section)}
+    return section(**{key: value for key, value in {**content, **changes}.items() if key in names})
+
+
+def _writable(section: type) -> DictConfig:
+    """Return the section for Hydra to merge options into, which OmegaConf refuses for frozen dataclasses."""
+    node = OmegaConf.structured(section)
+    nodes = [node]
+    for parent in nodes:
+        OmegaConf.set_readonly(parent, None)
+        nodes += [child for key in parent if isinstance(child := parent._get_node(key), DictConfig)]
+    return node
+
+
 _store = ConfigStore.instance()
-_store.store(name="schema", node=Config)
-_store.store(group="schema/data", name="cifar", node=CifarConfig)
-_store.store(group="schema/data", name="images", node=ImagesConfig)
-_store.store(group="schema/data", name="synthetic", node=SyntheticConfig)
-_store.store(group="schema/training", name="training", node=TrainingConfig)
+_store.store(name="schema", node=_writable(Config))
+_store.store(group="schema/data", name="cifar", node=_writable(CifarConfig))
+_store.store(group="schema/data", name="images", node=_writable(ImagesConfig))
+_store.store(group="schema/data", name="synthetic", node=_writable(SyntheticConfig))
+_store.store(group="schema/training", name="training", node=_writable(TrainingConfig))

@@ -1,9 +1,8 @@
-"""Plug-in nodes of the config: `_target_` names a factory, and the other keys are held against its signature.
+"""Plug-ins: a section of the config whose `_target_` names a factory, and whose other keys are its parameters.
 
-A `_target_` is code that runs, and a config may come from a stranger. So only our own factories are called, and what
-the user has allowed: who typed the command says `allow_targets=[my_lab]` there, or has set $CIFAR_ALLOW_TARGETS. That
-is a property of this process and not of a config, since a config that could allow its own targets would be worth no
-check at all: `config.compose` believes the command line alone, and what a folder or a file says of it is left out.
+A `_target_` is code that runs, and a config may come from a stranger. So only the framework's own factories are called,
+and those in packages that the user allows: `allow_targets=[my_lab]` on the command line, or $CIFAR_ALLOW_TARGETS. What a
+file says of allow_targets counts for nothing: a config that could allow its own targets would make the check worthless.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import importlib
 import inspect
 import math
 import os
-import re
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -36,29 +34,25 @@ _OURS = tuple(
         "sweeps.launchers.local", "sweeps.launchers.ray", "sweeps.launchers.slurm",
     )
 )  # fmt: skip
-_allowed = {name.strip() for name in os.environ.get(ALLOWING_VARIABLE, "").split(",") if name.strip()}
 
 
-def allow(names: typing.Iterable[str]) -> None:
-    """Let the configs of this process name what is in these packages or modules, too; ValueError if one is no name."""
-    names = list(names)
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-            raise ValueError(f"allow_targets: {name!r} is no name of a package or a module, like my_lab")
-    _allowed.update(names)
+def allowed(names: typing.Iterable[str] = ()) -> frozenset[str]:
+    """Return the packages and modules whose factories may be called: these, and those of $CIFAR_ALLOW_TARGETS."""
+    of_environment = os.environ.get(ALLOWING_VARIABLE, "").split(",")
+    return frozenset(names) | {name.strip() for name in of_environment if name.strip()}
 
 
-def refusals(key: str, node: Any) -> list[str]:
-    """Return what a node may not call, a sentence each, its nested nodes as well; imports nothing but our own."""
+def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
+    """Return what a section may not call, a sentence each, nested ones as well; imports only the framework's modules."""
     if isinstance(node, (DictConfig, ListConfig)):
         node = OmegaConf.to_container(node, resolve=True)
     if isinstance(node, list):
-        return [problem for number, item in enumerate(node) for problem in refusals(f"{key}.{number}", item)]
+        return [problem for number, item in enumerate(node) for problem in refusals(f"{key}.{number}", item, allowed)]
     if not isinstance(node, dict):
         return []
-    problems = [problem for name, item in node.items() for problem in refusals(f"{key}.{name}", item)]
+    problems = [problem for name, item in node.items() for problem in refusals(f"{key}.{name}", item, allowed)]
     target = node.get("_target_")
-    if target and not (isinstance(target, str) and (_is_allowed(target) or _is_ours(target))):
+    if target and not (isinstance(target, str) and (_is_allowed(target, allowed) or _is_ours(target))):
         name = str(target).partition(".")[0]
         what = f"{key}._target_: {target!r} is"
         if name == _PACKAGE:
@@ -70,8 +64,8 @@ def refusals(key: str, node: Any) -> list[str]:
     return problems
 
 
-def _is_allowed(target: str) -> bool:
-    return any(target.startswith(f"{name}.") for name in _allowed)
+def _is_allowed(target: str, allowed: frozenset[str]) -> bool:
+    return any(target.startswith(f"{name}.") for name in allowed)
 
 
 def _is_ours(target: str) -> bool:
@@ -101,6 +95,11 @@ def range_problem(value: float | None, ends: str, low: float, high: float = math
     return f"{value} is out of range; it must be {lower} and {upper}"
 
 
+def choice_problem(value: Any, choices: Sequence[str]) -> str:
+    """Return why a value is not one of the choices, with the nearest of them."""
+    return f"{value!r} is not one of {', '.join(choices)}{nearest(str(value), choices, most=0)}"
+
+
 def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:
     """Raise ValueError, naming the setting, if one of a factory's numbers is not in a range; see range_problem."""
     for name, value in values.items():
@@ -113,20 +112,6 @@ def name(target: str) -> str:
     return target.rpartition(".")[2] if target.startswith(f"{_PACKAGE}.") else target
 
 
-def instantiate(node: Any) -> Any:
-    """Call the factory that a plug-in node names; ValueError, in its words, if it may not or refuses its settings."""
-    if problems := refusals("config", node):
-        raise ValueError(problems[0].removeprefix("config."))
-    try:
-        return hydra_instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        known = isinstance(cause, ValueError) or cause is None
-        raise ValueError(
-            str(cause or error).replace("\n", " ") if known else f"{node._target_}: {said(cause)}"
-        ) from error
-
-
 def said(error: BaseException) -> str:
     """Return what an error of a user's code says, in a line, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -136,71 +121,87 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{place}"
 
 
-def check(key: str, node: Any) -> list[str]:
-    """Return what is wrong with a node, a sentence each: by its factory's signature, then by the factory's rules."""
-    if not isinstance(node, DictConfig) or not node.get("_target_"):
-        return [f"{key}: {node!r} names no factory; give it a _target_, or choose an option: {key}=…"]
-    if problems := refusals(key, node):
-        return problems
-    target = str(node._target_)
+def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> tuple[Any, list[str]]:
+    """Return what a section's factory returns, and what is wrong, a sentence each: then nothing has been built.
+
+    key: the section's, for messages; node: a plain mapping. Held against the factory's signature, then its own rules.
+    """
+    if not isinstance(node, Mapping) or not node.get("_target_"):
+        return None, [f"{key}: {node!r} has no _target_, the name of a factory; choose an option: {key}=…"]
+    if problems := refusals(key, node, allowed):
+        return None, problems
+    target = str(node["_target_"])
+    factory, problem = _factory(target)
+    if problem:
+        return None, [f"{key}._target_: {problem}"]
+    values = {setting: value for setting, value in node.items() if setting != "_target_"}
+    if problems := _signature_problems(key, factory, values):
+        return None, problems
+    try:
+        return hydra_instantiate(dict(node), _convert_="all"), []
+    except InstantiationException as error:
+        cause = error.__cause__
+        if not (isinstance(cause, ValueError) or cause is None):
+            return None, [f"{key}: {target}: {said(cause)}"]
+        reason = str(cause or error).replace("\n", " ")
+        is_of_setting = reason.partition(":")[0] in inspect.signature(factory).parameters
+        return None, [f"{key}.{reason}" if is_of_setting else f"{key}: {reason}"]
+
+
+def _factory(target: str) -> tuple[Callable[..., Any], str | None]:
+    """Return the function that a target names, and what is wrong with it if anything is."""
     module, _, name = target.rpartition(".")
+    factory: Any = None
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, ValueError) as error:
-        return [f"{key}._target_: cannot import {target!r} ({error}); is its folder on PYTHONPATH?"]
+        return factory, f"cannot import {target!r} ({error}); is its folder on PYTHONPATH?"
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
         if not isinstance(error, AttributeError) or module not in sys.modules:
-            return [f"{key}._target_: cannot import {target!r}: {said(error)}"]
-        public = [k for k, v in vars(sys.modules[module]).items() if inspect.isfunction(v)]
-        return [f"{key}._target_: module {module!r} has no {name!r}{nearest(name, public)}"]
+            return factory, f"cannot import {target!r}: {said(error)}"
+        public = [name for name, value in vars(sys.modules[module]).items() if inspect.isfunction(value)]
+        return factory, f"module {module!r} has no {name!r}{nearest(name, public)}"
     if not callable(factory):
-        return [f"{key}._target_: {target!r} is a {type(factory).__name__}; name a function"]
-    signature = inspect.signature(factory)
-    problems = []
-    named = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    takes_more = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+        return factory, f"{target!r} is a {type(factory).__name__}; name a function"
+    return factory, None
+
+
+def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
+    name = getattr(factory, "__name__", str(factory))
+    every = inspect.signature(factory).parameters.values()
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in every)
+    named = [
+        parameter for parameter in every if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
     hints = {parameter.name: _hint(factory, parameter) for parameter in named}
-    for setting, value in OmegaConf.to_container(node, resolve=True).items():
-        if setting == "_target_" or (setting not in hints and takes_more):
-            continue
-        if setting not in hints:
+    problems = []
+    for setting, value in values.items():
+        if setting not in hints and not takes_more:
             hint = nearest(setting, hints)
             drop = "" if "did you mean" in hint else f"; if it is a preset's, leave it out with ~{key}.{setting}"
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{drop}")
-        elif not fits(value, hints[setting]):
+        elif setting in hints and not fits(value, hints[setting]):
             wanted = inspect.formatannotation(hints[setting]).replace("typing.", "")
             problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
     for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in node:
+        if parameter.default is parameter.empty and parameter.name not in values:
             problems.append(f"{key}.{parameter.name}: {name} needs a value for it; add +{key}.{parameter.name}=…")
-    if not problems:
-        try:
-            instantiate(node)
-        except ValueError as error:
-            is_of_setting = str(error).partition(":")[0] in hints
-            problems += [f"{key}.{error}" if is_of_setting else f"{key}: {error}"]
     return problems
 
 
-def parameters(node: Any) -> dict[str, inspect.Parameter]:
-    """Return what a plug-in node's factory takes, by name; nothing if it may not be called or is not there."""
-    target = str(node.get("_target_") or "") if isinstance(node, DictConfig) else ""
-    module, _, name = target.rpartition(".")
-    if not module or refusals("config", node):
+def parameters(node: Any, allowed: frozenset[str]) -> dict[str, inspect.Parameter]:
+    """Return what a section's factory takes, by name; nothing if it may not be called or does not exist."""
+    target = str(node.get("_target_") or "") if isinstance(node, (Mapping, DictConfig)) else ""
+    if not target or refusals("config", node, allowed):
         return {}
-    try:
-        return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    except Exception:  # noqa: BLE001 — any kind, of a user's own module; `check` says it
-        return {}
+    factory, problem = _factory(target)
+    return {} if problem else dict(inspect.signature(factory).parameters)
 
 
-def hint(node: Any, setting: str) -> Any:
-    """Return the type of what a plug-in node's factory takes by this name, Any if it is not known."""
-    parameter = parameters(node).get(setting)
-    if parameter is None:
-        return Any
-    module, _, name = str(node._target_).rpartition(".")
-    return _hint(getattr(sys.modules[module], name), parameter)
+def hint(node: Any, setting: str, allowed: frozenset[str]) -> Any:
+    """Return the type of a parameter of a section's factory, Any if it is not known."""
+    parameter = parameters(node, allowed).get(setting)
+    return Any if parameter is None else _hint(_factory(str(node["_target_"]))[0], parameter)
 
 
 def _hint(factory: Any, parameter: inspect.Parameter) -> Any:

@@ -1,4 +1,4 @@
-"""What a run says before it begins: its settings, and those of them that nothing comes of."""
+"""The header of a run: its settings, and which of them have no effect."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_research import config
-from cifar_research.config import phases
+from cifar_research.config.phases import Phase
+from cifar_research.config.settings import Settings
 from cifar_research.data import datasets
 from cifar_research.runs import report
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from cifar_research.data.datasets import Dataset
     from cifar_research.runtime.environment import Environment
 
@@ -21,52 +19,52 @@ _CLASSES_LENGTH = 40  # of the names of classes
 
 
 def rows(
-    cfg: DictConfig, parameters: int, data: Dataset, environment: Environment, run_dir: Path, trainable: int
+    settings: Settings, parameters: int, data: Dataset, environment: Environment, run_dir: Path, trainable: int
 ) -> dict[str, str]:
-    """Return what is said of a run before it begins, by heading; trainable: the most weights that a phase trains."""
-    training = cfg.training
+    """Return the lines of the header by heading; trainable: the most parameters that a phase trains."""
+    training, plugins = settings.training, settings.content
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
+    backbone = f"{_plugin(plugins['backbone'])} (weights: {_weights_text(plugins['backbone'])})"
+    rate = f"learning rate {_rates_text(settings)}, {_plugin(plugins['schedule'])}"
     return {
-        "Run": f"{cfg.name}, seed {cfg.seed}, {_epochs_text(cfg)} of batches of {training.batch_size}",
+        "Run": f"{settings.name}, seed {settings.seed}, {_epochs_text(settings)} of batches of {training.batch_size}",
         "Data": f"{data.name}: {sizes}",
         **({"Files": datasets.files_told(data)} if data.left_out else {}),
         "Images": _images_text(data),
         **({"Note": data.note} if data.note else {}),
-        "Model": f"{_plugin(cfg.backbone)} (weights: {_weights_text(cfg.backbone)}) + {_plugin(cfg.model)}",
+        "Model": f"{backbone} + {_plugin(plugins['model'])}",
         "Parameters": f"{parameters:,}, of which {trainable:,} trainable",
-        "Augmentation": ", ".join(config.transforms(cfg)) or "none",
-        **_views_row(cfg),
-        "Loss": _plugin(cfg.loss),
-        "Optimizer": f"{_plugin(cfg.optimizer)}, learning rate {_rates_text(cfg)}, {_plugin(cfg.schedule)}",
+        "Augmentation": ", ".join(settings.transforms) or "none",
+        **_views_row(settings),
+        "Loss": _plugin(plugins["loss"]),
+        "Optimizer": f"{_plugin(plugins['optimizer'])}, {rate}",
         "Precision": _precision_text(training.precision, environment),
         "Device": environment.device,
         "Folder": str(run_dir),
     }
 
 
-def phase(cfg: DictConfig, number: int) -> tuple[str, str, str]:
-    """Return a phase's name, the line that it begins with, empty if it is the only one, and the unit of its speed."""
-    plan = phases.plan(cfg)
-    one = plan[number]
-    count = f"{one.epochs} epoch{'s' if one.epochs > 1 else ''}"
-    return one.name, f"Phase {one.name}, {number + 1} of {len(plan)}: {count}" if len(plan) > 1 else "", _unit(cfg, one)
+def phase(settings: Settings, number: int) -> tuple[str, str, str]:
+    """Return a phase's name, its title, empty if it is the only one, and the unit of its speed."""
+    phase, count = settings.phases[number], len(settings.phases)
+    title = f"Phase {phase.name}, {number + 1} of {count}: {_epochs(phase)}" if count > 1 else ""
+    return phase.name, title, _unit(settings, phase)
 
 
-def pace(cfg: DictConfig, history: Sequence[Mapping[str, Any]]) -> str:
-    """Return the median speed, that of each phase by its name if there are several; empty if it is not known."""
-    plan, parts = phases.plan(cfg), []
-    for one in plan:
-        speed = report.steady_images_per_second([row for row in history if row["phase"] == one.name])
+def pace(settings: Settings, history: Sequence[Mapping[str, Any]]) -> str:
+    """Return the median speed, by phase if there are several; empty if it is not known."""
+    speeds = []
+    for phase in settings.phases:
+        speed = report.steady_images_per_second([row for row in history if row["phase"] == phase.name])
         if speed is not None:
-            parts.append(f"{speed:,.0f} {_unit(cfg, one)}" + (f" in {one.name}" if len(plan) > 1 else ""))
-    return ", ".join(parts)
+            of_phase = f" in {phase.name}" if len(settings.phases) > 1 else ""
+            speeds.append(f"{speed:,.0f} {_unit(settings, phase)}{of_phase}")
+    return ", ".join(speeds)
 
 
-def _unit(cfg: DictConfig, phase: phases.Phase) -> str:
+def _unit(settings: Settings, phase: Phase) -> str:
     """Return what a phase trains on per second: images, or features that were computed before."""
-    if not phase.is_backbone_frozen:
-        return "images/s"
-    return "features/s" if phases.num_views(cfg) else "images/s"
+    return "features/s" if phase.is_backbone_frozen and settings.kept_views else "images/s"
 
 
 def _images_text(data: Dataset) -> str:
@@ -78,7 +76,7 @@ def _images_text(data: Dataset) -> str:
     return f"{height} x {width} pixels, {len(names)} classes: {listed}"
 
 
-def _weights_text(backbone: DictConfig) -> str:
+def _weights_text(backbone: Mapping[str, Any]) -> str:
     """Return where the backbone's first weights come from."""
     chosen = backbone.get("weights")
     if chosen is None:
@@ -90,41 +88,44 @@ def _weights_text(backbone: DictConfig) -> str:
     return f"from the run {chosen}" if Path(chosen).expanduser().is_dir() else f"from {chosen}"
 
 
-def _plugin(node: DictConfig) -> str:
-    return node.get("application") or node._target_.rpartition(".")[2]
+def _plugin(section: Mapping[str, Any]) -> str:
+    return section.get("application") or section["_target_"].rpartition(".")[2]
 
 
-def _epochs_text(cfg: DictConfig) -> str:
+def _epochs(phase: Phase) -> str:
+    return f"{phase.epochs} epoch{'s' if phase.epochs > 1 else ''}"
+
+
+def _epochs_text(settings: Settings) -> str:
     """Return `10 epochs`, or how many each phase has."""
-    plan = phases.plan(cfg)
-    numbers = [f"{phase.epochs} epoch{'s' if phase.epochs > 1 else ''}" for phase in plan]
-    return ", ".join(f"{n} of {phase.name}" if len(plan) > 1 else n for n, phase in zip(numbers, plan, strict=True))
+    several = len(settings.phases) > 1
+    return ", ".join(_epochs(phase) + (f" of {phase.name}" if several else "") for phase in settings.phases)
 
 
-def _rates_text(cfg: DictConfig) -> str:
-    """Return `0.005`, or what each phase has, and whether the optimizer's is that of none."""
-    plan = phases.plan(cfg)
+def _rates_text(settings: Settings) -> str:
+    """Return `0.005`, or each phase's, and whether no phase uses the optimizer's."""
+    plan = settings.phases
     text = ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
-    if any(phase.learning_rate is None for phase in cfg.training.phases.values()):
+    if any(phase.learning_rate is None for phase in settings.training.phases.values()):
         return text
     keys = ", ".join(f"training.phases.{phase.name}.learning_rate" for phase in plan)
     return f"{text} (by {keys}, not optimizer.learning_rate)"
 
 
-def _views_row(cfg: DictConfig) -> dict[str, str]:
+def _views_row(settings: Settings) -> dict[str, str]:
     """Return what features.views does where it is given, which in many a run is nothing."""
-    if cfg.features.views is None:
+    if settings.features.views is None:
         return {}
-    if not any(phase.is_backbone_frozen for phase in phases.plan(cfg)):
+    if not any(phase.is_backbone_frozen for phase in settings.phases):
         return {"Features": "features.views is not used: no phase has a frozen backbone"}
-    kept = phases.num_views(cfg)
-    said = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"
-    is_less = kept < cfg.features.views
-    return {"Features": said + (", since without augmentation all would be alike" if is_less else "")}
+    kept = settings.kept_views
+    text = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"
+    is_less = kept < settings.features.views
+    return {"Features": text + (", since without augmentation all would be alike" if is_less else "")}
 
 
 def _precision_text(precision: str, environment: Environment) -> str:
-    parts = [precision]
+    texts = [precision]
     if precision == "float16" and environment.prefetch_device is None:
-        parts.append("which processors compute many times as slowly as bfloat16 or float32")
-    return ", ".join([*parts, *(["deterministic"] if environment.deterministic else [])])
+        texts.append("which processors compute many times as slowly as bfloat16 or float32")
+    return ", ".join([*texts, *(["deterministic"] if environment.deterministic else [])])

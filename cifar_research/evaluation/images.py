@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from cifar_research import config
+from cifar_research.config import schema, settings
 from cifar_research.data import datasets
 from cifar_research.data.datasets import Dataset
 from cifar_research.runtime import folders
-from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.runtime.errors import DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # What, beside the images themselves, decides which of them are held out.
@@ -37,7 +36,7 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
     ConfigError for words that do not compose; DataError if the data cannot be had, or has other classes or another size
     than the run's.
     """
-    section = _section(report["config"], words)
+    section = settings.evaluation_data(report["config"], words)
     is_same = section.name == report["config"]["data"]["name"]
     data = datasets.load(section, report["data"].get("found_in") if is_same else None)
     classes = tuple(report["data"]["classes"])
@@ -52,7 +51,7 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
             "give data of those classes"
         )
     data = _in_order(data, classes)
-    size = _image_size(report["config"])
+    size = schema.data_section(report["config"]["data"]).image_size
     if data.test.images.shape[1:] != (size, size, 3):
         found = " x ".join(map(str, data.test.images.shape[1:]))
         raise DataError(f"data: its images are {found}, and the run takes {size} x {size} x 3; set data.image_size")
@@ -60,7 +59,7 @@ def load(report: Mapping[str, Any], words: Sequence[str]) -> tuple[Dataset, str 
         raise DataError(f"data: {data.name} has no test images; give data that has some")
     own = report["config"]["data"]
     is_own = data.fingerprint == report["data"]["fingerprint"] and all(
-        own.get(key) == OmegaConf.to_container(section).get(key) for key in _SPLIT_KEYS
+        own.get(key) == vars(section).get(key) for key in _SPLIT_KEYS
     )
     if is_own:
         return data, None
@@ -122,33 +121,6 @@ def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tupl
     if labels.min() < 0 or labels.max() > 9:
         raise DataError(f"{folder}: a label is {labels.min()} or {labels.max()}, and they go from 0 to 9")
     return images, np.array([list(classes).index(name) for name in _CIFAR10], np.int64)[labels]
-
-
-def _section(own: Mapping[str, Any], words: Sequence[str]) -> Any:
-    """Return the data section that a run's config and overrides of it make."""
-    name = own["data"]["name"]
-    chosen = next((word.removeprefix("data=") for word in words if word.startswith("data=")), name)
-    keys = [word for word in words if not word.startswith("data=")]
-    if any(word.startswith("data.name=") for word in keys):
-        raise ConfigError("data.name: goes with its option's keys; choose data=OPTION instead")
-    cfg = config.compose([f"data={chosen}", *keys])
-    if cfg.data.name == name:
-        given = {word.partition("=")[0].removeprefix("data.") for word in keys}
-        # Not the place of a cache, since the report may be a stranger's.
-        for key, value in own["data"].items():
-            if key not in given and key in cfg.data and key != "cache_dir":
-                cfg.data[key] = value
-    elif "image_size" in cfg.data and not any(word.startswith("data.image_size=") for word in keys):
-        cfg.data.image_size = _image_size(own)
-    cfg.data.drop_remainder = False  # nothing is trained
-    if keys or chosen != name:  # elsewhere there may be fewer
-        cfg.data.train_size = None
-    config.check(cfg)
-    return cfg.data
-
-
-def _image_size(own: Mapping[str, Any]) -> int:
-    return own["data"].get("image_size") or 32
 
 
 def _some(names: Sequence[str]) -> str:

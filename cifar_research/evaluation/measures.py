@@ -86,7 +86,7 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
     """
     if not is_own:
         return Temperature(classifier.temperature, None, classifier.uncalibrated)
-    if classifier.config.data.validation == "test":
+    if classifier.report["config"]["data"]["validation"] == "test":
         return Temperature(1.0, None, "the validation images are the test images, and a temperature needs others")
     if not len(data.val):
         return Temperature(1.0, None, "the run has no validation images to fit a temperature on")
@@ -96,10 +96,15 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
 
 def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of the loss that the run was trained with."""
-    from cifar_research.config import targets
+    from cifar_research.config import settings
 
     one_hot = np.eye(logits.shape[1], dtype=np.float32)[labels]
-    return float(targets.instantiate(classifier.config.loss)(logits, one_hot).numpy().astype(np.float64).mean())
+    return float(
+        settings.loss(classifier.report["config"], classifier.allowed)(logits, one_hot)
+        .numpy()
+        .astype(np.float64)
+        .mean()
+    )
 
 
 def _views(classifier: Classifier, kind: str, pictures: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

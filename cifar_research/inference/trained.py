@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.augmentation.views import averaged
+from cifar_research.config import schema, targets
 from cifar_research.data import images as image_files
 from cifar_research.models import rebuild
 from cifar_research.runs import report
@@ -35,10 +35,10 @@ class Prediction(NamedTuple):
 class Classifier:
     """What a run has trained.
 
-    classes: their names, in the order of the logits; image_shape: (H, W, C) of the images it was trained on; config:
-    the run's; report: its report.json; temperature: what logits are divided by before the softmax, 1 unless the run's
+    classes: their names, in the order of the logits; image_shape: (H, W, C) of the images it was trained on; report:
+    the run's report.json; temperature: what logits are divided by before the softmax, 1 unless the run's
     evaluation.json has one that was fitted on validation images (Guo et al. 2017); uncalibrated: why there is none, or
-    None.
+    None; allowed: the packages whose factories the run's config may name.
     model: float [B, H, W, C] -> logits [B, K]. network: (images as the model takes them, training) -> logits [B, K]:
     the one way through the model that everything here takes, so that it may be set to another.
     """
@@ -53,11 +53,11 @@ class Classifier:
         deviation: np.ndarray | None = None,
     ) -> None:
         self.model, self.report = model, found
-        self.config: DictConfig = OmegaConf.create(found["config"])
         self.classes: tuple[str, ...] = tuple(found["data"]["classes"])
         self.image_shape = image_shape
         self.temperature: float = 1.0
         self.uncalibrated: str | None = None
+        self.allowed: frozenset[str] = frozenset()
         self.mean, self.deviation = mean, deviation
         self.network: Callable[[Any, bool], Any] = lambda images, training: model(images, training=training)
         self._call: Callable[[Any], Any] | None = None
@@ -111,25 +111,27 @@ class Classifier:
         return [Prediction(self.classes[row.argmax()], float(row.max())) for row in found]
 
 
-def load(run: Path | str, *, precision: str | None = None) -> Classifier:
+def load(run: Path | str, *, precision: str | None = None, allow_targets: Iterable[str] = ()) -> Classifier:
     """Return the classifier that a completed run has trained.
 
     run: its folder. Its model is rebuilt from the config in report.json and given the weights of model.weights.h5, which
     are numbers: nothing of the folder is unpickled, and its data set is not needed.
-    precision: float32, bfloat16 or float16, to compute in; None: as the run did.
+    precision: float32, bfloat16 or float16, to compute in; None: as the run did. allow_targets: packages whose factories
+    the run's config may name, beside those of $CIFAR_ALLOW_TARGETS.
     RunError if the folder is no run, has not been completed, or lacks weights that fit; nothing is changed in it.
     """
     run = Path(os.path.expanduser(run))
     found = read(run)
-    cfg = OmegaConf.create(found["config"])
     calibration = read_temperature(run)
-    size = OmegaConf.select(cfg, "data.image_size") or 32
+    size = schema.data_section(found["config"]["data"]).image_size
     statistics = found["data"]["standardization"]
-    model = rebuild.network(found, run, precision)
+    allowed = targets.allowed(allow_targets)
+    model = rebuild.network(found, run, precision, allowed)
     mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
     classifier = Classifier(model, found, image_shape=(size, size, 3), mean=mean, deviation=deviation)
     classifier.temperature, classifier.uncalibrated = calibration
-    classifier.network = averaged(classifier.network, OmegaConf.select(cfg, "evaluation.views") or "none")
+    classifier.allowed = allowed
+    classifier.network = averaged(classifier.network, found["config"]["evaluation"]["views"])
     return classifier
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cifar_research.config import phases
 from cifar_research.config.contracts import Backbone, Head
 from cifar_research.config.targets import said
 from cifar_research.runtime.errors import WeightsError
@@ -71,7 +70,7 @@ def _features(backbone: Backbone, images: Any, num_classes: int) -> Any:
         raise WeightsError(
             f"backbone: {name} returns {found}; it must return one feature map [None, h, w, channels] of a known size"
         )
-    last = phases.leaves(model)[-1]
+    last = leaves(model)[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     is_softmax = activation == "softmax" or isinstance(last, keras.layers.Softmax)
     if len(shape) == 2 and (is_softmax or (activation == "linear" and shape[1] == num_classes)):
@@ -92,6 +91,18 @@ def parts(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """Return the backbone and the head that a classifier was made of."""
     _, backbone, head = model.layers
     return backbone, head
+
+
+def leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return a model's layers in its order, those of models within it in their place.
+
+    A model that is neither sequential nor functional counts as one layer: it may have weights of its own, and any order.
+    """
+    import keras
+
+    if not isinstance(model, (keras.Sequential, keras.Function)):
+        return [model]
+    return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
 
 
 def forward_flops(model: keras.Model) -> int:

@@ -6,41 +6,37 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from cifar_research.config import targets
-from cifar_research.config.contracts import Backbone, Head
+from cifar_research.config import schema, settings, targets
 from cifar_research.models.classifier import classifier
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import files
-from cifar_research.runtime.errors import RunError
+from cifar_research.runtime.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     import keras
 
 
-def network(found: dict[str, Any], run: Path, precision: str | None = None) -> keras.Model:
+def network(
+    found: dict[str, Any], run: Path, precision: str | None = None, allowed: frozenset[str] | None = None
+) -> keras.Model:
     """Return the classifier of a run: float [B, H, W, C] -> logits [B, K].
 
-    found: the run's report; precision: float32, bfloat16 or float16, to compute in; None: as the run did. RunError if the
-    folder has no weights that fit.
+    found: the run's report; precision: float32, bfloat16 or float16, to compute in; None: as the run did; allowed: see
+    targets.allowed, None: what the environment allows. RunError if the folder has no weights that fit.
     """
-    cfg = OmegaConf.create(found["config"])
-    size = OmegaConf.select(cfg, "data.image_size") or 32
-    if problems := [*targets.check("backbone", _unweighted(cfg.backbone)), *targets.check("model", cfg.model)]:
-        raise RunError(f"{run}: its model cannot be rebuilt: {problems[0]}")
+    content = found["config"]
+    size = schema.data_section(content["data"]).image_size
+    try:
+        backbone, head = settings.network(content, targets.allowed() if allowed is None else allowed)
+    except ConfigError as error:
+        raise RunError(f"{run}: its model cannot be rebuilt: {error}") from error
     environments.import_tensorflow()
     import keras
 
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(environments.POLICIES[precision or cfg.training.precision])
+    keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
     try:
-        model = classifier(
-            Backbone.of(targets.instantiate(_unweighted(cfg.backbone))),
-            Head.of(targets.instantiate(cfg.model)),
-            (size, size, 3),
-            len(found["data"]["classes"]),
-        )
+        model = classifier(backbone, head, (size, size, 3), len(found["data"]["classes"]))
         if model.count_params() != found["parameters"]["total"]:
             raise RunError(
                 f"{run}: its config now gives a model of {model.count_params():,} parameters, and it trained one of "
@@ -75,12 +71,3 @@ def is_whole(found: dict[str, Any]) -> bool:
         if not isinstance(value, wanted):
             return False
     return found["config"]["training"]["precision"] in environments.POLICIES
-
-
-def _unweighted(backbone: DictConfig) -> DictConfig:
-    """Return the backbone's node without what it began with, which may be gone, and which the weights replace."""
-    if "weights" not in backbone:
-        return backbone
-    # It only says what training does to moving statistics, and `inference` asks for weights to begin with.
-    extra = {"batch_norm": None} if backbone.get("batch_norm") == "inference" else {}
-    return OmegaConf.merge(backbone, {"weights": "none", **extra})

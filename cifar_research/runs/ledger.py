@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cifar_research.config import trust
+from cifar_research.config.identity import Identity
 from cifar_research.runtime.errors import ReportError
 
 LEDGER = "cells.json"
-
-
 COMPLETE = ("completed", "diverged", "pruned")
-
-
 STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
 
 
@@ -37,6 +35,10 @@ class Cell:
     @property
     def is_complete(self) -> bool:
         return self.state in COMPLETE
+
+    @cached_property
+    def identity(self) -> Identity:
+        return Identity(self.config)
 
 
 def read(folder: Path) -> tuple[list[str], list[Cell]] | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from cifar_research import config
-from cifar_research.config.composition import parsed, quoted
+from cifar_research.config import sweep
+from cifar_research.config.identity import PLUGIN_GROUPS, Identity, changes_text
+from cifar_research.config.overrides import parse_override, quoted
+from cifar_research.config.schema import data_section
 from cifar_research.data import cifar, datasets
 from cifar_research.display import console
 from cifar_research.runs import report
@@ -45,16 +45,12 @@ class Original:
             if here.get(name) != version
         ]
 
-    def check(self, cfg: Any, run_dir: Path | None) -> None:
+    def check(self, identity: Identity, run_dir: Path) -> None:
         """Raise ConfigError if a command would go on in the original's own folder, or verify another config."""
-        if run_dir is not None and run_dir.resolve() == self.folder.resolve():
+        if run_dir.resolve() == self.folder.resolve():
             raise ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
-        if self.is_verified:
-            try:
-                config.refuse_difference(self.report["config"], cfg, self.folder)
-            except ConfigError as error:
-                changed = "\n".join(str(error).splitlines()[:-1])
-                raise ConfigError(f"{changed}\n--verify: this is another config; leave these out") from error
+        if self.is_verified and (changed := Identity(self.report["config"]).differences(identity)):
+            raise ConfigError(f"{changes_text(changed)}\n--verify: this is another config; leave these out")
 
     def verdict(self, result: Mapping[str, Any]) -> tuple[int, str]:
         """Return the exit code and the sentence that say whether a run came out as the original did.
@@ -129,7 +125,7 @@ def where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> 
         return []
     folder = str(cifar.folder_of(found_in))
     try:
-        data = datasets.load(OmegaConf.create({**own, "dir": folder, "cache_dir": None, "download": False}))
+        data = datasets.load(data_section(own, dir=folder, cache_dir=None, download=False))
         is_same = data.fingerprint == found["data"]["fingerprint"]
     except DataError:
         is_same = False
@@ -145,7 +141,7 @@ def _chosen(rest: Sequence[str]) -> set[str]:
     keys = {word.lstrip("+~").partition("=")[0] for word in rest if "=" in word or word.startswith("~")}
     if "sweep" in keys:
         words = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
-        keys |= set(config.compose(words, with_hydra=True).hydra.sweeper.get("params") or {})
+        keys |= set(sweep.swept_keys(words))
     if "experiment" in keys and "experiment=null" not in rest:
         raise ConfigError("--from-run: experiment= would replace all that is to be repeated; leave one of them out")
     return keys
@@ -163,7 +159,7 @@ def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]
     sections = {"data": data, "training": training}
     phases = training.pop("phases")
     words = [f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
-    for group in (*config.PLUGIN_GROUPS, "augmentation"):
+    for group in (*PLUGIN_GROUPS, "augmentation"):
         # Values win over options, wherever they stand.
         words += [] if group in chosen else [f"~{group}", f"+{group}={_word(made[group])}"]
     if "training" in chosen:
@@ -188,7 +184,7 @@ def _word(value: Any) -> str:
     """Return a value in the grammar of Hydra's command line; ConfigError if it has no word for a key."""
     if isinstance(value, Mapping):
         for key in value:
-            override = parsed(f"key={{{key}:1}}")
+            override = parse_override(f"key={{{key}:1}}")
             if override is None or override.is_sweep_override() or override.value() != {key: 1}:
                 raise ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
         return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"

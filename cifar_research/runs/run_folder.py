@@ -7,9 +7,11 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cifar_research import config
+from cifar_research.config.identity import Identity
+from cifar_research.config.schema import DataConfig
+from cifar_research.config.settings import Settings
 from cifar_research.data import datasets
 from cifar_research.runs import extension, report
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
@@ -19,32 +21,29 @@ from cifar_research.runtime.errors import CheckpointError, ConfigError, DataErro
 
 log = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
-
-def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+def begun(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Checkpoint | None]:
     """Return the report of a run that has ended in this folder, else the checkpoint that it goes on from.
 
     ConfigError if they are of a config that differs in what matters; CheckpointError if there was a checkpoint and none
     can be used; None, None in a new folder.
     """
     ended = report.read_report(run_dir / "report.json")
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.training.keep_checkpoints)
+    checkpoints = Checkpoints(run_dir / "checkpoints", settings.training.keep_checkpoints)
     has_ended = ended is not None and ended["status"] != "stopped"
-    if has_ended and not extension.is_asked_for(ended["config"], cfg):
-        config.refuse_difference(ended["config"], cfg, run_dir)
-        _check_moved(cfg, ended)
+    if has_ended and not extension.is_asked_for(before := Identity(ended["config"]), settings.identity):
+        before.require_same(settings.identity, run_dir)
+        _check_moved(settings.data, ended)
         return ended, None
     checkpoint = checkpoints.latest()
     if checkpoint is not None:
-        before = checkpoint.meta["config"]
-        if extension.is_asked_for(before, cfg):
-            extension.check(before, cfg, run_dir, checkpoint.meta, ended)
+        before = Identity(checkpoint.meta["config"])
+        if extension.is_asked_for(before, settings.identity):
+            extension.check(before, settings, run_dir, checkpoint.meta, ended)
         else:
-            config.refuse_difference(before, cfg, run_dir)
+            before.require_same(settings.identity, run_dir)
     elif has_ended:
-        extension.check(ended["config"], cfg, run_dir, None, ended)
+        extension.check(Identity(ended["config"]), settings, run_dir, None, ended)
     elif ended is not None or (run_dir / "history.csv").exists():  # both are written after a checkpoint
         raise CheckpointError(
             f"{checkpoints.folder}: this run was begun and its checkpoints are gone; restore them from a backup, or "
@@ -53,11 +52,10 @@ def begun(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Checkp
     return None, checkpoint
 
 
-def _check_moved(cfg: DictConfig, ended: dict[str, Any]) -> None:
-    """Refuse a folder of images that is not the one a run that has ended was trained on, wherever that lies now."""
-    if cfg.data.name != "images" or cfg.data.dir == ended["config"]["data"]["dir"]:
-        return
-    check_images(ended["data"], datasets.load(cfg.data))
+def _check_moved(section: DataConfig, ended: dict[str, Any]) -> None:
+    """Reject a folder of images that is not the one a run that has ended was trained on, wherever that is now."""
+    if section.name == "images" and section.dir != ended["config"]["data"]["dir"]:
+        check_images(ended["data"], datasets.load(section))
 
 
 def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:

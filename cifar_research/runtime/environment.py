@@ -39,7 +39,7 @@ class Environment:
     prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
     deterministic: bool
     is_chief: bool  # see the function of that name
-    parts: int  # of a batch, see training/shards.py
+    batch_shards: int  # see training/shards.py
     memory_growth: bool | None  # whether GPUs' memory is taken as it is needed; None on a CPU
 
 
@@ -199,10 +199,10 @@ def precision_kept() -> Iterator[None]:
             keras.set_dtype_policy(before or keras.floatx())
 
 
-def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
+def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
 
-    parts: of a batch, see training/shards.py; if there are several, an op has one thread.
+    batch_shards: see training/shards.py; if there are several, an op has one thread.
 
     May be called again in one process. What TensorFlow cannot change any more then stays: the number of threads, and
     determinism once it is on. A ConfigError says so where a setting asks for another; where none does, an operation may
@@ -213,8 +213,8 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public one
 
-    parts = 1 if gpus else parts
-    _set_threads(training.threads, parts)
+    batch_shards = 1 if gpus else batch_shards
+    _set_threads(training.threads, batch_shards)
     deterministic = not gpus and not training.jit_compile if training.deterministic is None else training.deterministic
     if training.jit_compile and is_op_determinism_enabled():
         if leaves_if_stale:
@@ -242,19 +242,19 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
         prefetch_device="/GPU:0" if gpus and training.strategy == "none" else None,
         deterministic=deterministic,
         is_chief=is_chief(training.strategy),
-        parts=parts,
+        batch_shards=batch_shards,
         memory_growth=all(map(tf.config.experimental.get_memory_growth, gpus)) if gpus else None,
     )
 
 
-def _set_threads(threads: int | None, parts: int) -> None:
+def _set_threads(threads: int | None, batch_shards: int) -> None:
     import tensorflow as tf
 
     global _threads_set
     setting = tf.config.threading
     is_now = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
-    wanted = (threads or 0,) * 2 if parts == 1 else (1, threads or usable())
-    is_callers_own = parts == 1 and threads is None and is_now != _threads_set
+    wanted = (threads or 0,) * 2 if batch_shards == 1 else (1, threads or usable())
+    is_callers_own = batch_shards == 1 and threads is None and is_now != _threads_set
     if wanted == is_now or is_callers_own:
         return
     try:

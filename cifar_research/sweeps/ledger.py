@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from cifar_research import config
+from cifar_research.config.identity import Identity
+from cifar_research.config.schema import data_section
 from cifar_research.data import datasets
 from cifar_research.runs import report
 from cifar_research.runs.ledger import COMPLETE, LEDGER, Cell, read
@@ -32,6 +31,11 @@ class Ledger:
     others: list[Cell]
     news: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._by_hash = {cell.identity.hash: cell for cell in self.cells}
+        self._others_by_hash = {cell.identity.hash: cell for cell in self.others}
+        self._folders = {cell.folder for cell in [*self.cells, *self.others]}
+
     @property
     def context(self) -> list[str]:
         """Return where options lie and whom the command allows to be called, which a cell's own words may lack."""
@@ -44,8 +48,9 @@ class Ledger:
         Nothing is written before `write`.
         """
         found = read(folder)
-        ledger = cls(folder, list(arguments), [], found[1] if found else [])
-        _follow_images(folder, ledger.others, planned or [])
+        known = found[1] if found else []
+        _follow_images(folder, known, planned or [])
+        ledger = cls(folder, list(arguments), [], known)
         for cell in list(ledger.others) if planned is None else planned:
             ledger.add(cell)
         for cell in ledger.others:
@@ -56,22 +61,21 @@ class Ledger:
 
     def add(self, cell: Cell) -> Cell:
         """Take a cell in; one that computes the same as another of the folder is that one, and keeps its folder."""
-        digest = config.config_hash(cell.config)
-        for other in self.cells:
-            if config.config_hash(other.config) == digest:
-                return other
-        known = next((one for one in self.others if config.config_hash(one.config) == digest), None)
+        digest = cell.identity.hash
+        if digest in self._by_hash:
+            return self._by_hash[digest]
+        known = self._others_by_hash.pop(digest, None)
         if known is not None:
             self.others.remove(known)
             cell.folder = known.folder
             cell.state, cell.reason = known.state, known.reason
-        elif any(one.folder == cell.folder for one in [*self.cells, *self.others]) or _is_of_another(
-            self.folder / cell.folder, digest
-        ):
+        elif cell.folder in self._folders or _is_of_another(self.folder / cell.folder, digest):
             cell.folder = f"{cell.folder}-{digest}"
         cell.state, cell.reason = _found_state(self.folder / cell.folder, cell)
         cell.attempts, cell.is_planned = 0, True  # each launch gives a cell its retries anew
         self.cells.append(cell)
+        self._by_hash[digest] = cell
+        self._folders.add(cell.folder)
         return cell
 
     def update(self, cell: Cell, state: str, reason: str | None = None) -> None:
@@ -98,7 +102,7 @@ def _is_of_another(run_dir: Path, digest: str) -> bool:
         found = report.read_report(run_dir / "report.json")
     except ReportError:
         return False  # which the cell will say itself
-    return found is not None and config.config_hash(found["config"]) != digest
+    return found is not None and Identity(found["config"]).hash != digest
 
 
 def _found_state(run_dir: Path, known: Cell) -> tuple[str, str | None]:
@@ -123,7 +127,7 @@ def _follow_images(folder: Path, known: Sequence[Cell], planned: Sequence[Cell])
         with contextlib.suppress(ReportError):  # which the cell will say itself
             ended = report.read_report(folder / cell.folder / "report.json")
             fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
-    if fingerprint != datasets.load(OmegaConf.create(planned[0].config["data"])).fingerprint:
+    if fingerprint != datasets.load(data_section(planned[0].config["data"])).fingerprint:
         return
     for cell in known:
         cell.config["data"]["dir"] = planned[0].config["data"]["dir"]

@@ -10,31 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from cifar_research import config
-from cifar_research.config import composition, messages, trust
+from cifar_research.config import messages, trust
+from cifar_research.config.overrides import HYDRA_ERRORS, with_globs_expanded, with_texts
+from cifar_research.config.sweep import SweepSettings
 from cifar_research.runs.ledger import Cell
 from cifar_research.runtime.errors import ConfigError
 
 _LONGEST_NAME = 120
-
-
-def base(arguments: Sequence[str]) -> DictConfig:
-    """Return what a sweep's words compose but for those with several values: its hydra section, its name, its seed.
-
-    A key that an option has which only the cells choose, as in backbone=a,b backbone.size=1, is left to the cells, which
-    check it. ConfigError if the rest does not compose.
-    """
-    words = _words(arguments)
-    try:
-        return config.compose(words, with_hydra=True, mode=RunMode.MULTIRUN)
-    except ConfigError:
-        kept = [word for word in words if not re.match(r"[+~]*(?!hydra\.|sweep\.)\w+\.", word)]
-        if kept == words:
-            raise
-        return config.compose(kept, with_hydra=True, mode=RunMode.MULTIRUN)
 
 
 @dataclass(frozen=True)
@@ -46,20 +30,19 @@ class Plan:
     context: list[str]  # where options lie, and the sweep's own settings
 
     @classmethod
-    def of(cls, cfg: DictConfig, arguments: Sequence[str]) -> Plan:
-        """Read hydra.sweeper.params and the arguments; a key on the command line replaces what params give it."""
-        _refuse_lost_settings(cfg, arguments)
+    def of(cls, settings: SweepSettings) -> Plan:
+        """Read hydra.sweeper.params and the overrides; a key on the command line replaces what params give it."""
+        params, arguments = settings.params, settings.overrides
         _refuse_lost_words(arguments)
-        params = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True)
         for key in params:
             if re.match(r"[+~\s]*(allow_targets|hydra)\b", str(key)):
                 raise ConfigError(
                     f"hydra.sweeper.params: {key} is not for a sweep's file to say; give it on the command line"
                 )
         words = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
-        words += [word for word in _words(arguments) if not re.match(r"[+~]*(sweep|hydra)\b", word)]
+        words += [word for word in arguments if not re.match(r"[+~]*(sweep|hydra)\b", word)]
         try:
-            words = composition.with_globs_expanded(composition.with_texts(words), arguments)
+            words = with_globs_expanded(with_texts(words), arguments)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         found: dict[str, tuple[str, Any]] = {}
@@ -69,7 +52,7 @@ class Plan:
                 word = f"++{word}"  # what it replaces has added the key
                 (override,) = _parse([word])
             found[key] = word, override
-        context = [word for word in _words(arguments) if word.startswith(("hydra.searchpath=", "sweep."))]
+        context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
             raise ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
         return cls(
@@ -91,11 +74,13 @@ class Plan:
                 )
         choices = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in self.swept]
         cells: dict[str, Cell] = {}
+        folders: set[str] = set()
         for row in itertools.product(*choices):
             cell = self.cell(row)
-            digest = config.config_hash(cell.config)
-            if any(other.folder == cell.folder for other in cells.values()):
+            digest = cell.identity.hash
+            if cell.folder in folders:
                 cell.folder = f"{cell.folder}-{digest}"
+            folders.add(cell.folder)
             if cells.setdefault(digest, cell) is not cell:
                 self._refuse_free(cell)
         return list(cells.values())
@@ -103,7 +88,7 @@ class Plan:
     def _refuse_free(self, cell: Cell) -> None:
         """Refuse keys that vary and change nothing, where a cell is one that there is already."""
         for override in self.swept:
-            if f"{override.key_or_group}.".startswith(config.free_prefixes(cell.config)):
+            if cell.identity.is_free(override.key_or_group):
                 raise ConfigError(
                     f"{override.input_line}: changes nothing that a run computes, so that these cells would be one; give "
                     "one value, and a sweep for each"
@@ -114,40 +99,22 @@ class Plan:
         name = _folder_name(row or self.fixed)
         overrides = [*self.fixed, *row]
         try:
-            cfg = config.compose([*overrides, *self.context])
-            config.check(cfg)
+            settings = config.parse([*overrides, *self.context])
         except ConfigError as error:
             raise ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
-        return Cell(name, overrides, OmegaConf.to_container(cfg, resolve=True))
-
-
-def _words(arguments: Sequence[str]) -> list[str]:
-    return [word for word in arguments if not word.startswith("-")]
+        return Cell(name, overrides, settings.content)
 
 
 def _parse(words: Sequence[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
-    except composition.HYDRA_ERRORS as error:
+    except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, list(words))) from error
-
-
-def _refuse_lost_settings(cfg: DictConfig, arguments: Sequence[str]) -> None:
-    """A cell's command line holds what is in params, so what a sweep's file sets beside them would be lost."""
-    rest = [word for word in composition.without_sweeps(_words(arguments)) if not word.startswith("sweep=")]
-    alone, whole = (
-        config.flatten({key: value for key, value in one.items() if key != "hydra"}) for one in (base(rest), cfg)
-    )
-    for key, value in whole.items():
-        if key != "name" and not key.startswith("sweep.") and alone.get(key, ...) != value:
-            raise ConfigError(
-                f"{key}: the sweep's file sets it outside of hydra.sweeper.params, where no cell sees it; move it there"
-            )
 
 
 def _refuse_lost_words(arguments: Sequence[str]) -> None:
     """Refuse what neither the sweep nor its cells would see."""
-    for word, override in zip(_words(arguments), _parse(_words(arguments)), strict=True):
+    for word, override in zip(arguments, _parse(arguments), strict=True):
         key = override.key_or_group
         if not re.match(r"(sweep|hydra)\b", key):
             continue

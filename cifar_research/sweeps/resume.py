@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_research.config import trust
-from cifar_research.config.composition import quoted, with_texts
+from cifar_research.config.overrides import quoted, with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import ledger, report, reproduction
 from cifar_research.runs.ledger import Cell

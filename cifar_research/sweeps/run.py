@@ -7,7 +7,6 @@ cell by cell; the cells' own folders tell what came out, and `cells.json` what w
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import shutil
 import signal
@@ -16,14 +15,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hydra.types import RunMode
-from omegaconf import OmegaConf
-
-from cifar_research import config
-from cifar_research.config import composition, targets, trust
-from cifar_research.config.composition import quoted
+from cifar_research.config import trust
+from cifar_research.config.overrides import quoted, without_sweeps
+from cifar_research.config.schema import SweepConfig, data_section
+from cifar_research.config.sweep import SweepSettings
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.runs import report
@@ -32,15 +29,12 @@ from cifar_research.runtime import locks, programs
 from cifar_research.runtime.environment import stop_signals
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
-from cifar_research.sweeps import plan as planning
 from cifar_research.sweeps.launchers import worker
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.live import Live
 from cifar_research.sweeps.plan import Plan
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from cifar_research.sweeps import search
     from cifar_research.sweeps.launchers import Launcher
 
@@ -48,94 +42,50 @@ _POLL_SECONDS = 0.5
 _REPORT_EVERY_CELLS = 10
 
 
-def is_sweep(arguments: Sequence[str]) -> bool:
-    """Say whether this command line is a sweep's: by -m, or by a config that says so (hydra.mode=MULTIRUN)."""
-    flags = {argument for argument in arguments if argument.startswith("-")}
-    if flags & {"-m", "--multirun"}:
-        more = sorted(flags - {"-m", "--multirun"})
-        if shown := flags & {"--cfg", "-c", "--info", "-i"}:
-            raise ConfigError(
-                f"{' '.join(sorted(shown))}: shows one run's config, and -m makes many; leave -m out, and give each key "
-                "one value"
-            )
-        if more:
-            raise ConfigError(f"{' '.join(more)}: a sweep does not take this; leave it or -m out")
-        return True
-    if flags:
-        return False
-    cfg = planning.base(arguments)
-    if cfg.hydra.mode is RunMode.MULTIRUN:
-        return True
-    _refuse_for_one_run(cfg, arguments)
-    return False
-
-
-def _refuse_for_one_run(cfg: DictConfig, arguments: Sequence[str]) -> None:
-    """Refuse what a sweep alone takes, on the command line of one run, where it would come to nothing."""
-    # A run that goes on in its folder is one run for good.
-    is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
-    leave = "leave it out" if is_begun else "add -m, or leave it out"
-    for word in arguments:
-        key = word.lstrip("+~").partition("=")[0]
-        if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
-            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
-    launcher = str(cfg.hydra.launcher.get("_target_")).rpartition(".")[2]
-    if launcher != "local" and "hydra/launcher=local" not in arguments:
-        here = "hydra/launcher=local trains on this machine"
-        raise ConfigError(
-            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
-            + (here if is_begun else f"add -m to submit it as one job; {here}")
-        )
-
-
 def for_help(arguments: Sequence[str]) -> list[str]:
     """Return a command line with which Hydra can show its help: a sweep's without -m and words with several values."""
     if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
         return list(arguments)
-    return composition.without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
+    return without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
-def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
+def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
     """Run every cell that this command line spans and that is not complete; return the exit code.
 
-    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to go on by `resume=`. unlocks: see
+    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to continue by `resume=`. unlocks: see
     locks.Lock. Before anything is written, ConfigError if a cell's config, the launcher or the folder could not work,
     DataError if there is no data, LockedError if another sweep runs in the folder.
     """
-    arguments = [word for word in arguments if word not in ("-m", "--multirun")]
-    cfg = planning.base(arguments)
-    if problems := [problem for problem in config.check_values(cfg) if problem.startswith("sweep.")]:
-        raise ConfigError("\n".join(problems))
-    plan = Plan.of(cfg, arguments)
-    trials = cfg.sweep.trials
+    folder, launcher, trials = settings.folder, settings.launcher, settings.sweep.trials
+    plan = Plan.of(settings)
     if trials is None:
         planned, space = plan.grid(), None
     else:
         from cifar_research.sweeps import search  # which takes a third of a second to import
 
         planned, space = None, search.space(plan)
-        search.check(Path(cfg.hydra.sweep.dir), space)
-    folder = Path(cfg.hydra.sweep.dir)
+        search.check(folder, space)
     _refuse_folder(folder, is_search=trials is not None)
-    launcher = _launcher(cfg.hydra.launcher)
     with (
         locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
         contextlib.ExitStack() as started,
         contextlib.closing(launcher),
     ):
         launcher.open(folder)
-        ledger = Ledger.open(folder, arguments, planned)
+        ledger = Ledger.open(folder, settings.overrides, planned)
         if launcher.is_on_this_machine:
             _check_data(ledger.cells if space is None else [plan.cell(row) for row in search.corners(space)])
         started.enter_context(_undone_if_refused(keep, ledger))
         ledger.write()
         for line in ledger.news:
             console.tell(line)
-        source = Grid(ledger.cells) if space is None else search.Search(folder, space, trials, cfg.seed, plan, ledger)
+        source = (
+            Grid(ledger.cells) if space is None else search.Search(folder, space, trials, settings.seed, plan, ledger)
+        )
         live = Live(folder, ledger.cells, launcher, trials or len(ledger.cells))
         _write_columns(folder, ledger)
         with stop_signals() as received, live:
-            _run_cells(source, ledger, launcher, live, cfg.sweep, received, [locks.UNLOCK] if unlocks else [])
+            _run_cells(source, ledger, launcher, live, settings.sweep, received, [locks.UNLOCK] if unlocks else [])
         problem = _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
         if problem and any(cell.is_complete for cell in ledger.cells):
@@ -143,15 +93,6 @@ def run(arguments: Sequence[str], *, unlocks: bool = False) -> int:
     if received:
         return 128 + received[0]
     return 1 if _failed(ledger) else 0
-
-
-def _launcher(node: Any) -> Launcher:
-    """Return what the config's section hydra.launcher describes; ConfigError if it cannot."""
-    if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
-        raise ConfigError("hydra/launcher: Hydra's own are not used; choose hydra/launcher=local, slurm or ray")
-    if problems := targets.check("hydra.launcher", node):
-        raise ConfigError("\n".join(problems))
-    return targets.instantiate(node)
 
 
 @contextlib.contextmanager
@@ -201,7 +142,7 @@ def _run_cells(
     ledger: Ledger,
     launcher: Launcher,
     live: Live,
-    settings: Any,
+    settings: SweepConfig,
     received: list[int],
     flags: Sequence[str] = (),
 ) -> None:
@@ -322,4 +263,4 @@ def _check_data(cells: Sequence[Cell]) -> None:
         if not cell.is_complete:
             places.setdefault(tuple(data.get(key) for key in ("name", "dir", "download", "cache_dir")), data)
     for data in places.values():
-        datasets.load(OmegaConf.create(data))
+        datasets.load(data_section(data))

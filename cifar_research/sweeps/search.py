@@ -16,12 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
-from omegaconf import DictConfig, IntegerNode, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_research import config
-from cifar_research.config import targets
+from cifar_research.config.sweep import takes_whole_numbers
 from cifar_research.display import console
 from cifar_research.runs import report
 from cifar_research.runs.ledger import Cell
@@ -169,15 +168,15 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
             "sweep=perspectives"
         )
     chosen = [f"{key}={one.choices[0]}" for key, one in found.items() if isinstance(one, CategoricalDistribution)]
-    cfg = config.compose([*plan.fixed, *chosen, *plan.context])
+    composed = config.compose([*plan.fixed, *chosen, *plan.context])
     for key, one in found.items():  # Hydra makes the ends of interval(8,64) floats
-        if isinstance(one, FloatDistribution) and _takes_whole_numbers(cfg, key):
+        if isinstance(one, FloatDistribution) and takes_whole_numbers(composed, key):
             if math.ceil(one.low) > math.floor(one.high):
                 raise ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
             found[key] = IntDistribution(math.ceil(one.low), math.floor(one.high), log=one.log)
     for row in corners(found):
-        cfg = plan.cell(row).config
-        if cfg["data"]["val_fraction"] == 0 and cfg["data"]["validation"] == "holdout":
+        data = plan.cell(row).config["data"]
+        if data["val_fraction"] == 0 and data["validation"] == "holdout":
             raise ConfigError(
                 "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
             )
@@ -189,14 +188,6 @@ def corners(space: Mapping[str, BaseDistribution]) -> list[list[str]]:
     first = {key: _ends(one)[0] for key, one in space.items()}
     rows = [first | {key: value} for key, one in space.items() for value in _ends(one)]
     return [[f"{key}={_word(value)}" for key, value in row.items()] for row in rows]
-
-
-def _takes_whole_numbers(cfg: DictConfig, key: str) -> bool:
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    if not isinstance(node, DictConfig) or last not in node:
-        return False
-    return isinstance(node._get_node(last), IntegerNode) or targets.hint(node, last) in (int, int | None)
 
 
 def _described(space: Mapping[str, BaseDistribution]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cifar_research import config
-from cifar_research.config import messages
+from cifar_research.config import job, messages
+from cifar_research.config.composition import Composed
+from cifar_research.config.identity import option_names
 from cifar_research.display import console
-from cifar_research.runs import job, reproduction
+from cifar_research.runs import reproduction
 from cifar_research.runtime.errors import (
     CheckpointError,
     ConfigError,
@@ -23,13 +26,11 @@ from cifar_research.runtime.errors import (
 from cifar_research.training.run import run
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from cifar_research.training import loop
 
 log = logging.getLogger(__name__)
 
-# What a user can mend and needs no traceback for; anything else is a mistake of ours, or of a user's own module.
+# Errors that the user can fix, shown without a traceback. Anything else is a bug, or an error in a user's own module.
 USER_ERRORS = (
     ConfigError, DataError, WeightsError, CheckpointError, ReportError, LockedError,
 )  # fmt: skip
@@ -62,36 +63,32 @@ def exit_code(arguments: Sequence[str], work: Callable[[], int]) -> int:
 
 
 def train(
-    arguments: Sequence[str],
+    composed: Composed,
     original: reproduction.Original | None = None,
     is_hopeless: loop.Rule | None = None,
     unlocks: bool = False,
 ) -> int:
-    """Train the one run of a command line, and return the exit code; is_hopeless: see `run`."""
-    with job.of(arguments) as this:
-        config.check(this.cfg)
-        if this.cfg.training.strategy == "multi_worker" and not any(
-            argument.startswith("hydra.run.dir=") for argument in arguments
+    """Train the one run of a command line, and return the exit code; is_hopeless, unlocks: see `run`."""
+    with job.of(composed) as this:
+        parsed = config.settings(composed)
+        if parsed.training.strategy == "multi_worker" and not any(
+            word.startswith("hydra.run.dir=") for word in composed.overrides
         ):
             raise ConfigError(
-                "hydra.run.dir: the workers of training.strategy=multi_worker go on from one folder; give the same one, "
-                "on a disk that they share, to all of them"
+                "hydra.run.dir: the workers of training.strategy=multi_worker share one folder; give all of them the same "
+                "one, on a disk that they share"
             )
         if original is not None:
-            original.check(this.cfg, this.run_dir)
+            original.check(parsed.identity, this.run_dir)
+            # The overrides that repeat a run give its groups value by value: only those typed now have other options.
+            options = option_names(original.report["options"]) | option_names(composed.overrides)
+            parsed = dataclasses.replace(parsed, options=options)
             for difference in original.differences():
                 log.warning("%s", difference)
         try:
-            result = run(
-                this.cfg,
-                this.run_dir,
-                is_hopeless=is_hopeless,
-                options=_options(this.whole.hydra, original),
-                begins=this.begin,
-                unlocks=unlocks,
-            )
+            result = run(parsed, this.run_dir, is_hopeless=is_hopeless, begins=this.begin, unlocks=unlocks)
         except (*USER_ERRORS, OSError) as error:
-            log.info("ended by an error: %s", error)  # into the run's own log; the terminal is given it by `command`
+            log.info("ended by an error: %s", error)  # in the run's own log; `exit_code` shows it on the terminal
             raise
         if result["status"] == "stopped":
             return 128 + result["signal"]
@@ -102,15 +99,3 @@ def train(
             log.info("%s", sentence)
             code = max(code, verdict)
         return code
-
-
-def _options(hydra: DictConfig, original: reproduction.Original | None) -> dict[str, str]:
-    """Return the names of a run's options; hydra: Hydra's own section."""
-    if original is None:
-        names = config.option_names(hydra.runtime.choices)
-        # Words that repeat a run give groups value by value.
-        words = [word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task if word[:1] in "+~"]
-        changed = {"training" if word.startswith("training.phases") else word for word in words}
-        return {group: name for group, name in names.items() if group not in changed}
-    # Its groups are given value by value, but for those that are typed anew.
-    return config.option_names(original.report["options"]) | config.option_names(hydra.overrides.task)

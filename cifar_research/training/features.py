@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,91 +16,35 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cifar_research.config.settings import Settings
 from cifar_research.data import cache
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.models import classifier
 from cifar_research.runtime import folders
-from cifar_research.training.steps import Task, View, prepare, standardize
+from cifar_research.training.forward import Forward
+from cifar_research.training.state import TrainState
 
 NAME = "features"
-VERSION = 3  # of what is computed below; a change of it makes all that is kept anew
+VERSION = 3  # of what is computed below; with another one all features are computed again
 _BATCH = 256
 
 
-def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], None]) -> tuple[Dataset, View]:
-    """Return the data set as the backbone's features, and what makes sense of them.
+def keep(settings: Settings, state: TrainState, data: Dataset, tell: Callable[[str], None]) -> tuple[Dataset, Forward]:
+    """Return the data set as backbone features, and the forward pass that takes them.
 
-    A feature is what the head makes its vector of, float32: pooled, if the head begins with pooling. They are kept in
-    the data cache's folder, by all that they depend on, so that the runs of a sweep share them; tell is called before
-    they are computed.
+    A feature is float32, pooled if the head begins with pooling. Features are kept in the data cache's folder, by
+    everything that they depend on, and shared by the runs of a sweep; tell is called before they are computed.
     """
-    backbone, head = classifier.parts(task.model)
+    _, head = classifier.parts(state.model)
     pool, rest = _split(head)
-    shape = rest.input_shape[1:]
-
-    @tf.function(reduce_retracing=True)
-    def extract(images: tf.Tensor) -> tf.Tensor:
-        found = backbone(standardize(task, images), training=False)
-        return tf.cast(found if pool is None else pool(found), tf.float32)
-
-    augments = any(node is not None for node in cfg.augmentation.values())
-    augment = tf.function(task.augment, reduce_retracing=True)
-    identity = {
-        "version": [VERSION, keras.__version__],
-        "backbone": [cfg.backbone._target_, _code(cfg.backbone), *_settings(cfg.backbone)],
-        "weights": _digest(*(weight.value.numpy() for weight in backbone.weights)),
-        "pool": None if pool is None else [type(pool).__name__, list(shape)],
-        "precision": task.precision,
-        "fingerprint": data.fingerprint,
-        "standardize": None if task.mean is None else [*map(float, task.mean), *map(float, task.deviation)],
-    }
-    # As a list, since they are applied in their order.
-    augmentation = [[name, node, _code(node)] for name, node in _plain(cfg.augmentation).items() if node is not None]
-    of_training = identity | {"views": [views, cfg.seed, augmentation]} if augments else identity
-
-    def features(split: Split, identity: dict[str, Any], views: int, augments: bool) -> Split:
-        # Rows of the test set's images may have the numbers and labels of some of the training set's.
-        of_train = split.images is data.train.images
-        place = "test" if split.images is data.test.images else "training" if of_train else "validation"
-        identity = identity | {"rows": [place, _digest(split.indices, split.labels[split.indices])]}
-
-        def make(folder: Path) -> dict[str, Any]:
-            tell(f"Computing the backbone's features of {views * len(split):,} images; they are kept for later runs.")
-            kept = _memory_map(folder / "features.npy", (views * len(split), *shape))
-            targets = np.empty((views * len(split), task.num_classes), np.float32)
-            for view in range(views):
-                # Mixing takes its partners from the batch, and a data set may be sorted by class.
-                order = np.random.default_rng([cfg.seed, view]).permutation(len(split)) if augments else None
-                for begin in range(0, len(split), _BATCH):
-                    rows = (
-                        np.arange(begin, min(begin + _BATCH, len(split))) if order is None else order[begin:][:_BATCH]
-                    )
-                    chosen = split.indices[rows]
-                    pixels, soft = prepare(task, split.images[chosen], split.labels[chosen])
-                    if augments:
-                        seed = tf.constant([cfg.seed, view], tf.int32)
-                        pixels, soft = augment(
-                            pixels, soft, tf.random.experimental.stateless_fold_in(seed, begin), seed
-                        )
-                    kept[view * len(split) + rows] = extract(pixels).numpy()
-                    targets[view * len(split) + rows] = soft.numpy()
-            kept.flush()
-            with cache.needs(targets.nbytes):
-                np.save(folder / "targets.npy", targets, allow_pickle=False)
-            return {"identity": identity}
-
-        arrays, _ = cache.kept(folders.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
-        labels = arrays["targets"] if augments else split.labels[split.indices]
-        return Split(arrays["features"], labels, np.arange(len(split)), views)
-
-    train = features(data.train, of_training, views, augments)
-    val = features(data.val, identity, 1, False) if len(data.val) else data.val
-    kept = dataclasses.replace(data, train=train, val=val)
+    extraction = _Extraction(settings, state, pool, rest.input_shape[1:], tell)
+    train = extraction.features(data, data.train, settings.kept_views, augments=bool(settings.transforms))
+    val = extraction.features(data, data.val, 1, augments=False) if len(data.val) else data.val
 
     def targets(labels: tf.Tensor) -> tf.Tensor:
-        return labels if labels.dtype.is_floating else tf.one_hot(labels, task.num_classes)
+        return labels if labels.dtype.is_floating else tf.one_hot(labels, state.preprocessing.num_classes)
 
-    return kept, View(
+    return dataclasses.replace(data, train=train, val=val), Forward(
         train=lambda inputs, labels, seed, epoch_seed: (inputs, targets(labels)),
         evaluate=lambda inputs, labels: (inputs, targets(labels)),
         network=lambda inputs, training: rest(inputs, training=training),
@@ -108,8 +52,87 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
     )
 
 
+class _Extraction:
+    """The frozen backbone's features of images, and what identifies them. shape: of one image's feature."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: TrainState,
+        pool: keras.layers.Layer | None,
+        shape: tuple[int, ...],
+        tell: Callable[[str], None],
+    ) -> None:
+        backbone, _ = classifier.parts(state.model)
+        self._settings, self._preprocessing, self._shape, self._tell = settings, state.preprocessing, shape, tell
+        mean, deviation = state.preprocessing.mean, state.preprocessing.standard_deviation
+        section = settings.content["backbone"]
+        self._identity = {
+            "version": [VERSION, keras.__version__],
+            "backbone": [section["_target_"], _code(section), *_values(section)],
+            "weights": _digest(*(weight.value.numpy() for weight in backbone.weights)),
+            "pool": None if pool is None else [type(pool).__name__, list(shape)],
+            "precision": state.precision,
+            "standardize": None if mean is None else [*map(float, mean), *map(float, deviation)],
+        }
+
+        @tf.function(reduce_retracing=True)
+        def extract(images: tf.Tensor) -> tf.Tensor:
+            maps = backbone(state.preprocessing.standardize(images), training=False)
+            return tf.cast(maps if pool is None else pool(maps), tf.float32)
+
+        self._extract = extract
+        self._augment = tf.function(state.preprocessing.augment, reduce_retracing=True)
+
+    def features(self, data: Dataset, split: Split, views: int, *, augments: bool) -> Split:
+        """Return a split as features, those of an earlier run if they are the same."""
+        identity = self._identity | {"fingerprint": data.fingerprint}
+        if augments:  # as a list, since transforms are applied in their order
+            sections = self._settings.content["augmentation"].items()
+            transforms = [[name, section, _code(section)] for name, section in sections if section is not None]
+            identity |= {"views": [views, self._settings.seed, transforms]}
+        # Rows of the test set's images may have the numbers and labels of some of the training set's.
+        of_train = split.images is data.train.images
+        source = "test" if split.images is data.test.images else "training" if of_train else "validation"
+        identity |= {"rows": [source, _digest(split.indices, split.labels[split.indices])]}
+
+        def make(folder: Path) -> dict[str, Any]:
+            self._tell(
+                f"Computing the backbone's features of {views * len(split):,} images; they are kept for later runs."
+            )
+            kept = _memory_map(folder / "features.npy", (views * len(split), *self._shape))
+            targets = np.empty((views * len(split), self._preprocessing.num_classes), np.float32)
+            for view in range(views):
+                self._compute(split, view, augments, kept, targets)
+            kept.flush()
+            with cache.needs(targets.nbytes):
+                np.save(folder / "targets.npy", targets, allow_pickle=False)
+            return {"identity": identity}
+
+        root = folders.root(self._settings.data.cache_dir)
+        arrays, _ = cache.kept(root, NAME, identity, ("features", "targets"), make)
+        labels = arrays["targets"] if augments else split.labels[split.indices]
+        return Split(arrays["features"], labels, np.arange(len(split)), views)
+
+    def _compute(self, split: Split, view: int, augments: bool, kept: np.ndarray, targets: np.ndarray) -> None:
+        """Fill one view's rows of the features and targets."""
+        seed = self._settings.seed
+        # Mixing takes its partners from the batch, and a data set may be sorted by class.
+        order = np.random.default_rng([seed, view]).permutation(len(split)) if augments else np.arange(len(split))
+        for begin in range(0, len(split), _BATCH):
+            rows = order[begin : begin + _BATCH]
+            chosen = split.indices[rows]
+            pixels, soft = self._preprocessing.prepare(split.images[chosen], split.labels[chosen])
+            if augments:
+                of_view = tf.constant([seed, view], tf.int32)
+                of_batch = tf.random.experimental.stateless_fold_in(of_view, begin)
+                pixels, soft = self._augment(pixels, soft, of_batch, of_view)
+            kept[view * len(split) + rows] = self._extract(pixels).numpy()
+            targets[view * len(split) + rows] = soft.numpy()
+
+
 def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
-    """Return the pooling that a head begins with, None if it begins otherwise, and the head from there on."""
+    """Return the pooling layer that a head begins with, None if it begins otherwise, and the rest of the head."""
     layers = getattr(head, "layers", [])
     if len(layers) < 2 or layers[1].name != "head_pool" or layers[1].weights:
         return None, head
@@ -126,12 +149,12 @@ def _memory_map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return kept
 
 
-def _code(node: Any) -> str | None:
-    """Return a digest of the file that a factory of the user's own is in, which may change.
+def _code(section: Mapping[str, Any]) -> str | None:
+    """Return a digest of the file of a user's own factory, which may change.
 
-    None for ours, see VERSION, and for one that no file tells of.
+    None for the framework's, see VERSION, and for one without a file.
     """
-    module, _, name = node["_target_"].rpartition(".")
+    module, _, name = section["_target_"].rpartition(".")
     if module.split(".")[0] == __package__.split(".")[0]:
         return None
     factory = inspect.unwrap(getattr(importlib.import_module(module), name))
@@ -141,15 +164,9 @@ def _code(node: Any) -> str | None:
         return None
 
 
-def _settings(node: Any) -> list[str]:
-    """Return a backbone's settings but for where its weights came from, which their digest says better."""
-    return [f"{key}={value}" for key, value in sorted(_plain(node).items()) if key not in ("weights", "_target_")]
-
-
-def _plain(node: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(node, resolve=True)
+def _values(section: Mapping[str, Any]) -> list[str]:
+    """Return a backbone's settings without the place of its weights, which their digest identifies better."""
+    return [f"{key}={value}" for key, value in sorted(section.items()) if key not in ("weights", "_target_")]
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -2,62 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from cifar_research.config.phases import Phase
+from cifar_research.config.schema import TrainingConfig
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.display.console import Display
-from cifar_research.display.tensorboard import Writer
 from cifar_research.runs import report
-from cifar_research.runs.checkpoint import Checkpoint, Checkpoints, read, write
 from cifar_research.runtime.environment import Environment
-from cifar_research.runtime.errors import CheckpointError
-from cifar_research.training.steps import Task, Totals, View, eval_step, many_steps, one_program
+from cifar_research.training.outputs import Outputs
+from cifar_research.training.saver import Saver
+from cifar_research.training.scoring import Evaluation, Scores
+from cifar_research.training.state import Progress, TrainState
+from cifar_research.training.steps import Totals, many_steps, one_program
 
-_CHIEF_SECONDS = 120  # for the chief to write what the other workers read
-# Asked with an epoch's row of the history.
+# Asked with an epoch's row of the history: whether the run is hopeless.
 Rule = Callable[[Mapping[str, Any]], bool]
 
 
-@dataclass
-class Record:
-    """What a run remembers beside its variables; goes into every checkpoint.
+@dataclass(frozen=True)
+class Stage:
+    """A phase of training with what it works on.
 
-    phase: the number of the current one; phase_steps, phase_epochs: the steps and epochs done before each one begun.
-    epoch: whole epochs done; totals: the current one's so far (losses, right answers, images); seconds: the current
-    one's so far; elapsed: the seconds of earlier processes, from their first step on; best: step, epoch and value of
-    the monitored metric; history: a row an epoch, as in history.csv.
+    data: images, or features of them; evaluate: scores its splits; is_last: whether no other phase follows; received: the
+    signals that have come, at the first of which the run saves and stops; is_hopeless: ends the run as `pruned`.
     """
 
-    step: int = 0
-    epoch: int = 0
-    phase: int = 0
-    phase_steps: list[int] = field(default_factory=lambda: [0])
-    phase_epochs: list[int] = field(default_factory=lambda: [0])
-    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seconds: float = 0.0
-    elapsed: float = 0.0
-    best: dict[str, Any] | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation found: the mean loss over images, and the predicted class of each, int64 [N]."""
-
-    loss: float
-    accuracy: float
-    predictions: np.ndarray
+    phase: Phase
+    data: Dataset
+    drop_remainder: bool
+    evaluate: Evaluation
+    is_last: bool
+    received: list[int]
+    is_hopeless: Rule | None = None
 
 
 @dataclass
@@ -70,232 +53,109 @@ class Outcome:
 
 
 def fit(
-    task: Task,
+    state: TrainState,
+    progress: Progress,
+    stage: Stage,
+    training: TrainingConfig,
     environment: Environment,
-    training: Any,
-    data: Dataset,
-    phase: Phase,
-    *,
-    is_last: bool,
-    received: list[int],
-    began: float,
-    drop_remainder: bool,
-    identity: dict[str, Any],
-    evaluate: Evaluation,
-    record: Record,
-    checkpoints: Checkpoints,
-    run_dir: Path,
-    display: Display,
-    writer: Writer | None,
-    histograms: bool = False,
-    profile: range = range(0),
-    is_hopeless: Rule | None = None,
+    saver: Saver,
+    outputs: Outputs,
 ) -> Outcome:
-    """Train from `record.step` to the phase's last step, a validation and a checkpoint at the end of every epoch.
+    """Train from `progress.step` to the phase's last step, a validation and a checkpoint at the end of every epoch.
 
-    training: the config's section of that name; is_last: whether no other phase comes after; received: the signals
-    that have come, at the first of which the run saves and stops; began: time.perf_counter() when this process's first
-    phase began; identity: kept in each checkpoint, so that a run does not go on with another config or other data;
-    is_hopeless: ends the run as `pruned` when it says so of an epoch's row. `task` and `record` are changed in place;
-    after a restart both come from a checkpoint.
+    Changes state and progress, which after a restart come from a checkpoint.
     """
-    steps = batches.steps_per_epoch(len(data.train), training.batch_size, drop_remainder)
-    total_steps = record.phase_steps[-1] + steps * phase.epochs
-    call, source = prepared(task, environment, data.train, training, record.step, total_steps, drop_remainder)
-    iterator = iter(source)
-    clock = _Clock()
+    steps = batches.steps_per_epoch(len(stage.data.train), training.batch_size, stage.drop_remainder)
+    total_steps = progress.phase_steps[-1] + steps * stage.phase.epochs
+    call, source = prepared(
+        state, environment, stage.data.train, training, progress.step, total_steps, stage.drop_remainder
+    )
+    iterator, clock = iter(source), Clock()
 
-    def save() -> None:
-        if environment.is_chief:
-            arrays = {name: _numpy(variable) for name, variable in task.variables().items()}
-            elapsed = record.elapsed + time.perf_counter() - began
-            checkpoints.save(record.step, Checkpoint(arrays, {**asdict(record), "elapsed": elapsed, **identity}))
+    def outcome(status: str, signal: int | None = None) -> Outcome:
+        return Outcome(status, signal, clock.first_call_seconds)
 
-    def is_over() -> bool:
-        return is_last and record.step == total_steps
-
-    def outcome(status: str, number: int | None = None) -> Outcome:
-        return Outcome(status, number, clock.first_call_seconds)
-
-    while record.step < total_steps and not _is_patience_over(record, training):
-        epoch_end = (record.epoch + 1) * steps
-        num_steps = min(training.steps_per_call, epoch_end - record.step)
-        if writer and profile and record.step <= profile.start < record.step + num_steps:
-            writer.profile_start()
-        began_call = time.perf_counter()
-        totals = call(iterator, tf.constant(num_steps), tf.constant(record.totals, tf.float64))
-        before, record.totals = record.totals, [float(value) for value in totals.numpy()]
-        clock.called(record.totals[2] - before[2], time.perf_counter() - began_call)
-        record.seconds += time.perf_counter() - began_call
-        record.step += num_steps
-        if writer and profile and record.step - num_steps < profile.stop <= record.step:
-            writer.profile_stop()
-
-        loss, accuracy = _means(record.totals)
+    while progress.step < total_steps and not _is_patience_over(progress, training):
+        epoch_end = (progress.epoch + 1) * steps
+        num_steps = min(training.steps_per_call, epoch_end - progress.step)
+        outputs.before_steps(progress.step, num_steps)
+        _advance(call, iterator, progress, num_steps, clock)
+        outputs.after_steps(progress.step, num_steps)
+        loss, accuracy = progress.means
         if not math.isfinite(loss):
-            display.message(f"The loss is {loss} at step {record.step}: the run has diverged.")
+            outputs.display.message(f"The loss is {loss} at step {progress.step}: the run has diverged.")
             return outcome("diverged")
-        display.progress(record.step, record.epoch + 1, loss, accuracy, clock.images_per_second())
-        is_epoch_end = record.step == epoch_end
-        if writer and (is_epoch_end or record.step % training.log_every_steps < num_steps):
-            writer.scalars(record.step, _rates(task, record, loss, accuracy, clock))
+        outputs.display.progress(progress.step, progress.epoch + 1, loss, accuracy, clock.images_per_second)
+        is_epoch_end = progress.step == epoch_end
+        if is_epoch_end or progress.step % training.log_every_steps < num_steps:
+            outputs.scalars(progress.step, _training_scalars(state, progress, clock))
+        is_over = stage.is_last and progress.step == total_steps
         try:
             if is_epoch_end:
-                scores = evaluate(data.val) if len(data.val) else None
-                is_best = _end_epoch(record, task, phase.name, scores, clock, training)
-                if is_best and environment.is_chief:
-                    _keep_best(task, checkpoints, record)
-                display.epoch(record.history[-1], is_best)
-                if writer:
-                    _write_validation(record, writer)
-                if writer and histograms:
-                    writer.histograms(record.step, {w.path: _numpy(w.value) for w in task.model.weights})
-                save()
-                # After it, so that a history without a checkpoint tells that checkpoints were lost.
-                if environment.is_chief:
-                    report.write_history(run_dir / "history.csv", record.history)
-                if is_hopeless is not None and is_hopeless(record.history[-1]) and not is_over():
-                    display.message(f"Pruned after epoch {record.epoch}: others were better by then.")
+                _end_epoch(state, progress, stage, training, saver, outputs, clock)
+                if stage.is_hopeless is not None and stage.is_hopeless(progress.history[-1]) and not is_over:
+                    outputs.display.message(f"Pruned after epoch {progress.epoch}: others were better by then.")
                     return outcome("pruned")
-            elif received:
-                save()
+            elif stage.received:
+                saver.save(state, progress)
         except FloatingPointError as error:
-            display.message(f"{error}: the run has diverged.")
+            outputs.display.message(f"{error}: the run has diverged.")
             return outcome("diverged")
-        if received and not is_over():
-            return outcome("stopped", received[0])
+        if stage.received and not is_over:
+            return outcome("stopped", stage.received[0])
     return outcome("completed")
 
 
-class Evaluation:
-    """Scores splits with the weights as they are, or with their averages if the task keeps them; traced once.
+def next_phase(state: TrainState, progress: Progress, saver: Saver, *, keeps_optimizer: bool) -> None:
+    """Advance to the next phase, starting from the best weights so far.
 
-    view: what makes sense of the splits' batches, see steps.View.
+    keeps_optimizer: keep the optimizer's slots of each weight, instead of resetting them.
     """
-
-    def __init__(self, task: Task, environment: Environment, batch_size: int, view: View) -> None:
-        self._task, self._environment, self._batch_size = task, environment, batch_size
-        self._view, self._call = view, None
-
-    def __call__(self, split: Split) -> Scores:
-        """Score every image of the split, whatever the batch size."""
-        device = self._environment.prefetch_device
-        dataset = batches.evaluation(split, batch_size=self._batch_size, device=device)
-        if self._call is None:  # with the sizes of batches left open, since the last one is often smaller
-            task, view = self._task, self._view
-            self._call = tf.function(lambda *batch: eval_step(task, *batch, view), dataset.element_spec)
-        with averaged_weights(self._task):
-            parts = [self._call(inputs, labels) for inputs, labels in dataset]
-        losses = np.concatenate([part[0].numpy() for part in parts])
-        predictions = np.concatenate([part[1].numpy() for part in parts])
-        right = predictions == split.labels[split.indices]
-        return Scores(float(losses.mean(dtype=np.float64)), float(right.mean()), predictions)
-
-
-@contextlib.contextmanager
-def averaged_weights(task: Task) -> Iterator[None]:
-    """Put the averages of the weights in their place for a while; nothing happens if the task keeps none."""
-    if not task.averages:
-        yield
-        return
-    weights = [weight.value for weight in task.model.weights]
-    trained = [_numpy(weight) for weight in weights]
-    for weight, average in zip(weights, task.averages, strict=True):
-        weight.assign(_numpy(average))
-    try:
-        yield
-    finally:
-        for weight, value in zip(weights, trained, strict=True):
-            weight.assign(value)
-
-
-def restore(task: Task, record: Record, checkpoint: Checkpoint) -> None:
-    """Put everything that a checkpoint remembers back; CheckpointError if it is not this task's."""
-    variables = task.variables()
-    if variables.keys() != checkpoint.arrays.keys():
-        odd = sorted(variables.keys() ^ checkpoint.arrays.keys())
-        raise CheckpointError(
-            f"The checkpoint's variables are not this model's, whose code has changed since: {', '.join(odd[:5])}; "
-            "put the code back, or choose another hydra.run.dir"
-        )
-    for name, variable in variables.items():
-        found = checkpoint.arrays[name]
-        if tuple(variable.shape) != found.shape or variable.dtype != found.dtype:
-            raise CheckpointError(
-                f"The checkpoint's {name} is {found.dtype} {found.shape}, and this model's {variable.dtype} "
-                f"{tuple(variable.shape)}: its code has changed since; put it back, or choose another hydra.run.dir"
-            )
-    if missing := sorted(asdict(record).keys() - checkpoint.meta.keys()):
-        raise CheckpointError(f"The checkpoint says nothing of {', '.join(missing)}; choose another hydra.run.dir")
-    for name, variable in variables.items():
-        variable.assign(checkpoint.arrays[name])
-    for name in asdict(record):
-        setattr(record, name, checkpoint.meta[name])
-
-
-def restore_best(task: Task, record: Record, checkpoints: Checkpoints) -> None:
-    """Load the best weights by validation into the model and the averages, if it keeps them."""
-    arrays = read(checkpoints.best_path(record.best["step"])).arrays
-    for weight in task.model.weights:
-        weight.value.assign(arrays[f"model/{weight.path}"])
-    for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
-        average.assign(weight.value)
-
-
-def next_phase(
-    task: Task, environment: Environment, record: Record, checkpoints: Checkpoints, *, keeps_optimizer: bool
-) -> None:
-    """Go from the end of a phase to the begin of the next, which starts from the best weights so far.
-
-    keeps_optimizer: go on with what the optimizer has kept of each weight, instead of anew.
-    """
-    end = time.monotonic() + _CHIEF_SECONDS
-    while not environment.is_chief and not checkpoints.best_path(record.best["step"]).exists():
-        if time.monotonic() > end:
-            break  # and let the reading tell what is missing
-        time.sleep(0.1)  # the chief writes it, and is not always first
-    restore_best(task, record, checkpoints)
+    saver.restore_best(state, progress)
     if not keeps_optimizer:
-        task.reset_optimizer()
-    record.phase += 1
-    record.phase_steps.append(record.step)
-    record.phase_epochs.append(record.epoch)
+        state.reset_optimizer()
+    progress.phase += 1
+    progress.phase_steps.append(progress.step)
+    progress.phase_epochs.append(progress.epoch)
 
 
-class _Clock:
+class Clock:
     """Images a second, without the phase's first call in this process, in which the step is traced."""
 
     def __init__(self) -> None:
         self.first_call_seconds: float | None = None
-        self.images = self.seconds = 0.0
+        self._images = self._seconds = 0.0
 
     def called(self, num_images: float, seconds: float) -> None:
+        """Count a call."""
         if self.first_call_seconds is None:
             self.first_call_seconds = seconds
         else:
-            self.images += num_images
-            self.seconds += seconds
+            self._images += num_images
+            self._seconds += seconds
 
+    @property
     def images_per_second(self) -> float | None:
-        return self.images / self.seconds if self.seconds else None
+        return self._images / self._seconds if self._seconds else None
 
     def reset(self) -> None:
-        self.images = self.seconds = 0.0
+        """Start over for the next epoch."""
+        self._images = self._seconds = 0.0
 
 
 def prepared(
-    task: Task,
+    state: TrainState,
     environment: Environment,
     split: Split,
-    training: Any,
+    training: TrainingConfig,
     step: int,
     total_steps: int,
     drop_remainder: bool,
 ) -> tuple[Callable[..., Totals], Any]:
-    """Return the call that does the steps from `step` on, and what its iterator goes over."""
+    """Return the call that does the steps from `step` on, and the data set that it iterates over."""
     settings = {
         "batch_size": training.batch_size,
-        "seed": task.seed,
+        "seed": state.seed,
         "initial_step": step,
         "total_steps": total_steps,
         "drop_remainder": drop_remainder,
@@ -303,78 +163,97 @@ def prepared(
     device, strategy = environment.prefetch_device, environment.strategy
     if device is not None and training.jit_compile and batches.fits_on_device(split):
         rows = batches.training_rows(split, **settings, steps_per_call=training.steps_per_call)
-        return one_program(task, batches.reader_on_device(split, device)), rows
+        return one_program(state, batches.reader_on_device(split, device)), rows
 
     def pipeline(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
         return batches.training(split, **settings, context=context, device=device)
 
     several = strategy.num_replicas_in_sync > 1
     source = strategy.distribute_datasets_from_function(pipeline) if several else pipeline()
-    return many_steps(task, strategy), source
+    return many_steps(state, strategy), source
 
 
-def _numpy(variable: Any) -> np.ndarray:
-    return tf.convert_to_tensor(variable).numpy()
+def _advance(call: Callable[..., Totals], iterator: Any, progress: Progress, num_steps: int, clock: Clock) -> None:
+    began, before = time.perf_counter(), progress.totals
+    totals = call(iterator, tf.constant(num_steps), tf.constant(before, tf.float64))
+    progress.totals = [float(value) for value in totals.numpy()]
+    clock.called(progress.totals[2] - before[2], time.perf_counter() - began)
+    progress.seconds += time.perf_counter() - began
+    progress.step += num_steps
 
 
-def _means(totals: list[float]) -> tuple[float, float]:
-    return totals[0] / totals[2], totals[1] / totals[2]
+def _learning_rate(state: TrainState, progress: Progress) -> float:
+    return float(state.learning_rate(tf.constant(float(progress.step - 1))))
 
 
-def _rates(task: Task, record: Record, loss: float, accuracy: float, clock: _Clock) -> dict[str, float]:
-    rate = float(task.learning_rate(tf.constant(float(record.step - 1))))
-    scalars = {"train/loss": loss, "train/accuracy": accuracy, "learning_rate": rate}
-    speed = clock.images_per_second()
-    return scalars | ({} if speed is None else {"images_per_second": speed})
+def _training_scalars(state: TrainState, progress: Progress, clock: Clock) -> dict[str, float | None]:
+    loss, accuracy = progress.means
+    rate, speed = _learning_rate(state, progress), clock.images_per_second
+    return {"train/loss": loss, "train/accuracy": accuracy, "learning_rate": rate, "images_per_second": speed}
 
 
-def _end_epoch(record: Record, task: Task, phase: str, scores: Scores | None, clock: _Clock, training: Any) -> bool:
-    """Close the epoch: add its row to the history, and say whether it is the best so far."""
-    loss, accuracy = _means(record.totals)
-    record.epoch += 1
-    record.history.append(
+def _end_epoch(
+    state: TrainState,
+    progress: Progress,
+    stage: Stage,
+    training: TrainingConfig,
+    saver: Saver,
+    outputs: Outputs,
+    clock: Clock,
+) -> None:
+    """Validate, add the epoch to the history, and save; FloatingPointError if a weight or the loss is not finite."""
+    scores = stage.evaluate(stage.data.val) if len(stage.data.val) else None
+    _add_row(state, progress, stage.phase.name, scores, clock)
+    is_best = _is_best(progress, scores, training.monitor)
+    if is_best:
+        saver.save_best(state, progress)
+    row = progress.history[-1]
+    outputs.display.epoch(row, is_best)
+    outputs.scalars(progress.step, {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}, flush=True)
+    outputs.histograms(progress.step, state.model)
+    saver.save(state, progress)
+    # After the checkpoint, so that a history without one shows that checkpoints were lost.
+    if saver.is_chief:
+        report.write_history(outputs.folder / "history.csv", progress.history)
+
+
+def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores | None, clock: Clock) -> None:
+    """Close the epoch with a row in the history."""
+    loss, accuracy = progress.means
+    progress.epoch += 1
+    progress.history.append(
         {
-            "epoch": record.epoch,
-            "step": record.step,
+            "epoch": progress.epoch,
+            "step": progress.step,
             "phase": phase,
-            "learning_rate": float(task.learning_rate(tf.constant(float(record.step - 1)))),
+            "learning_rate": _learning_rate(state, progress),
             "loss": loss,
             "accuracy": accuracy,
             "val_loss": scores and scores.loss,
             "val_accuracy": scores and scores.accuracy,
-            "seconds": record.seconds,
-            "images_per_second": clock.images_per_second(),
+            "seconds": progress.seconds,
+            "images_per_second": clock.images_per_second,
         }
     )
-    record.totals, record.seconds = [0.0, 0.0, 0.0], 0.0
+    progress.totals, progress.seconds = [0.0, 0.0, 0.0], 0.0
     clock.reset()
+
+
+def _is_best(progress: Progress, scores: Scores | None, monitor: str) -> bool:
+    """Say whether the epoch is the best so far, and if so keep it in progress.best."""
     value = None
     if scores is not None:
-        value = scores.accuracy if training.monitor == "accuracy" else -scores.loss
+        value = scores.accuracy if monitor == "accuracy" else -scores.loss
         if not math.isfinite(value):
-            raise FloatingPointError(f"the validation loss is {scores.loss} after epoch {record.epoch}")
+            raise FloatingPointError(f"the validation loss is {scores.loss} after epoch {progress.epoch}")
     # Without validation images the last epoch is the one to test.
-    is_best = record.best is None or value is None or value > record.best["value"]
+    is_best = progress.best is None or value is None or value > progress.best["value"]
     if is_best:
-        record.best = {"step": record.step, "epoch": record.epoch, "value": value}
+        progress.best = {"step": progress.step, "epoch": progress.epoch, "value": value}
     return is_best
 
 
-def _is_patience_over(record: Record, training: Any) -> bool:
-    if training.patience is None or record.best is None:
+def _is_patience_over(progress: Progress, training: TrainingConfig) -> bool:
+    if training.patience is None or progress.best is None:
         return False
-    return record.epoch - max(record.best["epoch"], record.phase_epochs[-1]) >= training.patience
-
-
-def _keep_best(task: Task, checkpoints: Checkpoints, record: Record) -> None:
-    with averaged_weights(task):
-        arrays = {f"model/{weight.path}": _numpy(weight.value) for weight in task.model.weights}
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    write(checkpoints.best_path(record.step), Checkpoint(arrays, {"best": record.best}))
-
-
-def _write_validation(record: Record, writer: Writer) -> None:
-    row = record.history[-1]
-    scalars = {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}
-    writer.scalars(record.step, {tag: value for tag, value in scalars.items() if value is not None})
-    writer.flush()
+    return progress.epoch - max(progress.best["epoch"], progress.phase_epochs[-1]) >= training.patience

@@ -1,95 +1,95 @@
-"""Result: what report.json holds of a run."""
+"""Result: the content of a run's report.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from omegaconf import OmegaConf
+import tensorflow as tf
 
-from cifar_research.config import config_hash
-from cifar_research.runs.report import (
-    git,
-    hardware,
-    peak_memory_bytes,
-    steady_images_per_second,
-    versions,
-    weights_sha256,
-)
+from cifar_research.config.settings import Settings
+from cifar_research.data.datasets import Dataset
+from cifar_research.models import classifier
+from cifar_research.runs import report
+from cifar_research.runtime.environment import Environment
+from cifar_research.training.loop import Outcome
+from cifar_research.training.scoring import Scores
+from cifar_research.training.state import Progress, TrainState
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
-    from cifar_research.data.datasets import Dataset
-    from cifar_research.runtime.environment import Environment
-    from cifar_research.training import loop, steps
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended. test: None if it was not tested; seconds: by what they were spent on; trained: parameters by phase."""
+
+    outcome: Outcome
+    test: Scores | None
+    seconds: Mapping[str, float | None]
+    trained: Mapping[str, int]
 
 
 def gather(
-    cfg: DictConfig,
-    task: steps.Task,
-    data: Dataset,
-    environment: Environment,
-    record: loop.Record,
-    outcome: loop.Outcome,
-    test: loop.Scores | None,
-    seconds: dict[str, float | None],
-    trained: Mapping[str, int],
+    settings: Settings, data: Dataset, environment: Environment, state: TrainState, progress: Progress, ending: Ending
 ) -> dict[str, Any]:
-    """Return what report.json holds. `train` and `val` are those of the best epoch, `train` as measured in training.
+    """Return the content of report.json.
 
-    trained: how many parameters each phase trains. weights_sha256: of the weights that were tested, None of none.
+    `train` and `val` are those of the best epoch, `train` as measured in training; weights_sha256: of the weights that
+    were tested.
     """
-    import tensorflow as tf
-
-    from cifar_research.models import classifier
-
-    best = next((row for row in record.history if record.best and row["epoch"] == record.best["epoch"]), None)
+    status, test = ending.outcome.status, ending.test
+    best_epoch = progress.best and progress.best["epoch"]
+    best = next((row for row in progress.history if row["epoch"] == best_epoch), None)
     has_val = best is not None and best["val_loss"] is not None
     return {
-        "status": outcome.status,
-        "signal": outcome.signal,
-        "config_hash": config_hash(cfg),
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "seed": cfg.seed,
-        "data": {
-            "name": data.name,
-            "classes": list(data.classes),
-            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-            "fingerprint": data.fingerprint,
-            "found_in": data.found_in,
-            "note": data.note,
-            "left_out": dict(data.left_out),
-            # What data.standardize takes out by channel, so that a model can be used without its data.
-            "standardization": None
-            if task.mean is None
-            else {"mean": task.mean.tolist(), "deviation": task.deviation.tolist()},
-        },
+        "status": status,
+        "signal": ending.outcome.signal,
+        "config_hash": settings.identity.hash,
+        "config": settings.content,
+        "seed": settings.seed,
+        "data": _data(data, state),
         "parameters": {
-            "total": task.model.count_params(),
-            "trainable": max(trained.values()),
-            "trainable_by_phase": dict(trained),
+            "total": state.model.count_params(),
+            "trainable": max(ending.trained.values()),
+            "trainable_by_phase": dict(ending.trained),
         },
-        "forward_flops": None
-        if outcome.status == "stopped"
-        else classifier.forward_flops(task.model),  # takes a moment
+        # Which takes a moment, and a run that was stopped has to end soon.
+        "forward_flops": None if status == "stopped" else classifier.forward_flops(state.model),
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
-        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if has_val else None,
+        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if best and has_val else None,
         "test": test and {"loss": test.loss, "accuracy": test.accuracy},
-        "weights_sha256": test and weights_sha256(task.model),
-        "best_epoch": record.best and record.best["epoch"],
-        "epochs": record.epoch,
-        "steps": record.step,
-        "images_per_second": steady_images_per_second(record.history),
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "versions": versions(),
-        "hardware": hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")])
-        | {
-            "device": environment.device,
-            "deterministic": environment.deterministic,
-            "memory_growth": environment.memory_growth,
-        },
-        "git": git(Path(__file__).parent),
+        "weights_sha256": test and report.weights_sha256(state.model),
+        "best_epoch": best_epoch,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "images_per_second": report.steady_images_per_second(progress.history),
+        "seconds": ending.seconds,
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "versions": report.versions(),
+        "hardware": _hardware(environment),
+        "git": report.git(Path(__file__).parent),
+        "options": dict(settings.options),
+    }
+
+
+def _data(data: Dataset, state: TrainState) -> dict[str, Any]:
+    mean, deviation = state.preprocessing.mean, state.preprocessing.standard_deviation
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "fingerprint": data.fingerprint,
+        "found_in": data.found_in,
+        "note": data.note,
+        "left_out": dict(data.left_out),
+        # So that a model can be used without its data.
+        "standardization": None if mean is None else {"mean": mean.tolist(), "deviation": deviation.tolist()},
+    }
+
+
+def _hardware(environment: Environment) -> dict[str, Any]:
+    return report.hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")]) | {
+        "device": environment.device,
+        "deterministic": environment.deterministic,
+        "memory_growth": environment.memory_growth,
     }

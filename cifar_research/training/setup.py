@@ -1,176 +1,167 @@
-"""From a config to the task that the loop works on: the model, its first weights, and what each phase changes of it."""
+"""Setup: from settings to the state that the loop works on, its first weights, and what each phase changes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from cifar_research import augmentation, config
-from cifar_research.config import phases, targets
-from cifar_research.config.contracts import Backbone, Head
+from cifar_research import augmentation
+from cifar_research.config import phases
+from cifar_research.config.contracts import Backbone
+from cifar_research.config.phases import Phase
+from cifar_research.config.settings import Settings
 from cifar_research.data import batches
+from cifar_research.data.datasets import Dataset
 from cifar_research.models import classifier
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.training import features, steps
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from cifar_research.data.datasets import Dataset
-    from cifar_research.training import loop
+from cifar_research.training import features, forward, trainable
+from cifar_research.training.forward import Forward, Preprocessing
+from cifar_research.training.state import Progress, TrainState
 
 
-def build(cfg: DictConfig, data: Dataset, parts: int = 1) -> steps.Task:
+def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainState:
     """Build the model and all that a step needs, before the first phase; called inside the strategy's scope.
 
-    parts: of a batch, see shards.parts.
+    batch_shards: see shards.count.
     """
-    smallest_batch = _smallest_batch(cfg, data)
-    backbone, head = Backbone.of(targets.instantiate(cfg.backbone)), Head.of(targets.instantiate(cfg.model))
-    model = classifier.classifier(backbone, head, data.train.images.shape[1:], len(data.classes))
-    optimizer = targets.instantiate(cfg.optimizer)
-    loss = targets.instantiate(cfg.loss)
-    _check_loss(cfg, loss, len(data.classes))
-    mean, deviation = data.train.channel_statistics() if cfg.data.standardize else (None, None)
-    return steps.Task(
+    smallest_batch = _smallest_batch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)
+    image_shape, num_classes = data.train.images.shape[1:], len(data.classes)
+    model = classifier.classifier(settings.backbone, settings.head, image_shape, num_classes)
+    _check_loss(settings.loss, settings.content["loss"]["_target_"], num_classes)
+    statistics = data.train.channel_statistics() if settings.data.standardize else (None, None)
+    return TrainState(
         model=model,
-        backbone=backbone,
-        loss=loss,
-        optimizer=optimizer,
-        augment=augmentation.compose(config.transforms(cfg)),
-        learning_rate=lambda step: optimizer.learning_rate,  # until a phase is entered
-        num_classes=len(data.classes),
-        seed=cfg.seed,
-        steps_per_epoch=steps_per_epoch(cfg, data),
-        mean=mean,
-        deviation=deviation,
-        precision=cfg.training.precision,
-        jit_compile=cfg.training.jit_compile,
-        ema_decay=cfg.training.ema_decay,
-        parts=parts,
+        loss=settings.loss,
+        optimizer=settings.optimizer,
+        preprocessing=Preprocessing(num_classes, augmentation.compose(settings.transforms), *statistics),
+        seed=settings.seed,
+        steps_per_epoch=steps_per_epoch(settings, data),
+        precision=settings.training.precision,
+        jit_compile=settings.training.jit_compile,
+        ema_decay=settings.training.ema_decay,
+        batch_shards=batch_shards,
         several_images=smallest_batch > 1,
     )
 
 
-def _smallest_batch(cfg: DictConfig, data: Dataset) -> int:
+def _smallest_batch(num_images: int, batch_size: int, drop_remainder: bool) -> int:
     """Return how many images the smallest batch has; reject one that leaves a replica of the strategy without any.
 
-    TensorFlow's convolutions on a processor take no empty batch, and the moments of one are nan.
+    TensorFlow's convolutions on a processor take no empty batch.
     """
-    import tensorflow as tf
-
-    replicas, size = tf.distribute.get_strategy().num_replicas_in_sync, cfg.training.batch_size
-    smallest = batches.smallest(len(data.train), size, cfg.data.drop_remainder)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    smallest = batches.smallest(num_images, batch_size, drop_remainder)
     if smallest < replicas:
         raise ConfigError(
-            f"training.batch_size: batches of {size} from {len(data.train):,} images leave one of {smallest}, too few for "
-            f"{replicas} replicas; set training.batch_size={max(size, replicas)} data.drop_remainder=true"
+            f"training.batch_size: batches of {batch_size} from {num_images:,} images leave one of {smallest}, too few for "
+            f"{replicas} replicas; set training.batch_size={max(batch_size, replicas)} data.drop_remainder=true"
         )
     return smallest
 
 
-def _check_loss(cfg: DictConfig, loss: Callable[[Any, Any], Any], num_classes: int) -> None:
-    """Refuse a loss that is not one an image: its mean would train, by a gradient of another size, and be told wrong."""
-    import tensorflow as tf
-
+def _check_loss(loss: Callable[[Any, Any], Any], name: str, num_classes: int) -> None:
+    """Reject losses that are not per example: a batch mean would train with mis-scaled gradients."""
     shape = tuple(tf.convert_to_tensor(loss(tf.zeros([2, num_classes]), tf.one_hot([0, 0], num_classes))).shape)
     if shape != (2,):
         raise ConfigError(
-            f"loss: {cfg.loss._target_} returns the shape {list(shape)} for the logits of two images, and must return "
-            "[2], a loss for each; leave out its mean over the batch"
+            f"loss: {name} returns the shape {list(shape)} for the logits of two images, and must return [2], a loss for "
+            "each; leave out its mean over the batch"
         )
 
 
-def load_weights(task: steps.Task, data: Dataset) -> None:
-    """Load the backbone's first weights; a run that goes on has its own."""
+def load_weights(state: TrainState, backbone: Backbone, data: Dataset) -> None:
+    """Load the backbone's first weights; a run that continues has its own."""
 
-    def images() -> Any:
+    def images() -> np.ndarray:
         # The first 5,000, or as many as have as many pixels; of folders, which are sorted by class, evenly from all.
         rows, most = data.train.indices, 5_000 * 32 * 32 // int(np.prod(data.train.images.shape[1:3]))
         count = min(max(most, 1), 5_000, len(rows))
         rows = rows[np.arange(count) * len(rows) // count] if data.name == "images" else rows[:count]
-        prepared, _ = steps.prepare(task, data.train.images[rows], data.train.labels[rows])
-        return steps.standardize(task, prepared).numpy()
+        scaled, _ = state.preprocessing.prepare(data.train.images[rows], data.train.labels[rows])
+        return state.preprocessing.standardize(scaled).numpy()
 
-    if task.backbone.load_weights is not None:
-        task.backbone.load_weights(classifier.parts(task.model)[0], images)
-    for average, weight in zip(task.averages, task.model.weights, strict=bool(task.averages)):
+    if backbone.load_weights is not None:
+        backbone.load_weights(classifier.parts(state.model)[0], images)
+    for average, weight in zip(state.averages, state.model.weights, strict=bool(state.averages)):
         average.assign(weight.value)
 
 
 def enter(
-    cfg: DictConfig,
-    task: steps.Task,
+    settings: Settings,
+    state: TrainState,
     data: Dataset,
-    plan: Sequence[phases.Phase],
-    record: loop.Record,
+    progress: Progress,
     tell: Callable[[str], None] = lambda text: None,
-) -> tuple[Dataset, steps.View]:
-    """Set the task to the record's phase; return the data as the phase sees it, and what makes sense of it.
+) -> tuple[Dataset, Forward]:
+    """Set the state to the current phase; return the phase's data, images or features, and their forward pass.
 
-    tell: is called with a line for the user before something takes long.
+    tell: called with a line for the user before something takes long.
     """
-    phase, first_step = plan[record.phase], record.phase_steps[-1]
-    backbone, head = classifier.parts(task.model)
-    layers = phases.trained_layers(phase.trainable, backbone, task.backbone.upper_blocks)
-    for layer in phases.leaves(backbone):
-        layer.trainable = layer in layers  # which also keeps its moving statistics
-    is_inference = phase.is_backbone_frozen or task.backbone.runs_in_inference
+    phase = settings.phases[progress.phase]
+    backbone, head = classifier.parts(state.model)
+    layers = trainable.trained_layers(phase.trainable, backbone, settings.backbone.upper_blocks)
+    for layer in classifier.leaves(backbone):
+        layer.trainable = layer in layers  # which also freezes its moving statistics
+    is_inference = phase.is_backbone_frozen or settings.backbone.runs_in_inference
 
     def network(images: Any, training: bool) -> Any:
         return head(backbone(images, training=training and not is_inference), training=training)
 
-    phase_data, view = data, steps.images_view(task, network, image_size=phase.image_size)
-    views = phases.num_views(cfg) if phase.is_backbone_frozen else 0
-    if views:
-        phase_data, view = features.keep(cfg, task, data, views, tell)
-    steps_an_epoch, schedule = steps_per_epoch(cfg, data), targets.instantiate(cfg.schedule)
-    span = phases.schedule_span(plan, record.phase)
-    first_of_schedule, num_steps = record.phase_steps[span.start], steps_an_epoch * sum(plan[n].epochs for n in span)
-    task.enter(
-        trained_paths(task, phase),
-        view,
-        lambda step: phase.learning_rate * schedule(step - first_of_schedule, num_steps, steps_an_epoch),
-        scales=phases.rate_scales(layers, phase.learning_rate_decay_by_depth),
-        first_step=first_step,
-        optimizer_first_steps=_optimizer_first_steps(task, plan, record),
+    phase_data = data
+    phase_forward = forward.of_images(state.preprocessing, state.model, network, image_size=phase.image_size)
+    if phase.is_backbone_frozen and settings.kept_views:
+        phase_data, phase_forward = features.keep(settings, state, data, tell)
+    state.enter(
+        trained_paths(state.model, phase, settings.backbone.upper_blocks),
+        phase_forward,
+        _learning_rate(settings, progress, steps_per_epoch(settings, data)),
+        scales=trainable.learning_rate_scales(layers, phase.learning_rate_decay_by_depth),
+        first_step=progress.phase_steps[-1],
+        optimizer_first_steps=_optimizer_first_steps(state.model, settings, progress),
     )
-    return phase_data, view
+    return phase_data, phase_forward
 
 
-def _optimizer_first_steps(task: steps.Task, plan: Sequence[phases.Phase], record: loop.Record) -> dict[str, int]:
-    """Return, by weight, the step at which it was first trained since the optimizer last began anew.
+def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int) -> Callable[[Any], Any]:
+    """Return the phase's learning rate as a function of the updates done in the run, float32."""
+    rate, schedule = settings.phases[progress.phase].learning_rate, settings.schedule
+    span = phases.schedule_span(settings.phases, progress.phase)
+    first_step = progress.phase_steps[span.start]
+    num_steps = steps_per_epoch * sum(settings.phases[number].epochs for number in span)
+    return lambda step: rate * schedule(step - first_step, num_steps, steps_per_epoch)
 
-    Of each, because what Adam keeps of a weight that was frozen until now has seen no gradient yet.
+
+def _optimizer_first_steps(model: keras.Model, settings: Settings, progress: Progress) -> dict[str, int]:
+    """Return, by weight, the step at which it was first trained since the optimizer was last reset.
+
+    By weight, because Adam's moments of a weight that was frozen until now have seen no gradient yet.
     """
     first: dict[str, int] = {}
-    for phase, begin in zip(plan, record.phase_steps, strict=False):
+    for phase, begin in zip(settings.phases, progress.phase_steps, strict=False):
         if not phase.keeps_optimizer:
             first = {}
-        for path in trained_paths(task, phase):
+        for path in trained_paths(model, phase, settings.backbone.upper_blocks):
             first.setdefault(path, begin)
     return first
 
 
-def trained_paths(task: steps.Task, phase: phases.Phase) -> list[str]:
+def trained_paths(model: keras.Model, phase: Phase, upper_blocks: str | None) -> list[str]:
     """Return the paths of the weights that a phase trains, moving statistics perhaps among them."""
-    backbone, head = classifier.parts(task.model)
-    layers = phases.trained_layers(phase.trainable, backbone, task.backbone.upper_blocks)
+    backbone, head = classifier.parts(model)
+    layers: Sequence[Any] = trainable.trained_layers(phase.trainable, backbone, upper_blocks)
     return [weight.path for layer in [*layers, head] for weight in layer.weights]
 
 
-def num_trained(task: steps.Task, phase: phases.Phase) -> int:
-    """Return how many parameters a phase trains."""
-    return task.count(trained_paths(task, phase))
+def trained_by_phase(settings: Settings, state: TrainState) -> dict[str, int]:
+    """Return how many parameters each phase trains; ConfigError if one names a layer that does not exist."""
+    upper = settings.backbone.upper_blocks
+    return {phase.name: state.count(trained_paths(state.model, phase, upper)) for phase in settings.phases}
 
 
-def steps_per_epoch(cfg: DictConfig, data: Dataset) -> int:
-    """Return how many batches an epoch has."""
-    return batches.steps_per_epoch(len(data.train), cfg.training.batch_size, cfg.data.drop_remainder)
-
-
-def total_steps(cfg: DictConfig, data: Dataset) -> int:
-    """Return how many updates all phases do together."""
-    return steps_per_epoch(cfg, data) * phases.total_epochs(cfg.training)
+def steps_per_epoch(settings: Settings, data: Dataset) -> int:
+    """Return the number of batches in an epoch."""
+    return batches.steps_per_epoch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)

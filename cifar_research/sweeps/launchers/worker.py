@@ -39,6 +39,7 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # the log is in UTF-8, whatever the locale
     faulthandler.enable()
+    from cifar_research.config import compose
     from cifar_research.training import command
 
     lock = locks.Lock(run_dir / ".lock", unlocks=locks.UNLOCK in arguments)
@@ -52,7 +53,7 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
             is_hopeless = search.pruner_of(trial)
         unlocks = locks.UNLOCK in arguments
         overrides = [word for word in arguments if word != locks.UNLOCK]
-        return command.exit_code(overrides, lambda: command.train(overrides, None, is_hopeless, unlocks))
+        return command.exit_code(overrides, lambda: command.train(compose(overrides), None, is_hopeless, unlocks))
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
     except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +15,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research import config
 from cifar_research.config import messages
+from cifar_research.config.composition import Composed
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.files import atomic_write
 
 
 @dataclass
 class Job:
-    """whole: the config with Hydra's own section; cfg: the run's, without it; run_dir: absolute."""
+    """One run as Hydra sets it up. config: with Hydra's own section; run_dir: absolute."""
 
-    whole: DictConfig
-    cfg: DictConfig
+    config: DictConfig
     run_dir: Path
     _records: list[logging.LogRecord]
 
     def begin(self) -> None:
         """Write the run's log and .hydra/, as the command's config says."""
-        hydra = self.whole.hydra
+        hydra = self.config.hydra
         self.run_dir.mkdir(parents=True, exist_ok=True)
         try:
             configure_log(hydra.job_logging, hydra.verbose)
@@ -48,7 +47,8 @@ class Job:
         if hydra.output_subdir is not None:
             folder = self.run_dir / hydra.output_subdir
             folder.mkdir(parents=True, exist_ok=True)
-            files = {"config": self.cfg, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
+            own = OmegaConf.masked_copy(self.config, [key for key in self.config if key != "hydra"])
+            files = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
             for name, content in files.items():
                 atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
         if hydra.job.chdir:
@@ -56,13 +56,12 @@ class Job:
 
 
 @contextlib.contextmanager
-def of(overrides: Sequence[str]) -> Iterator[Job]:
-    """Yield the job of a command line, within which `${hydra:…}` and hydra.job.env_set hold; nothing is written.
+def of(composed: Composed) -> Iterator[Job]:
+    """Yield the job of a command line, within which HydraConfig and hydra.job.env_set hold; nothing is written.
 
-    ConfigError if it does not compose. Logging, the working directory and the environment are as before afterwards.
+    Logging, the working directory and the environment are as before afterwards.
     """
-    whole = config.compose(overrides, with_hydra=True)
-    cfg, hydra_config = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]), HydraConfig.instance()
+    whole, hydra_config = composed.config, HydraConfig.instance()
     before, folder = hydra_config.cfg, Path.cwd()
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, hydra_config, "cfg", before)
@@ -76,8 +75,8 @@ def of(overrides: Sequence[str]) -> Iterator[Job]:
             hydra_config.set_config(whole)
             stack.enter_context(env_override(whole.hydra.job.env_set))
         except OmegaConfBaseException as error:
-            raise ConfigError(messages.explain(error, list(overrides))) from error
-        yield Job(whole, cfg, run_dir, stack.enter_context(_held_log()))
+            raise ConfigError(messages.explain(error, list(composed.overrides))) from error
+        yield Job(whole, run_dir, stack.enter_context(_held_log()))
 
 
 @contextlib.contextmanager

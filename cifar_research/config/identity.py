@@ -1,0 +1,139 @@
+"""Identity: what of a config decides what a run computes, and in which words reports show it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cifar_research.config import targets
+from cifar_research.runtime.errors import ConfigError
+
+PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
+OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # whose options are shown by name
+# A run may continue in its folder although these differ: none of them changes what is computed.
+_FREE_KEYS = (
+    "name", "data.dir", "data.cache_dir", "data.download", "data.max_damaged", "training.keep_checkpoints",
+    "training.log_every_steps", "tensorboard", "sweep", "allow_targets",
+)  # fmt: skip
+_MISSING = object()
+
+
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of a config or plain mapping; lists and empty mappings are values."""
+    if isinstance(content, (DictConfig, ListConfig)):
+        content = OmegaConf.to_container(content, resolve=True)
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """What a run computes.
+
+    content: its config as a plain mapping, as report.json, checkpoints and a sweep's ledger keep it.
+    """
+
+    content: Mapping[str, Any]
+
+    @cached_property
+    def keys(self) -> dict[str, Any]:
+        """The values by dotted key, without those that may differ between two halves of one run."""
+        keys = {key: value for key, value in flatten(self.content).items() if not self.is_free(key)}
+        # Augmentations are applied, and phases trained, in their order, which a mapping's equality ignores.
+        keys["augmentation"] = [name for name, node in self.content["augmentation"].items() if node is not None]
+        if len(order := list(self.content["training"]["phases"])) > 1:
+            keys["phases"] = order
+        return keys
+
+    @cached_property
+    def hash(self) -> str:
+        """12 hex digits, the same for configs that compute the same."""
+        return hashlib.sha256(json.dumps(self.keys, sort_keys=True).encode()).hexdigest()[:12]
+
+    def is_free(self, key: str) -> bool:
+        """Say whether a dotted key changes nothing that a run computes."""
+        return any(f"{key}.".startswith(f"{free}.") for free in self._free_keys())
+
+    def _free_keys(self) -> list[str]:
+        # A folder of images is the data set; other data sets are the same in any folder.
+        is_folder = self.content["data"]["name"] == "images"
+        return [key for key in _FREE_KEYS if not (is_folder and key == "data.dir")]
+
+    def differences(self, other: Identity) -> dict[str, tuple[Any, Any]]:
+        """Return {key: (this one's value, the other's)} of what the two compute differently.
+
+        A folder of images may have moved: its fingerprint is compared where the images are loaded.
+        """
+        changed = {
+            key: (self.keys.get(key, "no such key"), other.keys.get(key, "no such key"))
+            for key in sorted(self.keys.keys() | other.keys.keys())
+            if self.keys.get(key, _MISSING) != other.keys.get(key, _MISSING)
+        }
+        if "data.name" not in changed:
+            changed.pop("data.dir", None)
+        return changed
+
+    def require_same(self, other: Identity, run_dir: Path) -> None:
+        """Raise ConfigError, naming the keys, if the run in a folder, of this config, cannot continue with the other."""
+        if changed := self.differences(other):
+            advice = f"The run in {run_dir} has another config; use its values, or choose another hydra.run.dir."
+            raise ConfigError(f"{changes_text(changed)}\n{advice}")
+
+    def described(self, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return {key: value} of what a run computes, as reports show it.
+
+        A group is the name of its option if `options` has it; else the name of its factory, `mean_squared_error`, or of
+        the application it builds, of `augmentation` the transforms, `flip+shift`, of `training` the phases, `head+backbone`.
+        """
+        content, flat = self.content, flatten(self.content)
+        # An application brings these along.
+        implied = ("application", "module", "min_image_size") if "application" in content["backbone"] else ()
+        left_out = ("_target_", *(f"backbone.{key}" for key in implied))
+        shown = {
+            key: value
+            for key, value in flat.items()
+            if (key == "name" or not self.is_free(key)) and not key.endswith(left_out)
+        }
+        for group in PLUGIN_GROUPS:
+            shown[group] = str(content[group].get("application") or targets.name(content[group]["_target_"]))
+        shown["training"] = "+".join(content["training"]["phases"])
+        shown["augmentation"] = "+".join(name for name, node in content["augmentation"].items() if node) or "none"
+        return shown | dict(options or {})
+
+
+def changes_text(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return a line for each difference between a run's config and a command's."""
+    return "\n".join(f"{key}: this run has {old!r}, the command has {new!r}" for key, (old, new) in changed.items())
+
+
+def option_names(choices: Mapping[str, Any] | Sequence[str] | None) -> dict[str, str]:
+    """Return the names of the options chosen for OPTION_GROUPS, from Hydra's choices, a report's, or overrides.
+
+    Several options of a group are joined by +.
+    """
+    if isinstance(choices, (list, tuple, ListConfig)):
+        choices = dict(word.partition("=")[::2] for word in choices if isinstance(word, str))
+    if not isinstance(choices, (Mapping, DictConfig)):
+        return {}
+    chosen = {group: str(choices[group]) for group in OPTION_GROUPS if choices.get(group) is not None}
+    return {group: re.sub(r"[\[\]'\" ]", "", names).replace(",", "+") for group, names in chosen.items()}
+
+
+def folder_name(path: str) -> str:
+    """Return the name of a folder, fit for a run's name: `pets` for ~/pets/; empty if it has none."""
+    last = os.path.basename(os.path.abspath(os.path.expanduser(path)))
+    return re.sub(r"[^\w.+-]+", "_", last).strip("._")

@@ -1,0 +1,210 @@
+"""Rules: the ranges and choices of the framework's own sections, and which values go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_research.config import messages, phases, schema, targets
+from cifar_research.config.identity import flatten
+from cifar_research.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cifar_research.config.settings import Settings
+
+_MOST = 2**31 - 1
+# By key: whether each end belongs to the range, the lowest and the highest value.
+_RANGES: dict[str, tuple[str, float, float]] = {
+    "seed": ("[]", 0, _MOST),
+    "data.val_fraction": ("[)", 0, 1),
+    "data.split_seed": ("[]", 0, _MOST),
+    "data.train_size": ("[]", 1, _MOST),
+    "data.image_size": ("[]", 8, 1024),
+    "data.test_fraction": ("()", 0, 1),
+    "data.max_damaged": ("[]", 0, 1),
+    "data.train_images": ("[]", 10, _MOST),
+    "data.test_images": ("[]", 10, _MOST),
+    "data.seed": ("[]", 0, _MOST),
+    "features.views": ("[]", 0, 1000),
+    "training.epochs": ("[]", 1, _MOST),
+    "training.batch_size": ("[]", 1, _MOST),
+    "training.eval_batch_size": ("[]", 1, _MOST),
+    "training.steps_per_call": ("[]", 1, _MOST),
+    "training.threads": ("[]", 1, 1024),
+    "training.ema_decay": ("()", 0, 1),
+    "training.patience": ("[]", 1, _MOST),
+    "training.keep_checkpoints": ("[]", 1, _MOST),
+    "training.log_every_steps": ("[]", 1, _MOST),
+    "tensorboard.profile_start_step": ("[]", 0, _MOST),
+    "tensorboard.profile_num_steps": ("[]", 1, _MOST),
+    "sweep.retries": ("[]", 0, 100),
+    "sweep.trials": ("[]", 1, 100_000),
+}
+_CHOICES = {
+    "data.validation": ("holdout", "test"),
+    "evaluation.views": schema.VIEWS,
+    "training.precision": ("float32", "bfloat16", "float16"),
+    "training.strategy": ("none", "mirrored", "multi_worker"),
+    "training.monitor": ("accuracy", "loss"),
+    "sweep.on_error": ("continue", "stop"),
+}
+
+
+def unknown_keys(config: DictConfig) -> list[str]:
+    """Return what is wrong with keys that a + on the command line has added to the framework's own sections."""
+    data = OmegaConf.get_type(config.data)
+    sections = {
+        "": schema.Config,
+        "data": data,
+        "training": schema.TrainingConfig,
+        "tensorboard": schema.TensorBoardConfig,
+        "evaluation": schema.EvaluationConfig,
+        "features": schema.FeaturesConfig,
+        "sweep": schema.SweepConfig,
+    }
+    problems = []
+    for prefix, section in sections.items():
+        valid = {entry.name for entry in fields(section)} | ({"hydra"} if not prefix else set())
+        for key in config[prefix] if prefix else config:
+            if key not in valid:
+                full = f"{prefix}.{key}" if prefix else key
+                problems.append(messages.unknown_key(full, str(OmegaConf.select(config, full)), _without(config, full)))
+    if schema.DATA_SECTIONS.get(config.data.name) is not data:
+        problems.append(
+            f"data.name: {config.data.name!r} does not go with these keys; choose data={config.data.name} instead"
+        )
+    return problems
+
+
+def _without(config: DictConfig, key: str) -> DictConfig:
+    rest = OmegaConf.to_container(config, resolve=False)
+    section, _, last = key.rpartition(".")
+    del (rest[section] if section else rest)[last]
+    return OmegaConf.create(rest)
+
+
+def out_of_range(content: Mapping[str, Any]) -> list[str]:
+    """Return which values of the framework's own sections are out of range or not a choice, a sentence each."""
+    flat = flatten(content)
+    problems = [
+        f"{key}: {problem}" for key, limits in _RANGES.items() if (problem := _range_problem(flat, key, limits))
+    ]
+    for key, choices in _CHOICES.items():
+        if key in flat and flat[key] not in choices:
+            problems.append(f"{key}: {targets.choice_problem(flat[key], choices)}")
+    return problems
+
+
+def _range_problem(flat: Mapping[str, Any], key: str, limits: tuple[str, float, float]) -> str | None:
+    return targets.range_problem(flat.get(key), *limits)
+
+
+def combinations(content: Mapping[str, Any]) -> list[str]:
+    """Return which values do not go together, a sentence each."""
+    data, training, problems = content["data"], content["training"], []
+    if training["patience"] is not None and data["val_fraction"] == 0 and data["validation"] == "holdout":
+        problems.append(
+            "training.patience: early stopping watches validation, and data.val_fraction=0 leaves none; "
+            "hold some images out or set training.patience=null"
+        )
+    if training["jit_compile"] and training["strategy"] == "multi_worker":
+        problems.append(
+            "training.jit_compile: true does not work with training.strategy=multi_worker (XLA compiles one "
+            "device's step, and its all-reduce cannot cross machines); choose one of them"
+        )
+    if training["jit_compile"] and training["deterministic"]:
+        problems.append(
+            "training.deterministic: true does not work with training.jit_compile=true (XLA has no deterministic "
+            "gradient of max pooling); choose one of them"
+        )
+    if training["strategy"] == "multi_worker":
+        from cifar_research.runtime.environment import is_chief
+
+        try:
+            is_chief(training["strategy"])  # reads TF_CONFIG
+        except ConfigError as error:
+            problems.append(str(error))
+    problems += folder_problems(data)
+    problems += phases.problems(training)
+    return problems or _warmup(content)
+
+
+def folder_problems(data: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the data section's folder, a sentence, if anything is."""
+    if data["name"] == "images" and data["dir"] is None:
+        return ["data.dir: has no value; data=images needs the folder, data.dir=<folder>"]
+    return []
+
+
+def _warmup(content: Mapping[str, Any]) -> list[str]:
+    warmup, plan = content["schedule"].get("warmup_epochs"), phases.plan(content)
+    problems = []
+    for number, phase in enumerate(plan):
+        epochs = sum(plan[n].epochs for n in phases.schedule_span(plan, number))
+        if isinstance(warmup, (int, float)) and warmup >= epochs:
+            is_own = content["training"]["phases"][phase.name]["epochs"] is not None
+            key = f"training.phases.{phase.name}.epochs" if is_own else "training.epochs"
+            problems.append(f"schedule.warmup_epochs: {warmup} leaves nothing of {key}={epochs}; make it shorter")
+    return problems
+
+
+def image_size_problems(settings: Settings) -> list[str]:
+    """Return why the backbone or head cannot take images of the sizes that the data and the phases have."""
+    size, backbone = settings.data.image_size, settings.backbone
+    least = backbone.min_image_size
+    if settings.data.standardize and backbone.standardizes:
+        return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
+    for phase in settings.phases:
+        if phase.image_size is None:
+            continue
+        key = f"training.phases.{phase.name}.image_size: {phase.image_size}"
+        if not least <= phase.image_size <= size:
+            return [
+                f"{key} is out of range; it must be at least {least}, which the backbone needs, and at most {size}, the "
+                "images' own"
+            ]
+        if phase.image_size != size and not backbone.takes_any_size:
+            return [f"{key} needs a backbone that takes images of any size (takes_any_size); leave it out"]
+        if not settings.head.pools:
+            return [f"{key} needs a head that takes maps of any size; set model.pooling=avg or max"]
+    if size < least:
+        return [
+            f"backbone: takes images of {least} x {least} or more, and these have {size} x {size}; give it fewer blocks"
+        ]
+    return []
+
+
+def data_problems(settings: Settings, num_train: int, num_val: int) -> list[str]:
+    """Return what is wrong with a config for so many training and validation images, a sentence each."""
+    size, problems = settings.training.batch_size, []
+    steps_an_epoch = num_train // size if settings.data.drop_remainder else -(-num_train // size)
+    if not steps_an_epoch:
+        return [
+            f"data.drop_remainder: true leaves no batch of {size} in {num_train} training images; set "
+            "training.batch_size lower"
+        ]
+    first_profiled = settings.tensorboard.profile_start_step or 0
+    if first_profiled >= (steps := steps_an_epoch * settings.total_epochs):
+        problems.append(
+            f"tensorboard.profile_start_step: {first_profiled} is not among the {steps} steps of this run; give an "
+            "earlier one"
+        )
+    if settings.training.patience is not None and not num_val:
+        problems.append(
+            "training.patience: early stopping watches validation, and no image is left for it; give more training "
+            "images, or set training.patience=null"
+        )
+    warmup = settings.content["schedule"].get("warmup_steps")
+    for number, phase in enumerate(settings.phases):
+        span = phases.schedule_span(settings.phases, number)
+        steps = steps_an_epoch * sum(settings.phases[n].epochs for n in span)
+        if isinstance(warmup, int) and warmup >= steps:
+            problems.append(
+                f"schedule.warmup_steps: {warmup} leaves nothing of the {steps} steps of phase {phase.name}; make it "
+                "shorter"
+            )
+            break
+    return problems

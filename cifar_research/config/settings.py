@@ -1,0 +1,198 @@
+"""Settings: a run's config, parsed once, with every value checked and every plug-in built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_research.config import messages, phases, rules, schema, targets
+from cifar_research.config.composition import Composed, compose
+from cifar_research.config.contracts import Backbone, Head, Transform
+from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names
+from cifar_research.config.overrides import parse_override
+from cifar_research.config.phases import Phase
+from cifar_research.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What a run is made of.
+
+    The framework's sections are dataclasses of schema.py; backbone, head, loss, optimizer, schedule and transforms are
+    what the factories of their options returned. content: the config as a plain mapping, as report.json keeps it;
+    options: the names of the options chosen, by group; allowed: the packages whose factories may be called.
+    """
+
+    name: str
+    seed: int
+    data: schema.DataConfig
+    training: schema.TrainingConfig
+    evaluation: schema.EvaluationConfig
+    features: schema.FeaturesConfig
+    tensorboard: schema.TensorBoardConfig
+    phases: tuple[Phase, ...]
+    backbone: Backbone
+    head: Head
+    loss: Callable[[Any, Any], Any]
+    optimizer: Any
+    schedule: Callable[[Any, Any, Any], Any]
+    transforms: Mapping[str, Transform]
+    content: dict[str, Any]
+    options: Mapping[str, str]
+    allowed: frozenset[str]
+
+    @cached_property
+    def identity(self) -> Identity:
+        return Identity(self.content)
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def kept_views(self) -> int:
+        """How many views of each image are kept while the backbone is frozen; 0: features are computed every time."""
+        if self.features.views is None:
+            return 0 if self.transforms else 1
+        # Without augmentation all views would be the same.
+        return self.features.views if self.transforms else min(self.features.views, 1)
+
+    @property
+    def yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.content))
+
+
+def parse(overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings that these command-line overrides make; ConfigError, a line for each problem.
+
+    Imports no TensorFlow, unless a factory of the user's does.
+    """
+    return settings(compose(overrides))
+
+
+def settings(composed: Composed) -> Settings:
+    """Return the settings of a composed command line; ConfigError, a line for each problem."""
+    if several := next(filter(_has_several_values, composed.overrides), None):
+        raise ConfigError(messages.several_values(several, composed.overrides))
+    config = OmegaConf.masked_copy(composed.config, [key for key in composed.config if key != "hydra"])
+    try:
+        content = OmegaConf.to_container(config, resolve=True)
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(messages.explain(error, [])) from error
+    _refuse([messages.missing(key) for key in missing])
+    _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
+    built, problems = _plugins(content, composed.allowed)
+    _refuse([*rules.combinations(content), *problems])
+    sections = {name: OmegaConf.to_object(config[name]) for name in schema.SECTIONS}
+    parsed = Settings(
+        name=content["name"],
+        seed=content["seed"],
+        phases=phases.plan(content),
+        content=content,
+        options=_options(composed.config.hydra),
+        allowed=composed.allowed,
+        **sections,
+        **built,
+    )
+    first, own = parsed.phases[0], targets.parameters(content["backbone"], composed.allowed).get("weights")
+    _refuse(
+        [
+            *rules.image_size_problems(parsed),
+            *phases.random_backbone_problems(first, content["backbone"], own and own.default),
+        ]
+    )
+    return parsed
+
+
+def _has_several_values(word: str) -> bool:
+    override = parse_override(word)
+    return override is not None and override.is_sweep_override()
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _plugins(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the plug-ins' factories return, by the names of Settings, and what is wrong, a sentence each."""
+    augmentation = content["augmentation"]
+    if not isinstance(augmentation, Mapping):
+        return {}, [f"augmentation: {augmentation!r} is not a mapping from names to transforms"]
+    nodes = {group: content[group] for group in PLUGIN_GROUPS}
+    nodes |= {f"augmentation.{name}": node for name, node in augmentation.items() if node is not None}
+    built = {key: targets.build(key, node, allowed) for key, node in nodes.items()}
+    if problems := [problem for _, problems in built.values() for problem in problems]:
+        return {}, problems
+    values = {key: value for key, (value, _) in built.items()}
+    transforms = {name: Transform.of(values.pop(f"augmentation.{name}")) for name in augmentation if augmentation[name]}
+    values |= {"backbone": Backbone.of(values["backbone"]), "head": Head.of(values.pop("model"))}
+    return {**values, "transforms": transforms}, []
+
+
+def _options(hydra: DictConfig) -> dict[str, str]:
+    """Return the names of a run's options; hydra: Hydra's own section."""
+    names = option_names(hydra.runtime.choices)
+    # Groups whose content the command line gives value by value, as the overrides that repeat a run do, have no name.
+    changed = {word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task if word[:1] in "+~"}
+    changed = {"training" if key.startswith("training.phases") else key for key in changed}
+    return {group: name for group, name in names.items() if group not in changed}
+
+
+def network(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[Backbone, Head]:
+    """Return the backbone, without weights, and the head of a finished run; ConfigError if they cannot be built.
+
+    content: the run's config, as its report keeps it.
+    """
+    backbone = dict(content["backbone"])
+    if "weights" in backbone:  # which may be gone, and which the run's own replace
+        backbone["weights"] = "none"
+        if backbone.get("batch_norm") == "inference":  # is about training, and needs weights to start with
+            backbone["batch_norm"] = None
+    built = [targets.build("backbone", backbone, allowed), targets.build("model", content["model"], allowed)]
+    _refuse([problem for _, problems in built for problem in problems])
+    return Backbone.of(built[0][0]), Head.of(built[1][0])
+
+
+def loss(content: Mapping[str, Any], allowed: frozenset[str]) -> Callable[[Any, Any], Any]:
+    """Return the loss of a finished run; ConfigError if it cannot be built. content: the run's config."""
+    value, problems = targets.build("loss", content["loss"], allowed)
+    _refuse(problems)
+    return value
+
+
+def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> schema.DataConfig:
+    """Return the data section to evaluate a finished run on; ConfigError if the overrides do not compose.
+
+    content: the run's config; overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the
+    run's starts from that option's defaults.
+    """
+    own = content["data"]
+    option = next((word for word in overrides if word.startswith("data=")), f"data={own['name']}")
+    keys = [word for word in overrides if not word.startswith("data=")]
+    if any(word.startswith("data.name=") for word in keys):
+        raise ConfigError("data.name: goes with its option's keys; choose data=OPTION instead")
+    config = compose([option, *keys]).config
+    _refuse([messages.missing(key) for key in OmegaConf.missing_keys(config) if key.startswith("data")])
+    _refuse(rules.unknown_keys(config))
+    section = OmegaConf.to_object(config.data)
+    given = {word.partition("=")[0].removeprefix("data.") for word in keys}
+    changes: dict[str, Any] = {"drop_remainder": False}  # nothing is trained
+    if section.name == own["name"]:
+        # Not the place of a cache, since the report may be a stranger's.
+        changes |= {key: value for key, value in own.items() if key not in given | {"cache_dir", "drop_remainder"}}
+    elif isinstance(section, schema.ImagesConfig) and "image_size" not in given:
+        changes["image_size"] = schema.data_section(own).image_size
+    if keys or section.name != own["name"]:  # other data may have fewer
+        changes["train_size"] = None
+    section = schema.data_section(vars(section), **changes)
+    data = dict(vars(section))
+    _refuse([*rules.out_of_range({"data": data}), *rules.folder_problems(data)])
+    return section

@@ -1,0 +1,146 @@
+"""Outputs: where a run in progress reports to, and what it leaves behind at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifar_research import augmentation
+from cifar_research.config.identity import Identity
+from cifar_research.config.schema import TensorBoardConfig
+from cifar_research.data.datasets import Dataset, Split
+from cifar_research.display.console import Display
+from cifar_research.display.tensorboard import Writer
+from cifar_research.runs import metrics, report
+from cifar_research.runs.ledger import LEDGER
+from cifar_research.runtime.errors import WriteError
+from cifar_research.training.scoring import Scores, as_array
+from cifar_research.training.state import Progress, TrainState
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The terminal, TensorBoard (writer is None if it is off) and the run's folder."""
+
+    display: Display
+    writer: Writer | None
+    folder: Path
+    tensorboard: TensorBoardConfig
+
+    def scalars(self, step: int, values: Mapping[str, float | None], *, flush: bool = False) -> None:
+        """Write those of the values that there are."""
+        if self.writer is not None:
+            self.writer.scalars(step, {tag: value for tag, value in values.items() if value is not None})
+            if flush:
+                self.writer.flush()
+
+    def histograms(self, step: int, model: keras.Model) -> None:
+        """Write a histogram of each weight, if the config asks for them."""
+        if self.writer is not None and self.tensorboard.histograms:
+            self.writer.histograms(step, {weight.path: as_array(weight.value) for weight in model.weights})
+
+    def before_steps(self, step: int, num_steps: int) -> None:
+        """Start the profiler if the next steps, those from `step` on, are the first to be profiled."""
+        first = self.tensorboard.profile_start_step
+        if self.writer is not None and first is not None and step <= first < step + num_steps:
+            self.writer.profile_start()
+
+    def after_steps(self, step: int, num_steps: int) -> None:
+        """Stop the profiler if the last steps, those up to `step`, were the last to be profiled."""
+        first, count = self.tensorboard.profile_start_step, self.tensorboard.profile_num_steps
+        if self.writer is not None and first is not None and step - num_steps < first + count <= step:
+            self.writer.profile_stop()
+
+
+@contextlib.contextmanager
+def opened(
+    display: Display, folder: Path, tensorboard: TensorBoardConfig, is_chief: bool, resume_step: int | None
+) -> Iterator[Outputs]:
+    """Yield the outputs of a run, closed at the end. resume_step: the step it continues from, None for a new run."""
+    with display, contextlib.ExitStack() as stack:
+        writer = None
+        if tensorboard.enabled and is_chief:
+            writer = stack.enter_context(contextlib.closing(Writer(folder / "tensorboard", resume_step=resume_step)))
+        yield Outputs(display, writer, folder, tensorboard)
+
+
+def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None:
+    """Show in TensorBoard what is about to be trained: the config, the graph, augmented samples."""
+    writer.text("config", f"```yaml\n{yaml}```")
+    shape = train.images.shape[1:]
+    forward = tf.function(lambda images: state.model(images, training=False))
+    writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
+    count = min(32, len(train))
+    rows = train.indices[[i * len(train) // count for i in range(count)]]  # which may be sorted by class
+    before, targets = state.preprocessing.prepare(train.images[rows], train.labels[rows])
+    after, _ = state.preprocessing.augment(before, targets, tf.constant([state.seed, 0]))
+    writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
+
+
+def leave(
+    outputs: Outputs, result: dict[str, Any], model: keras.Model, data: Dataset, progress: Progress, test: Scores | None
+) -> None:
+    """Write what a run is read by: weights, figures, TensorBoard's last pages, and report.json at the end."""
+    from cifar_research.display import figures  # matplotlib takes half a second to import
+
+    folder, writer = outputs.folder, outputs.writer
+    (folder / "figures").mkdir(exist_ok=True)
+    history_sha256 = report.write_history(folder / "history.csv", progress.history)
+    if result["status"] != "stopped":  # which continues and writes another one
+        result["history_sha256"] = history_sha256
+    if progress.history:
+        figures.curves(folder / "figures" / "curves.png", progress.history)
+    if test is not None:
+        save_weights(model, folder / "model.weights.h5")
+        _leave_predictions(outputs, data, progress.step, test)
+    # One that was stopped will end later: TensorBoard takes these once.
+    if writer is not None and result["status"] != "stopped" and result["val"] is not None:
+        outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
+        outcomes |= {} if test is None else {"test/accuracy": test.accuracy}
+        is_job = (folder.parent / LEDGER).exists()
+        described = Identity(result["config"]).described(result["options"])
+        writer.hparams(described, outcomes, with_columns=not is_job)
+    report.write_report(folder / "report.json", result)
+
+
+def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores) -> None:
+    from cifar_research.display import figures
+
+    labels = data.test.labels[data.test.indices]
+    matrix = metrics.confusion_matrix(labels, test.predictions, len(data.classes))
+    confusion = figures.confusion(matrix, data.classes)
+    figures.save(confusion, outputs.folder / "figures" / "confusion.png")
+    if outputs.writer is None:
+        return
+    outputs.writer.scalars(step, {"test/loss": test.loss, "test/accuracy": test.accuracy})
+    outputs.writer.images("confusion", figures.pixels(confusion), step)
+    wrong = np.flatnonzero(labels != test.predictions)[:25]
+    if len(wrong):
+        titles = [f"{data.classes[labels[i]]} → {data.classes[test.predictions[i]]}" for i in wrong]
+        gallery = figures.gallery(data.test.images[data.test.indices[wrong]], titles)
+        outputs.writer.images("misclassified", figures.pixels(gallery), step)
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Write a .weights.h5 whole or not at all; WriteError if it cannot be written."""
+    temporary, size = path.with_name(f".{path.name}"), sum(weight.value.numpy().nbytes for weight in model.weights)
+    try:
+        # HDF5 that runs out of room ends the process, so room is reserved first.
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size + 4096 * (len(model.weights) + 4))
+        model.save_weights(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = f"{error.strerror or error}); it needs {size:,} bytes in a writable folder"
+        raise WriteError(error.errno, f"{path}: cannot be written ({reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""Saving and restoring: between a run's state and its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cifar_research.runs.checkpoint import Checkpoint, Checkpoints, read, write
+from cifar_research.runtime.errors import CheckpointError
+from cifar_research.training.scoring import as_array, averaged_weights
+from cifar_research.training.state import Progress, TrainState
+
+_CHIEF_SECONDS = 120  # for the chief to write what the other workers read
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes a run's checkpoints, if this process is the chief.
+
+    identity: what is compared on resume: config, classes, the images' fingerprint, the device; began:
+    time.perf_counter() at this process's first step.
+    """
+
+    checkpoints: Checkpoints
+    identity: Mapping[str, Any]
+    is_chief: bool
+    began: float
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Write a checkpoint; FloatingPointError if a weight is not finite."""
+        if self.is_chief:
+            arrays = {name: as_array(variable) for name, variable in state.variables().items()}
+            elapsed = progress.elapsed + time.perf_counter() - self.began
+            meta = {**asdict(progress), "elapsed": elapsed, **self.identity}
+            self.checkpoints.save(progress.step, Checkpoint(arrays, meta))
+
+    def save_best(self, state: TrainState, progress: Progress) -> None:
+        """Write the weights, averaged if the state averages them, as the best so far."""
+        if self.is_chief:
+            with averaged_weights(state):
+                arrays = {f"model/{weight.path}": as_array(weight.value) for weight in state.model.weights}
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            write(self.checkpoints.best_path(progress.step), Checkpoint(arrays, {"best": progress.best}))
+
+    def restore_best(self, state: TrainState, progress: Progress) -> None:
+        """Load the best weights by validation into the model, and into the averages if the state has them."""
+        assert progress.best is not None  # there is one after the first epoch
+        path = self.checkpoints.best_path(progress.best["step"])
+        end = time.monotonic() + _CHIEF_SECONDS
+        while not self.is_chief and not path.exists() and time.monotonic() < end:
+            time.sleep(0.1)  # the chief writes it, and is not always first
+        arrays = read(path).arrays
+        for weight in state.model.weights:
+            weight.value.assign(arrays[f"model/{weight.path}"])
+        for average, weight in zip(state.averages, state.model.weights, strict=bool(state.averages)):
+            average.assign(weight.value)
+
+
+def restore(state: TrainState, progress: Progress, checkpoint: Checkpoint) -> None:
+    """Set state and progress to those of a checkpoint; CheckpointError if it is for a different model."""
+    variables = state.variables()
+    advice = "its code has changed since; restore the code, or choose another hydra.run.dir"
+    if variables.keys() != checkpoint.arrays.keys():
+        unknown = sorted(variables.keys() ^ checkpoint.arrays.keys())
+        raise CheckpointError(f"The checkpoint is for a different model ({', '.join(unknown[:5])}): {advice}")
+    for name, variable in variables.items():
+        array = checkpoint.arrays[name]
+        if tuple(variable.shape) != array.shape or variable.dtype != array.dtype:
+            raise CheckpointError(
+                f"The checkpoint's {name} is {array.dtype} {array.shape}, and this model's {variable.dtype} "
+                f"{tuple(variable.shape)}: {advice}"
+            )
+    if missing := sorted(asdict(progress).keys() - checkpoint.meta.keys()):
+        raise CheckpointError(f"The checkpoint lacks {', '.join(missing)}; choose another hydra.run.dir")
+    for name, variable in variables.items():
+        variable.assign(checkpoint.arrays[name])
+    for name in asdict(progress):
+        setattr(progress, name, checkpoint.meta[name])

@@ -1,0 +1,137 @@
+"""What training changes (TrainState) and where it is (Progress): together all that a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifar_research.optimization.optimizers import Optimizer
+from cifar_research.runtime.errors import ConfigError
+from cifar_research.training.forward import Forward, Preprocessing, of_images
+
+# Where the step counter and the seeds are, also on a GPU. TensorFlow keeps int32 in host memory, so seeds on the device
+# would make every step wait for the one before.
+HOST = "/CPU:0"
+
+
+@dataclass(eq=False)
+class TrainState:
+    """The model, the optimizer's slots and the counters; built once a run, `enter` sets what differs between phases.
+
+    loss: (logits, targets [B, K]) -> float32 [B]; batch_shards: see shards.count; several_images: whether every batch has
+    more than one image.
+    forward, weights, slots, learning_rate: of the phase; learning_rate: updates done, float32 -> the rate of the next;
+    scales: each weight's learning-rate multiplier; first_step: the updates done when the phase began;
+    optimizer_first_steps: those done when the optimizer first saw each weight.
+    """
+
+    model: keras.Model
+    loss: Callable[[Any, Any], Any]
+    optimizer: Optimizer
+    preprocessing: Preprocessing
+    seed: int
+    steps_per_epoch: int = 1
+    precision: str = "float32"
+    jit_compile: bool = False
+    ema_decay: float | None = None
+    batch_shards: int = 1
+    several_images: bool = False
+    forward: Forward = field(init=False)
+    weights: list[tf.Variable] = field(init=False)
+    slots: list[list[tf.Variable]] = field(init=False)
+    learning_rate: Callable[[Any], Any] = field(init=False)
+    scales: list[float] = field(init=False)
+    first_step: int = field(init=False)
+    optimizer_first_steps: list[int] = field(init=False)
+    averages: list[tf.Variable] = field(init=False)
+    step: tf.Variable = field(init=False)
+    loss_scale: tf.Variable = field(init=False)
+    finite_steps: tf.Variable = field(init=False)
+
+    def __post_init__(self) -> None:
+        trainable, paths = self.model.trainable_variables, [weight.path for weight in self.model.weights]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise ConfigError(
+                f"backbone or model: two weights have the name {twice[0]!r}, and checkpoints store weights by name; give "
+                "their layers different names"
+            )
+        slots = self.optimizer.init([weight.value for weight in trainable])
+        self._slots = {weight.path: (weight.value, of) for weight, of in zip(trainable, slots, strict=True)}
+        self.enter(self._slots, of_images(self.preprocessing, self.model), lambda step: self.optimizer.learning_rate)
+        averaged = self.model.weights if self.ema_decay else []
+        self.averages = [tf.Variable(weight.value, trainable=False, name="average") for weight in averaged]
+        with tf.device(HOST):
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.loss_scale = tf.Variable(2.0**15, trainable=False, name="loss_scale")
+        self.finite_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_steps")
+
+    def enter(
+        self,
+        trained: Collection[str],
+        forward: Forward,
+        learning_rate: Callable[[Any], Any],
+        *,
+        scales: Mapping[str, float] | None = None,
+        first_step: int = 0,
+        optimizer_first_steps: Mapping[str, int] | None = None,
+    ) -> None:
+        """Enter a phase that trains the weights of these paths; steps must be traced again."""
+        entered = {path: pair for path, pair in self._slots.items() if path in trained}
+        self.weights, self.slots = [weight for weight, _ in entered.values()], [slots for _, slots in entered.values()]
+        self.scales = [(scales or {}).get(path, 1.0) for path in entered]
+        self.forward, self.learning_rate = forward, learning_rate
+        self.first_step = first_step
+        self.optimizer_first_steps = [(optimizer_first_steps or {}).get(path, 0) for path in entered]
+
+    def count(self, paths: Collection[str]) -> int:
+        """Return the number of parameters in the trainable weights of these paths."""
+        return sum(int(weight.shape.num_elements()) for path, (weight, _) in self._slots.items() if path in paths)
+
+    def reset_optimizer(self) -> None:
+        """Set the optimizer's slots of every weight to zero."""
+        for _, slots in self._slots.values():
+            for slot in slots:
+                slot.assign(tf.zeros_like(slot))
+
+    def variables(self) -> dict[str, Any]:
+        """Return everything that training changes, by a name that is the same in every process."""
+        named = {f"model/{weight.path}": weight.value for weight in self.model.variables}
+        for path, (_, slots) in self._slots.items():
+            named |= {f"optimizer/{path}/{n}": v for n, v in zip(self.optimizer.slots, slots, strict=True)}
+        if self.ema_decay:
+            pairs = zip(self.model.weights, self.averages, strict=True)
+            named |= {f"ema/{weight.path}": average for weight, average in pairs}
+        named |= {"step": self.step, "loss_scale": self.loss_scale, "finite_steps": self.finite_steps}
+        return named
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    phase: the number of the current one; phase_steps, phase_epochs: the steps and epochs done before each one began.
+    epoch: whole epochs done; totals: the current one's so far (losses, correct predictions, images); seconds: the current
+    one's so far; elapsed: the seconds of earlier processes, from their first step on; best: step, epoch and value of
+    the monitored metric; history: a row an epoch, as in history.csv.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    phase: int = 0
+    phase_steps: list[int] = field(default_factory=lambda: [0])
+    phase_epochs: list[int] = field(default_factory=lambda: [0])
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+    elapsed: float = 0.0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """The mean loss and the accuracy of the current epoch so far."""
+        losses, correct, images = self.totals
+        return losses / images, correct / images
