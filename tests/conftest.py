@@ -46,7 +46,7 @@ def weights_for(tmp_path_factory):
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
         "keras.utils.set_random_seed(0)\n"
-        "targets.instantiate(config.compose(sys.argv[2:]).backbone).build((32, 32, 3)).save_weights(sys.argv[1])"
+        "config.parse(sys.argv[2:]).backbone.build((32, 32, 3)).save_weights(sys.argv[1])"
     )
 
     @functools.cache
@@ -72,7 +72,7 @@ def finished_run(tmp_path_factory):
         "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("finished") / "run"
-    result = train_run(config.compose(words), folder, console.Display(quiet=True))
+    result = train_run(config.parse(words), folder, console.Display(quiet=True))
     assert result["test"]["accuracy"] > 0.8
     return folder
 

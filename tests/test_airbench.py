@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cifar_research.config import compose, targets
+from cifar_research import config
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.models import classifier
 from cifar_research.models.backbones import airbench, cnn
@@ -41,9 +41,7 @@ def test_weights_of_a_file(tmp_path):
     words = ["experiment=fast", "backbone.filters=[8,8]"]
 
     def network(**settings):
-        return targets.instantiate(
-            compose([*words, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
-        )
+        return config.parse([*words, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
 
     first = network().build((32, 32, 3))
     first.save_weights(tmp_path / "a.weights.h5")
@@ -65,21 +63,21 @@ def test_dirac_passes_channels_on(shape):
 
 
 def test_run_begins_with_the_whitening_of_its_own_images_and_leaves_it_alone():
-    cfg = compose(["experiment=fast", "backbone.filters=[8,8]", "training.precision=float32"])
+    settings = config.parse(["experiment=fast", "backbone.filters=[8,8]", "training.precision=float32"])
     images = np.clip(smooth_images(64) * 12 + 128, 0, 255).astype(np.uint8)
     split = Split(images=images, labels=np.arange(64) % 10, indices=np.arange(64))
     data = Dataset("smooth", tuple("abcdefghij"), split, split, split, "", None)
-    task = setup.build(cfg, data)
-    setup.load_weights(task, data)
+    task = setup.build(settings, data)
+    setup.load_weights(task, settings.backbone, data)
     mean, deviation = split.channel_statistics()
     expected = airbench.whitening((images / np.float32(255) - mean) / deviation, 2, 0.0005)
     backbone = task.model.layers[1]
     np.testing.assert_allclose(backbone.get_layer("whitening").get_weights()[0], expected, rtol=1e-3, atol=1e-3)
-    assert not [path for path in setup.trained_paths(task, setup.phases.plan(cfg)[0]) if "whitening" in path]
+    assert not [path for path in setup.trained_paths(task, settings.phases[0]) if "whitening" in path]
 
 
 def test_reference_size_and_bad_settings():
-    model = targets.instantiate(compose(["backbone=airbench"]).backbone).build((32, 32, 3))
+    model = config.parse(["backbone=airbench"]).backbone.build((32, 32, 3))
     assert model.output_shape[-1] == 256
     # Nine times the products of channels, the whitening layer of 24 with its bias, and for each of the 1,152 normalised
     # channels a bias and two moving statistics.

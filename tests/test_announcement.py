@@ -12,10 +12,12 @@ from cifar_research.training import setup
 
 
 def rows(*words):
-    cfg = config.compose(["data=synthetic", "data.train_images=40", "data.test_images=20", *words])
-    data = datasets.load(cfg.data)
-    task = setup.build(cfg, data)
-    return header.rows(cfg, task.model.count_params(), data, environment.prepare(cfg.training, 0), Path("run"), 1)
+    settings = config.parse(["data=synthetic", "data.train_images=40", "data.test_images=20", *words])
+    data = datasets.load(settings.data)
+    task = setup.build(settings, data)
+    return header.rows(
+        settings, task.model.count_params(), data, environment.prepare(settings.training, 0), Path("run"), 1
+    )
 
 
 def test_the_header_says_size_classes_and_weights_in_twelve_rows():
@@ -40,7 +42,7 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
 def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    assert header._weights_text(config.compose(words).backbone) == expected
+    assert header._weights_text(config.parse(words).content["backbone"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,10 +57,10 @@ def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
     ],
 )  # fmt: skip
 def test_phases_and_their_speed(words, titles, pace):
-    cfg = config.compose(words)
-    phases = [header.phase(cfg, number) for number in range(len(titles))]
+    settings = config.parse(words)
+    phases = [header.phase(settings, number) for number in range(len(titles))]
     assert [title for _, title, _ in phases] == titles
     speeds = {0: [10.0, None, 20.0, 30.0], 1: [3.0]}
     history = [{"phase": phases[n][0], "images_per_second": speed} for n in range(len(phases)) for speed in speeds[n]]
-    assert header.pace(cfg, history) == pace
-    assert header.pace(cfg, []) == ""
+    assert header.pace(settings, history) == pace
+    assert header.pace(settings, []) == ""

@@ -33,7 +33,7 @@ TRANSFORMS = {
     "cutout": augmentation.cutout(size=6),
     "mixup": augmentation.mixup(alpha=1.0),
     "cutmix": augmentation.cutmix(alpha=1.0),
-    "strong": augmentation.compose(config.transforms(config.compose(["augmentation=[strong,mixup]"]))),
+    "strong": augmentation.compose(config.parse(["augmentation=[strong,mixup]"]).transforms),
 }
 # What becomes of an image hangs on others with the last three, and on its pixels alone with the first.
 WITHIN_IMAGES = sorted(set(TRANSFORMS) - {"alternating_flip", "mixup", "cutmix", "strong"})
@@ -473,13 +473,12 @@ def test_cutmix_targets_equal_the_pasted_area():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_gives_all_parameters_and_works(option):
-    cfg = config.compose([f"augmentation={option}"])
-    config.check(cfg)
-    for name, node in cfg.augmentation.items():
+    settings = config.parse([f"augmentation={option}"])
+    for name, node in settings.content["augmentation"].items():
         factory = getattr(augmentation, node._target_.rpartition(".")[2])
         assert name == factory.__name__
         assert set(node) - {"_target_"} == set(inspect.signature(factory).parameters)
-    images, _ = apply(augmentation.compose(config.transforms(cfg)))
+    images, _ = apply(augmentation.compose(settings.transforms))
     assert (images != IMAGES).any() == (option != "none")
     assert (FOLDER / f"{option}.yaml").read_text().startswith("# ")
 
@@ -494,10 +493,10 @@ def test_options_are_about_every_factory():
 
 
 def test_options_combine_in_order_and_are_overridden():
-    cfg = config.compose(["augmentation=[slides,flip,cutout]", "augmentation.rotation.degrees=30"])
-    assert list(cfg.augmentation) == ["rotation", "horizontal_flip", "vertical_flip", "shift", "cutout"]
-    assert cfg.augmentation.rotation.degrees == 30
-    assert list(config.compose(["augmentation=[shift,flip]"]).augmentation) == ["shift", "horizontal_flip"]
+    settings = config.parse(["augmentation=[slides,flip,cutout]", "augmentation.rotation.degrees=30"])
+    assert list(settings.transforms) == ["rotation", "horizontal_flip", "vertical_flip", "shift", "cutout"]
+    assert settings.content["augmentation"]["rotation"]["degrees"] == 30
+    assert list(config.parse(["augmentation=[shift,flip]"]).transforms) == ["shift", "horizontal_flip"]
 
 
 BAD = [

@@ -92,7 +92,7 @@ def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path, words, giv
     os.symlink("nothing", tmp_path / "dangling")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match=f"^data.dir: .*{said}"):
-        datasets.load(config.compose([*words, f"data.dir='{given}'"]).data)
+        datasets.load(config.parse([*words, f"data.dir='{given}'"]).data)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -112,39 +112,39 @@ def test_the_folder_of_the_environment_is_the_only_one_looked_at(tmp_path, monke
 def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     monkeypatch.setenv("CIFAR_DATA_DIR", str(tmp_path / "mine"))
-    cfg = config.compose([*SMALL, "training.batch_size=20"])
-    done = train_run(cfg, tmp_path / "run", console.Display(quiet=True))
+    settings = config.parse([*SMALL, "training.batch_size=20"])
+    done = train_run(settings, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "run" / "report.json").rename(tmp_path / "report.json")
     monkeypatch.delenv("CIFAR_DATA_DIR")
     assert done["data"]["found_in"] == str(folder)
     # A run that goes on, one that is repeated, one that is evaluated.
-    again = train_run(cfg, tmp_path / "run", console.Display(quiet=True))
+    again = train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert again["weights_sha256"] == done["weights_sha256"] and again["data"] == done["data"]
     words, _ = reproduction.taken(["--from-run", str(tmp_path)])
     assert f"data.dir='{folder}'" in words
     assert evaluation.load(done, [])[1] is None
     # Elsewhere is looked only if something else says so.
     assert "data.dir='elsewhere'" in reproduction.taken(["--from-run", str(tmp_path), "data.dir='elsewhere'"])[0]
-    ended, checkpoint = run_folder.begun(cfg, tmp_path / "run")
+    ended, checkpoint = run_folder.begun(settings, tmp_path / "run")
     assert ended is not None and checkpoint is None
     (tmp_path / "run" / "report.json").unlink()
     folder.rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"this run found cifar10 in {folder}, where it is no longer"):
-        train_run(cfg, tmp_path / "run", console.Display(quiet=True))
+        train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
     # Others in its place are others.
     lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     victim = folder / "test_batch.bin"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     with pytest.raises(ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"):
-        train_run(cfg, tmp_path / "run", console.Display(quiet=True))
+        train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
 
 
 def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
-    made = config.OmegaConf.to_container(config.compose([]), resolve=True)
+    made = config.config.parse([]).content
     folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=True)
-    fingerprint = datasets.load(config.compose([f"data.dir={tmp_path / 'mine'}"]).data).fingerprint
+    fingerprint = datasets.load(config.parse([f"data.dir={tmp_path / 'mine'}"]).data).fingerprint
     (tmp_path / "sweep" / "a").mkdir(parents=True)
     report.write_report(
         tmp_path / "sweep" / "a" / "report.json",

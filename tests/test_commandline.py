@@ -7,7 +7,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifar_research import config
-from cifar_research.config.composition import quoted
+from cifar_research.config.overrides import quoted
 from cifar_research.runs import ledger
 from cifar_research.runs.ledger import Cell
 from cifar_research.runtime.errors import ConfigError
@@ -37,7 +37,7 @@ def test_resume_is_what_the_run_was_begun_with(run_dir):
     words = ["optimizer=sgd", "seed=3", "hydra.searchpath=[file://my_conf]"]
     *expanded, folder = resume.expand(["seed=4", f"resume={run_dir}"])
     assert expanded == [*words, "seed=4"]
-    assert config.compose([folder], with_hydra=True).hydra.run.dir == str(run_dir)
+    assert config.compose([folder]).config.hydra.run.dir == str(run_dir)
     assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[:5] == ["--cfg", "job", *words]
     assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[-1] == "--resolve"
 

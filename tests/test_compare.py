@@ -17,6 +17,8 @@ from plotly.offline import get_plotlyjs
 from cifar_research import config
 from cifar_research import report as command
 from cifar_research.comparison import figures, runs, tables
+from cifar_research.config.identity import option_names
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import report
 from cifar_research.runs.ledger import Cell
 from cifar_research.sweeps.ledger import Ledger
@@ -24,7 +26,7 @@ from cifar_research.sweeps.plan import Plan
 
 
 def made(*words):
-    return OmegaConf.to_container(config.compose(list(words)), resolve=True)
+    return config.parse(list(words)).content
 
 
 def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, changes=(), more=()):
@@ -222,7 +224,7 @@ def test_an_option_that_was_changed_is_named_by_its_transforms(tmp_path, more):
     ],
 )
 def test_names_of_options(choices, names):
-    assert config.option_names(choices) == names
+    assert option_names(choices) == names
 
 
 def test_the_csv_has_a_number_a_column(tmp_path):
@@ -282,7 +284,7 @@ def test_main_effects(tmp_path):
 
 def test_the_studys_grid_stands_beside_the_study(tmp_path):
     words = ["sweep=hyperparameters"]
-    plan = Plan.of(config.compose(words, with_hydra=True), words)
+    plan = Plan.of(parse_sweep(words))
     for i, cell in enumerate(plan.grid()):
         write_run(tmp_path / cell.folder, cell.overrides, base=cell.config, accuracy=0.5 + i / 100)
     found, _ = runs.find([str(tmp_path)])

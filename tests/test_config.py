@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research.config import messages, targets
+from cifar_research.config import messages
+from cifar_research.config.identity import PLUGIN_GROUPS
 from cifar_research.runtime.errors import ConfigError
 
 # Command line, or its words if one has spaces, and what the message must contain, $ at its end.
@@ -173,7 +174,7 @@ BAD = [
 def test_bad_config_is_refused(line, parts):
     overrides = line if isinstance(line, list) else line.split()
     with pytest.raises(ConfigError) as raised:
-        config.check(config.compose(overrides))
+        config.parse(overrides)
     message = str(raised.value)
     assert not [part for part in parts if part not in f"{message}$"], message
     assert "Traceback" not in message
@@ -224,15 +225,14 @@ def test_a_preset_with_another_kind_of_value_is_refused(tmp_path):
 
 
 def test_a_phase_is_added_as_the_message_says():
-    cfg = config.compose(["++training.phases={b:{epochs:3}}"])
-    config.check(cfg)
-    assert [(name, phase.epochs) for name, phase in cfg.training.phases.items()] == [("scratch", None), ("b", 3)]
+    settings = config.parse(["++training.phases={b:{epochs:3}}"])
+    assert [(name, phase.epochs) for name, phase in settings.training.phases.items()] == [("scratch", None), ("b", 3)]
 
 
 def test_check_imports_no_tensorflow():
     code = (
         "import sys; from cifar_research import config, train\n"
-        "config.check(config.compose(['experiment=augmented', 'augmentation=strong', 'schedule=cosine']))\n"
+        "config.parse(['experiment=augmented', 'augmentation=strong', 'schedule=cosine'])\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -243,36 +243,28 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
         "def decay(*, power: float):\n    return lambda s, t, e: (1 - s / t) ** power\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    cfg = config.compose(
-        [
-            "allow_targets=[my_lab]",
-            "schedule._target_=my_lab.decay",
-            "~schedule.warmup_epochs",
-            "~schedule.warmup_steps",
-        ]
-    )
+    words = ["allow_targets=[my_lab]", "schedule._target_=my_lab.decay"]
+    words += ["~schedule.warmup_epochs", "~schedule.warmup_steps"]
     with pytest.raises(ConfigError, match="schedule.power: decay needs a value"):
-        config.check(cfg)
-    OmegaConf.set_struct(cfg, False)
-    cfg.schedule.power = 2.0
-    config.check(cfg)
-    assert targets.instantiate(cfg.schedule)(5, 10, 1) == 0.25
+        config.parse(words)
+    assert config.parse([*words, "+schedule.power=2.0"]).schedule(5, 10, 1) == 0.25
+    with pytest.raises(ConfigError, match="allow_targets"):  # which the first one has not allowed for good
+        config.parse(words[1:])
 
 
 def test_hash_ignores_what_changes_nothing_and_sees_order():
-    plain = config.compose(["augmentation=[flip,shift]"])
-    assert config.config_hash(plain) == config.config_hash(
-        config.compose(["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.log_every_steps=7", "name=other"])
-    )
+    plain = config.parse(["augmentation=[flip,shift]"]).identity
+    free = ["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.log_every_steps=7", "name=other"]
+    assert plain.hash == config.parse(free).identity.hash
     for other in (["augmentation=[shift,flip]"], ["augmentation=[flip,shift]", "seed=1"]):
-        assert config.config_hash(plain) != config.config_hash(config.compose(other))
+        assert plain.hash != config.parse(other).identity.hash
 
 
 def test_difference_names_the_keys(tmp_path):
-    before = OmegaConf.to_container(config.compose(["seed=3"]), resolve=True)
+    before = config.parse(["seed=3"]).identity
     with pytest.raises(ConfigError, match="seed: this run has 3, the command says 4"):
-        config.refuse_difference(before, config.compose(["seed=4"]), tmp_path)
-    config.refuse_difference(before, config.compose(["seed=3", "data.dir=/elsewhere"]), tmp_path)
+        before.require_same(config.parse(["seed=4"]).identity, tmp_path)
+    before.require_same(config.parse(["seed=3", "data.dir=/elsewhere"]).identity, tmp_path)
 
 
 def test_every_option_lists_exactly_its_factorys_parameters():
@@ -282,9 +274,9 @@ def test_every_option_lists_exactly_its_factorys_parameters():
 
     from hydra.utils import get_method
 
-    for group in config.PLUGIN_GROUPS:
+    for group in PLUGIN_GROUPS:
         for path in sorted((Path(config.config_dir()) / group).glob("*.yaml")):
-            node = config.compose([f"{group}={path.stem}"])[group]
+            node = config.compose([f"{group}={path.stem}"]).config[group]
             keys = {key for key in node if key != "_target_"}
             assert keys == set(inspect.signature(get_method(node._target_)).parameters), path
 
@@ -307,13 +299,13 @@ TEXTS = [
 
 @pytest.mark.parametrize(("word", "key", "expected"), TEXTS)
 def test_a_text_stays_as_it_was_typed(word, key, expected):
-    assert OmegaConf.select(config.compose([word], with_hydra=True), key) == expected
+    assert OmegaConf.select(config.compose([word]).config, key) == expected
 
 
 def test_an_option_may_be_called_like_a_number(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "2021.yaml").write_text("# @package _global_\nseed: 21\n")
-    assert config.compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=2021"]).seed == 21
+    assert config.parse([f"hydra.searchpath=[file://{tmp_path}]", "experiment=2021"]).seed == 21
 
 
 def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
@@ -323,10 +315,11 @@ def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
         "data.dir=${hydra:runtime.cwd}/${oc.env:PETS}",
         "name=${hydra:job.name}-${hydra:runtime.choices.optimizer}",
     ]
-    cfg = config.compose([*words, "hydra.run.dir=${hydra:runtime.cwd}/r", "data.cache_dir=${hydra:runtime.output_dir}"])
-    assert "hydra" not in cfg and cfg.data.cache_dir == f"{tmp_path}/r"
-    assert (cfg.data.dir, cfg.name) == (f"{tmp_path}/cats", "train-adam")
-    cfg = config.compose(["name=${hydra:job.override_dirname}", "optimizer=sgd", "seed=3"], with_hydra=True)
+    words += ["hydra.run.dir=${hydra:runtime.cwd}/r", "data.cache_dir=${hydra:runtime.output_dir}"]
+    settings = config.parse(words)
+    assert settings.data.cache_dir == f"{tmp_path}/r"
+    assert (settings.data.dir, settings.name) == (f"{tmp_path}/cats", "train-adam")
+    cfg = config.compose(["name=${hydra:job.override_dirname}", "optimizer=sgd", "seed=3"]).config
     assert cfg.name == "optimizer=sgd,seed=3" and cfg.hydra.run.dir.startswith("outputs/optimizer=sgd,seed=3/")
 
 
@@ -342,7 +335,7 @@ def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
 )
 def test_a_resolver_without_a_value_is_refused(word, part):
     with pytest.raises(ConfigError) as raised:
-        config.check(config.compose([word]))
+        config.parse([word])
     assert str(raised.value).startswith(f"{word.partition('=')[0]}: ") and part in str(raised.value)
 
 
@@ -380,7 +373,7 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
     config.compose(words)
     with pytest.raises(ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
         config.compose([*words, "backbone.widht=8"])
-    config.check(config.compose([*words, "+backbone.width=8"]))
+    config.parse([*words, "+backbone.width=8"])
 
 
 @pytest.mark.parametrize(
@@ -405,6 +398,6 @@ def test_a_run_without_an_experiment_is_named_after_its_data_set(tmp_path, monke
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", "/some/home")
-    cfg = config.compose(words, with_hydra=True)
+    cfg = config.compose(words).config
     assert cfg.name == name and cfg.hydra.run.dir.startswith(f"outputs/{name}/")
     assert cfg.hydra.sweep.dir.startswith(f"outputs/{name}/sweep_")

@@ -8,7 +8,6 @@ from test_cores import data
 from test_phases import random_data
 
 from cifar_research import Backbone, Head, Transform, augmentation, config
-from cifar_research.config import phases
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup, shards
 
@@ -31,18 +30,18 @@ def head(*, promised: dict):
 
 
 @pytest.fixture
-def compose(tmp_path, monkeypatch):
+def parse(tmp_path, monkeypatch):
     """A function that composes a config whose backbone and head promise these fields."""
     (tmp_path / "my_nets.py").write_text(LAB)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_nets", raising=False)
 
-    def compose(*words, backbone="", head=""):
+    def parse(*words, backbone="", head=""):
         nodes = [f"+{group}={{_target_:my_nets.{name},promised:{{{promised}}}}}"
                  for group, name, promised in (("backbone", "backbone", backbone), ("model", "head", head))]  # fmt: skip
-        return config.compose(["allow_targets=[my_nets]", "~backbone", "~model", *nodes, *words])
+        return config.parse(["allow_targets=[my_nets]", "~backbone", "~model", *nodes, *words])
 
-    return compose
+    return parse
 
 
 @pytest.mark.parametrize("contract", [Backbone, Head, Transform])
@@ -62,31 +61,30 @@ def test_a_plain_function_promises_nothing(contract):
         ("take_any_size:true", "seed=1", "unexpected keyword argument 'take_any_size'"),
     ],
 )
-def test_a_config_is_held_against_what_the_backbone_promises(compose, promised, word, reason):
-    cfg = compose(word, backbone=promised)
+def test_a_config_is_held_against_what_the_backbone_promises(parse, promised, word, reason):
     if reason is None:
-        config.check(cfg)
+        parse(word, backbone=promised, head="pools:true")
     else:
         with pytest.raises(ConfigError, match=reason):
-            config.check(cfg)
+            parse(word, backbone=promised, head="pools:true")
 
 
 @pytest.mark.parametrize(
     ("backbone", "head", "expected"), [("true", "true", 2), ("true", "false", 1), ("false", "true", 1)]
 )
-def test_batches_have_shards_if_backbone_and_head_are_by_image(compose, backbone, head, expected):
+def test_batches_have_shards_if_backbone_and_head_are_by_image(parse, backbone, head, expected):
     promised = {"backbone": f"is_by_image:{backbone}", "head": f"is_by_image:{head}"}
-    assert shards.parts(compose("training.threads=2", **promised), data()) == expected
+    assert shards.count(parse("training.threads=2", **promised), data()) == expected
 
 
-def test_upper_blocks_are_those_the_backbone_names(compose):
-    cfg = compose("training.phases.scratch.trainable=upper", backbone="upper_blocks:upper")
-    task = setup.build(cfg, random_data())
-    paths = setup.trained_paths(task, phases.plan(cfg)[0])
+def test_upper_blocks_are_those_the_backbone_names(parse):
+    settings = parse("training.phases.scratch.trainable=upper", backbone="upper_blocks:upper")
+    task = setup.build(settings, random_data())
+    paths = setup.trained_paths(task.model, settings.phases[0], settings.backbone.upper_blocks)
     assert any("upper" in path for path in paths) and not any("lower" in path for path in paths)
-    task = setup.build(compose("training.phases.scratch.trainable=upper"), random_data())
+    task = setup.build(parse("training.phases.scratch.trainable=upper"), random_data())
     with pytest.raises(ConfigError, match="needs a backbone that names its upper blocks"):
-        setup.trained_paths(task, phases.plan(cfg)[0])
+        setup.trained_paths(task.model, settings.phases[0], settings.backbone.upper_blocks)
 
 
 @pytest.mark.parametrize(("by_epoch", "expected"), [(False, "fold of step"), (True, "epoch")])

@@ -50,7 +50,7 @@ def data(train=1280, test=0):
     ],
 )
 def test_how_many_parts(words, expected):
-    assert shards.parts(config.compose(["training.threads=2", *words.split()]), data()) == expected
+    assert shards.count(config.parse(["training.threads=2", *words.split()]), data()) == expected
 
 
 @pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", None), ("auto", None), ("", None), ("-1", None)])
@@ -62,25 +62,25 @@ def test_threads_of_the_environment_count_if_they_are_a_number(monkeypatch, give
 
 
 def test_a_loss_of_the_users_own_sees_the_whole_batch():
-    cfg = config.compose(["experiment=first_version", "training.threads=2"])
-    cfg.loss._target_ = "my_lab.loss_of_the_hardest"
-    assert shards.parts(cfg, data()) == 1
+    settings = config.parse(["experiment=first_version", "training.threads=2"])
+    settings.content["loss"]["_target_"] = "my_lab.loss_of_the_hardest"
+    assert shards.count(settings, data()) == 1
 
 
 @pytest.mark.parametrize(("train", "test", "expected"), [(1281, 0, 1), (1282, 0, 2), (1280, 501, 1), (1280, 502, 2)])
 def test_no_part_is_ever_empty(train, test, expected):
     words = ["experiment=first_version", "training.threads=2", "training.eval_batch_size=500"]
-    assert shards.parts(config.compose(words), data(train, test)) == expected
-    assert shards.parts(config.compose([*words, "data.drop_remainder=true"]), data(train, 0)) == 2
+    assert shards.count(config.parse(words), data(train, test)) == expected
+    assert shards.count(config.parse([*words, "data.drop_remainder=true"]), data(train, 0)) == 2
 
 
 def test_usable_cores_are_those_a_launcher_leaves(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-    cfg = config.compose(["experiment=first_version"])
-    assert shards.parts(cfg, data()) == 2
+    settings = config.parse(["experiment=first_version"])
+    assert shards.count(settings, data()) == 2
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
-    assert shards.parts(cfg, data()) == 1
+    assert shards.count(settings, data()) == 1
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -88,7 +88,7 @@ def test_training_and_evaluation_are_those_of_the_whole_batch(parts):
     batches = [*some_batches(6), images_and_labels(5), images_and_labels(3)]
     results = []
     for number in (1, parts):
-        task = make_task(dropout=0.3, parts=number, optimizer=optimizers.sgd(learning_rate=0.003, momentum=0.9))
+        task = make_task(dropout=0.3, batch_shards=number, optimizer=optimizers.sgd(learning_rate=0.003, momentum=0.9))
         losses = losses_of(task, batches)
         scored = [steps.eval_step(task, *images_and_labels(count)) for count in (32, 7, 3)]
         results.append((losses, [weight.numpy() for weight in task.model.weights], scored))
@@ -126,8 +126,8 @@ import sys
 from cifar_research import config
 from cifar_research.runtime import environment
 import tensorflow as tf
-print(environment.prepare(config.compose(["training.threads=1"]).training, 0).device)
-training = config.compose(["training.threads=2"]).training
+print(environment.prepare(config.parse(["training.threads=1"]).training, 0).device)
+training = config.parse(["training.threads=2"]).training
 for parts in (2, 1):
     found = environment.prepare(training, 0, parts)
     threads = tf.config.threading

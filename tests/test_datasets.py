@@ -77,7 +77,7 @@ def own_folders(tmp_path, monkeypatch):
 
 
 def load(*overrides):
-    return datasets.load(config.compose([*overrides, "data.download=false"]).data)
+    return datasets.load(config.parse([*overrides, "data.download=false"]).data)
 
 
 @pytest.mark.parametrize("archive", [False, True])
@@ -224,7 +224,7 @@ def test_two_processes_make_one_cache(tmp_path):
 
 def synthetic(*overrides):
     size = ["data.train_images=500", "data.test_images=100"]
-    return datasets.load(config.compose(["data=synthetic", *size, *overrides]).data)
+    return datasets.load(config.parse(["data=synthetic", *size, *overrides]).data)
 
 
 def test_splits_are_stratified_and_fixed_by_their_own_seed():
@@ -268,7 +268,7 @@ def write_images(folder, count=10, size=(40, 20), suffixes=(".png", ".jpg"), sha
 
 
 def images(folder, *overrides):
-    return datasets.load(config.compose(["data=images", f"data.dir={folder}", *overrides]).data)
+    return datasets.load(config.parse(["data=images", f"data.dir={folder}", *overrides]).data)
 
 
 def test_image_folders_with_their_own_test_images(tmp_path):
@@ -339,23 +339,23 @@ def test_odd_names_and_pipes_in_a_folder_of_images(tmp_path):
 def test_unwritable_cache_says_which_key_to_change(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"data\.cache_dir"):
-        datasets.load(config.compose(["data=synthetic", f"data.cache_dir={tmp_path / 'file' / 'below'}"]).data)
+        datasets.load(config.parse(["data=synthetic", f"data.cache_dir={tmp_path / 'file' / 'below'}"]).data)
 
 
 CLASSES = ["data=synthetic", "data.train_images=300", "data.test_images=100"]
 
 
 def test_classes_are_chosen_in_the_order_given():
-    whole = datasets.load(config.compose(CLASSES).data)
+    whole = datasets.load(config.parse(CLASSES).data)
     first, second = whole.classes[7], whole.classes[2]
-    some = datasets.load(config.compose([*CLASSES, f"data.classes=[{first},{second}]"]).data)
+    some = datasets.load(config.parse([*CLASSES, f"data.classes=[{first},{second}]"]).data)
     assert some.classes == (first, second) and some.fingerprint == whole.fingerprint
     for name in ("train", "val", "test"):
         every, chosen = getattr(whole, name), getattr(some, name)
         rows = [i for i in every.indices if every.labels[i] in (7, 2)]
         assert list(chosen.indices) == rows
         assert [chosen.labels[i] for i in rows] == [[7, 2].index(every.labels[i]) for i in rows]
-    few = datasets.load(config.compose([*CLASSES, f"data.classes=[{first},{second}]", "data.train_size=10"]).data)
+    few = datasets.load(config.parse([*CLASSES, f"data.classes=[{first},{second}]", "data.train_size=10"]).data)
     assert sorted(few.train.labels[few.train.indices]) == [0] * 5 + [1] * 5
 
 
@@ -364,9 +364,9 @@ def test_classes_are_chosen_in_the_order_given():
     [("[shp,circle]", "there is no class 'shp'"), ("[{0}]", "at least two"), ("[{0},{0}]", "different")],
 )
 def test_bad_classes_are_named(chosen, part):
-    whole = datasets.load(config.compose(CLASSES).data)
+    whole = datasets.load(config.parse(CLASSES).data)
     with pytest.raises(DataError, match=part):
-        datasets.load(config.compose([*CLASSES, f"data.classes={chosen.format(whole.classes[0])}"]).data)
+        datasets.load(config.parse([*CLASSES, f"data.classes={chosen.format(whole.classes[0])}"]).data)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
 from cifar_research import config
 from cifar_research.training.run import run as train_run
-cfg = config.compose(sys.argv[3:])
-assert train_run(cfg, sys.argv[2])["status"] == "completed"
+settings = config.parse(sys.argv[3:])
+assert train_run(settings, sys.argv[2])["status"] == "completed"
 """
 
 

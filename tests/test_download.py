@@ -159,4 +159,4 @@ def test_a_data_set_that_is_not_there_is_downloaded_but_other_bytes_are_never_re
     monkeypatch.setattr(cifar, "_decode", lambda *args: pytest.fail("bytes of another checksum were read"))
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match="not the published 6d958be0"):
-        datasets.load(config.compose([f"data.dir={tmp_path / 'data'}"]).data)
+        datasets.load(config.parse([f"data.dir={tmp_path / 'data'}"]).data)

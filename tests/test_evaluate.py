@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics
-from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 
@@ -48,7 +47,7 @@ def runs(tmp_path_factory, cache):
     """The folder of a sweep by hand: three runs of the same classes, two of them alike but for their seed."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
-        train_run(config.compose([*SMALL, *words]), folder / name)
+        train_run(config.parse([*SMALL, *words]), folder / name)
     return folder
 
 
@@ -224,7 +223,7 @@ def test_grad_cam_of_a_linear_case():
 
 def test_evaluation_equals_what_is_computed_apart(evaluated):
     run, found, text = evaluated
-    classifier, data = trained.load(run), datasets.load(config.compose(SMALL).data)
+    classifier, data = trained.load(run), datasets.load(config.parse(SMALL).data)
     logits, labels = classifier.logits(data.test.images), data.test.labels
     assert found["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     assert found["test"]["accuracy"] > 0.3  # it has learnt something
@@ -249,13 +248,13 @@ def test_views_are_averaged(evaluated):
     classifier = trained.load(run)
     plain = classifier.network
     classifier.network = averaged(plain, "flip_shift")
-    data = datasets.load(config.compose(SMALL).data)
+    data = datasets.load(config.parse(SMALL).data)
     right = (classifier.logits(data.test.images).argmax(1) == data.test.labels).sum()
     assert found["views"]["flip_shift"]["right"] == right
 
 
 def test_a_run_that_tests_with_views_is_evaluated_with_them(runs, tmp_path):
-    train_run(config.compose([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
+    train_run(config.parse([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
     evaluate.evaluate(tmp_path / "run", corrupted=0, views="flip")
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["test"]["accuracy"] == found["reported_accuracy"]
@@ -268,7 +267,7 @@ def test_corruptions_are_of_the_same_images(evaluated):
     found = found["corruptions"]
     assert list(found["accuracies"]) == list(corruptions.NAMES) and found["images"] == 40
     rows = np.sort(np.random.default_rng(0).permutation(300)[:40])
-    data = datasets.load(config.compose(SMALL).data)
+    data = datasets.load(config.parse(SMALL).data)
     corrupted = corruptions.corrupt(data.test.images[rows], "fog", 4, [0, 0])
     right = trained.load(run).logits(corrupted).argmax(1) == data.test.labels[rows]
     assert found["accuracies"]["fog"][3] == pytest.approx(right.mean())
@@ -321,8 +320,8 @@ def test_images_that_may_have_been_trained_on_are_told(tmp_path, capsys):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place}.png")
     words = ["data=images", f"data.dir={tmp_path / 'mine'}", "backbone.filters=[4]", "model.hidden=[4]"]
-    cfg = config.compose([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
-    train_run(cfg, tmp_path / "run", console.Display(quiet=True))
+    settings = config.parse([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
+    train_run(settings, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "mine" / "a" / "b.svg").touch()
     told = [evaluate.evaluate(tmp_path / "run", more, corrupted=0) for more in ([], ["data.split_seed=5"])]
     assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
@@ -434,7 +433,7 @@ def test_two_runs_are_compared_from_the_command_line(runs):
     shown = call(runs / "a0", "--against", runs / "b0").stdout
     folder = runs / "a0" / "evaluation"
     found = json.loads((folder / "against_b0.json").read_text())
-    data = datasets.load(config.compose(SMALL).data)
+    data = datasets.load(config.parse(SMALL).data)
     right = [trained.load(runs / name).logits(data.test.images).argmax(1) == data.test.labels for name in ("a0", "b0")]
     table = found["table"]
     assert table["only_first"] == (right[0] & ~right[1]).sum() and table["both_right"] == (right[0] & right[1]).sum()
@@ -510,7 +509,7 @@ def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
 
 
 def test_a_temperature_is_not_fitted_on_what_is_tested(runs, tmp_path):
-    train_run(config.compose([*SMALL, "training.epochs=1", "data.validation=test"]), tmp_path / "run")
+    train_run(config.parse([*SMALL, "training.epochs=1", "data.validation=test"]), tmp_path / "run")
     evaluate.evaluate(tmp_path / "run", corrupted=0)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["temperature_images"] is None
 
@@ -528,9 +527,9 @@ def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
 
 
 def test_without_validation_there_is_no_temperature_to_fit(runs, tmp_path):
-    cfg = config.compose([*SMALL, "data.val_fraction=0", "training.epochs=1"])
-    assert OmegaConf.select(cfg, "data.val_fraction") == 0
-    train_run(cfg, tmp_path / "run")
+    settings = config.parse([*SMALL, "data.val_fraction=0", "training.epochs=1"])
+    assert settings.data.val_fraction == 0
+    train_run(settings, tmp_path / "run")
     evaluate.evaluate(tmp_path / "run", corrupted=0)
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["temperature"] == 1 and found["temperature_images"] is None

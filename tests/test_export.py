@@ -152,7 +152,7 @@ def test_a_bfloat16_run_is_exported_in_float32(call, tmp_path):
         "data=synthetic", "data.train_images=100", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[16]",
         "training.epochs=1", "tensorboard.enabled=false", "training.precision=bfloat16",
     ]  # fmt: skip
-    train_run(config.compose(words), tmp_path / "run", console.Display(quiet=True))
+    train_run(config.parse(words), tmp_path / "run", console.Display(quiet=True))
     code, out, err = call(tmp_path / "run", "--format", "onnx")
     assert code == 0 and "computed in bfloat16; the export computes in float32" in err and "50 test images" in out
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
@@ -314,7 +314,7 @@ def recipe(tmp_path_factory):
         "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("recipe") / "run"
-    train_run(config.compose(words), folder, console.Display(quiet=True))
+    train_run(config.parse(words), folder, console.Display(quiet=True))
     return folder
 
 
@@ -337,7 +337,7 @@ def pretrained(tmp_path_factory):
         "data.test_images=20", "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    train_run(config.compose(words), folder, console.Display(quiet=True))
+    train_run(config.parse(words), folder, console.Display(quiet=True))
     return folder
 
 

@@ -5,10 +5,8 @@ import shlex
 import shutil
 
 import pytest
-from omegaconf import OmegaConf
 
 from cifar_research import config
-from cifar_research.config import targets
 from cifar_research.display import console
 from cifar_research.optimization import schedules
 from cifar_research.runs import checkpoint, report, reproduction, run_folder
@@ -28,7 +26,7 @@ TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256")
 
 
 def run(folder, *words):
-    return train_run(config.compose([*SMALL, *words]), folder, console.Display(quiet=True))
+    return train_run(config.parse([*SMALL, *words]), folder, console.Display(quiet=True))
 
 
 def without_times(row):
@@ -101,7 +99,7 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
     found = report.read_report(folder / "report.json")
     keys = [word for word in begun if "." in word or word.startswith("schedule")]
     all_words = [*SMALL, weights_for(*BACKBONE), "training=combined", "training.epochs=2", *keys]
-    before = OmegaConf.to_container(config.compose(all_words), resolve=True)
+    before = config.parse(all_words).content
     status = "diverged" if "status=diverged" in begun else "completed"
     report.write_report(folder / "report.json", found | {"config": before, "status": status})
     last = max((folder / "checkpoints").glob("step-*"))
@@ -111,13 +109,13 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
         last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best})
     )
     with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
-        run_folder.begun(config.compose([*all_words, *words]), folder)
+        run_folder.begun(config.parse([*all_words, *words]), folder)
     # What it tells to type composes the run that is meant.
     _, _, line = str(raised.value).partition("from the start is ")
     program, *arguments = shlex.split(line)
     assert program == programs.program("train")
-    again = config.compose(reproduction.taken(arguments)[0])
-    assert not config.differences(config.compose([*all_words, *words]), again)
+    again = config.parse(reproduction.taken(arguments)[0])
+    assert not config.parse([*all_words, *words]).identity.differences(again.identity)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
     ],
 )
 def test_a_schedule_looks_at_the_total_or_not(words, looks):
-    schedule = targets.instantiate(config.compose(words).schedule)
+    schedule = config.parse(words).schedule
     assert schedules.looks_at_total(schedule, [20, 30], 10) == looks
 
 

@@ -9,10 +9,10 @@ from tensorflow.core.framework import node_def_pb2
 from tensorflow.python.framework import kernels, op_def_registry
 
 from cifar_research import config
-from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.runtime import environment
 from cifar_research.training import loop, setup
+from cifar_research.training.state import Progress
 
 UNKNOWN = 1_000  # a dimension that is open, mostly that of the batch
 # Operations on axes, whose number is open, and what calls others.
@@ -22,16 +22,16 @@ SMALL = 512  # elements, more than a shape or a seed has
 
 def graph_of_steps(*words):
     """Return the traced call of a run's steps on random images."""
-    cfg = config.compose([*words, "data.drop_remainder=true"])
+    settings = config.parse([*words, "data.drop_remainder=true"])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (1024, 32, 32, 3), np.uint8), rng.integers(0, 10, 1024)
     split = Split(images, labels, np.arange(1024))
     data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
-    prepared = environment.prepare(cfg.training, cfg.seed)
-    task = setup.build(cfg, data)
-    setup.load_weights(task, data)
-    setup.enter(cfg, task, data, phases.plan(cfg), loop.Record())
-    call, source = loop.prepared(task, prepared, split, cfg.training, 0, 100, True)
+    prepared = environment.prepare(settings.training, settings.seed)
+    task = setup.build(settings, data)
+    setup.load_weights(task, settings.backbone, data)
+    setup.enter(settings, task, data, Progress())
+    call, source = loop.prepared(task, prepared, split, settings.training, 0, 100, True)
     assert isinstance(call, tf.types.experimental.PolymorphicFunction)
     return call.get_concrete_function(iter(source), tf.constant(2), tf.zeros([3], tf.float64)).graph
 

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from cifar_research import config
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import plan
 from cifar_research.sweeps import run as sweep
@@ -82,9 +83,9 @@ def refusal(words):
     try:
         if sweep.is_sweep(words):
             rest = [word for word in words if word != "-m"]
-            plan.Plan.of(plan.base(rest), rest).grid()
+            plan.Plan.of(parse_sweep(rest)).grid()
         else:
-            config.check(config.compose(words))
+            config.parse(words)
     except ConfigError as error:
         return str(error)
     return None

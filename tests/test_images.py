@@ -39,7 +39,7 @@ def pets(tmp_path, count=10):
 
 def load(folder, *overrides):
     words = ["data=images", f"data.dir={folder}", "data.image_size=8", *overrides]
-    return datasets.load(config.compose(words).data)
+    return datasets.load(config.parse(words).data)
 
 
 def sizes(data):

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 from cifar_research import config
-from cifar_research.config.targets import instantiate
 from cifar_research.optimization import losses
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup
@@ -24,9 +23,9 @@ targets = tf.one_hot(rng.integers(0, 10, 7), 10)
 )
 def test_a_loss_that_is_not_one_an_image_is_refused(reduced, shape):
     loss = losses.mean_squared_error()
-    setup._check_loss(config.compose([]), loss, 10)
+    setup._check_loss(loss, "a_loss", 10)
     with pytest.raises(ConfigError, match=f"loss: .* returns the shape {shape} for .* must return"):
-        setup._check_loss(config.compose([]), lambda logits, targets: reduced(loss(logits, targets)), 10)
+        setup._check_loss(lambda logits, targets: reduced(loss(logits, targets)), "a_loss", 10)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -50,7 +49,7 @@ def test_mean_squared_error_by_hand():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_loss_is_one_number_an_image_and_lower_when_right(option):
-    loss = instantiate(config.compose([f"loss={option}"]).loss)
+    loss = config.parse([f"loss={option}"]).loss
     values = loss(logits, targets)
     assert values.shape == (7,) and values.dtype == tf.float32
     assert (values.numpy() > loss(10 * targets, targets).numpy()).all()

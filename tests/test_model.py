@@ -11,9 +11,8 @@ from cifar_research.training import setup
 
 def build(*words):
     base = ["allow_targets=[my_nets]", "~backbone", "model=linear"]
-    cfg = config.compose([*base, *words])
-    config.check(cfg)
-    return setup.build(cfg, random_data())
+    settings = config.parse([*base, *words])
+    return setup.build(settings, random_data())
 
 
 @pytest.fixture

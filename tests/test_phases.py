@@ -1,6 +1,7 @@
 """Phases: what each trains, at which rate, and what stays as it was, to the bit."""
 
-import types
+import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import loop, setup, steps
+from cifar_research.training.saver import Saver
+from cifar_research.training.state import Progress
 
 BASE = ["backbone.filters=[4,8]", "backbone.batch_norm=true", "model.hidden=[8]", "loss=categorical_crossentropy"]
 MOBILENET = ["experiment=transfer", "backbone.image_size=32", "backbone.options.alpha=0.35"]
@@ -25,15 +28,14 @@ def random_data(count=16, size=32):
 
 
 def entered(*overrides, phase=0, base=BASE):
-    """Return a task in one of its phases, and the data as that sees it."""
-    cfg = config.compose([*base, *overrides])
-    if not phases.check_weights(cfg):  # here a random backbone will do for a frozen one
-        config.check(cfg)
+    """Return a state in one of its phases, and the data of that phase."""
+    with mock.patch.object(phases, "random_backbone_problems", return_value=[]):  # it will do for a frozen one
+        settings = config.parse([*base, *overrides])
     data = random_data()
-    task = setup.build(cfg, data)
-    setup.load_weights(task, data)
-    record = loop.Record(phase=phase, phase_steps=[0] * (phase + 1), phase_epochs=[0] * (phase + 1))
-    seen, _ = setup.enter(cfg, task, data, phases.plan(cfg), record)
+    task = setup.build(settings, data)
+    setup.load_weights(task, settings.backbone, data)
+    progress = Progress(phase=phase, phase_steps=[0] * (phase + 1), phase_epochs=[0] * (phase + 1))
+    seen, _ = setup.enter(settings, task, data, progress)
     return task, seen
 
 
@@ -60,17 +62,17 @@ def layers_of(paths):
 
 
 def test_ordinary_training_is_one_phase_of_all_weights():
-    (phase,) = phases.plan(config.compose([]))
+    (phase,) = config.parse().phases
     assert (phase.name, phase.epochs, phase.learning_rate, phase.trainable) == ("scratch", 10, 0.005, "all")
-    assert phases.total_epochs(config.compose(["training.epochs=3"]).training) == 3
+    assert config.parse(["training.epochs=3"]).total_epochs == 3
 
 
 def test_phases_take_epochs_and_rates_of_their_own():
     words = ["training=combined", "training.epochs=4", "training.phases.head.epochs=2", "optimizer.learning_rate=0.01"]
-    cfg = config.compose(words)
-    found = [(p.name, p.epochs, p.learning_rate, p.trainable) for p in phases.plan(cfg)]
+    settings = config.parse(words)
+    found = [(p.name, p.epochs, p.learning_rate, p.trainable) for p in settings.phases]
     assert found == [("head", 2, 0.01, "none"), ("backbone", 4, 0.0001, "upper")]
-    assert phases.total_epochs(cfg.training) == 6
+    assert settings.total_epochs == 6
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,9 @@ def test_what_is_trained(trainable, expected):
     moved = layers_of(changed(task, seen, 2))
     assert {layer for layer in moved if layer.startswith("block")} == expected
     assert {"head_dense1", "logits"} <= moved
-    assert setup.num_trained(task, phases.plan(config.compose(["training=feature_extraction"]))[0]) < task.count(
-        [weight.path for weight in task.model.weights]
-    )
+    frozen = dataclasses.replace(config.parse().phases[0], trainable="none")
+    head = setup.trained_paths(task.model, frozen, None)
+    assert task.count(head) < task.count([weight.path for weight in task.model.weights])
 
 
 def test_moving_statistics_of_what_is_frozen_stay_to_the_bit():
@@ -112,10 +114,10 @@ def test_one_schedule_over_phases_that_continue_it():
     ]
     words += ["optimizer.learning_rate=0.2"]
     for choice, expected in (("anew", [0.1, 0.0]), ("continue", [0.075, 0.0])):
-        cfg = config.compose([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
-        data, plan = random_data(), phases.plan(cfg)
-        task = setup.build(cfg, data)
-        setup.enter(cfg, task, data, plan, loop.Record(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
+        settings = config.parse([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
+        data, plan = random_data(), settings.phases
+        task = setup.build(settings, data)
+        setup.enter(settings, task, data, Progress(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
         rates = [float(task.learning_rate(tf.constant(step))) for step in (4.0, 16.0)]
         assert rates == pytest.approx(expected)
     assert phases.schedule_span(plan, 0) == phases.schedule_span(plan, 1) == range(2)
@@ -125,11 +127,11 @@ def test_a_phase_on_smaller_images_trains_on_them_and_tests_on_whole_ones():
     words = ["model.pooling=avg", "training.phases.scratch.image_size=16", "training=scratch"]
     task, seen = entered(*words)
     step(task, seen)
-    inputs, _ = task.view.train(seen.train.images[:4], seen.train.labels[:4], *2 * [tf.constant([0, 0])])
+    inputs, _ = task.forward.train(seen.train.images[:4], seen.train.labels[:4], *2 * [tf.constant([0, 0])])
     assert inputs.shape == (4, 16, 16, 3)
     pixels = seen.train.images[:4] / np.float32(255)
     np.testing.assert_allclose(inputs, pixels.reshape(4, 16, 2, 16, 2, 3).mean((2, 4)), atol=1e-6)
-    assert task.view.evaluate(seen.val.images[:4], seen.val.labels[:4])[0].shape == (4, 32, 32, 3)
+    assert task.forward.evaluate(seen.val.images[:4], seen.val.labels[:4])[0].shape == (4, 32, 32, 3)
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("inference", False), ("train", True)])
@@ -173,13 +175,13 @@ def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
     from cifar_research.runs.checkpoint import Checkpoints
 
     task, seen = entered("training=combined", f"training.phases.backbone.optimizer={mode}", "augmentation=flip")
-    record, kept = loop.Record(), Checkpoints(tmp_path, 1)
+    record, saver = Progress(), Saver(Checkpoints(tmp_path, 1), {}, True, 0.0)
     step(task, seen, 2)
     record.step, record.epoch, record.best = 2, 1, {"step": 2, "epoch": 1, "value": 0.5}
-    loop._keep_best(task, kept, record)
+    saver.save_best(task, record)
     best = values(task)
     step(task, seen)
-    loop.next_phase(task, types.SimpleNamespace(is_chief=True), record, kept, keeps_optimizer=is_kept)
+    loop.next_phase(task, record, saver, keeps_optimizer=is_kept)
     assert (record.phase, record.phase_steps, record.phase_epochs) == (1, [0, 2], [0, 1])
     assert all((value == best[path]).all() for path, value in values(task).items())
     slots = [value.numpy().any() for name, value in task.variables().items() if name.startswith("optimizer/logits/k")]
@@ -205,7 +207,7 @@ BAD = [
 @pytest.mark.parametrize(("words", "parts"), BAD)
 def test_bad_phases_are_refused(words, parts):
     with pytest.raises(ConfigError) as error:
-        config.check(config.compose(words.split()))
+        config.parse(words.split())
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
 
 
@@ -220,11 +222,11 @@ def test_unknown_layers_are_named(trainable, part):
 
 def test_what_the_optimizer_counts_begins_with_each_weights_first_update():
     words = ["training=combined", "training.phases.backbone.optimizer=keep", "training.phases.backbone.trainable=all"]
-    cfg = config.compose([*BASE, *words])
-    task = setup.build(cfg, random_data())
-    record = loop.Record(phase=1, phase_steps=[0, 7], phase_epochs=[0, 1])
-    setup.enter(cfg, task, random_data(), phases.plan(cfg), record)
-    found = dict(zip(task._kept, task.optimizer_first_steps, strict=True))
+    settings = config.parse([*BASE, *words])
+    task = setup.build(settings, random_data())
+    progress = Progress(phase=1, phase_steps=[0, 7], phase_epochs=[0, 1])
+    setup.enter(settings, task, random_data(), progress)
+    found = dict(zip(task._slots, task.optimizer_first_steps, strict=True))
     assert {step for path, step in found.items() if "block" in path} == {7}
     assert {step for path, step in found.items() if "logits" in path} == {0}
 
@@ -307,9 +309,8 @@ RANDOM = [
 
 @pytest.mark.parametrize(("words", "is_taken"), RANDOM)
 def test_a_random_backbone_is_not_frozen_before_it_is_trained(words, is_taken):
-    cfg = config.compose(words.split())
     if is_taken:
-        config.check(cfg)
+        config.parse(words.split())
     else:
         with pytest.raises(ConfigError, match=r"^backbone\.weights: none leaves .*choose training=scratch"):
-            config.check(cfg)
+            config.parse(words.split())

@@ -28,14 +28,13 @@ PARAMETERS = {
 
 def one_step(overrides):
     """Take one step of the composed config on 16 random images; return (loss, task)."""
-    cfg = config.compose(overrides)
-    config.check(cfg)
+    settings = config.parse(overrides)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     split = Split(images=images, labels=np.arange(16) % 10, indices=np.arange(16))
     classes = tuple(f"class {i}" for i in range(10))
     data = Dataset(name="random", classes=classes, train=split, val=split, test=split, fingerprint="", note=None)
-    task = setup.build(cfg, data)
+    task = setup.build(settings, data)
     before = [weight.numpy() for weight in task.weights]
     totals = tf.function(lambda a, b: steps.train_step(task, a, b))(images, split.labels).numpy()
     assert totals[2] == 16 and np.isfinite(totals).all()
@@ -76,14 +75,15 @@ def test_preset_headers_say_how_to_run_them_and_what_to_expect():
 
 
 def test_study_settings():
-    cfg = config.compose([])
-    assert (cfg.optimizer._target_, cfg.optimizer.learning_rate) == (
+    settings = config.parse()
+    optimizer = settings.content["optimizer"]
+    assert (optimizer["_target_"], optimizer["learning_rate"]) == (
         "cifar_research.optimization.optimizers.adam",
         0.005,
     )
-    assert cfg.loss._target_ == "cifar_research.optimization.losses.mean_squared_error"
-    assert (cfg.training.epochs, cfg.training.batch_size) == (10, 128)
-    assert config.compose(["experiment=dropout"]).model.dropout == 0.3
-    assert list(config.compose(["experiment=augmented"]).augmentation) == [
+    assert settings.content["loss"]["_target_"] == "cifar_research.optimization.losses.mean_squared_error"
+    assert (settings.training.epochs, settings.training.batch_size) == (10, 128)
+    assert config.parse(["experiment=dropout"]).content["model"]["dropout"] == 0.3
+    assert list(config.parse(["experiment=augmented"]).transforms) == [
         "rotation", "horizontal_flip", "vertical_flip", "shift"
     ]  # fmt: skip

@@ -14,7 +14,6 @@ import tensorflow as tf
 from test_phases import MOBILENET, entered
 
 from cifar_research import augmentation, config
-from cifar_research.config import phases, targets
 from cifar_research.models import classifier, layers
 from cifar_research.runs import checkpoint
 from cifar_research.runtime.errors import ConfigError, WeightsError
@@ -48,15 +47,14 @@ def assert_same_weights(backbone, source):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_technique_takes_a_step_with_every_augmentation(backbone):
     transforms = {
-        name: augmentation.compose(config.transforms(config.compose([f"augmentation={name}"])))
-        for name in AUGMENTATIONS
+        name: augmentation.compose(config.parse([f"augmentation={name}"]).transforms) for name in AUGMENTATIONS
     }
     for technique in ("feature_extraction", "fine_tuning", "combined"):
         for phase in range(2 if technique == "combined" else 1):
             words = [f"backbone={backbone}", f"training={technique}", "features.views=0"]
             task, seen = entered(*words, phase=phase, base=SIZE_32)
             for name, transform in transforms.items():
-                task.augment = transform
+                object.__setattr__(task.preprocessing, "augment", transform)
                 totals = steps.train_step(task, seen.train.images[:4], tf.constant(seen.train.labels[:4])).numpy()
                 assert totals[2] == 4 and np.isfinite(totals).all(), (technique, name)
             # What autograph makes of it is what runs are made of.
@@ -68,10 +66,10 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"])
 def test_it_computes_what_the_application_computes(backbone):
-    cfg = config.compose([*SIZE_32, f"backbone={backbone}", "backbone.image_size=64"])
-    ours = targets.instantiate(cfg.backbone).build((32, 32, 3))
-    home = getattr(keras.applications, cfg.backbone.module)
-    theirs = getattr(home, cfg.backbone.application)(include_top=False, weights=None, input_shape=(64, 64, 3))
+    settings = config.parse([*SIZE_32, f"backbone={backbone}", "backbone.image_size=64"])
+    ours, section = settings.backbone.build((32, 32, 3)), settings.content["backbone"]
+    home = getattr(keras.applications, section["module"])
+    theirs = getattr(home, section["application"])(include_top=False, weights=None, input_shape=(64, 64, 3))
     for mine, its in zip(ours.weights, theirs.weights, strict=True):
         mine.assign(its)
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
@@ -80,8 +78,8 @@ def test_it_computes_what_the_application_computes(backbone):
 
 
 def test_batch_norm_and_dropout_are_ours():
-    cfg = config.compose([*SIZE_32, "backbone=efficientnet_v2_b0"])
-    found = phases.leaves(targets.instantiate(cfg.backbone).build((32, 32, 3)))
+    backbone = config.parse([*SIZE_32, "backbone=efficientnet_v2_b0"]).backbone
+    found = classifier.leaves(backbone.build((32, 32, 3)))
     assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
     for kind, ours in (
         (keras.layers.BatchNormalization, layers.BatchNormalization),
@@ -101,7 +99,9 @@ def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
 def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
     application().save_weights(tmp_path / "a.weights.h5")
     task = built(f"backbone.weights={tmp_path / 'a.weights.h5'}", f"backbone.batch_norm={mode}")
-    found = [layer.momentum for layer in phases.leaves(classifier.parts(task.model)[0]) if hasattr(layer, "momentum")]
+    found = [
+        layer.momentum for layer in classifier.leaves(classifier.parts(task.model)[0]) if hasattr(layer, "momentum")
+    ]
     assert set(found) == {momentum}
 
 
@@ -122,7 +122,7 @@ def test_weights_of_files(tmp_path):
 def test_weights_of_a_run_whatever_its_head(tmp_path):
     small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
     words = [*MOBILENET, "backbone.weights=none", "model=wide", "model.hidden=[8]", "training=scratch", *small]
-    train_run(config.compose([*words, "tensorboard.enabled=false"]), tmp_path / "run")
+    train_run(config.parse([*words, "tensorboard.enabled=false"]), tmp_path / "run")
     task = built(f"backbone.weights={tmp_path / 'run'}")
     whole = built("backbone.weights=none", "model=wide", "model.hidden=[8]")
     whole.model.load_weights(tmp_path / "run" / "model.weights.h5")
@@ -197,7 +197,7 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
 )
 def test_bad_settings_are_refused_before_tensorflow(words, parts):
     with pytest.raises(ConfigError) as error:
-        config.check(config.compose(["experiment=transfer", *words.split()]))
+        config.parse(["experiment=transfer", *words.split()])
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
 
 

@@ -8,9 +8,10 @@ import forked
 import pytest
 
 from cifar_research import config
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps import search
-from cifar_research.sweeps.plan import Plan, base
+from cifar_research.sweeps.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,10 +29,10 @@ def test_command_composes(command):
     words = shlex.split(command)[1:]
     if sweep.is_sweep(words):
         words = [word for word in words if word != "-m"]
-        plan = Plan.of(base(words), words)
+        plan = Plan.of(parse_sweep(words))
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell
     else:
-        config.check(config.compose(words))
+        config.parse(words)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" in line])

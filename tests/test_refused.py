@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from cifar_research import config, evaluate, export, predict, report, train
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import run_folder
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import search
 from cifar_research.sweeps.launchers import local
 from cifar_research.sweeps.ledger import Ledger
-from cifar_research.sweeps.plan import Plan, base
+from cifar_research.sweeps.plan import Plan
 from cifar_research.training import command
 from cifar_research.training.run import run as train_run
 
@@ -59,9 +60,9 @@ def made(tmp_path_factory):
         words = [*SMALL, "seed=1,2"]
         for name in ("grid", "search", "grid_damaged"):
             Path(name).mkdir()
-        Ledger.open(Path("grid"), words, Plan.of(base(words), words).grid()).write()
+        Ledger.open(Path("grid"), words, Plan.of(parse_sweep(words)).grid()).write()
         words = [*SMALL, *SPACE, "sweep.trials=2"]
-        plan = Plan.of(base(words), words)
+        plan = Plan.of(parse_sweep(words))
         ledger = Ledger.open(Path("search"), words, None)
         ledger.write()
         assert search.Search(Path("search"), search.space(plan), 2, 0, plan, ledger).next()
@@ -240,7 +241,7 @@ def test_a_function_call_that_is_refused_changes_nothing(here):
     before = content(here)
     for words, folder in ((["data.train_size=7"], "new"), (["seed=9"], "run"), (["model.hidden=[5]"], "stopped")):
         with pytest.raises(ValueError):
-            train_run(config.compose([*SMALL, *words]), folder)
+            train_run(config.parse([*SMALL, *words]), folder)
     assert content(here) == before
 
 

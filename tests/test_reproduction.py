@@ -3,10 +3,10 @@
 import forked
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 
 from cifar_research import config
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import report, reproduction
 from cifar_research.sweeps import plan as planning
 
@@ -93,8 +93,8 @@ def test_verdicts(tmp_path, repeated, code, part):
     ],
 )
 def test_the_words_compose_the_config(words):
-    made = OmegaConf.to_container(config.compose(words), resolve=True)
-    again = OmegaConf.to_container(config.compose(reproduction._words(made)), resolve=True)
+    made = config.parse(words).content
+    again = config.parse(reproduction._words(made)).content
     assert again == made and list(again["augmentation"]) == list(made["augmentation"])
     assert list(again["training"]["phases"]) == list(made["training"]["phases"])
 
@@ -125,7 +125,7 @@ def test_another_option_replaces_the_runs(original, words, targets):
             assert isinstance(value, dict) or found[key] == value, key
 
     arguments, _ = reproduction.taken(["--from-run", str(original), *words])
-    found = OmegaConf.to_container(config.compose(arguments), resolve=True)
+    found = config.parse(arguments).content
     check(found, targets)
     made = report.read_report(original / "report.json")["config"]
     groups = {word.partition("=")[0].partition(".")[0] for word in words}
@@ -139,14 +139,14 @@ def test_a_sweep_of_options_has_a_cell_for_each(original):
     arguments, _ = reproduction.taken(
         ["--from-run", str(original), "-m", "optimizer=adam,sgd", "loss=categorical_crossentropy"]
     )
-    cells = planning.Plan.of(planning.base(arguments), arguments).grid()
+    cells = planning.Plan.of(parse_sweep(arguments)).grid()
     assert [cell.config["optimizer"]["_target_"].rpartition(".")[2] for cell in cells] == ["adam", "sgd"]
     assert {cell.config["loss"]["_target_"].rpartition(".")[2] for cell in cells} == {"categorical_crossentropy"}
 
 
 def test_a_sweep_of_seeds_has_its_seeds(original):
     arguments, _ = reproduction.taken(["--from-run", str(original), "sweep=seeds"])
-    cells = planning.Plan.of(planning.base(arguments), arguments).grid()
+    cells = planning.Plan.of(parse_sweep(arguments)).grid()
     assert [cell.config["seed"] for cell in cells] == [0, 1, 2, 3, 4]
     assert {cell.config["training"]["batch_size"] for cell in cells} == {50}
 

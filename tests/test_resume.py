@@ -13,6 +13,7 @@ from forked import wait_for
 from PIL import Image
 
 from cifar_research import config
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import checkpoint, report
@@ -271,7 +272,7 @@ def pets(pets_run, tmp_path):
 
 
 def go_on(run, words, folder):
-    return train_run(config.compose([*words, f"data.dir={folder}"]), run, console.Display(quiet=True))
+    return train_run(config.parse([*words, f"data.dir={folder}"]), run, console.Display(quiet=True))
 
 
 def change(tmp_path, what):
@@ -310,7 +311,7 @@ def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, wh
     Ledger(tmp_path / "sweep", [], [cell], []).write()
     change(tmp_path, what)
     words = [*words, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
-    planned = plan.Plan.of(plan.base(words), words).grid()
+    planned = plan.Plan.of(parse_sweep(words)).grid()
     found = Ledger.open(tmp_path / "sweep", [], planned)
     is_same = what == "the same images"
     assert [cell.state for cell in found.cells] == ["completed" if is_same else "waiting", "waiting"]

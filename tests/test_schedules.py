@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from cifar_research import config
-from cifar_research.config import targets
 from cifar_research.optimization import schedules
 
 OPTIONS = sorted(path.stem for path in Path(config.config_dir(), "schedule").glob("*.yaml"))
@@ -44,7 +43,7 @@ def test_curve(schedule, steps, expected):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_schedule_stays_in_range_traced_as_eager(option):
-    schedule = targets.instantiate(config.compose([f"schedule={option}"]).schedule)
+    schedule = config.parse([f"schedule={option}"]).schedule
     steps = tf.range(0.0, 100.0)
     values = schedule(steps, 100, 10).numpy()
     assert values.shape == (100,) and (values >= 0).all() and values.max() <= 1

@@ -11,16 +11,17 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from test_sweep import SMALL, finish, processes_in, wait_for
 
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import search
 from cifar_research.sweeps.ledger import Ledger
-from cifar_research.sweeps.plan import Plan, base
+from cifar_research.sweeps.plan import Plan
 
 SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval(0.0001,0.1))", "seed=range(1,4)"]
 
 
 def plan(*arguments):
-    return Plan.of(base(arguments), arguments)
+    return Plan.of(parse_sweep(arguments))
 
 
 def open_search(folder, trials, *words):

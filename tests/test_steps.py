@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 
 from cifar_research import config
-from cifar_research.config import targets
 from cifar_research.config.contracts import Backbone
 from cifar_research.models import classifier, heads, layers
 from cifar_research.models.backbones.cnn import cnn
 from cifar_research.optimization import optimizers
 from cifar_research.training import steps
+from cifar_research.training.forward import Preprocessing
+from cifar_research.training.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -27,22 +28,19 @@ def images_and_labels(count, seed=0):
     return images.astype(np.uint8), labels.astype(np.int64)
 
 
-def make_task(batch_norm=False, dropout=0.0, loss="mean_squared_error", optimizer=None, **changes):
+def make_task(batch_norm=False, dropout=0.0, loss="mean_squared_error", optimizer=None, augment=None, **changes):
     keras.utils.set_random_seed(1)
     backbone = cnn(filters=[8, 16], batch_norm=batch_norm)
     head = heads.head(hidden=[32], batch_norm=batch_norm, dropout=dropout)
     optimizer = optimizer or optimizers.adam(learning_rate=0.005)
     settings = {
         "model": classifier.classifier(backbone, head, (16, 16, 3), 10),
-        "backbone": backbone,
-        "loss": targets.instantiate(config.compose([f"loss={loss}"]).loss),
+        "loss": config.parse([f"loss={loss}"]).loss,
         "optimizer": optimizer,
-        "augment": lambda images, targets, seed, epoch_seed: (images, targets),
-        "learning_rate": lambda step: tf.constant(optimizer.learning_rate),
-        "num_classes": 10,
+        "preprocessing": Preprocessing(10, augment or (lambda images, targets, seed, epoch_seed: (images, targets))),
         "seed": 0,
     }
-    return steps.Task(**(settings | changes))
+    return TrainState(**(settings | changes))
 
 
 def losses_of(task, batches, steps_per_call=1):

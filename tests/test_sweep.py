@@ -12,13 +12,14 @@ import forked
 import pytest
 from rich.console import Console
 
+from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import report, run_folder
 from cifar_research.runs.ledger import Cell, read
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import live
 from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps.ledger import Ledger
-from cifar_research.sweeps.plan import Plan, base
+from cifar_research.sweeps.plan import Plan
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[8]",
@@ -81,7 +82,7 @@ def processes_in(folder):
 
 
 def plan(*arguments):
-    return Plan.of(base(arguments), arguments).grid()
+    return Plan.of(parse_sweep(arguments)).grid()
 
 
 def test_the_command_line_replaces_what_a_sweeps_file_varies_whatever_its_pluses():
@@ -390,8 +391,7 @@ def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch)
     found = [cell.config["data"] for cell in plan(*words)]
     assert [one["classes"] for one in found] == [["true", "null"], ["001", "1e3"]]
     assert {one["dir"] for one in found} == {f"{tmp_path}/pets"}
-    cfg = base(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"])
-    assert cfg.hydra.sweep.dir == "s/seed=1,2"
+    assert str(parse_sweep(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"]).folder) == "s/seed=1,2"
 
 
 @pytest.mark.parametrize(

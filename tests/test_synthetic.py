@@ -20,8 +20,8 @@ def test_drawn_from_the_seed_alone_and_splits_differ():
 @pytest.mark.slow
 def test_the_studys_cnn_learns_it_and_a_linear_classifier_does_not(tmp_path):
     def accuracy(*overrides):
-        cfg = config.compose(["experiment=quickstart", *overrides])
-        return train_run(cfg, tmp_path / str(len(overrides)), console.Display(quiet=True))["test"]["accuracy"]
+        settings = config.parse(["experiment=quickstart", *overrides])
+        return train_run(settings, tmp_path / str(len(overrides)), console.Display(quiet=True))["test"]["accuracy"]
 
     assert accuracy() > 0.9
     # The linear model is the output layer on the pixels: no convolution before it.
@@ -37,7 +37,7 @@ def test_the_studys_cnn_learns_it_and_a_linear_classifier_does_not(tmp_path):
     )
 
 
-KEYS = list(key for key in config.compose().backbone if key != "_target_")
+KEYS = list(key for key in config.parse().content["backbone"] if key != "_target_")
 
 
 def pixels():

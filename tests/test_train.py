@@ -26,8 +26,8 @@ SMALL = [
 
 
 def run(folder, *overrides):
-    cfg = config.compose([*SMALL, *overrides])
-    return train_run(cfg, folder, console.Display(quiet=True))
+    settings = config.parse([*SMALL, *overrides])
+    return train_run(settings, folder, console.Display(quiet=True))
 
 
 def start(*arguments, **changes):
@@ -59,7 +59,7 @@ def test_folder_is_as_promised(finished):
 def test_report_holds_what_the_contract_names(finished):
     found = json.loads((finished[0] / "report.json").read_text())
     assert found["status"] == "completed"
-    assert found["config_hash"] == config.config_hash(config.compose(SMALL))
+    assert found["config_hash"] == config.parse(SMALL).identity.hash
     assert found["data"]["sizes"] == {"train": 270, "val": 30, "test": 100} and found["data"]["fingerprint"]
     assert found["parameters"]["total"] == found["parameters"]["trainable"] > 0
     assert set(found["seconds"]) == {"import", "data", "first_step", "train", "evaluate", "total"}
@@ -104,22 +104,22 @@ def test_terminal_shows_the_story_and_no_noise(finished):
 def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weights_for):
     def said(technique):
         words = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
-        cfg = config.compose([*words, "optimizer.learning_rate=0.002"])
-        train_run(cfg, tmp_path / technique)
+        settings = config.parse([*words, "optimizer.learning_rate=0.002"])
+        train_run(settings, tmp_path / technique)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
 
     # And what else of the settings nothing comes of.
-    environment = environments.prepare(config.compose().training, 0)
+    environment = environments.prepare(config.parse().training, 0)
     for words, part in (
         (["features.views=3"], "features.views is not used: no phase has a frozen backbone"),
         (["features.views=3", "training=combined"], "1 view of each image kept, since without augmentation"),
         (["features.views=3", "training=combined", "augmentation=flip"], "3 views of each image kept"),
         (["training.precision=float16"], "float16, which processors compute many times as slowly"),
     ):
-        cfg = config.compose([*SMALL, *words])
-        data = datasets.load(cfg.data)
-        told = header.rows(cfg, setup.build(cfg, data).model.count_params(), data, environment, tmp_path, 0)
+        settings = config.parse([*SMALL, *words])
+        data = datasets.load(settings.data)
+        told = header.rows(settings, setup.build(settings, data).model.count_params(), data, environment, tmp_path, 0)
         assert part in " ".join(told.values())
     assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in said("combined")
     rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"
@@ -128,9 +128,9 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
 
 def test_weights_that_are_left_are_those_that_were_tested(finished):
     folder, _ = finished
-    cfg = config.compose(SMALL)
-    data = datasets.load(cfg.data)
-    task = setup.build(cfg, data)
+    settings = config.parse(SMALL)
+    data = datasets.load(settings.data)
+    task = setup.build(settings, data)
     task.model.load_weights(folder / "model.weights.h5")
     images = data.test.images[data.test.indices].astype(np.float32) / 255
     accuracy = (task.model(images).numpy().argmax(1) == data.test.labels[data.test.indices]).mean()

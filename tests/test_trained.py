@@ -64,8 +64,8 @@ def test_import_of_the_package_leaves_tensorflow_out():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_scores_as_the_report_says(classifier, tmp_path, precision):
     if precision != "float32":
-        cfg = config.compose([*SMALL, f"training.precision={precision}"])
-        train_run(cfg, tmp_path / "run", console.Display(quiet=True))
+        settings = config.parse([*SMALL, f"training.precision={precision}"])
+        train_run(settings, tmp_path / "run", console.Display(quiet=True))
         classifier = cifar_research.load(tmp_path / "run")
         assert classifier.model.layers[1].compute_dtype == precision
     images, labels = images_of_test(classifier)
@@ -177,7 +177,7 @@ def test_what_is_no_finished_run_is_refused(copy, spoil, told):
 
 def test_weights_of_another_model_are_refused(copy, tmp_path):
     words = [*SMALL, "backbone.filters=[16,8]", "backbone.batch_norm=true", "model=wide", "model.hidden=[32]"]
-    train_run(config.compose(words), tmp_path / "other", console.Display(quiet=True))
+    train_run(config.parse(words), tmp_path / "other", console.Display(quiet=True))
     shutil.copy(tmp_path / "other" / "model.weights.h5", copy)
     with pytest.raises(RunError, match="cannot be loaded into the model"):
         cifar_research.load(copy)

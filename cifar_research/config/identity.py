@@ -117,7 +117,7 @@ class Identity:
 
 def changes_text(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Return a line for each difference between a run's config and a command's."""
-    return "\n".join(f"{key}: this run has {old!r}, the command has {new!r}" for key, (old, new) in changed.items())
+    return "\n".join(f"{key}: this run has {old!r}, the command says {new!r}" for key, (old, new) in changed.items())
 
 
 def option_names(choices: Mapping[str, Any] | Sequence[str] | None) -> dict[str, str]:

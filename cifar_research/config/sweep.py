@@ -64,6 +64,11 @@ def sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSetting
     )
 
 
+def parse(arguments: Sequence[str]) -> SweepSettings:
+    """Return the settings of the sweep that these overrides make; ConfigError if they cannot work."""
+    return sweep_settings(compose_any(arguments, is_multirun=True), arguments)
+
+
 def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
     """Return what the config's section hydra.launcher describes; ConfigError if it cannot be built."""
     if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):

@@ -17,7 +17,7 @@ class Ours:
         words = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
         words += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         words += [f"training.jit_compile={str(options.compile).lower()}"]
-        self.cfg = config.compose([*words, "data.drop_remainder=true"])
+        self.settings = config.parse([*words, "data.drop_remainder=true"])
         from cifar_research.data.datasets import Dataset, Split
         from cifar_research.runtime import environment
         from cifar_research.training import shards
@@ -28,27 +28,31 @@ class Ours:
             images = np.load(file.name, mmap_mode="c")
         split = Split(images, labels, np.arange(len(images)))
         data = Dataset("random", tuple("abcdefghij"), split, split, split, "", None)
-        self.environment = environment.prepare(self.cfg.training, self.cfg.seed, shards.parts(self.cfg, data))
+        self.environment = environment.prepare(
+            self.settings.training, self.settings.seed, shards.count(self.settings, data)
+        )
         import tensorflow as tf
 
-        from cifar_research.config import phases
         from cifar_research.training import loop, setup, steps
+        from cifar_research.training.scoring import Evaluation
+        from cifar_research.training.state import Progress
 
         self.tf = tf
         self.side = 8192 if self.environment.prefetch_device else 2048  # of the matrices whose products are timed
-        self.task = setup.build(self.cfg, data, self.environment.parts)
-        setup.load_weights(self.task, data)
-        record = loop.Record()
-        _, view = setup.enter(self.cfg, self.task, data, phases.plan(self.cfg), record)
+        self.state = setup.build(self.settings, data, self.environment.batch_shards)
+        setup.load_weights(self.state, self.settings.backbone, data)
+        _, forward = setup.enter(self.settings, self.state, data, Progress())
         self.steps = len(images) // options.batch_size
-        arguments = (self.task, self.environment, split, self.cfg.training, 0, 1_000 * self.steps, True)
+        arguments = (self.state, self.environment, split, self.settings.training, 0, 1_000 * self.steps, True)
         self.call, source = loop.prepared(*arguments)
         self.iterator = iter(source)
         if self.environment.prefetch_device:
             batch = images[: options.batch_size], labels[: options.batch_size]
             self.held_call = self._held_call(steps, iter(source), *batch)
         self.scored = Split(images, labels, np.arange(len(images))[: worker.SCORED])
-        self.evaluation = loop.Evaluation(self.task, self.environment, self.cfg.training.eval_batch_size, view)
+        self.evaluation = Evaluation(
+            self.state, self.settings.training.eval_batch_size, forward, self.environment.prefetch_device
+        )
 
     def train(self):
         return self._block(lambda number, totals: self.call(self.iterator, number, totals))
@@ -60,14 +64,14 @@ class Ours:
     def _held_call(self, steps, iterator, images, labels):
         with self.tf.device(self.environment.prefetch_device):
             batch = self.tf.constant(images), self.tf.constant(labels)
-        if self.cfg.training.jit_compile:
-            program = steps.one_program(self.task, lambda rows: batch)
+        if self.settings.training.jit_compile:
+            program = steps.one_program(self.state, lambda rows: batch)
             return lambda number, totals: program(iterator, number, totals)
 
         @self.tf.function
         def call(number, totals):
             for _ in self.tf.range(number):
-                totals += steps.train_step(self.task, *batch)
+                totals += steps.train_step(self.state, *batch)
             return totals
 
         return call
@@ -75,7 +79,7 @@ class Ours:
     def _block(self, call):
         totals, done = self.tf.zeros([3], self.tf.float64), 0
         while done < self.steps:
-            number = min(self.cfg.training.steps_per_call, self.steps - done)
+            number = min(self.settings.training.steps_per_call, self.steps - done)
             totals = call(self.tf.constant(number), totals)
             loss = float(totals[0])  # as the loop does, which looks at it after every call
             done += number
@@ -87,7 +91,7 @@ class Ours:
     def matrix(self):
         """Multiply matrices, as fast as this machine can at this precision; how many operations that is, facts tell."""
         tf = self.tf
-        kind = tf.bfloat16 if self.cfg.training.precision == "bfloat16" else tf.float32
+        kind = tf.bfloat16 if self.settings.training.precision == "bfloat16" else tf.float32
         if not hasattr(self, "products"):
             self.products = tf.function(self._products)
             self.square = tf.cast(tf.random.normal([self.side] * 2, stddev=self.side**-0.5), kind)
@@ -95,7 +99,7 @@ class Ours:
 
     def _products(self, square):
         """As many chains of products as the step has parts, since an operation then has one thread."""
-        chains = [square * number for number in range(1, self.environment.parts + 1)]
+        chains = [square * number for number in range(1, self.environment.batch_shards + 1)]
         for number in range(PRODUCTS):
             place = number % len(chains)
             chains[place] = self.tf.matmul(square, chains[place])
@@ -105,8 +109,8 @@ class Ours:
         from cifar_research.models import classifier
 
         return {
-            "parameters": self.task.model.count_params(),
-            "forward_flops": classifier.forward_flops(self.task.model),
+            "parameters": self.state.model.count_params(),
+            "forward_flops": classifier.forward_flops(self.state.model),
             "matrix_flops": PRODUCTS * 2 * self.side**3,
         }
 

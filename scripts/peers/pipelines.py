@@ -15,7 +15,7 @@ class Pipelines:
         targets = keras.utils.to_categorical(labels, 10)
         self.size = options.batch_size
         self.source = tf.data.Dataset.from_tensor_slices((images, targets))
-        self.slides = augmentation.compose(config.transforms(config.compose(["augmentation=slides"])))
+        self.slides = augmentation.compose(config.parse(["augmentation=slides"]).transforms)
         self.held = [tf.constant(array[: self.size]) for array in (images, targets)]
         self.layers = keras.Sequential(
             [

@@ -21,7 +21,7 @@ from benchmark import HERE, ROOT, hardware, torch_python, versions
 from scipy import stats
 
 from cifar_research import config
-from cifar_research.config.composition import quoted
+from cifar_research.config.overrides import quoted
 from cifar_research.display import console
 from cifar_research.runtime.errors import ConfigError
 
@@ -104,7 +104,7 @@ def main():
     words = args.overrides or ["experiment=fast"]
     if args.target is not None:
         try:
-            has_validation = config.compose(words).data.val_fraction > 0
+            has_validation = config.parse(words).data.val_fraction > 0
         except ConfigError as error:
             parser.error(str(error))
         if not has_validation:

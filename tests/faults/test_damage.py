@@ -33,7 +33,7 @@ def damages(content, flips=100):
 
 
 def run(folder):
-    return train_run(config.compose(SMALL), folder, console.Display(quiet=True))
+    return train_run(config.parse(SMALL), folder, console.Display(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +163,15 @@ def test_every_damage_of_the_history_is_told_and_mended_from_the_checkpoint(fold
 
 def test_every_damage_of_the_cache_is_told_and_made_anew(tmp_path, caplog):
     words = ["data=synthetic", "data.train_images=10", "data.test_images=10", f"data.cache_dir={tmp_path}"]
-    cfg = config.compose(words).data
-    expected = datasets.load(cfg)
+    settings = config.parse(words).data
+    expected = datasets.load(settings)
     (folder,) = tmp_path.glob("synthetic-*/")
     names = ["meta.json", *(f"{name}.npy" for name in cache._ARRAYS)]
     whole = {name: (folder / name).read_bytes() for name in names}
 
     def restored():
         caplog.clear()
-        data = datasets.load(cfg)
+        data = datasets.load(settings)
         assert "the cache is damaged" in caplog.text and str(folder) in caplog.text
         assert (data.fingerprint, data.classes) == (expected.fingerprint, expected.classes)
         np.testing.assert_array_equal(data.train.images, expected.train.images)

@@ -136,7 +136,7 @@ def test_a_folder_that_may_not_be_written(open_folder, tmp_path):
 def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
     words = ["data=synthetic", "data.train_images=900", "data.test_images=10", f"data.cache_dir={small_disk}"]
     with pytest.raises(DataError, match=r"synthetic-.*needs 2,764,800 bytes.*data\.cache_dir"):
-        datasets.load(config.compose(words).data)
+        datasets.load(config.parse(words).data)
     assert not list(small_disk.glob("*/")) and not list(small_disk.glob(".synthetic*"))
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cifar_research import config
+from cifar_research.config.identity import PLUGIN_GROUPS, flatten
 from cifar_research.data import cache, cifar, images
 from cifar_research.runs import checkpoint, ledger, report
 from cifar_research.runs.ledger import LEDGER
@@ -35,8 +36,8 @@ def generated(examples):
 
 # ---- command lines ----
 
-KEYS = [key for key in config.flatten(config.compose(["augmentation=strong", "schedule=cosine"])) if key != "name"]
-GROUPS = (*config.PLUGIN_GROUPS, "data", "augmentation", "training", "experiment", "sweep")
+KEYS = [key for key in flatten(config.parse(["augmentation=strong", "schedule=cosine"]).content) if key != "name"]
+GROUPS = (*PLUGIN_GROUPS, "data", "augmentation", "training", "experiment", "sweep")
 values = st.one_of(
     st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=12), st.lists(st.integers(), max_size=3),
     st.sampled_from(["", "''", "[", "{", "{a:1}", "[[1]]", "${seed}", "${oc.env:NOPE}", "${", "???", "1e999", "-0", "nan",
@@ -56,7 +57,7 @@ words = st.one_of(
 @given(st.lists(words, min_size=1, max_size=3))
 def test_a_generated_command_line_works_or_is_refused(given_words):
     try:
-        config.check(config.compose(given_words))
+        config.parse(given_words)
     except ConfigError as error:
         assert str(error).strip() and "Traceback" not in str(error)
 
@@ -83,7 +84,7 @@ def test_a_preset_of_whatever_kind_works_or_is_refused(tmp_path, text):
     path.write_bytes(f"# @package _global_\n{text}\n".encode(errors="surrogatepass"))
     began = time.monotonic()
     try:
-        config.check(config.compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=theirs"], with_hydra=True))
+        config.parse([f"hydra.searchpath=[file://{tmp_path}]", "experiment=theirs"], with_hydra=True)
     except ConfigError as error:
         assert str(error).strip() and "Traceback" not in str(error)
     assert time.monotonic() - began < SECONDS

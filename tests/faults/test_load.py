@@ -51,7 +51,7 @@ from cifar_research.display import console
 from cifar_research.training.run import run as train_run
 memory = []
 for number in range({runs}):
-    found = train_run(config.compose({words} + [f"seed={{number}}"]), f"run{{number}}", console.Display(quiet=True))
+    found = train_run(config.parse({words} + [f"seed={{number}}"]), f"run{{number}}", console.Display(quiet=True))
     assert found["status"] == "completed"
     pages = int(open("/proc/self/statm").read().split()[1])
     memory.append(pages * 4096 / 1e6)

@@ -29,9 +29,9 @@ def hashes(data, transform, first, seed=7):
 
 def test_every_step_of_two_epochs_is_the_same_wherever_a_run_goes_on(tmp_path):
     words = ["data=synthetic", "data.train_images=200", "data.test_images=20", f"data.cache_dir={tmp_path}"]
-    cfg = config.compose([*words, "augmentation=strong"])
-    transform = tf.function(augmentation.compose(config.transforms(cfg)), reduce_retracing=True)
-    data = datasets.load(cfg.data)
+    settings = config.parse([*words, "augmentation=strong"])
+    transform = tf.function(augmentation.compose(settings.transforms), reduce_retracing=True)
+    data = datasets.load(settings.data)
     whole = hashes(data, transform, 0)
     assert len(whole) == 2 * 12 and len({numbers for numbers, _ in whole}) == len({pixels for _, pixels in whole}) == 24
     for first in range(1, len(whole)):
@@ -42,6 +42,6 @@ def test_every_step_of_two_epochs_is_the_same_wherever_a_run_goes_on(tmp_path):
 @pytest.mark.parametrize("step", [0, 5, 11])
 def test_an_epoch_takes_every_image_once(step, tmp_path):
     words = ["data=synthetic", "data.train_images=200", "data.test_images=20", f"data.cache_dir={tmp_path}"]
-    num_images = len(datasets.load(config.compose(words).data).train)
+    num_images = len(datasets.load(config.parse(words).data).train)
     epoch = [batches.indices(tf.constant(12 * step + i, tf.int64), num_images, BATCH, 12, 7).numpy() for i in range(12)]
     assert sorted(np.concatenate(epoch)) == list(range(num_images))
