@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import hydra
 
 from cifar_research.config import config_dir, messages
-from cifar_research.config.composition import compose
-from cifar_research.config.sweep import compose_any, refuse_for_one_run, sweep_settings
+from cifar_research.config.composition import Composed, compose
+from cifar_research.config.sweep import MULTIRUN, parse_command
 from cifar_research.display import console
 from cifar_research.runs import reproduction
 from cifar_research.runtime import locks
@@ -18,8 +18,6 @@ from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import resume
 from cifar_research.sweeps import run as sweep
 from cifar_research.training.command import exit_code, train
-
-_MULTIRUN = {"-m", "--multirun"}
 
 
 @console.command
@@ -47,25 +45,21 @@ def _done(arguments: Sequence[str]) -> int:
     if problem := messages.flags(arguments):
         raise ConfigError(problem)
     arguments = sweep.for_help(resume.expand(arguments))
-    overrides = [word for word in arguments if not word.startswith("-")]
-    flags = set(arguments) - set(overrides)
-    is_multirun = bool(flags & _MULTIRUN)
-    if flags - _MULTIRUN:
-        return _show(arguments, is_multirun)
-    composed = compose_any(overrides, is_multirun=is_multirun)
-    if is_multirun or composed.is_multirun:
-        if original is not None and original.is_verified:
-            raise ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
-        return sweep.run(sweep_settings(composed, overrides), unlocks=unlocks)
-    refuse_for_one_run(composed, overrides)
-    return train(composed, original, unlocks=unlocks)
+    if any(word.startswith("-") and word not in MULTIRUN for word in arguments):
+        return _show(arguments)
+    parsed = parse_command(arguments)
+    if isinstance(parsed, Composed):
+        return train(parsed, original, unlocks=unlocks)
+    if original is not None and original.is_verified:
+        raise ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
+    return sweep.run(parsed, unlocks=unlocks)
 
 
-def _show(arguments: list[str], is_multirun: bool) -> int:
+def _show(arguments: list[str]) -> int:
     """Let Hydra show its help, a config or its completion, which trains nothing."""
     flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
-    if is_multirun:
-        shown = " ".join(sorted(flags - _MULTIRUN))
+    if flags & set(MULTIRUN):
+        shown = " ".join(sorted(flags - set(MULTIRUN)))
         if flags & {"--cfg", "-c", "--info", "-i"}:
             raise ConfigError(
                 f"{shown}: shows one run's config, and -m makes many; remove -m, and give each key one value"

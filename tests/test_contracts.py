@@ -82,7 +82,8 @@ def test_upper_blocks_are_those_the_backbone_names(parse):
     task = setup.build(settings, random_data())
     paths = setup.trained_paths(task.model, settings.phases[0], settings.backbone.upper_blocks)
     assert any("upper" in path for path in paths) and not any("lower" in path for path in paths)
-    task = setup.build(parse("training.phases.scratch.trainable=upper"), random_data())
+    settings = parse("training.phases.scratch.trainable=upper")
+    task = setup.build(settings, random_data())
     with pytest.raises(ConfigError, match="needs a backbone that names its upper blocks"):
         setup.trained_paths(task.model, settings.phases[0], settings.backbone.upper_blocks)
 

@@ -46,7 +46,7 @@ def data(train=1280, test=0):
         ("experiment=first_version training.batch_size=1", 1),
         ("experiment=first_version training.batch_size=2", 2),
         ("experiment=first_version training.eval_batch_size=1", 1),
-        ("training=feature_extraction", 1),
+        ("training=feature_extraction backbone=vgg16 backbone.image_size=32", 1),
     ],
 )
 def test_how_many_parts(words, expected):
@@ -131,7 +131,7 @@ training = config.parse(["training.threads=2"]).training
 for parts in (2, 1):
     found = environment.prepare(training, 0, parts)
     threads = tf.config.threading
-    print(found.parts, found.device, threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads())
+    print(found.batch_shards, found.device, threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads())
     tf.zeros([2]) + 1  # from here on threads cannot be changed
 environment.leaves_if_stale = True
 environment.prepare(training, 0, 1)

@@ -6,10 +6,9 @@ import shlex
 import pytest
 
 from cifar_research import config
-from cifar_research.config.sweep import parse as parse_sweep
+from cifar_research.config.sweep import SweepSettings, parse_command
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import plan
-from cifar_research.sweeps import run as sweep
 
 # A wrong command line as typed, and the words that must be among its message's hints.
 WRONG = [
@@ -81,11 +80,11 @@ WRONG = [
 def refusal(words):
     """Return why a command line is refused, as the command looks at it before it writes anything; None if it is not."""
     try:
-        if sweep.is_sweep(words):
-            rest = [word for word in words if word != "-m"]
-            plan.Plan.of(parse_sweep(rest)).grid()
+        parsed = parse_command(words)
+        if isinstance(parsed, SweepSettings):
+            plan.Plan.of(parsed).grid()
         else:
-            config.parse(words)
+            config.settings(parsed)
     except ConfigError as error:
         return str(error)
     return None

@@ -27,9 +27,14 @@ def random_data(count=16, size=32):
     return Dataset(name="random", classes=classes, train=split, val=split, test=split, fingerprint="random", note=None)
 
 
+def any_backbone():
+    """Let a random backbone do for a frozen one."""
+    return mock.patch.object(phases, "random_backbone_problems", return_value=[])
+
+
 def entered(*overrides, phase=0, base=BASE):
     """Return a state in one of its phases, and the data of that phase."""
-    with mock.patch.object(phases, "random_backbone_problems", return_value=[]):  # it will do for a frozen one
+    with any_backbone():
         settings = config.parse([*base, *overrides])
     data = random_data()
     task = setup.build(settings, data)
@@ -69,7 +74,8 @@ def test_ordinary_training_is_one_phase_of_all_weights():
 
 def test_phases_take_epochs_and_rates_of_their_own():
     words = ["training=combined", "training.epochs=4", "training.phases.head.epochs=2", "optimizer.learning_rate=0.01"]
-    settings = config.parse(words)
+    with any_backbone():
+        settings = config.parse(words)
     found = [(p.name, p.epochs, p.learning_rate, p.trainable) for p in settings.phases]
     assert found == [("head", 2, 0.01, "none"), ("backbone", 4, 0.0001, "upper")]
     assert settings.total_epochs == 6
@@ -114,7 +120,8 @@ def test_one_schedule_over_phases_that_continue_it():
     ]
     words += ["optimizer.learning_rate=0.2"]
     for choice, expected in (("anew", [0.1, 0.0]), ("continue", [0.075, 0.0])):
-        settings = config.parse([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
+        with any_backbone():
+            settings = config.parse([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
         data, plan = random_data(), settings.phases
         task = setup.build(settings, data)
         setup.enter(settings, task, data, Progress(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
@@ -222,7 +229,8 @@ def test_unknown_layers_are_named(trainable, part):
 
 def test_what_the_optimizer_counts_begins_with_each_weights_first_update():
     words = ["training=combined", "training.phases.backbone.optimizer=keep", "training.phases.backbone.trainable=all"]
-    settings = config.parse([*BASE, *words])
+    with any_backbone():
+        settings = config.parse([*BASE, *words])
     task = setup.build(settings, random_data())
     progress = Progress(phase=1, phase_steps=[0, 7], phase_epochs=[0, 1])
     setup.enter(settings, task, random_data(), progress)
@@ -282,7 +290,7 @@ def test_a_subclassed_backbone_is_trained_with_its_own_weights_and_frozen_as_a_w
 
 
 def test_weights_of_one_name_are_refused(own_backbones):
-    with pytest.raises(ConfigError, match="two weights are called"):
+    with pytest.raises(ConfigError, match="two weights have the name"):
         entered(
             base=[
                 "allow_targets=[own_backbones]",

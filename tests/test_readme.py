@@ -8,8 +8,7 @@ import forked
 import pytest
 
 from cifar_research import config
-from cifar_research.config.sweep import parse as parse_sweep
-from cifar_research.sweeps import run as sweep
+from cifar_research.config.sweep import SweepSettings, parse_command
 from cifar_research.sweeps import search
 from cifar_research.sweeps.plan import Plan
 
@@ -27,12 +26,12 @@ def test_every_option_is_in_the_table():
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" not in line])
 def test_command_composes(command):
     words = shlex.split(command)[1:]
-    if sweep.is_sweep(words):
-        words = [word for word in words if word != "-m"]
-        plan = Plan.of(parse_sweep(words))
+    parsed = parse_command(words)
+    if isinstance(parsed, SweepSettings):
+        plan = Plan.of(parsed)
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell
     else:
-        config.parse(words)
+        config.settings(parsed)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" in line])

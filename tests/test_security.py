@@ -32,7 +32,6 @@ EVIL = "import pathlib\npathlib.Path('{0}').touch()\ndef evil(**settings):\n    
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
     """A folder with a module that must not run, and the file that it would leave; no target is allowed."""
-    monkeypatch.setattr(targets, "_allowed", set())
     (tmp_path / "evil_lab.py").write_text(EVIL.format(tmp_path / "ran"))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from cifar_research.config.sweep import parse as parse_sweep
+from cifar_research.config.sweep import parse_command
 from cifar_research.runs import report, run_folder
 from cifar_research.runs.ledger import Cell, read
 from cifar_research.runtime.errors import ConfigError
@@ -406,7 +407,7 @@ def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch)
 )
 def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
     with pytest.raises(ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
-        sweep.is_sweep(words.split())
+        parse_command(words.split())
 
 
 def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp_path):
@@ -415,8 +416,8 @@ def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
     with pytest.raises(ConfigError, match="^hydra/launcher: slurm "):
-        sweep.is_sweep(words)
-    assert not sweep.is_sweep([*words, "hydra/launcher=local"])
+        parse_command(words)
+    parse_command([*words, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1
 
 

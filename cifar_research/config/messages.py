@@ -178,7 +178,11 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     parent, last, rest = ".".join(parts[:depth]), parts[depth], parts[depth + 1 :]
     node = OmegaConf.select(cfg, parent) if parent else cfg
     own = [str(name) for name in node if not str(name).startswith("_") and (parent or name != "hydra")]
-    hidden = [name for name in targets.parameters(node, targets.allowed(trust.allowances(overrides))) if name not in own] if parent else []
+    hidden = (
+        [name for name in targets.parameters(node, targets.allowed(trust.allowances(overrides))) if name not in own]
+        if parent
+        else []
+    )
     listed = conf.options(parent, overrides) if parent and is_group(parent) else []
     choices = [str(OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}"))]
     choices += [word for word in overrides if word.startswith(f"{parent}=")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import messages, phases, rules, schema, targets
@@ -96,7 +96,7 @@ def settings(composed: Composed) -> Settings:
         seed=content["seed"],
         phases=phases.plan(content),
         content=content,
-        options=_options(composed.config.hydra),
+        options=_options(composed),
         allowed=composed.allowed,
         **sections,
         **built,
@@ -137,11 +137,11 @@ def _plugins(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[dict[
     return {**values, "transforms": transforms}, []
 
 
-def _options(hydra: DictConfig) -> dict[str, str]:
-    """Return the names of a run's options; hydra: Hydra's own section."""
-    names = option_names(hydra.runtime.choices)
+def _options(composed: Composed) -> dict[str, str]:
+    """Return the names of a run's options."""
+    names = option_names(composed.config.hydra.runtime.choices)
     # Groups whose content the command line gives value by value, as the overrides that repeat a run do, have no name.
-    changed = {word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task if word[:1] in "+~"}
+    changed = {word.lstrip("+~").partition("=")[0] for word in composed.overrides if word[:1] in "+~"}
     changed = {"training" if key.startswith("training.phases") else key for key in changed}
     return {group: name for group, name in names.items() if group not in changed}
 

@@ -16,6 +16,8 @@ from cifar_research.config.identity import flatten
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.runtime.errors import ConfigError
 
+MULTIRUN = ("-m", "--multirun")
+
 
 @dataclass(frozen=True)
 class SweepSettings:
@@ -33,7 +35,7 @@ class SweepSettings:
     params: Mapping[str, Any]
 
 
-def compose_any(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
+def _compose(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
     """Return what the command line of a run or a sweep composes; ConfigError if it does not.
 
     A key that only options of single jobs have, as in backbone=a,b backbone.size=1, is left to the jobs, which check it.
@@ -47,7 +49,7 @@ def compose_any(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
         return compose(shared)
 
 
-def sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettings:
+def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettings:
     """Return the settings of a sweep; ConfigError if they cannot work. arguments: its overrides."""
     config = composed.config
     content = OmegaConf.to_container(config.sweep, resolve=True)
@@ -64,9 +66,23 @@ def sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSetting
     )
 
 
+def parse_command(arguments: Sequence[str]) -> SweepSettings | Composed:
+    """Return the settings of a sweep, or what the command line of one run composes; ConfigError if it cannot work.
+
+    A sweep is what has -m among its arguments, or a config that says so (hydra.mode=MULTIRUN).
+    """
+    overrides = [word for word in arguments if word not in MULTIRUN]
+    is_multirun = len(overrides) < len(arguments)
+    composed = _compose(overrides, is_multirun=is_multirun)
+    if is_multirun or composed.is_multirun:
+        return _sweep_settings(composed, overrides)
+    _refuse_for_one_run(composed, overrides)
+    return composed
+
+
 def parse(arguments: Sequence[str]) -> SweepSettings:
     """Return the settings of the sweep that these overrides make; ConfigError if they cannot work."""
-    return sweep_settings(compose_any(arguments, is_multirun=True), arguments)
+    return _sweep_settings(_compose(arguments, is_multirun=True), arguments)
 
 
 def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
@@ -86,7 +102,7 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
         return
     alone, whole = (
         flatten({key: value for key, value in one.items() if key != "hydra"})
-        for one in (compose_any(rest, is_multirun=True).config, config)
+        for one in (_compose(rest, is_multirun=True).config, config)
     )
     for key, value in whole.items():
         if key != "name" and not key.startswith("sweep.") and alone.get(key, ...) != value:
@@ -95,7 +111,7 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
             )
 
 
-def refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
+def _refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
     """Reject what only a sweep uses on the command line of one run, where it would have no effect."""
     # A run that continues in its folder cannot become a sweep.
     is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)

@@ -30,11 +30,9 @@ class Ledger:
     cells: list[Cell]
     others: list[Cell]
     news: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._by_hash = {cell.identity.hash: cell for cell in self.cells}
-        self._others_by_hash = {cell.identity.hash: cell for cell in self.others}
-        self._folders = {cell.folder for cell in [*self.cells, *self.others]}
+    _by_hash: dict[str, Cell] = field(default_factory=dict)
+    _others_by_hash: dict[str, Cell] = field(default_factory=dict)
+    _folders: set[str] = field(default_factory=set)
 
     @property
     def context(self) -> list[str]:
@@ -50,7 +48,8 @@ class Ledger:
         found = read(folder)
         known = found[1] if found else []
         _follow_images(folder, known, planned or [])
-        ledger = cls(folder, list(arguments), [], known)
+        by_hash = {cell.identity.hash: cell for cell in known}
+        ledger = cls(folder, list(arguments), [], known, [], {}, by_hash, {cell.folder for cell in known})
         for cell in list(ledger.others) if planned is None else planned:
             ledger.add(cell)
         for cell in ledger.others:
