@@ -89,7 +89,7 @@ def test_verdicts(tmp_path, repeated, code, part):
         ["data=images", "data.dir=/", "augmentation=strong", "training.ema_decay=0.99"],
         ["data=synthetic", "training.phases.scratch.epochs=3", "data.classes=[circle,ring]", "optimizer=lion"],
         ["~training.phases.scratch", "++training.phases={small:{image_size:16},scratch:{}}", "model.pooling=avg"],
-        ["training=combined", "training.phases.backbone.trainable={from:block2_conv1}", "features.views=3"],
+        ["training=combined", "training.phases.head.trainable={last:1}", "features.views=3"],
     ],
 )
 def test_the_words_compose_the_config(words):
@@ -115,7 +115,7 @@ def test_the_words_compose_the_config(words):
             {"training": {"epochs": 10, "batch_size": 50, "phases": {"backbone": {"epochs": None}}}},
         ),
         (["data=images", "data.dir=/"], {"data": {"name": "images", "dir": "/"}}),
-        (["backbone=airbench", "seed=6"], {"backbone": {"filters": [64, 256, 256]}, "seed": 6}),
+        (["backbone=airbench", "seed=6", "training=scratch"], {"backbone": {"filters": [64, 256, 256]}, "seed": 6}),
     ],
 )
 def test_another_option_replaces_the_runs(original, words, targets):

@@ -82,7 +82,8 @@ def parse_command(arguments: Sequence[str]) -> SweepSettings | Composed:
 
 def parse(arguments: Sequence[str]) -> SweepSettings:
     """Return the settings of the sweep that these overrides make; ConfigError if they cannot work."""
-    return _sweep_settings(_compose(arguments, is_multirun=True), arguments)
+    overrides = [word for word in arguments if word not in MULTIRUN]
+    return _sweep_settings(_compose(overrides, is_multirun=True), overrides)
 
 
 def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:

@@ -1,0 +1,66 @@
+"""Settings: composed once, each factory called once, frozen, and without a trace in the process."""
+
+import collections
+import dataclasses
+
+import pytest
+
+from cifar_research import config, train
+from cifar_research.config import conf, targets
+from cifar_research.config.sweep import parse as parse_sweep
+from cifar_research.runtime.errors import ConfigError
+from cifar_research.sweeps.plan import Plan
+
+TINY = [
+    "data=synthetic", "data.train_images=40", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[8]",
+    "augmentation=[flip,shift]", "training.epochs=1", "training.threads=1", "tensorboard.enabled=false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """How often Hydra composes, and how often each factory is called."""
+    counts, compose, instantiate = collections.Counter(), conf.compose, targets.hydra_instantiate
+
+    def composing(*arguments, **more):
+        counts["compositions"] += 1
+        return compose(*arguments, **more)
+
+    def calling(node, **more):
+        counts[node["_target_"].rpartition(".")[2]] += 1
+        return instantiate(node, **more)
+
+    monkeypatch.setattr(conf, "compose", composing)
+    monkeypatch.setattr(targets, "hydra_instantiate", calling)
+    return counts
+
+
+FACTORIES = ["adam", "cnn", "constant", "head", "horizontal_flip", "mean_squared_error", "shift"]
+
+
+def test_a_run_is_composed_once_and_calls_each_factory_once(counts, tmp_path):
+    assert train.command([*TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert counts == {"compositions": 1, **dict.fromkeys(FACTORIES, 1)}
+
+
+def test_a_job_of_a_sweep_is_parsed_once(counts):
+    settings = parse_sweep([*TINY, "seed=1,2,3"])
+    assert counts == {"compositions": 1, "local": 1}
+    assert len(Plan.of(settings).grid()) == 3
+    assert counts == {"compositions": 4, "local": 1, **dict.fromkeys(FACTORIES, 3)}
+
+
+def test_settings_are_frozen():
+    settings = config.parse(TINY)
+    for section in (settings, settings.data, settings.training, settings.phases[0], settings.backbone):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            section.name = "other"
+
+
+def test_what_one_command_line_allows_the_next_does_not(monkeypatch, tmp_path):
+    (tmp_path / "one_lab.py").write_text("def decay():\n    return lambda s, t, e: 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["~schedule", "+schedule={_target_:one_lab.decay}"]
+    assert config.parse([*words, "allow_targets=[one_lab]"]).schedule(0, 1, 1) == 0.5
+    with pytest.raises(ConfigError, match=r"allow_targets=\[one_lab\]"):
+        config.parse(words)
