@@ -1,4 +1,4 @@
-"""The formats that a model leaves the house in: how each is written, and how it is opened again to be held to its word."""
+"""Export formats: how each is written, and reloaded for verification."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_research.runtime import environment as environments
+from cifar_research.runtime import environment
 
 if TYPE_CHECKING:
+    import onnx
     import tensorflow as tf
 
     from cifar_research.inference.trained import Classifier
 
-METADATA = "cifar_research"  # the entry in a LiteRT file that holds them, as JSON
+METADATA = "cifar_research"  # the entry of a LiteRT file that holds the metadata, as JSON
 _OPSET = 17  # of ONNX; runtimes since 2022 know it
 # Images uint8 [N, H, W, C] -> probabilities float32 [N, K].
 Model = Callable[[np.ndarray], np.ndarray]
@@ -28,21 +29,21 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Format:
-    """name: of the file or folder, without and with quantization, which is None where there is none.
+    """One format: names of its file or folder, the extra packages it needs, and how it is written and reloaded.
 
-    packages: those to import that do not come with this one. write: (module, metadata, path, calibration images or
-    None) -> nothing; open: path -> Model.
+    quantized_name: None if the format cannot be quantized.
+    write: (module, metadata, path, calibration images or None) -> nothing; reload: path -> Model.
     """
 
     name: str
     quantized_name: str | None
     packages: tuple[str, ...]
     write: Callable[[tf.Module, Mapping[str, Any], Path, np.ndarray | None], None]
-    open: Callable[[Path], Model]
+    reload: Callable[[Path], Model]
 
 
 def module(classifier: Classifier) -> tf.Module:
-    """Return what is exported: `serve`, uint8 images [N, H, W, C] to `probabilities` float32 [N, K], and its variables.
+    """Return the module to export: `serve`, uint8 images [N, H, W, C] to `probabilities` float32 [N, K].
 
     Preprocessing and temperature are in it, and the batch size is open.
     """
@@ -50,15 +51,15 @@ def module(classifier: Classifier) -> tf.Module:
 
     from cifar_research.models import layers
 
-    def serve(images: Any) -> dict[str, Any]:
+    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with layers.portable():
             logits = classifier.forward(images)
         return {"probabilities": tf.nn.softmax(logits / classifier.temperature, name="softmax")}
 
-    made = tf.Module()
-    made.weights = [variable.value for variable in classifier.model.variables]
-    made.serve = tf.function(serve, [tf.TensorSpec([None, *classifier.image_shape], tf.uint8, "images")])
-    return made
+    exported = tf.Module()
+    exported.weights = [variable.value for variable in classifier.model.variables]
+    exported.serve = tf.function(serve, [tf.TensorSpec([None, *classifier.image_shape], tf.uint8, "images")])
+    return exported
 
 
 def _write_saved_model(
@@ -66,20 +67,19 @@ def _write_saved_model(
 ) -> None:
     import tensorflow as tf
 
-    names = tf.constant(metadata["classes"])
-    exported.names = tf.function(lambda: {"classes": tf.identity(names)}, [])
+    classes = tf.constant(metadata["classes"])
+    exported.names = tf.function(lambda: {"classes": tf.identity(classes)}, [])
     with _silence():
         tf.saved_model.save(exported, path, {"serving_default": exported.serve, "classes": exported.names})
-    extra = path / "assets.extra"  # TensorFlow's place for what a user adds
+    extra = path / "assets.extra"  # TensorFlow's folder for files that a user adds
     extra.mkdir()
     (extra / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def _open_saved_model(path: Path) -> Model:
+def _reload_saved_model(path: Path) -> Model:
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(path)
-    serve = loaded.signatures["serving_default"]
+    serve = tf.saved_model.load(path).signatures["serving_default"]
     return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
 
 
@@ -106,13 +106,13 @@ def _write_litert(exported: tf.Module, metadata: Mapping[str, Any], path: Path, 
     path.write_bytes(builder.Output())
 
 
-def _open_litert(path: Path) -> Model:
+def _reload_litert(path: Path) -> Model:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
 
     def model(images: np.ndarray) -> np.ndarray:
-        with _silence():  # it tells of its delegates
+        with _silence():
             return runner(images=images)["probabilities"]
 
     return model
@@ -122,20 +122,18 @@ def _write_onnx(exported: tf.Module, metadata: Mapping[str, Any], path: Path, ca
     import onnx
     import tf2onnx
 
+    signature = exported.serve.input_signature
     with _silence():
-        model, _ = tf2onnx.convert.from_function(
-            exported.serve, input_signature=exported.serve.input_signature, opset=_OPSET
-        )
+        model, _ = tf2onnx.convert.from_function(exported.serve, input_signature=signature, opset=_OPSET)
         if calibration is not None:
             model = _quantized_onnx(model, path, calibration)
-    onnx.helper.set_model_props(
-        model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    )
+    properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    onnx.helper.set_model_props(model, properties)
     onnx.save(model, path)
 
 
-def _quantized_onnx(model: Any, path: Path, calibration: np.ndarray) -> Any:
-    """Return the model with weights and activations of 8 bits; path: beside which it may write."""
+def _quantized_onnx(model: onnx.ModelProto, path: Path, calibration: np.ndarray) -> onnx.ModelProto:
+    """Return the model with weights and activations of 8 bits; path: a file that may be written meanwhile."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -147,17 +145,13 @@ def _quantized_onnx(model: Any, path: Path, calibration: np.ndarray) -> Any:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch}
 
-    before, after = path.with_name("before.onnx"), path.with_name("after.onnx")
-    onnx.save(model, before)
-    quant_pre_process(before, before, skip_symbolic_shape=True)
-    quantization.quantize_static(before, after, Images(), per_channel=True)
-    model = onnx.load(after)
-    before.unlink()
-    after.unlink()
-    return model
+    onnx.save(model, path)
+    quant_pre_process(path, path, skip_symbolic_shape=True)
+    quantization.quantize_static(path, path, Images(), per_channel=True)
+    return onnx.load(path)
 
 
-def _open_onnx(path: Path) -> Model:
+def _reload_onnx(path: Path) -> Model:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -166,18 +160,18 @@ def _open_onnx(path: Path) -> Model:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what converters tell of themselves off the terminal; their errors come as exceptions."""
-    with environments.quiet():
-        before = logging.root.manager.disable
-        logging.disable(logging.ERROR)
-        try:
+    """Keep converters' messages off the terminal; their errors come as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with environment.quiet():
             yield
-        finally:
-            logging.disable(before)
+    finally:
+        logging.disable(before)
 
 
 FORMATS = {
-    "saved_model": Format("saved_model", None, (), _write_saved_model, _open_saved_model),
-    "litert": Format("model.tflite", "model.int8.tflite", ("ai_edge_litert",), _write_litert, _open_litert),
-    "onnx": Format("model.onnx", "model.int8.onnx", ("onnx", "tf2onnx", "onnxruntime"), _write_onnx, _open_onnx),
+    "saved_model": Format("saved_model", None, (), _write_saved_model, _reload_saved_model),
+    "litert": Format("model.tflite", "model.int8.tflite", ("ai_edge_litert",), _write_litert, _reload_litert),
+    "onnx": Format("model.onnx", "model.int8.onnx", ("onnx", "tf2onnx", "onnxruntime"), _write_onnx, _reload_onnx),
 }

@@ -1,0 +1,63 @@
+"""cifar-evaluate: evaluate finished runs, or compare two groups of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cifar_research.config.schema import VIEWS
+from cifar_research.display import console
+from cifar_research.evaluation import images, run
+from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError, WriteError
+
+
+@console.command
+def main() -> None:
+    """The command line. Exit codes: 0 done, 2 a user's mistake."""
+    parser = argument_parser()
+    args = parser.parse_intermixed_args()
+    words = [*args.runs, *(args.against or [])]
+    overrides = [word for word in words if images.is_override(word)]
+    if args.against and (args.views or args.cifar10_1 or args.corruptions != run.NUM_CORRUPTED):
+        parser.error("--against: compares on the test images alone; leave the other options out")
+    try:
+        first = run.find([word for word in args.runs if word not in overrides])
+        if args.against:
+            second = run.find([word for word in args.against if word not in overrides])
+            text = run.compare(first, second, overrides)
+        else:
+            text = run.evaluate(
+                first, overrides, views=args.views, corrupted=args.corruptions, cifar10_1=args.cifar10_1
+            )
+        sys.stdout.write(f"{text}\n")
+    except (ConfigError, DataError, RunError, ReportError, WriteError) as error:
+        console.error(str(error))
+        sys.exit(2)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="cifar-evaluate", description="Evaluate completed runs, or compare two groups."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN|data.KEY=VALUE", help="folders of runs or sweeps, or globs of "
+                        "them, and overrides of their data: data=cifar10 data.dir=FOLDER")  # fmt: skip
+    parser.add_argument("--against", nargs="+", metavar="RUN", help="compare with these runs, by McNemar's test")
+    parser.add_argument("--views", choices=VIEWS[1:], help="also average over test-time views of each image")
+    parser.add_argument("--corruptions", type=_count, default=run.NUM_CORRUPTED, metavar="none|all|NUMBER",
+                        help="how many test images to corrupt in 15 ways at 5 severities (2000)")  # fmt: skip
+    parser.add_argument("--cifar10-1", metavar="FOLDER", help="also test on CIFAR-10.1, whose v6 files are in FOLDER")
+    return parser
+
+
+def _count(text: str) -> int | None:
+    """Return the number of images that --corruptions asks for: 0 for none, None for all."""
+    if text in ("none", "all"):
+        return 0 if text == "none" else None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, all or a number of images")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""cifar-export: a finished run's model as a SavedModel, LiteRT or ONNX file, which needs nothing of this package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cifar_research.display import console
+from cifar_research.inference.exporting import ExportError, export
+from cifar_research.inference.formats import FORMATS
+from cifar_research.runtime.errors import RunError
+
+
+@console.command
+def main() -> None:
+    """The command line. Exit codes: 0 done, 1 the export failed or differs from the run, 2 a user's mistake."""
+    parser = argparse.ArgumentParser(prog="cifar-export", description="Export the model of a finished run.")
+    parser.add_argument("run", type=Path, help="folder of a completed run")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--quantize", action="store_true", help="to 8 bits, calibrated on training images")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write into (default: <run>/export)")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="images to verify with, and to calibrate, instead of the run's own data set"
+    )
+    args = parser.parse_args()
+    try:
+        path = export(args.run, args.format, args.quantize, args.output, args.images)
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        console.tell(f"{path}  {size:,} bytes")
+    except (ExportError, RunError) as error:
+        console.error(str(error))
+        sys.exit(1 if isinstance(error, ExportError) else 2)
+
+
+if __name__ == "__main__":
+    main()

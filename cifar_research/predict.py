@@ -1,0 +1,39 @@
+"""cifar-predict: classify image files with a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+from cifar_research.display import console
+from cifar_research.inference import prediction
+from cifar_research.runtime.errors import RunError, WriteError
+
+
+@console.command
+def main() -> None:
+    """The command line. Exit codes: 0 done, 1 some files could not be read, 2 a user's mistake or nothing found."""
+    parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
+    parser.add_argument("run", type=Path, help="folder of a completed run")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders (with all below them), globs, or - for paths from standard input"
+    )
+    parser.add_argument("--format", choices=prediction.FORMATS, default="table", help="of the output (default: table)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")
+    args = parser.parse_args()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # Names of files need not be text in any encoding.
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+    output = args.output or sys.stdout
+    try:
+        sys.exit(prediction.predict(args.run, args.images, sys.stdin, output, args.format, args.top_k))
+    except (RunError, WriteError) as error:
+        console.error(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
