@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from cifar_research import config
 from cifar_research.data import datasets, image_files
 from cifar_research.data.datasets import Dataset
+from cifar_research.inference.trained import image_size
 from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
 
@@ -27,7 +28,7 @@ def is_override(word: str) -> bool:
     return re.match(r"(data(\.\w+)*|allow_targets)=", word) is not None
 
 
-def load(report: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str | None]:
+def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str | None]:
     """Return the data to test a run on, and a name for it; None if its splits are those that the run was trained with.
 
     report: the run's; overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the run's begins
@@ -36,7 +37,7 @@ def load(report: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Dataset, 
     image size than the run's.
     """
     own = report["config"]["data"]
-    section = _section(own, overrides)
+    section = _section(own, image_size(report), overrides)
     data = datasets.load(section, report["data"].get("found_in") if section.name == own["name"] else None)
     classes = tuple(report["data"]["classes"])
     if sorted(data.classes) != sorted(classes):
@@ -44,10 +45,9 @@ def load(report: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Dataset, 
             f"data: {data.name} has {len(data.classes)} classes ({image_files.first(data.classes, 10)}), and the run was "
             f"trained on {len(classes)} ({image_files.first(classes, 10)}); give data of those classes"
         )
-    size, shape = own.get("image_size") or 32, data.test.images.shape[1:]
+    size, shape = image_size(report), data.test.images.shape[1:]
     if shape != (size, size, 3):
-        found = " x ".join(map(str, shape))
-        raise DataError(f"data: its images are {found}, and the run takes {size} x {size} x 3; set data.image_size")
+        raise DataError(f"data: its images are {shape}, and the run takes {(size, size, 3)}; set data.image_size")
     if not len(data.test):
         raise DataError(f"data: {data.name} has no test images; give data that has some")
     data = _in_order(data, classes)
@@ -57,13 +57,13 @@ def load(report: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Dataset, 
     return data, f"images_{Path(data.found_in).resolve().name}" if data.name == "images" else data.name
 
 
-def _section(own: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+def _section(own: dict[str, Any], size: int, overrides: Sequence[str]) -> DictConfig:
     """Return the data section that overrides make of a run's own."""
     chosen = next((word.removeprefix("data=") for word in overrides if word.startswith("data=")), own["name"])
     keys = [word for word in overrides if not word.startswith("data=")]
     cfg = config.compose([f"data={chosen}", *keys])
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
-    values = own if cfg.data.name == own["name"] else {"image_size": own.get("image_size") or 32}
+    values = own if cfg.data.name == own["name"] else {"image_size": size}
     for key, value in values.items():
         # The place of a cache is not taken, since the report may be a stranger's.
         if key in cfg.data and key not in given and key != "cache_dir":
@@ -88,17 +88,17 @@ def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | N
     return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
 
 
-def cifar10_1(folder: str, classes: Sequence[str], image_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Return the 2,000 new test images of CIFAR-10.1 v6, uint8 [N, 32, 32, 3], and labels int64 [N] (Recht et al. 2018).
 
     folder: holds cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published. DataError if they are missing or
     damaged, or if the run has other classes or another image size. Labels are in the order of classes. Nothing is
     unpickled.
     """
-    if sorted(classes) != sorted(_CIFAR10) or image_size != 32:
+    if sorted(classes) != sorted(_CIFAR10) or size != 32:
         raise DataError(
             "--cifar10-1: has the ten classes of CIFAR-10 and images of 32 x 32, and the run has "
-            f"{image_files.first(classes, 10)} and {image_size} x {image_size}; leave it out"
+            f"{image_files.first(classes, 10)} and {size} x {size}; leave it out"
         )
     paths = [folders.expanded(folder, "--cifar10-1") / f"cifar10.1_v6_{name}.npy" for name in ("data", "labels")]
     try:

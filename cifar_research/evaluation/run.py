@@ -32,17 +32,15 @@ _NUM_SHOWN = 20  # images where two groups differ
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A run that can be evaluated. folder: to write into; target: the evaluation.json to write."""
+    """A run that can be evaluated, and the folder to write into."""
 
     run: Path
-    report: dict[str, Any]
+    classifier: Classifier
     data: Dataset
     is_own: bool
     cifar10_1: tuple[np.ndarray, np.ndarray] | None
     folder: Path
-    target: Path
-    classifier: Classifier
-    seconds: float
+    seconds: float  # to load it
 
 
 def evaluate(
@@ -78,36 +76,38 @@ def _prepare(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> _Pre
     if name is not None:
         folder = _free_folder(folder / name, data.fingerprint)
     _check_writable(folder / "figures")
-    target = (run if name is None else folder) / trained.EVALUATION
     classifier = trained.load(run)
-    seconds = time.perf_counter() - began
-    return _Prepared(run, report, data, name is None, new_images, folder, target, classifier, seconds)
+    return _Prepared(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
 
 
 def _evaluate(prepared: _Prepared, views: str | None, corrupted: int | None) -> str:
     from cifar_research.evaluation import pictures  # matplotlib takes half a second to import
 
     data, is_own, folder = prepared.data, prepared.is_own, prepared.folder
+    report = prepared.classifier.report
     if data.left_out:
         console.note(datasets.files_told(data))
     result, logits = measures.measure(
         prepared.classifier, data, is_own=is_own, views=views, corrupted=corrupted, cifar10_1=prepared.cifar10_1
     )
-    if doubt := images.doubts(prepared.report, data, is_own=is_own):
+    if doubt := images.doubts(report, data, is_own=is_own):
         result["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     figures = pictures.draw(folder, prepared.classifier, data, result, logits)
     result |= {
         "run": str(prepared.run),
-        "config_hash": prepared.report["config_hash"],
+        "config_hash": report["config_hash"],
         "versions": reports.versions(),
         "seconds": {"load": prepared.seconds, **result["seconds"], "figures": time.perf_counter() - began},
     }
-    title = f"{prepared.report['config']['name']}: evaluation"
-    document.write(folder, "report", title, sections.evaluation(result, figures))
-    _write_json(prepared.target, result)  # last, since it says that there is an evaluation
-    return f"{sections.summary(result)}\n\nEverything is in {folder}, and in {prepared.target}"
+    title = f"{report['config']['name']}: evaluation"
+    shown = sections.evaluation(result, figures)
+    document.write(folder, "report", title, shown)
+    target = (prepared.run if is_own else folder) / trained.EVALUATION
+    _write_json(target, result)  # last, since it says that there is an evaluation
+    text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
+    return f"{text}\n\nEverything is in {folder}, and in {target}"
 
 
 def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[str] = ()) -> str:
@@ -142,10 +142,11 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     name = f"against_{_name(second)}"
     figures = _draw_differences(folder / "figures" / f"{name}.png", pixels, result)
-    document.write(folder, name, "Two classifiers on the same images", sections.comparison(result, figures))
+    shown = sections.comparison(result, figures)
+    document.write(folder, name, "Two classifiers on the same images", shown)
     atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
     _write_json(folder / f"{name}.json", result)
-    return f"{sections.comparison_summary(result)}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
+    return f"{sections.as_text(shown, ['Accuracy'])}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
 
 
 def _logits(

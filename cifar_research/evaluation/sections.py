@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cifar_research.display import tables
 from cifar_research.display.document import Section
-from cifar_research.display.tables import Table, as_text
+from cifar_research.display.tables import Table
 from cifar_research.evaluation import corruptions, scores
 from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
 
 Result = Mapping[str, Any]
 
+# By heading of a column, its field and format.
 _ACCURACIES = {"images of": "of", "images": "images:,", "accuracy": "accuracy:.4f", "95 % interval": "interval",
                "cross-entropy": "cross_entropy:.4f"}  # fmt: skip
 _BY_CLASS = {"class": "class", "images": "images:,", "precision": "precision:.4f", "recall": "recall:.4f",
              "F1": "f1:.4f"}  # fmt: skip
 _PAIRS = {"truth": "truth", "prediction": "prediction", "images": "images", "share of the class": "share:.4f"}
-_CALIBRATION = {"calibration": "name", "temperature": "temperature:.4f", "ECE": "ece:.4f",
-                "cross-entropy": "cross_entropy:.4f", "Brier score": "brier:.4f",
-                "mean confidence": "confidence:.4f"}  # fmt: skip
+_CALIBRATION = {"calibration": "name", "temperature": "temperature:.4f", "ECE": "ece:.4f", "cross-entropy":
+                "cross_entropy:.4f", "Brier score": "brier:.4f", "mean confidence": "confidence:.4f"}  # fmt: skip
 _GROUPS = {"group": "name", "runs": "runs", "mean accuracy": "mean:.4f", "95 % interval": "between",
            "accuracy of the vote": "vote:.4f"}  # fmt: skip
 _GROUPS_BY_CLASS = {"class": "class", "images": "images:,", "first": "first:.4f", "second": "second:.4f",
@@ -32,48 +32,36 @@ _DIFFERENCES = {"image": "index", "truth": "truth", "first": "one", "first proba
                 "second probability": "second_probability:.4f", "second runs right": "second_share:.2f"}  # fmt: skip
 
 
-def summary(result: Result) -> str:
-    """Return an evaluation for a terminal."""
-    parts = [as_text(_accuracies(result)), as_text(_calibration(result))]
-    if reason := result["uncalibrated"]:
-        parts.append(f"No temperature: {reason}.")
-    parts.append(as_text(tables.of(result["by_class"], _BY_CLASS)))
-    if note := result["data"]["note"]:
-        parts.append(f"Note: {note}")
-    seconds = sum(result["seconds"].values())
-    corrupted = result["seconds"].get("corruptions")
-    parts.append(f"{seconds:.0f} s in all" + (f", {corrupted:.0f} s of corruptions." if corrupted else "."))
-    return "\n\n".join(parts)
+def as_text(sections: Sequence[Section], headings: Collection[str]) -> str:
+    """Return the sentences and tables of some sections for a terminal."""
+    parts = [part for section in sections if section.heading in headings for part in section.parts]
+    return "\n\n".join(
+        part if isinstance(part, str) else tables.as_text(part) for part in parts if isinstance(part, (str, list))
+    )
 
 
 def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
     """Return the sections of a run's evaluation; figures: by name, those that were drawn."""
-    num = len(result["classes"])
-    means = ", ".join(
-        f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
-        for name, (value, known) in scores.macro(result["by_class"]).items()
-    )
-    of_means = f"Means over the classes: {means}. –: no image of the class, or none taken for it."
     pairs = [tables.of(result["confused_pairs"], _PAIRS)] if result["confused_pairs"] else []
     sections = [
         Section("Accuracy", [_accuracies(result), *_of_accuracies(result)]),
-        Section("Classes", [tables.of(result["by_class"], _BY_CLASS), of_means]),
+        Section("Classes", [tables.of(result["by_class"], _BY_CLASS), _of_classes(result)]),
         Section("Confusion", [figures["confusion"], *pairs]),
-        Section("Calibration", [_calibration(result), _of_temperature(result), figures["reliability"]]),
+        Section("Calibration", [_calibration(result), _of_calibration(result), figures["reliability"]]),
     ]
     if "misclassified" in figures:
         text = "The misclassified test images whose wrong class is the likeliest, truth → prediction, its probability."
         sections.append(Section("Worst mistakes", [text, figures["misclassified"]]))
-    if "corruptions" in result:
-        robustness = result["corruptions"]
+    if robustness := result.get("corruptions"):
         text = (
             f"Mean over {len(robustness['means'])} corruptions and 5 severities: {robustness['mean']:.4f}, of the same "
             f"{robustness['images']:,} test images uncorrupted {robustness['clean']:.4f}. The families are those of "
-            "CIFAR-10-C (Hendrycks and Dietterich 2019), made here from a seed: compare runs by them, and not with "
-            "published figures."
+            "CIFAR-10-C (Hendrycks and Dietterich 2019), drawn from a seed: do not compare with published figures."
         )
-        parts = [text, _corruptions(robustness), figures["corruptions"], figures["corrupted"]]
-        sections.append(Section("Robustness", parts))
+        table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
+        for name, values in robustness["accuracies"].items():
+            table.append([name.replace("_", " "), *(f"{v:.4f}" for v in (robustness["means"][name], *values))])
+        sections.append(Section("Robustness", [text, table, figures["corruptions"], figures["corrupted"]]))
     if "grad_cam" in figures:
         text = (
             "Grad-CAM (Selvaraju et al. 2017): where the last feature map holds evidence for the predicted class, and below "
@@ -87,7 +75,7 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
 
 def _accuracies(result: Result) -> Table:
     named = {f"{result['data']['name']} test": result["test"]}
-    named |= {f"views: {name}": found for name, found in result.get("views", {}).items()}
+    named |= {f"views: {name}": row for name, row in result.get("views", {}).items()}
     if "cifar10_1" in result:
         named["CIFAR-10.1 v6"] = result["cifar10_1"]
     rows = [row | {"of": name, "interval": _interval(row["interval"])} for name, row in named.items()]
@@ -107,9 +95,14 @@ def _of_accuracies(result: Result) -> list[str]:
         sentences.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
     if not result["data"]["is_own"]:
         sentences.append("These are not the images, or not the splits, that the run was trained with.")
-    if note := result["data"]["note"]:
-        sentences.append(f"Note: {note}.")
-    return sentences
+    return sentences + _note(result)
+
+
+def _of_classes(result: Result) -> str:
+    num = len(result["classes"])
+    means = [f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
+             for name, (value, known) in scores.macro(result["by_class"]).items()]  # fmt: skip
+    return f"Means over the classes: {', '.join(means)}. –: no image of the class, or none taken for it."
 
 
 def _calibration(result: Result) -> Table:
@@ -117,43 +110,30 @@ def _calibration(result: Result) -> Table:
     return tables.of([row | {"name": name} for name, row in measured.items() if row], _CALIBRATION)
 
 
-def _of_temperature(result: Result) -> str:
-    num, reason = result["temperature_images"], result["uncalibrated"]
-    temperature = "The temperature is that of the evaluation on the run's own data."
-    if reason:
-        temperature = f"Predictions are not calibrated: {reason}."
-    elif num is not None:
-        temperature = f"The temperature was fitted on {num:,} validation images."
+def _of_calibration(result: Result) -> str:
+    text = "The temperature is that of the evaluation on the run's own data."
+    if reason := result["uncalibrated"]:
+        text = f"Predictions are not calibrated: {reason}."
+    elif num := result["temperature_images"]:
+        text = f"The temperature was fitted on {num:,} validation images."
     if result["calibration"]["before"]["ece"] is None:
-        return f"{temperature} No ECE: it needs at least {MIN_IMAGES_OF_ECE} test images, since of fewer it is large by chance."
-    return (
-        f"{temperature} ECE is over {result['calibration']['bins']} equal bins of confidence (Guo et al. 2017); accuracy "
-        "does not change with the temperature."
-    )
-
-
-def _corruptions(robustness: Result) -> Table:
-    rows = [
-        [name.replace("_", " "), *(f"{value:.4f}" for value in (robustness["means"][name], *values))]
-        for name, values in robustness["accuracies"].items()
-    ]
-    return [["corruption", "mean", *map(str, corruptions.SEVERITIES)], *rows]
-
-
-def comparison_summary(result: Result) -> str:
-    """Return a comparison for a terminal."""
-    return "\n\n".join([as_text(_groups(result)), as_text(_fourfold(result)), *_verdicts(result)])
+        return f"{text} No ECE: of fewer than {MIN_IMAGES_OF_ECE} test images it is large by chance."
+    bins = result["calibration"]["bins"]
+    return f"{text} ECE is over {bins} equal bins of confidence (Guo et al. 2017); the temperature changes no accuracy."
 
 
 def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     """Return the sections of a comparison; figures: of the images where the two differ."""
     runs = [f"{name.capitalize()}: {', '.join(folders)}." for name, folders in result["runs"].items()]
-    holm = (
-        "p, Holm: adjusted for the number of classes (Holm 1979). –: the two are right on the same images, so that there "
-        "is nothing to test."
-    )
+    holm = "p, Holm: adjusted for the number of classes (Holm 1979). –: right on the same images, so nothing to test."
+    count = {name: f"{value:,}" for name, value in result["table"].items()}
+    fourfold = [
+        ["images", "second right", "second wrong"],
+        ["first right", count["both_right"], count["only_first"]],
+        ["first wrong", count["only_second"], count["both_wrong"]],
+    ]
     sections = [
-        Section("Accuracy", [*runs, _groups(result), _fourfold(result), *_verdicts(result)]),
+        Section("Accuracy", [*runs, _groups(result), fourfold, *_mcnemar(result), *_seeds(result), *_note(result)]),
         Section("By class", [tables.of(result["by_class"], _GROUPS_BY_CLASS), holm]),
     ]
     if num := len(result["differences"]):
@@ -176,9 +156,8 @@ def differences(result: Result) -> Table:
 
 
 def _groups(result: Result) -> Table:
-    groups = {name: result[name] for name in ("first", "second")}
-    rows = [group | {"name": name, "runs": len(group["accuracies"]), "between": _interval(group["interval"])}
-            for name, group in groups.items()]  # fmt: skip
+    rows = [result[name] | {"name": name, "runs": len(result[name]["accuracies"]),
+                            "between": _interval(result[name]["interval"])} for name in ("first", "second")]  # fmt: skip
     return tables.of(rows, _GROUPS)
 
 
@@ -186,39 +165,37 @@ def _interval(bounds: Sequence[float] | None) -> str:
     return "no spread" if bounds is None else "{:.4f} – {:.4f}".format(*bounds)
 
 
-def _fourfold(result: Result) -> Table:
-    table = {name: f"{count:,}" for name, count in result["table"].items()}
+def _note(result: Result) -> list[str]:
+    note = result["data"]["note"]
+    return [f"Note: {note}."] if note else []
+
+
+def _mcnemar(result: Result) -> list[str]:
+    only_first, only_second = result["table"]["only_first"], result["table"]["only_second"]
+    is_single = all(len(result[name]["accuracies"]) == 1 for name in ("first", "second"))
+    votes = "The two" if is_single else "The votes of the groups' runs"
+    if result["p"] is None:
+        return [f"{votes} are right on the same images, so that McNemar's test has nothing to go by."]
+    verdict = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
+    num = only_first + only_second
+    few = f" No {num} images could show a difference, however they fall; it takes 6." if num < 6 else ""
     return [
-        ["images", "second right", "second wrong"],
-        ["first right", table["both_right"], table["only_first"]],
-        ["first wrong", table["only_second"], table["both_wrong"]],
+        f"{votes} {verdict} on these images: McNemar's exact test, {only_first:,} images that only the first gets right "
+        f"against {only_second:,}, p = {result['p']:.3g}.{few} It speaks of these trained weights, and not of how other "
+        "seeds would do."
     ]
 
 
-def _verdicts(result: Result) -> list[str]:
-    """Return what McNemar's test and the t-test over seeds say, and what the reader must know of them."""
-    only_first, only_second = result["table"]["only_first"], result["table"]["only_second"]
-    nums = [len(result[name]["accuracies"]) for name in ("first", "second")]
-    votes = "The votes of the groups' runs" if max(nums) > 1 else "The two"
-    if result["p"] is None:
-        sentences = [f"{votes} are right on the same images, so that McNemar's test has nothing to go by."]
-    else:
-        verdict = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
-        num = only_first + only_second
-        few = f" No {num} images could show a difference, however they fall; it takes 6." if num < 6 else ""
-        sentences = [
-            f"{votes} {verdict} on these images: McNemar's exact test, {only_first:,} images that only the first gets right "
-            f"against {only_second:,}, p = {result['p']:.3g}.{few} It speaks of these trained weights, and not of how "
-            "other seeds would do."
-        ]
+def _seeds(result: Result) -> list[str]:
+    groups = result["first"], result["second"]
+    nums = [len(group["accuracies"]) for group in groups]
+    sentences = []
     if result["p_of_seeds"] is not None:
         test = "paired" if result["is_paired"] else "Welch's"
         sentences.append(f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {test} t-test over seeds.")
     elif max(nums) > 1:
         reason = "a group has a single run" if min(nums) < 2 else "their differences do not vary"
         sentences.append(f"The mean accuracies over runs: no t-test over seeds, since {reason}.")
-    if None in (result["first"]["interval"], result["second"]["interval"]):
+    if any(group["interval"] is None for group in groups):
         sentences.append("No spread: all runs of the group have the same accuracy, so there is no interval over seeds.")
-    if note := result["data"]["note"]:
-        sentences.append(f"Note: {note}.")
     return sentences

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from cifar_research.data import datasets, image_files
 from cifar_research.data.images import decoded_or_error, warnings_logged
 from cifar_research.display import console
-from cifar_research.inference import prediction, trained
-from cifar_research.inference.formats import FORMATS, Model, module
+from cifar_research.inference import formats, prediction, trained
+from cifar_research.inference.formats import FORMATS
 from cifar_research.inference.trained import Classifier
 from cifar_research.runtime import programs
 from cifar_research.runtime.errors import DataError, ImageError, RunError
@@ -33,10 +33,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Images:
-    """The images to verify an export with. name: what they are; test: uint8 [N, H, W, C]; labels: int [N], or None.
-
-    calibration: uint8 [N, H, W, C], others than those of test; None if there are none.
-    """
+    """The images uint8 [N, H, W, C] to verify an export with, what they are, and others to quantize with, if any."""
 
     name: str
     test: np.ndarray
@@ -49,14 +46,13 @@ def export(
 ) -> Path:
     """Write the model of a completed run as a file or folder of the format `kind`, and return its path.
 
-    It takes images uint8 [N, H, W, C] and gives probabilities float32 [N, K]. It is verified against the run's own
-    float32 computation before it is kept. folder: of images to verify with, instead of the run's data set.
-    RunError for what the user can fix; ExportError if it fails, or differs from the run.
+    It is verified against the run's own float32 computation before it is kept. folder: of images to verify with, instead
+    of the run's data set. RunError for what the user can fix; ExportError if it fails, or differs from the run.
     """
     run = Path(os.path.expanduser(run))
     report = trained.read(run)
     target = _target(output or run / "export", kind, quantize)
-    images = _of_folder(folder, _image_size(report), quantize) if folder is not None else _of_run(report, quantize)
+    images = _of_run(report, quantize) if folder is None else _of_folder(folder, trained.image_size(report), quantize)
     classifier = trained.load(run, precision="float32")
     if (precision := classifier.config.training.precision) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
@@ -65,17 +61,15 @@ def export(
     with tempfile.TemporaryDirectory(dir=existing, prefix=f".{target.name}.") as temporary:
         path = Path(temporary) / target.name
         try:
-            FORMATS[kind].write(
-                module(classifier), _metadata(classifier, quantize), path, images.calibration if quantize else None
-            )
+            made = formats.Export(formats.module(classifier), _metadata(classifier, quantize), images.calibration)
+            FORMATS[kind].write(made, path)
             verdict = (_verify_quantized if quantize else _verify)(FORMATS[kind].reload(path), classifier, images)
-        except ExportError:
-            raise
-        except OSError as error:
-            raise ExportError(f"{target}: cannot be written ({error.strerror or error}); nothing was kept") from error
         except Exception as error:  # converters and runtimes raise many kinds
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ExportError(f"{target}: {kind} does not take this model ({line[:300]}); nothing was kept") from error
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+            problem = f"{kind} does not take this model ({line})"
+            if isinstance(error, (ExportError, OSError)):
+                problem = line if isinstance(error, ExportError) else f"cannot be written ({error.strerror or line})"
+            raise ExportError(f"{target}: {problem}; nothing was kept") from error
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             os.replace(target, Path(temporary) / "before")
@@ -101,10 +95,6 @@ def _target(output: Path, kind: str, quantize: bool) -> Path:
     return target
 
 
-def _image_size(report: dict[str, Any]) -> int:
-    return OmegaConf.select(OmegaConf.create(report["config"]), "data.image_size") or 32
-
-
 def _of_run(report: dict[str, Any], quantize: bool) -> Images:
     """Return the run's images, or noise where they cannot be loaded."""
     rng = np.random.default_rng(0)
@@ -117,11 +107,12 @@ def _of_run(report: dict[str, Any], quantize: bool) -> Images:
         if quantize:
             raise RunError(f"--quantize: needs images to calibrate with ({error}); give --images FOLDER") from error
         console.note(f"Verified on random images, since the run's cannot be loaded: {error}")
-        size = _image_size(report)
+        size = trained.image_size(report)
         return Images("random images", rng.integers(0, 256, (_VERIFIED, size, size, 3), np.uint8))
     test = rng.permutation(data.test.indices)[:_SCORED]
-    train = rng.permutation(data.train.indices)[:_CALIBRATED]
-    return Images("test images", data.test.images[test], data.test.labels[test], data.train.images[train])
+    train = rng.permutation(data.train.indices)[: _CALIBRATED if quantize else 0]
+    calibration = data.train.images[train] if quantize else None
+    return Images("test images", data.test.images[test], data.test.labels[test], calibration)
 
 
 def _of_folder(folder: str, size: int, quantize: bool) -> Images:
@@ -129,25 +120,24 @@ def _of_folder(folder: str, size: int, quantize: bool) -> Images:
     files, problems, left_out = prediction.find([folder], [])
     if problems:
         raise RunError(f"--images: {problems[0]}")
-    if left_out:
-        console.note(f"--images: {image_files.told(len(files), left_out)}")
-    if quantize and len(files) < _CALIBRATED:
-        raise RunError(f"--images: {folder} holds {len(files)} images, and --quantize needs {_CALIBRATED}; give more")
-    chosen = np.random.default_rng(0).permutation(len(files))[: _CALIBRATED + _SCORED]
+    chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[: _CALIBRATED + _SCORED]]
     with warnings_logged():
-        results = [decoded_or_error(files[i], size) for i in chosen]
+        results = [decoded_or_error(file, size) for file in chosen]
     for error in results:
         if isinstance(error, ImageError):
             console.note(f"--images: {error}; it is left out")
-    decoded = [result for result in results if isinstance(result, np.ndarray)]
-    if not decoded:
-        raise RunError(f"--images: {folder} has no image that can be read; give another folder")
-    half = min(len(decoded) // 2, _CALIBRATED) if quantize else 0
-    calibration = np.stack(decoded[:half]) if quantize else None
-    return Images(f"images of {folder}", np.stack(decoded[half:]), calibration=calibration)
+    if left_out:
+        console.note(f"--images: {image_files.told(len(files), left_out)}")
+    images = [result for result in results if isinstance(result, np.ndarray)]
+    needed = _CALIBRATED if quantize else 1
+    if len(images) < needed:
+        raise RunError(f"--images: {folder} holds {len(images)} images, and {needed} are needed; give more")
+    half = min(len(images) // 2, _CALIBRATED) if quantize else 0
+    calibration = np.stack(images[:half]) if quantize else None
+    return Images(f"images of {folder}", np.stack(images[half:]), None, calibration)
 
 
-def _verify(model: Model, classifier: Classifier, images: Images) -> str:
+def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str:
     """Return how much the exported model's probabilities differ from the classifier's; ExportError if too much."""
     few = images.test[:_VERIFIED]
     expected = classifier.probabilities(few)
@@ -156,27 +146,24 @@ def _verify(model: Model, classifier: Classifier, images: Images) -> str:
     largest = float(differences.max())
     if not largest <= TOLERANCE:  # nan is not
         raise ExportError(
-            f"The exported model's probabilities differ from the run's by {largest:.2g} on {len(few)} {images.name}, and "
-            f"{TOLERANCE:g} is allowed; nothing was kept"
+            f"its probabilities differ from the run's by {largest:.2g} on {len(few)} {images.name}, and {TOLERANCE:g} is "
+            "allowed"
         )
     return f"Verified: probabilities differ by {largest:.1g} at the most on {len(few)} {images.name}"
 
 
-def _verify_quantized(model: Model, classifier: Classifier, images: Images) -> str:
+def _verify_quantized(model: formats.Model, classifier: Classifier, images: Images) -> str:
     """Return how much accuracy, or without labels how many predictions, change; ExportError if too much."""
-    batches = range(0, len(images.test), _VERIFIED)
-    predictions = np.concatenate([model(images.test[i : i + _VERIFIED]) for i in batches]).argmax(1)
+    num, labels = len(images.test), images.labels
+    predictions = np.concatenate([model(images.test[i : i + _VERIFIED]) for i in range(0, num, _VERIFIED)]).argmax(1)
     expected = classifier.probabilities(images.test).argmax(1)
-    if images.labels is None:  # no more can be lost than is changed
+    if labels is None:  # no more can be lost than is changed
         measure, change = "share of other predictions", (predictions != expected).mean()
     else:
-        measure, change = (
-            "change of accuracy",
-            (predictions == images.labels).mean() - (expected == images.labels).mean(),
-        )
-    result = f"{measure}: {change:+.4f} on {len(predictions):,} {images.name}"
-    if round(abs(change) * len(predictions)) > ACCURACY_TOLERANCE * len(predictions):
-        raise ExportError(f"The quantized model's {result}, and {ACCURACY_TOLERANCE} is allowed; nothing was kept")
+        measure, change = "change of accuracy", (predictions == labels).mean() - (expected == labels).mean()
+    result = f"{measure}: {change:+.4f} on {num:,} {images.name}"
+    if round(abs(change) * num) > ACCURACY_TOLERANCE * num:
+        raise ExportError(f"{result}, and {ACCURACY_TOLERANCE} is allowed")
     return f"Verified: {result}"
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,22 +26,27 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Format:
-    """One format: names of its file or folder, the extra packages it needs, and how it is written and reloaded.
+class Export:
+    """A module with the function `serve`, its metadata, and the images uint8 [N, H, W, C] to quantize it with, if any."""
 
-    quantized_name: None if the format cannot be quantized.
-    write: (module, metadata, path, calibration images or None) -> nothing; reload: path -> Model.
-    """
+    module: tf.Module
+    metadata: dict[str, Any]
+    calibration: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: its file's or folder's name, also quantized (None: cannot be), and the extra packages it needs."""
 
     name: str
     quantized_name: str | None
     packages: tuple[str, ...]
-    write: Callable[[tf.Module, Mapping[str, Any], Path, np.ndarray | None], None]
+    write: Callable[[Export, Path], None]
     reload: Callable[[Path], Model]
 
 
 def module(classifier: Classifier) -> tf.Module:
-    """Return the module to export: `serve`, uint8 images [N, H, W, C] to `probabilities` float32 [N, K].
+    """Return a module whose `serve` takes images uint8 [N, H, W, C] to `probabilities` float32 [N, K].
 
     Preprocessing and temperature are in it, and the batch size is open.
     """
@@ -62,18 +65,17 @@ def module(classifier: Classifier) -> tf.Module:
     return exported
 
 
-def _write_saved_model(
-    exported: tf.Module, metadata: Mapping[str, Any], path: Path, calibration: np.ndarray | None
-) -> None:
+def _write_saved_model(export: Export, path: Path) -> None:
     import tensorflow as tf
 
-    classes = tf.constant(metadata["classes"])
-    exported.names = tf.function(lambda: {"classes": tf.identity(classes)}, [])
-    with _silence():
-        tf.saved_model.save(exported, path, {"serving_default": exported.serve, "classes": exported.names})
+    classes = tf.constant(export.metadata["classes"])
+    export.module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [])
+    signatures = {"serving_default": export.module.serve, "classes": export.module.names}
+    with environment.quiet():
+        tf.saved_model.save(export.module, path, signatures)
     extra = path / "assets.extra"  # TensorFlow's folder for files that a user adds
     extra.mkdir()
-    (extra / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    (extra / "metadata.json").write_text(json.dumps(export.metadata, indent=1) + "\n", encoding="utf-8")
 
 
 def _reload_saved_model(path: Path) -> Model:
@@ -83,21 +85,21 @@ def _reload_saved_model(path: Path) -> Model:
     return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
 
 
-def _write_litert(exported: tf.Module, metadata: Mapping[str, Any], path: Path, calibration: np.ndarray | None) -> None:
+def _write_litert(export: Export, path: Path) -> None:
     import flatbuffers
     import tensorflow as tf
     from ai_edge_litert import schema_py_generated as schema
 
-    concrete = exported.serve.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], exported)
-    if calibration is not None:
+    concrete = export.module.serve.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], export.module)
+    if export.calibration is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
-    with _silence():
+        converter.representative_dataset = lambda: ([image[None]] for image in export.calibration)
+    with environment.quiet():
         content = converter.convert()
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    buffer.data = np.frombuffer(json.dumps(export.metadata).encode(), np.uint8)
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
@@ -112,22 +114,22 @@ def _reload_litert(path: Path) -> Model:
     runner = Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
 
     def model(images: np.ndarray) -> np.ndarray:
-        with _silence():
+        with environment.quiet():
             return runner(images=images)["probabilities"]
 
     return model
 
 
-def _write_onnx(exported: tf.Module, metadata: Mapping[str, Any], path: Path, calibration: np.ndarray | None) -> None:
+def _write_onnx(export: Export, path: Path) -> None:
     import onnx
     import tf2onnx
 
-    signature = exported.serve.input_signature
-    with _silence():
-        model, _ = tf2onnx.convert.from_function(exported.serve, input_signature=signature, opset=_OPSET)
-        if calibration is not None:
-            model = _quantized_onnx(model, path, calibration)
-    properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    serve = export.module.serve
+    with environment.quiet():
+        model, _ = tf2onnx.convert.from_function(serve, input_signature=serve.input_signature, opset=_OPSET)
+        if export.calibration is not None:
+            model = _quantized_onnx(model, path, export.calibration)
+    properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in export.metadata.items()}
     onnx.helper.set_model_props(model, properties)
     onnx.save(model, path)
 
@@ -139,11 +141,10 @@ def _quantized_onnx(model: onnx.ModelProto, path: Path, calibration: np.ndarray)
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(quantization.CalibrationDataReader):
-        batches = iter(np.array_split(calibration, -(-len(calibration) // 50)))
+        batches = ({"images": batch} for batch in np.array_split(calibration, -(-len(calibration) // 50)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
+            return next(self.batches, None)
 
     onnx.save(model, path)
     quant_pre_process(path, path, skip_symbolic_shape=True)
@@ -156,18 +157,6 @@ def _reload_onnx(path: Path) -> Model:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"images": images})[0]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep converters' messages off the terminal; their errors come as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with environment.quiet():
-            yield
-    finally:
-        logging.disable(before)
 
 
 FORMATS = {

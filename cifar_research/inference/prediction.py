@@ -128,7 +128,7 @@ def classify(
         for batch, following in itertools.pairwise([*batches, []]):
             decoded, coming = list(coming), pool.map(decode, following)  # in the background
             images = [result for result in decoded if isinstance(result, np.ndarray)]
-            probabilities = iter(classifier.probabilities(np.stack(images), _BATCH) if images else [])
+            probabilities = iter(classifier.probabilities(np.stack(images)) if images else [])
             for file, result in zip(batch, decoded, strict=True):
                 if isinstance(result, ImageError):
                     yield file, result

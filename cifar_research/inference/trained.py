@@ -40,10 +40,9 @@ class Prediction(NamedTuple):
 class Classifier:
     """The classifier that a run has trained.
 
-    model: float [B, H, W, C] -> logits [B, K]; report: the run's report.json; image_shape: (H, W, C) of the training
-    images; mean, std: float32 [C] of the standardization, None without one; views: the test-time augmentation;
-    temperature: the divisor of the logits before the softmax; uncalibrated: why it was not fitted, or None; network:
-    (images as the model takes them, training) -> logits [B, K], which everything here calls and which may be replaced.
+    model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); mean, std: float32 [C] of the
+    standardization; views: the test-time augmentation; temperature: the divisor of the logits before the softmax, and
+    uncalibrated: why it was not fitted; network: what everything here calls, and may be replaced.
     """
 
     model: keras.Model
@@ -100,15 +99,14 @@ class Classifier:
         logits = [self._traced(batch).numpy() for batch in batches]
         return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *logits])
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities float32 [N, K], softmax(logits / temperature), of images uint8 [N, H, W, C]."""
-        return softmax(self.logits(images, batch_size) / np.float32(self.temperature), axis=1)
+        return softmax(self.logits(images) / np.float32(self.temperature), axis=1)
 
     def predict(self, images: Any) -> list[Prediction]:
         """Return a prediction for each image: files, PIL images or arrays [h, w] or [h, w, 1 to 4] of any size.
 
-        images: one, or several. Arrays of other numbers than uint8 are scaled as files of such numbers are.
-        ImageError, with its name, if one cannot be read as an image.
+        images: one, or several. ImageError, with its name, if one cannot be read as an image.
         """
         if isinstance(images, (str, Path)) or not isinstance(images, (Sequence, np.ndarray, Iterator)):
             images = [images]
@@ -123,27 +121,22 @@ class Classifier:
 def load(run: Path | str, *, precision: str | None = None) -> Classifier:
     """Return the classifier that a completed run has trained.
 
-    run: its folder. The model is rebuilt from the config in report.json and given the weights of model.weights.h5, which
-    are numbers: nothing of the folder is unpickled, and its data set is not needed.
-    precision: float32, bfloat16 or float16, to compute in; None: as the run did.
-    RunError if the folder is not a completed run, or lacks weights that fit; nothing is changed in it.
+    run: its folder, of which nothing is unpickled or changed; precision: float32, bfloat16 or float16, to compute in;
+    None: as the run did. RunError if the folder is not a completed run, or lacks weights that fit.
     """
     run = Path(os.path.expanduser(run))
     report = read(run)
     temperature, uncalibrated = read_temperature(run)
-    cfg = OmegaConf.create(report["config"])
-    size = OmegaConf.select(cfg, "data.image_size") or 32
-    statistics = report["data"]["standardization"]
-    return Classifier(
-        rebuild.network(report, run, precision),
-        report,
-        (size, size, 3),
-        mean=np.array(statistics["mean"], np.float32) if statistics else None,
-        std=np.array(statistics["deviation"], np.float32) if statistics else None,
-        views=OmegaConf.select(cfg, "evaluation.views") or "none",
-        temperature=temperature,
-        uncalibrated=uncalibrated,
-    )
+    size, statistics = image_size(report), report["data"]["standardization"]
+    mean, std = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
+    views = OmegaConf.select(OmegaConf.create(report["config"]), "evaluation.views") or "none"
+    model = rebuild.network(report, run, precision)
+    return Classifier(model, report, (size, size, 3), mean, std, views, temperature, uncalibrated)
+
+
+def image_size(report: dict[str, Any]) -> int:
+    """Return the height and width of the images that a run was trained on."""
+    return report["config"]["data"].get("image_size") or 32
 
 
 def read(run: Path) -> dict[str, Any]:
