@@ -8,7 +8,7 @@ import sys
 from cifar_research.config.schema import VIEWS
 from cifar_research.display import console
 from cifar_research.evaluation import images, run
-from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError, WriteError
+from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
 
 
 @console.command
@@ -30,7 +30,7 @@ def main() -> None:
                 first, overrides, views=args.views, corrupted=args.corruptions, cifar10_1=args.cifar10_1
             )
         sys.stdout.write(f"{text}\n")
-    except (ConfigError, DataError, RunError, ReportError, WriteError) as error:
+    except (ConfigError, DataError, RunError, ReportError, OSError) as error:
         console.error(str(error))
         sys.exit(2)
 

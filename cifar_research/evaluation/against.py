@@ -75,48 +75,47 @@ def compare(
     """Return two groups' accuracies, the four-fold table of their votes with its p, and the same by class.
 
     first, second: logits float [R, N, K] of each group's runs; labels: int [N]; seeds: of the runs of each.
-    p: of the votes, for these images and these trained weights only; p_of_seeds: of the mean accuracies over runs, see
-    _p_of_seeds.
+    p: of the votes, for these images and these trained weights only; p_of_seeds: of the mean accuracies over runs, paired
+    where both groups have the same seeds, one run each; None with a single run in a group, or without any spread.
     """
     groups = [group(logits, labels, own) for logits, own in zip((first, second), seeds, strict=True)]
     is_first, is_second = (vote(logits)[0] == labels for logits in (first, second))
-    only_first, only_second = is_first & ~is_second, ~is_first & is_second
     rows = []
     for number, name in enumerate(classes):
         mine = labels == number
-        counts, num = (int(only_first[mine].sum()), int(only_second[mine].sum())), int(mine.sum())
-        shares = [float(is_correct[mine].mean()) if num else None for is_correct in (is_first, is_second)]
-        rows.append({"class": name, "images": num, "first": shares[0], "second": shares[1],
-                     "only_first": counts[0], "only_second": counts[1], "p": mcnemar(*counts)})  # fmt: skip
+        num, table = int(mine.sum()), _fourfold(is_first[mine], is_second[mine])
+        only = {key: table[key] for key in ("only_first", "only_second")}
+        shares = {key.removeprefix("only_"): (table["both_right"] + count) / num if num else None
+                  for key, count in only.items()}  # fmt: skip
+        rows.append({"class": name, "images": num, **shares, **only, "p": mcnemar(**only)})
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
+    table = _fourfold(is_first, is_second)
     # Runs that share a seed within a group are not paired.
     is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
+    keys = seeds if is_paired else [[(number, i) for i in range(len(own))] for number, own in enumerate(seeds)]
+    by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
+    p_of_seeds = statistics.t_test(*by_seed)
     return {
         "first": groups[0],
         "second": groups[1],
-        "table": {
-            "both_right": int((is_first & is_second).sum()),
-            "only_first": int(only_first.sum()),
-            "only_second": int(only_second.sum()),
-            "both_wrong": int((~is_first & ~is_second).sum()),
-        },
+        "table": table,
         "test": "McNemar, exact",
-        "p": mcnemar(int(only_first.sum()), int(only_second.sum())),
-        "p_of_seeds": _p_of_seeds(groups, is_paired),
+        "p": mcnemar(table["only_first"], table["only_second"]),
+        "p_of_seeds": None if math.isnan(p_of_seeds) else p_of_seeds,
         "is_paired": is_paired,
         "by_class": rows,
     }
 
 
-def _p_of_seeds(groups: Sequence[dict[str, Any]], is_paired: bool) -> float | None:
-    """Return the p of statistics.t_test over runs; None with a single run in a group, or without any spread."""
-    by_seed = []
-    for name, values in zip("ab", groups, strict=True):
-        keys = values["seeds"] if is_paired else [f"{name}{i}" for i in range(len(values["seeds"]))]
-        by_seed.append(dict(zip(keys, values["accuracies"], strict=True)))
-    p = statistics.t_test(*by_seed)
-    return None if math.isnan(p) else p
+def _fourfold(is_first: np.ndarray, is_second: np.ndarray) -> dict[str, int]:
+    """Return the numbers of images that both, one or none classify correctly, of bool [N] each."""
+    return {
+        "both_right": int((is_first & is_second).sum()),
+        "only_first": int((is_first & ~is_second).sum()),
+        "only_second": int((~is_first & is_second).sum()),
+        "both_wrong": int((~is_first & ~is_second).sum()),
+    }
 
 
 def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:

@@ -30,8 +30,7 @@ def measure(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return the scores for evaluation.json, and the test images' logits float32 [N, K].
 
-    is_own: whether the data's splits are those of the training; the others are as in run.evaluate, and cifar10_1 is its
-    images and labels.
+    is_own: whether the data's splits are those of the training; cifar10_1: its images and labels.
     """
     images, labels = arrays(data.test)
     began = time.perf_counter()

@@ -59,6 +59,8 @@ def evaluate(
     All runs are checked before the first is written: ConfigError, DataError, RunError or ReportError.
     """
     prepared = [_prepare(run, overrides, cifar10_1) for run in runs]
+    for one_run in prepared:
+        (one_run.folder / "figures").mkdir(parents=True, exist_ok=True)
     return "\n\n".join(_evaluate(one_run, views, corrupted) for one_run in prepared)
 
 
@@ -75,7 +77,6 @@ def _prepare(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> _Pre
     folder = run / "evaluation"
     if name is not None:
         folder = _free_folder(folder / name, data.fingerprint)
-    _check_writable(folder / "figures")
     classifier = trained.load(run)
     return _Prepared(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
 
@@ -92,7 +93,6 @@ def _evaluate(prepared: _Prepared, views: str | None, corrupted: int | None) -> 
     )
     if doubt := images.doubts(report, data, is_own=is_own):
         result["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     figures = pictures.draw(folder, prepared.classifier, data, result, logits)
     result |= {
@@ -122,13 +122,20 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     for run, report in runs.items():
         if sorted(report["data"]["classes"]) != sorted(own["data"]["classes"]):
             raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
+        if trained.image_size(report) != trained.image_size(own):
+            raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
     data, other_data = images.load(own, overrides)
     doubts = {run: images.doubts(report, data, is_own=other_data is None) for run, report in runs.items()}
     notes = [data.note, *(f"{run}: {doubt}" for run, doubt in doubts.items() if doubt)]
     folder = first[0] / "evaluation"
-    _check_writable(folder / "figures")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     pixels, labels = measures.arrays(data.test)
-    logits = _logits(runs, pixels, data.classes)
+    logits = {}
+    with console.counted("Classifying", len(runs)) as begin:
+        for run, report in runs.items():
+            begin(run.name)
+            columns = [report["data"]["classes"].index(name) for name in data.classes]
+            logits[run] = trained.load(run).logits(pixels)[:, columns]
     groups = [np.stack([logits[run] for run in group]) for group in (first, second)]
     seeds = [[runs[run]["seed"] for run in group] for group in (first, second)]
     result = against.compare(*groups, labels, data.classes, seeds) | {
@@ -139,7 +146,6 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         "classes": list(data.classes),
         "differences": against.differences(*groups, labels),
     }  # fmt: skip
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     name = f"against_{_name(second)}"
     figures = _draw_differences(folder / "figures" / f"{name}.png", pixels, result)
     shown = sections.comparison(result, figures)
@@ -147,22 +153,6 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
     _write_json(folder / f"{name}.json", result)
     return f"{sections.as_text(shown, ['Accuracy'])}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
-
-
-def _logits(
-    runs: Mapping[Path, Mapping[str, Any]], pixels: np.ndarray, classes: Sequence[str]
-) -> dict[Path, np.ndarray]:
-    """Return each run's logits float32 [N, K] of images uint8 [N, H, W, C], in this order of classes."""
-    logits = {}
-    with console.counted("Classifying", len(runs)) as begin:
-        for run, report in runs.items():
-            begin(run.name)
-            classifier = trained.load(run)
-            if classifier.image_shape != pixels.shape[1:]:
-                raise DataError(f"{run}: takes images of another size; compare runs of the same size")
-            columns = [report["data"]["classes"].index(name) for name in classes]
-            logits[run] = classifier.logits(pixels)[:, columns]
-    return logits
 
 
 def _draw_differences(path: Path, pixels: np.ndarray, result: Mapping[str, Any]) -> list[Path]:
@@ -193,12 +183,11 @@ def find(places: Sequence[str]) -> list[Path]:
 
 
 def _name(runs: Sequence[Path]) -> str:
-    """Return the name of a group of runs: its sweep's if it is all of it, else its first run's."""
+    """Return the name of a group of runs: its run's, or its sweep's."""
     first = runs[0].resolve()
     if not (first.parent / LEDGER).exists():
         return first.name
-    is_whole = len(runs) == len(find([str(first.parent)]))
-    return first.parent.name if is_whole else f"{first.parent.name}_{first.name}"
+    return first.parent.name if len(runs) > 1 else f"{first.parent.name}_{first.name}"
 
 
 def _free_folder(folder: Path, fingerprint: str) -> Path:
@@ -208,15 +197,6 @@ def _free_folder(folder: Path, fingerprint: str) -> Path:
     except (OSError, ValueError, KeyError, TypeError):
         return folder
     return folder if evaluated == fingerprint else folder.with_name(f"{folder.name}_{fingerprint[:8]}")
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise ReportError if a folder cannot be made or written into."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir():
-        raise ReportError(f"{existing}: is not a directory; move it away")
-    if not os.access(existing, os.W_OK):
-        raise ReportError(f"{existing}: cannot be written into; make it writable, or copy the run")
 
 
 def _write_json(path: Path, result: Mapping[str, Any]) -> None:
