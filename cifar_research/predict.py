@@ -27,9 +27,8 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # Names of files need not be text in any encoding.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
-    output = args.output or sys.stdout
     try:
-        sys.exit(prediction.predict(args.run, args.images, sys.stdin, output, args.format, args.top_k))
+        sys.exit(prediction.predict(args.run, args.images, args.output, args.format, args.top_k))
     except (RunError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)

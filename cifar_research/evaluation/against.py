@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import softmax
 
 from cifar_research.comparison import statistics
+from cifar_research.evaluation.scores import records
 from cifar_research.runs.metrics import wilson_interval
 
 
@@ -132,4 +133,4 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> li
     of_truth = [_mean_probabilities(logits)[columns["index"], labels] for logits in groups.values()]
     rows = np.flatnonzero((columns["first"] == labels) != (columns["second"] == labels))
     order = rows[np.argsort(-np.abs(of_truth[0] - of_truth[1])[rows], kind="stable")]
-    return [{name: column[i].item() for name, column in columns.items()} for i in order]
+    return records({name: column[order] for name, column in columns.items()})

@@ -169,10 +169,9 @@ def _disk(radius: float, softness: float) -> np.ndarray:
     reach = math.ceil(radius + 3 * softness)
     grid = np.arange(-reach, reach + 1 / 16, 1 / 8)  # eight samples a pixel
     disk = (np.hypot(*np.meshgrid(grid, grid)) <= radius).astype(np.float32)
-    disk = ndimage.gaussian_filter(disk, 8 * softness, mode="constant")
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-    places = np.clip(np.rint(grid).astype(int) + reach, 0, 2 * reach)
-    np.add.at(kernel, (places[:, None], places[None]), disk)
+    pixels = np.clip(np.rint(grid).astype(int) + reach, 0, 2 * reach)
+    np.add.at(kernel, (pixels[:, None], pixels), ndimage.gaussian_filter(disk, 8 * softness, mode="constant"))
     return kernel / kernel.sum()
 
 
@@ -222,11 +221,16 @@ def _linear(places: np.ndarray, size: int) -> np.ndarray:
 def _boxes(old: int, new: int) -> np.ndarray:
     """Return the matrix float32 [new, old] that makes each new pixel the mean of the old ones that it covers."""
     edges = np.linspace(0, old, new + 1)
-    covered = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
-    matrix = np.maximum(covered, 0)
+    overlap = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
+    matrix = np.maximum(overlap, 0)
     return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 
+# Mean, deviation, size and threshold of the flakes, their streaks' length and spread, the share of the colours kept.
+_SNOW = (
+    (0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+    (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+)  # fmt: skip
 # By name: the function, and its strength at each severity.
 _CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, Any, Rng], np.ndarray], Sequence[Any]]] = {
     "gaussian_noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
@@ -237,17 +241,7 @@ _CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, Any, Rng], np.ndarray], Sequ
     "glass_blur": (_glass_blur, ((0.1, 0.3, 1), (0.2, 0.5, 1), (0.25, 0.8, 1), (0.25, 1, 2), (0.25, 1, 3))),
     "motion_blur": (_motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2.5), (9, 3))),
     "zoom_blur": (_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
-    # Mean, deviation, size and threshold of the flakes, their streaks' length and spread, the share of the colours kept.
-    "snow": (
-        _snow,
-        (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ),
-    ),  # fmt: skip
+    "snow": (_snow, _SNOW),
     "frost": (_frost, ((1, 0.2), (1, 0.3), (0.95, 0.4), (0.92, 0.46), (0.9, 0.52))),
     "fog": (_fog, ((0.2, 2), (0.5, 2), (0.75, 1.9), (1, 1.8), (1.5, 1.7))),
     "brightness": (_brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +21,25 @@ from cifar_research.runs import metrics
 _BLOCK = 500  # images corrupted at once, from a seed of their own
 
 
-def measure(
-    classifier: Classifier,
-    data: Dataset,
-    *,
-    is_own: bool,
-    views: str | None,
-    corrupted: int | None,
-    cifar10_1: tuple[np.ndarray, np.ndarray] | None,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the scores for evaluation.json, and the test images' logits float32 [N, K].
+@dataclass(frozen=True)
+class Subject:
+    """A run to evaluate, the data to do it on, and whether its splits are those of the training.
 
-    is_own: whether the data's splits are those of the training; cifar10_1: its images and labels.
+    cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], if asked for; folder: to write into; seconds: to load.
     """
+
+    run: Path
+    classifier: Classifier
+    data: Dataset
+    is_own: bool
+    cifar10_1: tuple[np.ndarray, np.ndarray] | None
+    folder: Path
+    seconds: float
+
+
+def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the scores for evaluation.json, and the test images' logits float32 [N, K]; arguments as run.evaluate's."""
+    classifier, data, is_own = subject.classifier, subject.data, subject.is_own
     images, labels = arrays(data.test)
     began = time.perf_counter()
     logits = classifier.logits(images)
@@ -65,13 +73,14 @@ def measure(
     if views is not None:
         averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
         result["views"] = {kind: scores.summary(other.logits(images), labels) for kind, other in averaged.items()}
-    if cifar10_1 is not None:
-        result["cifar10_1"] = scores.summary(classifier.logits(cifar10_1[0]), cifar10_1[1])
+    if subject.cifar10_1 is not None:
+        new_images, new_labels = subject.cifar10_1
+        result["cifar10_1"] = scores.summary(classifier.logits(new_images), new_labels)
     if corrupted != 0:
         began = time.perf_counter()
         result["corruptions"] = _robustness(classifier, images, labels, corrupted)
         seconds["corruptions"] = time.perf_counter() - began
-    return result | {"seconds": seconds}, logits
+    return result | {"seconds": {"load": subject.seconds, **seconds}}, logits
 
 
 def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:

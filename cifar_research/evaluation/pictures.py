@@ -11,11 +11,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from cifar_research.data.datasets import Dataset
 from cifar_research.display.figures import confusion, gallery, heat_map, save
 from cifar_research.evaluation import calibration, corruptions, gradcam
 from cifar_research.evaluation.calibration import NUM_BINS
-from cifar_research.evaluation.measures import arrays
+from cifar_research.evaluation.measures import Subject, arrays
 from cifar_research.inference.trained import Classifier
 
 _NAMES = ("confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam")
@@ -23,26 +22,23 @@ _RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
 _NUM_EVIDENCE = 4  # images of Grad-CAM that are classified correctly, and as many that are not
 
 
-def draw(
-    folder: Path, classifier: Classifier, data: Dataset, result: dict[str, Any], logits: np.ndarray
-) -> dict[str, Path]:
-    """Draw the figures into <folder>/figures; return their paths by name."""
-    images, labels = arrays(data.test)
+def draw(subject: Subject, result: Mapping[str, Any], logits: np.ndarray) -> dict[str, Path]:
+    """Draw the figures of an evaluation into figures/ of its folder; return their paths by name."""
+    classes, (images, labels) = subject.data.classes, arrays(subject.data.test)
     figures: dict[str, Figure | None] = {
-        "confusion": confusion(np.array(result["confusion"]), data.classes),
+        "confusion": confusion(np.array(result["confusion"]), classes),
         "reliability": _reliability(result["calibration"], logits, labels),
     }
     if wrong := result["misclassified"]:
-        titles = ["{} → {}\n{:.3f}".format(data.classes[row["label"]], data.classes[row["prediction"]], row["probability"])
-                  for row in wrong]  # fmt: skip
+        titles = [f"{classes[row['label']]} → {classes[row['prediction']]}\n{row['probability']:.3f}" for row in wrong]
         figures["misclassified"] = gallery(images[[row["index"] for row in wrong]], titles)
     if "corruptions" in result:
         figures["corruptions"] = _robustness(result["corruptions"]["accuracies"], result["corruptions"]["clean"])
         figures["corrupted"] = _corrupted(images[:1])
     predictions = logits.argmax(1)
     rows = [*np.flatnonzero(predictions == labels)[:_NUM_EVIDENCE], *(row["index"] for row in wrong[:_NUM_EVIDENCE])]
-    figures["grad_cam"] = _evidence(classifier, data.classes, images[rows], labels[rows], predictions[rows])
-    paths = {name: folder / "figures" / f"{name}.png" for name in _NAMES}
+    figures["grad_cam"] = _evidence(subject.classifier, images[rows], labels[rows], predictions[rows])
+    paths = {name: subject.folder / "figures" / f"{name}.png" for name in _NAMES}
     for name, path in paths.items():
         path.unlink(missing_ok=True)  # of an earlier evaluation
         if (figure := figures.get(name)) is not None:
@@ -59,9 +55,7 @@ def _corrupted(image: np.ndarray) -> Figure:
     return gallery(images, titles, columns=len(names), size=0.9)
 
 
-def _evidence(
-    classifier: Classifier, names: Sequence[str], images: np.ndarray, labels: np.ndarray, predictions: np.ndarray
-) -> Figure | None:
+def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> Figure | None:
     """Return Grad-CAM of images, a column each; None if the backbone has no feature map.
 
     Below an image is the heat map for its predicted class, and below that the one for its true class if that is another.
@@ -76,7 +70,7 @@ def _evidence(
             return None
         overlays = np.uint8(0.55 * grey + 0.45 * 255 * colormaps["jet"](heat)[..., :3])
         panels += [overlay if shown else None for overlay, shown in zip(overlays, is_shown, strict=True)]
-        titles += [f"for {names[number]}{'' if warm.any() else ', none'}"
+        titles += [f"for {classifier.classes[number]}{'' if warm.any() else ', none'}"
                    for number, warm in zip(classes, heat, strict=True)]  # fmt: skip
     return gallery(panels, titles, columns=len(images), size=1.6)
 

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,17 @@ from omegaconf import OmegaConf
 from cifar_research.comparison import runs as reading
 from cifar_research.config import targets
 from cifar_research.data import datasets
-from cifar_research.data.datasets import Dataset
 from cifar_research.display import console, document, tables
 from cifar_research.evaluation import against, images, measures, sections
+from cifar_research.evaluation.measures import Subject
 from cifar_research.inference import trained
-from cifar_research.inference.trained import Classifier
-from cifar_research.runs import report as reports
 from cifar_research.runs.ledger import LEDGER
+from cifar_research.runs.report import versions
 from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
 from cifar_research.runtime.files import atomic_write
 
 NUM_CORRUPTED = 2_000  # test images, unless another number is asked for
 _NUM_SHOWN = 20  # images where two groups differ
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A run that can be evaluated, and the folder to write into."""
-
-    run: Path
-    classifier: Classifier
-    data: Dataset
-    is_own: bool
-    cifar10_1: tuple[np.ndarray, np.ndarray] | None
-    folder: Path
-    seconds: float  # to load it
 
 
 def evaluate(
@@ -58,53 +43,41 @@ def evaluate(
     Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
     All runs are checked before the first is written: ConfigError, DataError, RunError or ReportError.
     """
-    prepared = [_prepare(run, overrides, cifar10_1) for run in runs]
-    for one_run in prepared:
-        (one_run.folder / "figures").mkdir(parents=True, exist_ok=True)
-    return "\n\n".join(_evaluate(one_run, views, corrupted) for one_run in prepared)
+    subjects = [_subject(run, overrides, cifar10_1) for run in runs]
+    for subject in subjects:
+        (subject.folder / "figures").mkdir(parents=True, exist_ok=True)
+    return "\n\n".join(_evaluate(subject, views, corrupted) for subject in subjects)
 
 
-def _prepare(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> _Prepared:
+def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subject:
     began = time.perf_counter()
     # Data before TensorFlow: what is missing or damaged is reported at once.
     report = trained.read(run)
     data, name = images.load(report, overrides)
-    new_images = None
-    if cifar10_1 is not None:
-        new_images = images.cifar10_1(cifar10_1, data.classes, data.test.images.shape[1])
+    new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
     if problems := targets.check("loss", OmegaConf.create(report["config"]).loss):
         raise RunError(f"{run}: its loss cannot be computed: {problems[0]}")
-    folder = run / "evaluation"
-    if name is not None:
-        folder = _free_folder(folder / name, data.fingerprint)
+    folder = run / "evaluation" if name is None else _free_folder(run / "evaluation" / name, data.fingerprint)
     classifier = trained.load(run)
-    return _Prepared(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
+    return Subject(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
 
 
-def _evaluate(prepared: _Prepared, views: str | None, corrupted: int | None) -> str:
+def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> str:
     from cifar_research.evaluation import pictures  # matplotlib takes half a second to import
 
-    data, is_own, folder = prepared.data, prepared.is_own, prepared.folder
-    report = prepared.classifier.report
+    data, folder, report = subject.data, subject.folder, subject.classifier.report
     if data.left_out:
         console.note(datasets.files_told(data))
-    result, logits = measures.measure(
-        prepared.classifier, data, is_own=is_own, views=views, corrupted=corrupted, cifar10_1=prepared.cifar10_1
-    )
-    if doubt := images.doubts(report, data, is_own=is_own):
+    result, logits = measures.measure(subject, views, corrupted)
+    if doubt := images.doubts(report, data, is_own=subject.is_own):
         result["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
     began = time.perf_counter()
-    figures = pictures.draw(folder, prepared.classifier, data, result, logits)
-    result |= {
-        "run": str(prepared.run),
-        "config_hash": report["config_hash"],
-        "versions": reports.versions(),
-        "seconds": {"load": prepared.seconds, **result["seconds"], "figures": time.perf_counter() - began},
-    }
-    title = f"{report['config']['name']}: evaluation"
+    figures = pictures.draw(subject, result, logits)
+    result["seconds"]["figures"] = time.perf_counter() - began
+    result |= {"run": str(subject.run), "config_hash": report["config_hash"], "versions": versions()}
     shown = sections.evaluation(result, figures)
-    document.write(folder, "report", title, shown)
-    target = (prepared.run if is_own else folder) / trained.EVALUATION
+    document.write(folder, "report", f"{report['config']['name']}: evaluation", shown)
+    target = (subject.run if subject.is_own else folder) / trained.EVALUATION
     _write_json(target, result)  # last, since it says that there is an evaluation
     text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
     return f"{text}\n\nEverything is in {folder}, and in {target}"
@@ -128,7 +101,6 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     doubts = {run: images.doubts(report, data, is_own=other_data is None) for run, report in runs.items()}
     notes = [data.note, *(f"{run}: {doubt}" for run, doubt in doubts.items() if doubt)]
     folder = first[0] / "evaluation"
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     pixels, labels = measures.arrays(data.test)
     logits = {}
     with console.counted("Classifying", len(runs)) as begin:
@@ -146,6 +118,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         "classes": list(data.classes),
         "differences": against.differences(*groups, labels),
     }  # fmt: skip
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     name = f"against_{_name(second)}"
     figures = _draw_differences(folder / "figures" / f"{name}.png", pixels, result)
     shown = sections.comparison(result, figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,17 +63,11 @@ def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -
     matrix: int [K, K], true classes as rows. share: of the true class's images.
     """
     errors = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
-    order = np.argsort(-errors, axis=None, kind="stable")[:most]
-    return [
-        {
-            "truth": classes[i],
-            "prediction": classes[j],
-            "images": int(errors[i, j]),
-            "share": float(errors[i, j] / matrix[i].sum()),
-        }
-        for i, j in zip(*np.unravel_index(order, errors.shape), strict=True)
-        if errors[i, j]
-    ]
+    order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
+    rows, columns = np.unravel_index(order, errors.shape)
+    names, counts = np.array(classes, object), errors[rows, columns]
+    shares = counts / matrix[rows].sum(1)
+    return records({"truth": names[rows], "prediction": names[columns], "images": counts, "share": shares})
 
 
 def worst(logits: np.ndarray, labels: np.ndarray, most: int = 25) -> list[dict[str, Any]]:
@@ -84,13 +78,16 @@ def worst(logits: np.ndarray, labels: np.ndarray, most: int = 25) -> list[dict[s
     probabilities, predictions = special.softmax(logits, axis=1), logits.argmax(1)
     wrong = np.flatnonzero(predictions != labels)
     order = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")[:most]]
-    return [
-        {
-            "index": int(i),
-            "label": int(labels[i]),
-            "prediction": int(predictions[i]),
-            "probability": float(probabilities[i, predictions[i]]),
-            "truth_probability": float(probabilities[i, labels[i]]),
-        }
-        for i in order
-    ]
+    return records({
+        "index": order,
+        "label": labels[order],
+        "prediction": predictions[order],
+        "probability": probabilities[order, predictions[order]],
+        "truth_probability": probabilities[order, labels[order]],
+    })  # fmt: skip
+
+
+def records(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the rows of columns of equal length, as Python's own numbers."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]

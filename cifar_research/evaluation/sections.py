@@ -55,18 +55,15 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
     if robustness := result.get("corruptions"):
         text = (
             f"Mean over {len(robustness['means'])} corruptions and 5 severities: {robustness['mean']:.4f}, of the same "
-            f"{robustness['images']:,} test images uncorrupted {robustness['clean']:.4f}. The families are those of "
-            "CIFAR-10-C (Hendrycks and Dietterich 2019), drawn from a seed: do not compare with published figures."
+            f"{robustness['images']:,} test images uncorrupted {robustness['clean']:.4f}. Made from a seed like CIFAR-10-C "
+            "(Hendrycks and Dietterich 2019): compare runs by them, and not with published figures."
         )
         table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
         for name, values in robustness["accuracies"].items():
             table.append([name.replace("_", " "), *(f"{v:.4f}" for v in (robustness["means"][name], *values))])
         sections.append(Section("Robustness", [text, table, figures["corruptions"], figures["corrupted"]]))
     if "grad_cam" in figures:
-        text = (
-            "Grad-CAM (Selvaraju et al. 2017): where the last feature map holds evidence for the predicted class, and below "
-            "it for the true one where that is another. «None»: its mean gradient speaks for the class nowhere."
-        )
+        text = "Grad-CAM (Selvaraju et al. 2017): evidence for the predicted class, and below for the true one; «none»: nowhere."
         sections.append(Section("Evidence", [text, figures["grad_cam"]]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
     sections.append(Section("Run", [f"{result['run']}, config {result['config_hash']}. Seconds: {seconds}."]))
@@ -139,9 +136,8 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     if num := len(result["differences"]):
         few = differences(result)[:21]
         text = (
-            f"The first {len(few) - 1} of {num:,} images that one gets right and the other does not, by the difference of "
-            "the probabilities of their true class; the CSV file has all. Above a picture: the truth, and below it what "
-            "the first and the second take it for."
+            f"The first {len(few) - 1} of {num:,} images that only one gets right, by the difference of the probabilities of "
+            "their true class; the CSV file has all. Above a picture: the truth, and what the first | the second say."
         )
         sections.append(Section("Where they differ", [text, few, *figures]))
     return sections

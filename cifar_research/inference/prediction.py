@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,20 +35,19 @@ _BATCH = 500
 Row = tuple[str, list[Prediction]]
 
 
-def predict(
-    run: Path, words: Sequence[str], stdin: TextIO, output: TextIO | Path, kind: str = "table", top_k: int = 1
-) -> int:
+def predict(run: Path, words: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
     """Write the `top_k` likeliest classes of each image file; return 1 if some files could not be read, else 0.
 
-    words: as in `find`; kind: one of FORMATS. RunError for what the user can fix, before TensorFlow is imported.
+    words: as in `find`; output: None for standard output; kind: one of FORMATS. RunError for what the user can fix,
+    before TensorFlow is imported.
     """
     run = Path(os.path.expanduser(run))
     num_classes = len(trained.read(run)["data"]["classes"])
     if not 1 <= top_k <= num_classes:
         raise RunError(f"--top-k: {top_k} is out of range; it must be at least 1 and at most {num_classes}")
-    if isinstance(output, Path) and not output.parent.is_dir():
+    if output is not None and not output.parent.is_dir():
         raise RunError(f"--output: {output.parent} is not a directory; make it, or choose another file")
-    files, problems, left_out = find(words, stdin)
+    files, problems, left_out = find(words, sys.stdin)
     for problem in problems:
         console.error(problem)
     if not files:
@@ -63,16 +63,14 @@ def predict(
             else:
                 yield file, result
 
-    if isinstance(output, Path):
-        text = io.StringIO()
-        _write(text, readable(), kind, top_k)
+    text = io.StringIO()
+    _write(sys.stdout if output is None else text, readable(), kind, top_k)
+    if output is not None:
         content = text.getvalue().encode(errors="surrogateescape")
         if output.is_fifo() or output.is_char_device():  # cannot be replaced
             output.write_bytes(content)
         else:
             atomic_write(output.resolve(), content)
-    else:
-        _write(output, readable(), kind, top_k)
     if left_out:
         console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], left_out))
     return int(bool(problems) or any(why.endswith((image_files.DAMAGED, image_files.NO_READER)) for why in left_out))
@@ -87,10 +85,10 @@ def note_uncalibrated(classifier: Classifier, run: Path) -> None:
 
 
 def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
-    """Return the files that words of a command line name, what is wrong with others, and a count of what is left out.
+    """Return the files that words of a command line name, what is wrong with others, and how many are left out, by reason.
 
-    A folder stands for the images in it and below it, as in training, sorted; a glob for what it matches, sorted; `-`
-    for the paths of `stdin`, a line each, which are not globs. Files of folders are left out by reason.
+    A folder stands for the images in it and below it; a glob for what it matches; `-` for the paths of `stdin`, a line
+    each, which are not globs.
     """
     paths: list[str] = []
     for word in words:

@@ -58,9 +58,8 @@ class Classifier:
     def __post_init__(self) -> None:
         self.network = averaged(lambda images, training: self.model(images, training=training), self.views)
 
-    @property
+    @functools.cached_property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the logits."""
         return tuple(self.report["data"]["classes"])
 
     @functools.cached_property
