@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Classifier:
     """The classifier that a run has trained.
 
