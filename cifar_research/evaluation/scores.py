@@ -65,7 +65,7 @@ def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -
     errors = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
     rows, columns = np.unravel_index(order, errors.shape)
-    names, counts = np.array(classes, object), errors[rows, columns]
+    names, counts = np.array([*classes], object), errors[rows, columns]
     shares = counts / matrix[rows].sum(1)
     return records({"truth": names[rows], "prediction": names[columns], "images": counts, "share": shares})
 
