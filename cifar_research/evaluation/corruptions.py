@@ -82,7 +82,7 @@ def _zoom_blur(images: np.ndarray, most: float, rng: Rng) -> np.ndarray:
 
 
 def _snow(images: np.ndarray, strength: tuple[float, ...], rng: Rng) -> np.ndarray:
-    mean, deviation, zoom, threshold, radius, spread, kept = strength
+    mean, deviation, zoom, threshold, radius, spread, share = strength
     num, size = images.shape[:2]
     field = rng.standard_normal((num, size, size), np.float32)
     few = math.ceil(size / zoom)
@@ -92,17 +92,17 @@ def _snow(images: np.ndarray, strength: tuple[float, ...], rng: Rng) -> np.ndarr
     angles = rng.uniform(-3 * math.pi / 4, -math.pi / 4, num)
     flakes = _filtered(flakes, _streaks(angles, int(radius), spread, _scale(images)))
     grey = images @ np.array([0.299, 0.587, 0.114], np.float32)
-    pale = kept * images + (1 - kept) * np.maximum(images, grey[..., None] * 1.5 + 0.5)
+    pale = share * images + (1 - share) * np.maximum(images, grey[..., None] * 1.5 + 0.5)
     return pale + flakes + flakes[:, ::-1, ::-1]
 
 
 def _frost(images: np.ndarray, strength: tuple[float, float], rng: Rng) -> np.ndarray:
-    kept, ice = strength
+    share, ice = strength
     # Needles are where smooth noise crosses zero; they lie in patches.
     needles = 1 - np.abs(_clouds(rng, images.shape, 1.2) * 2 - 1) * 2.5
     patches = _clouds(rng, images.shape, 1.8)
     white = np.clip(0.25 + 0.75 * patches + 0.6 * patches * needles, 0, 1)[..., None]
-    return kept * images + ice * white * np.array([0.92, 0.97, 1], np.float32)
+    return share * images + ice * white * np.array([0.92, 0.97, 1], np.float32)
 
 
 def _fog(images: np.ndarray, strength: tuple[float, float], rng: Rng) -> np.ndarray:
@@ -118,9 +118,9 @@ def _brightness(images: np.ndarray, more: float, rng: Rng) -> np.ndarray:
     return np.where(value > 0, images * brighter / np.maximum(value, 1e-6), brighter)
 
 
-def _contrast(images: np.ndarray, kept: float, rng: Rng) -> np.ndarray:
+def _contrast(images: np.ndarray, contrast: float, rng: Rng) -> np.ndarray:
     mean = images.mean((1, 2), keepdims=True)
-    return (images - mean) * kept + mean
+    return (images - mean) * contrast + mean
 
 
 def _elastic_transform(images: np.ndarray, pixels: float, rng: Rng) -> np.ndarray:

@@ -139,16 +139,16 @@ def _draw_differences(path: Path, pixels: np.ndarray, result: Mapping[str, Any])
     return [path]
 
 
-def find(places: Sequence[str]) -> list[Path]:
+def find(paths: Sequence[str]) -> list[Path]:
     """Return the completed runs that folders, globs of them or sweeps name."""
     runs: dict[Path, Path] = {}
-    for place in places:
-        inside, warnings = reading.find([os.path.expanduser(place)])
+    for path in paths:
+        inside, warnings = reading.find([os.path.expanduser(path)])
         for warning in warnings:
             console.error(warning)
         completed = {run.folder.resolve(): run.folder for run in inside if run.state == "completed"}
         if not completed:
-            raise ReportError(f"{place}: no run in it was completed; wait, or give another folder")
+            raise ReportError(f"{path}: no run in it was completed; wait, or give another folder")
         runs |= completed
     if not runs:
         raise ConfigError("RUN: no folder was given; give that of a run, or of a sweep")

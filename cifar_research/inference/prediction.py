@@ -35,10 +35,10 @@ _BATCH = 500
 Row = tuple[str, list[Prediction]]
 
 
-def predict(run: Path, words: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
+def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
     """Write the `top_k` likeliest classes of each image file; return 1 if some files could not be read, else 0.
 
-    words: as in `find`; output: None for standard output; kind: one of FORMATS. RunError for what the user can fix,
+    arguments: as in `find`; output: None for standard output; kind: one of FORMATS. RunError for what the user can fix,
     before TensorFlow is imported.
     """
     run = Path(os.path.expanduser(run))
@@ -47,7 +47,7 @@ def predict(run: Path, words: Sequence[str], output: Path | None, kind: str = "t
         raise RunError(f"--top-k: {top_k} is out of range; it must be at least 1 and at most {num_classes}")
     if output is not None and not output.parent.is_dir():
         raise RunError(f"--output: {output.parent} is not a directory; make it, or choose another file")
-    files, problems, left_out = find(words, sys.stdin)
+    files, problems, left_out = find(arguments, sys.stdin)
     for problem in problems:
         console.error(problem)
     if not files:
@@ -84,20 +84,20 @@ def note_uncalibrated(classifier: Classifier, run: Path) -> None:
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 
-def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
-    """Return the files that words of a command line name, what is wrong with others, and how many are left out, by reason.
+def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
+    """Return the files that arguments name, why others name none, and how many files are left out by each reason.
 
     A folder stands for the images in it and below it; a glob for what it matches; `-` for the paths of `stdin`, a line
     each, which are not globs.
     """
     paths: list[str] = []
-    for word in words:
-        if word == "-":
+    for argument in arguments:
+        if argument == "-":
             paths += filter(None, (line.rstrip("\r\n") for line in stdin))
-        elif glob.has_magic(word) and not os.path.exists(word):
-            paths += sorted(glob.glob(os.path.expanduser(word), recursive=True)) or [word]
+        elif glob.has_magic(argument) and not os.path.exists(argument):
+            paths += sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
         else:
-            paths.append(word)
+            paths.append(argument)
     files: list[str] = []
     problems: list[str] = []
     left_out: Counter[str] = Counter()
