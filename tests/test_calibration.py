@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_research import evaluate, export, predict
-from cifar_research.evaluation import calibration, measures, sections
-from cifar_research.inference import trained
+from cifar_research.evaluation import against, calibration, scores, sections
+from cifar_research.evaluation.run import evaluate
+from cifar_research.inference import prediction, trained
+from cifar_research.inference.exporting import export
 
 
 def logits_of(num, wrong, classes=3):
@@ -46,7 +47,7 @@ def test_a_temperature_needs_enough_images_of_both_kinds(num, wrong, reason):
 def test_one_class_only():
     found = calibration.temperature(np.ones((100, 3)) * [1, 0, 0], np.zeros(100, int))
     assert found[:2] == (1.0, None)
-    rows = measures.scores.by_class(np.zeros(5, int), np.zeros(5, int), "ab")
+    rows = scores.by_class(np.array([[5, 0], [0, 0]]), "ab")
     assert rows[1] == {"class": "b", "precision": None, "recall": None, "f1": None, "images": 0}
 
 
@@ -63,7 +64,7 @@ def uncalibrated(finished_run, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(calibration, "MIN_IMAGES", 10**6)
     with patch.context():
-        text = evaluate.evaluate(run, corrupted=0)
+        text = evaluate([run], corrupted=0)
     patch.undo()
     return run, text
 
@@ -76,7 +77,7 @@ def test_the_reason_is_in_every_report(uncalibrated):
         and found["calibration"]["after"] is None
         and "validation images" in found["uncalibrated"]
     )
-    assert f"No temperature: {found['uncalibrated']}" in text
+    assert f"not calibrated: {found['uncalibrated']}" in text
     for name in ("report.html", "report.md"):
         assert f"not calibrated: {found['uncalibrated']}" in (run / "evaluation" / name).read_text()
     assert trained.load(run).uncalibrated == found["uncalibrated"]
@@ -85,14 +86,14 @@ def test_the_reason_is_in_every_report(uncalibrated):
 def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
     run, _ = uncalibrated
     reason = json.loads((run / "evaluation.json").read_text())["uncalibrated"]
-    export.export(run, "saved_model", output=tmp_path)
+    export(run, "saved_model", output=tmp_path)
     assert f"not calibrated: {reason}" in " ".join(capfd.readouterr().err.split())
-    predict.note_uncalibrated(trained.load(run), run)
+    prediction.note_uncalibrated(trained.load(run), run)
     assert f"not calibrated: {reason}" in capfd.readouterr().err
 
 
 def comparison(first, second, labels, seeds):
-    found = evaluate.against.compare(first, second, labels, "ab", seeds)
+    found = against.compare(first, second, labels, "ab", seeds)
     return found | {"data": {"note": None}, "classes": ["a", "b"], "runs": {}, "differences": []}
 
 
@@ -102,9 +103,10 @@ def test_a_comparison_of_too_little_gives_no_p():
     found = comparison(right, right, labels, ([0, 1], [0, 1]))
     assert found["p"] is None and found["p_of_seeds"] is None and found["first"]["interval"] is None
     json.dumps(found, allow_nan=False)
-    text = sections.comparison_summary(found)
+    text = sections.as_text(sections.comparison(found, []), ["Accuracy"])
     assert "McNemar's test has nothing to go by" in text and "no t-test over seeds" in text and "no spread" in text
     wrong = right[:1, :, ::-1]
-    text = sections.comparison_summary(comparison(right[:1], wrong, labels, ([0], [0])))
+    alone = comparison(right[:1], wrong, labels, ([0], [0]))
+    text = sections.as_text(sections.comparison(alone, []), ["Accuracy"])
     assert "No 4 images could show a difference" in text
     assert sections.comparison(found, [])[1].parts[0][1][-2:] == ["–", "–"]

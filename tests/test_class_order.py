@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_research import evaluate
 from cifar_research.data import synthetic
 from cifar_research.evaluation import images
+from cifar_research.evaluation.run import compare, evaluate
 from cifar_research.inference import trained
 from cifar_research.runs.report import read_report, write_report
 from cifar_research.runtime.errors import DataError
@@ -36,7 +36,7 @@ def accuracy(run):
 
 
 def test_two_runs_are_compared_by_class_name(runs):
-    text = evaluate.compare([runs / "a"], [runs / "b"])
+    text = compare([runs / "a"], [runs / "b"])
     found = json.loads((runs / "a" / "evaluation" / "against_b.json").read_text())
     assert found["first"]["accuracies"] == found["second"]["accuracies"] == [pytest.approx(accuracy(runs / "a"))]
     assert found["p"] is None and "are right on the same images" in text
@@ -51,7 +51,7 @@ def test_a_run_is_evaluated_on_data_of_another_order(runs):
     for name in ("train", "val", "test"):
         split, same = getattr(data, name), getattr(own, name)
         assert (split.labels[split.indices] == same.labels[same.indices]).all()
-    evaluate.evaluate(runs / "a", words, corrupted=0)
+    evaluate([runs / "a"], words, corrupted=0)
     found = json.loads((runs / "a" / "evaluation" / "synthetic" / "evaluation.json").read_text())
     assert found["test"]["accuracy"] == pytest.approx(accuracy(runs / "a"))
 

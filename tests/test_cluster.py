@@ -81,7 +81,7 @@ def test_slurm_gives_a_preempted_run_back_to_its_folder(lab, on_slurm):
     call("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "2 completed" in output
-    assert "Going on from step" in log(lab, "seed=1") + log(lab, "seed=2")
+    assert "Continuing from step" in log(lab, "seed=1") + log(lab, "seed=2")
     assert epochs(lab, "seed=1") == 40
     number = json.loads((lab / "sweep" / "slurm" / "jobs.json").read_text())["seed=1"]
     assert re.search(r"Restarts=[1-9]", call("scontrol", "show", "job", number))
@@ -93,7 +93,7 @@ def test_slurm_requeues_a_run_that_meets_its_time_limit(lab, on_slurm):
     process = start(lab, *on_slurm, *LONG, "training.epochs=1500", "hydra.launcher.minutes=3")
     wait_for(lambda: (lab / "sweep" / "cells.json").exists(), process)
     (name,) = states(lab)
-    wait_for(lambda: "Going on from step" in log(lab, name), process, seconds=500)
+    wait_for(lambda: "Continuing from step" in log(lab, name), process, seconds=500)
     before = epochs(lab, name)
     wait_for(lambda: epochs(lab, name) > before, process)
     os.kill(process.pid, signal.SIGINT)
@@ -111,7 +111,7 @@ def test_slurm_jobs_outlive_the_command_and_are_found_again(lab, on_slurm):
     done = finish(lab, *on_slurm, "seed=1,2", *LONG)
     assert "2 completed" in done.stdout
     assert (lab / "sweep" / "slurm" / "jobs.json").read_text() == submitted
-    assert "Going on from step" not in log(lab, "seed=1")
+    assert "Continuing from step" not in log(lab, "seed=1")
 
 
 @pytest.mark.cluster
@@ -123,7 +123,7 @@ def test_an_interrupt_cancels_the_slurm_jobs_which_save(lab, on_slurm):
     assert process.returncode == 130 and "3 stopped" in output
     wait_for(lambda: not jobs(), None)
     finish(lab, *on_slurm, "seed=1,2,3", *LONG)
-    assert "Going on from step" in log(lab, "seed=1")
+    assert "Continuing from step" in log(lab, "seed=1")
 
 
 @pytest.mark.cluster
@@ -163,7 +163,7 @@ def test_an_interrupt_stops_the_ray_tasks_which_save(lab, on_ray):
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 130 and re.search(r"2 stopped, 1 waiting", output), output
     finish(lab, *on_ray, "seed=1,2,3", *LONG)
-    assert "Going on from step" in log(lab, "seed=1")
+    assert "Continuing from step" in log(lab, "seed=1")
 
 
 @pytest.mark.cluster
@@ -176,7 +176,7 @@ def test_a_ray_node_that_dies_costs_no_cell(lab, on_ray):
     os.kill(int(node.read_text()), signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "4 completed" in output, output
-    assert "Going on from step" in log(lab, "seed=1") + log(lab, "seed=2")
+    assert "Continuing from step" in log(lab, "seed=1") + log(lab, "seed=2")
 
 
 def test_without_slurm_the_launcher_says_so(monkeypatch, tmp_path):

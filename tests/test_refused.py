@@ -258,7 +258,7 @@ OTHERS = {
     "evaluate: the second run": (evaluate, ["run", "weights_missing"], "weights_missing"),
     "evaluate: no weights": (evaluate, ["weights_missing"], "weights_missing"),
     "evaluate: CIFAR-10.1": (evaluate, ["run", "--cifar10-1", "nowhere"], "--cifar10-1"),
-    "evaluate: a file in its place": (evaluate, ["evaluated", "--corruptions", "none"], "is not a directory"),
+    "evaluate: a file in its place": (evaluate, ["evaluated", "--corruptions", "none"], "Not a directory"),
     "evaluate: not completed": (evaluate, ["stopped"], "stopped"),
     "evaluate: against none": (evaluate, ["run", "--against", "weights_missing"], "weights_missing"),
     "export: no weights": (

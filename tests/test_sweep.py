@@ -229,7 +229,7 @@ def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
     assert "2 completed, 2 diverged, 2 failed" in done.stdout
     assert "1 of 6 cells are complete, 1 begun, 4 new" in done.stdout
     assert complete.stat().st_mtime_ns == before
-    assert "Going on from step" in (lab / "sweep" / "how=fine,seed=1" / "output.log").read_text()
+    assert "Continuing from step" in (lab / "sweep" / "how=fine,seed=1" / "output.log").read_text()
     assert states(lab) == {
         f"how={how},seed={seed}": state
         for how, state in (("fine", "completed"), ("die", "failed"), ("diverge", "diverged"))

@@ -109,12 +109,13 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
 
-    # And what else of the settings nothing comes of.
+    combined = ["training=combined", "training.phases.head.trainable={last:1}"]
+    # And which other settings have no effect.
     environment = environments.prepare(config.parse().training, 0)
     for words, part in (
         (["features.views=3"], "features.views is not used: no phase has a frozen backbone"),
-        (["features.views=3", "training=combined"], "1 view of each image kept, since without augmentation"),
-        (["features.views=3", "training=combined", "augmentation=flip"], "3 views of each image kept"),
+        (["features.views=3", *combined], "1 view of each image kept, since without augmentation"),
+        (["features.views=3", *combined, "augmentation=flip"], "3 views of each image kept"),
         (["training.precision=float16"], "float16, which processors compute many times as slowly"),
     ):
         settings = config.parse([*SMALL, *words])
@@ -259,7 +260,7 @@ def test_a_run_on_a_device_goes_on_in_the_middle_of_an_epoch(tmp_path):
     assert (whole.returncode, stopped.returncode) == (0, 143), whole.stderr + stopped.stderr
     assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 9
     resumed = forked.run([*words, f"hydra.run.dir={tmp_path / 'run'}"], code=PRETENDS_A_DEVICE)
-    assert resumed.returncode == 0 and "Going on from step 9" in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and "Continuing from step 9" in resumed.stdout, resumed.stderr
     histories = [report.read_history(tmp_path / name / "history.csv") for name in ("whole", "run")]
     assert len(histories[0]) == 2
     for before, after in zip(*histories, strict=True):

@@ -184,14 +184,13 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     _refuse(rules.unknown_keys(config))
     section = OmegaConf.to_object(config.data)
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
-    changes: dict[str, Any] = {"drop_remainder": False}  # nothing is trained
+    changes: dict[str, Any] = {}
     if section.name == own["name"]:
         # Not the place of a cache, since the report may be a stranger's.
-        changes |= {key: value for key, value in own.items() if key not in given | {"cache_dir", "drop_remainder"}}
+        changes |= {key: value for key, value in own.items() if key not in given | {"cache_dir"}}
     elif isinstance(section, schema.ImagesConfig) and "image_size" not in given:
         changes["image_size"] = schema.data_section(own).image_size
-    if keys or section.name != own["name"]:  # other data may have fewer
-        changes["train_size"] = None
+    changes |= {"drop_remainder": False, "train_size": None}  # nothing is trained
     section = schema.data_section(vars(section), **changes)
     data = dict(vars(section))
     _refuse([*rules.out_of_range({"data": data}), *rules.folder_problems(data)])

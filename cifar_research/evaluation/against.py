@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from cifar_research.comparison import statistics
-from cifar_research.inference.trained import softmax
+from cifar_research.evaluation.scores import records
 from cifar_research.runs.metrics import wilson_interval
 
 
 def mcnemar(only_first: int, only_second: int) -> float | None:
     """Return the two-sided p of McNemar's exact test (McNemar 1947): the binomial test of the images that differ.
 
-    only_first, only_second: images that only the one, or only the other, classifies correctly. Exact, and therefore
-    without a continuity correction. None if there are none.
+    only_first, only_second: images that only the one, or only the other, classifies correctly. None if there are none.
     """
     from scipy import stats  # takes a second to import
 
@@ -26,11 +26,12 @@ def mcnemar(only_first: int, only_second: int) -> float | None:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values adjusted for being many (Holm 1979), in the order given; None stays, and counts among them."""
-    order = sorted((i for i, value in enumerate(values) if value is not None), key=lambda i: values[i])
-    adjusted, largest = [None] * len(values), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(values) - place) * values[i]))
+    """Return p-values adjusted for multiple tests (Holm 1979), in the order given; None stays, and counts among them."""
+    known = sorted((value, i) for i, value in enumerate(values) if value is not None)
+    adjusted: list[float | None] = [None] * len(values)
+    largest = 0.0
+    for rank, (value, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(values) - rank) * value))
         adjusted[i] = largest
     return adjusted
 
@@ -40,12 +41,15 @@ def vote(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     logits: float [R, N, K]. Equal votes go to the class of the higher mean probability; of one classifier, its own.
     """
-    num_classes = logits.shape[2]
-    votes = np.eye(num_classes)[logits.argmax(2)].sum(0)
-    mean = softmax(logits.astype(np.float64)).mean(0)
+    votes = np.eye(logits.shape[2])[logits.argmax(2)].sum(0)
+    mean = _mean_probabilities(logits)
     # The probabilities sum up to less than one vote.
     winners = logits[0].argmax(1) if len(logits) == 1 else (votes + mean / 2).argmax(1)
     return winners, mean[np.arange(len(winners)), winners]
+
+
+def _mean_probabilities(logits: np.ndarray) -> np.ndarray:
+    return softmax(logits.astype(np.float64), axis=2).mean(0)
 
 
 def group(logits: np.ndarray, labels: np.ndarray, seeds: Sequence[int]) -> dict[str, Any]:
@@ -53,15 +57,13 @@ def group(logits: np.ndarray, labels: np.ndarray, seeds: Sequence[int]) -> dict[
 
     interval: 95 %, by Student's t over the runs, or Wilson's of the images for one run; None of equal runs.
     """
-    accuracies = [float((one.argmax(1) == labels).mean()) for one in logits]
-    mean = sum(accuracies) / len(accuracies)
-    if len(accuracies) > 1:
-        half = statistics.t_half_width(accuracies)
-        interval = None if math.isnan(half) else [mean - half, mean + half]
-    else:
+    accuracies = [float((run.argmax(1) == labels).mean()) for run in logits]
+    mean, half = sum(accuracies) / len(accuracies), statistics.t_half_width(accuracies)
+    interval = None if math.isnan(half) else [mean - half, mean + half]
+    if len(accuracies) == 1:
         interval = list(wilson_interval(mean, len(labels)))
-    voted = float((vote(logits)[0] == labels).mean())
-    return {"accuracies": accuracies, "seeds": list(seeds), "mean": mean, "interval": interval, "vote": voted}
+    correct = float((vote(logits)[0] == labels).mean())
+    return {"accuracies": accuracies, "seeds": list(seeds), "mean": mean, "interval": interval, "vote": correct}
 
 
 def compare(
@@ -74,46 +76,46 @@ def compare(
     """Return two groups' accuracies, the four-fold table of their votes with its p, and the same by class.
 
     first, second: logits float [R, N, K] of each group's runs; labels: int [N]; seeds: of the runs of each.
-    p_of_seeds: of the difference of the mean accuracies over runs, by the t-test of statistics.t_test, paired where both
-    groups have the same seeds, one run each; None with a single run in either, or without any spread. That of the votes
-    speaks of these images and these trained weights only.
+    p: of the votes, for these images and these trained weights only; p_of_seeds: of the mean accuracies over runs, paired
+    where both groups have the same seeds, one run each; None with a single run in a group, or without any spread.
     """
-    right = [vote(one)[0] == labels for one in (first, second)]
-    groups = [group(one, labels, own) for one, own in zip((first, second), seeds, strict=True)]
+    groups = [group(logits, labels, own) for logits, own in zip((first, second), seeds, strict=True)]
+    is_first, is_second = (vote(logits)[0] == labels for logits in (first, second))
     rows = []
     for number, name in enumerate(classes):
         mine = labels == number
-        a, b = (one[mine] for one in right)
-        counts = int((a & ~b).sum()), int((~a & b).sum())
-        rows.append({"class": name, "images": int(mine.sum()), "first": _share(a), "second": _share(b),
-                     "only_first": counts[0], "only_second": counts[1], "p": mcnemar(*counts)})  # fmt: skip
+        num, table = int(mine.sum()), _fourfold(is_first[mine], is_second[mine])
+        only = {key: table[key] for key in ("only_first", "only_second")}
+        shares = {key.removeprefix("only_"): (table["both_right"] + count) / num if num else None
+                  for key, count in only.items()}  # fmt: skip
+        rows.append({"class": name, "images": num, **shares, **only, "p": mcnemar(**only)})
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
-    only = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
-    p_of_seeds = None
-    # Runs that share a seed within a group are told apart, and then nothing is paired.
+    table = _fourfold(is_first, is_second)
+    # Runs that share a seed within a group are not paired.
     is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
-    if min(len(first), len(second)) > 1:
-        by_run = [
-            {seed if is_paired else (number, place): accuracy
-             for place, (seed, accuracy) in enumerate(zip(own, one["accuracies"], strict=True))}
-            for number, (own, one) in enumerate(zip(seeds, groups, strict=True))
-        ]  # fmt: skip
-        p_of_seeds = None if math.isnan(p := statistics.t_test(*by_run)) else p
+    keys = seeds if is_paired else [[(number, i) for i in range(len(own))] for number, own in enumerate(seeds)]
+    by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
+    p_of_seeds = statistics.t_test(*by_seed)
     return {
         "first": groups[0],
         "second": groups[1],
-        "table": {
-            "both_right": int((right[0] & right[1]).sum()),
-            "only_first": only[0],
-            "only_second": only[1],
-            "both_wrong": int((~right[0] & ~right[1]).sum()),
-        },
+        "table": table,
         "test": "McNemar, exact",
-        "p": mcnemar(*only),
-        "p_of_seeds": p_of_seeds,
+        "p": mcnemar(table["only_first"], table["only_second"]),
+        "p_of_seeds": None if math.isnan(p_of_seeds) else p_of_seeds,
         "is_paired": is_paired,
         "by_class": rows,
+    }
+
+
+def _fourfold(is_first: np.ndarray, is_second: np.ndarray) -> dict[str, int]:
+    """Return the numbers of images that both, one or none classify correctly, of bool [N] each."""
+    return {
+        "both_right": int((is_first & is_second).sum()),
+        "only_first": int((is_first & ~is_second).sum()),
+        "only_second": int((~is_first & is_second).sum()),
+        "both_wrong": int((~is_first & ~is_second).sum()),
     }
 
 
@@ -121,28 +123,14 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> li
     """Return the images that one group's vote gets right and the other's does not, the clearest first.
 
     first, second: logits float [R, N, K]. shares: of each group's runs that are right; the clearest difference is that
-    of the mean probabilities of the two predictions' true class.
+    of the mean probabilities of the true class.
     """
-    votes = [vote(one) for one in (first, second)]
-    places = np.arange(len(labels))
-    of_truth = [softmax(one.astype(np.float64)).mean(0)[places, labels] for one in (first, second)]
-    shares = [(one.argmax(2) == labels).mean(0) for one in (first, second)]
-    odd = np.flatnonzero((votes[0][0] == labels) != (votes[1][0] == labels))
-    order = odd[np.argsort(-np.abs(of_truth[0] - of_truth[1])[odd], kind="stable")]
-    return [
-        {
-            "index": int(i),
-            "label": int(labels[i]),
-            "first": int(votes[0][0][i]),
-            "second": int(votes[1][0][i]),
-            "first_probability": float(votes[0][1][i]),
-            "second_probability": float(votes[1][1][i]),
-            "first_share": float(shares[0][i]),
-            "second_share": float(shares[1][i]),
-        }
-        for i in order
-    ]
-
-
-def _share(right: np.ndarray) -> float | None:
-    return float(right.mean()) if len(right) else None
+    groups = {"first": first, "second": second}
+    columns: dict[str, np.ndarray] = {"index": np.arange(len(labels)), "label": labels}
+    for name, logits in groups.items():
+        columns[name], columns[f"{name}_probability"] = vote(logits)
+        columns[f"{name}_share"] = (logits.argmax(2) == labels).mean(0)
+    of_truth = [_mean_probabilities(logits)[columns["index"], labels] for logits in groups.values()]
+    rows = np.flatnonzero((columns["first"] == labels) != (columns["second"] == labels))
+    order = rows[np.argsort(-np.abs(of_truth[0] - of_truth[1])[rows], kind="stable")]
+    return records({name: column[order] for name, column in columns.items()})

@@ -1,9 +1,9 @@
 """Fifteen corruptions at five severities: the families of CIFAR-10-C (Hendrycks and Dietterich 2019).
 
-Each draws from a seed alone and takes a batch at once. The strengths are those of the paper's CIFAR-10-C, or near them
-for the blurs of defocus, motion and glass, for frost and for fog; what lies under ice, snow and fog is drawn here and not
-photographed, and an elastic image is only displaced, so that accuracies are near those on the published files and not
-equal to them. Lengths are in pixels of an image of 32 x 32 and grow with the image.
+Each takes a batch and draws from a seed alone. The strengths are those of the paper's CIFAR-10-C, or near them for the
+blurs of defocus, motion and glass, for frost and for fog. Ice, snow and fog are drawn here instead of photographed, and an
+elastic image is only displaced, so accuracies are near those on the published files, but not equal. Lengths are in pixels
+of an image of 32 x 32 and grow with the image.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,21 +22,16 @@ SEVERITIES = (1, 2, 3, 4, 5)
 Rng = np.random.Generator
 
 
-def corrupt(images: np.ndarray, name: str, severity: int, seed: int | Sequence[int] = 0) -> np.ndarray:
+def corrupt(images: np.ndarray, name: str, severity: int, seed: Sequence[int] = (0,)) -> np.ndarray:
     """Return corrupted images, uint8 [N, H, W, 3], of images uint8 [N, H, W, 3] with H = W.
 
-    name: one of NAMES; severity: 1 to 5. What is drawn depends on the seed, the name and the place in the batch, and not
-    on the severity, so that severities of one seed differ in nothing else. ValueError for another name or severity.
+    name: one of NAMES; severity: 1 to 5. The draws depend on the seed, the name and the row in the batch, and not on the
+    severity, so that severities of one seed differ in nothing else.
     """
-    if name not in _CORRUPTIONS:
-        raise ValueError(f"corruption: {name!r} is not one of {', '.join(NAMES)}")
-    if severity not in SEVERITIES:
-        raise ValueError(f"severity: {severity!r} is not one of 1, 2, 3, 4, 5")
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    rng = np.random.default_rng([*seeds, zlib.crc32(name.encode())])
     function, strengths = _CORRUPTIONS[name]
-    found = function(images.astype(np.float32) / 255, strengths[severity - 1], rng)
-    return np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8)
+    rng = np.random.default_rng([*seed, zlib.crc32(name.encode())])
+    corrupted = function(images.astype(np.float32) / 255, strengths[severity - 1], rng)
+    return np.rint(np.clip(corrupted, 0, 1) * 255).astype(np.uint8)
 
 
 # Each is (images float32 [N, H, W, 3] in [0, 1], strength, rng) -> the same, perhaps beyond [0, 1].
@@ -62,15 +58,13 @@ def _defocus_blur(images: np.ndarray, strength: tuple[float, float], rng: Rng) -
 def _glass_blur(images: np.ndarray, strength: tuple[float, float, int], rng: Rng) -> np.ndarray:
     deviation, share, rounds = strength
     deviation *= _scale(images)
-    found, (num, height, width) = _gaussian(images, deviation), images.shape[:3]
-    reach = max(1, round(_scale(images)))
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    sigma, reach = (0, deviation, deviation, 0), max(1, round(_scale(images)))
+    blurred, shape = ndimage.gaussian_filter(images, sigma, mode="reflect"), images.shape[:3]
     for _ in range(rounds):
-        moves = rng.integers(-reach, reach + 1, (2, num, height, width))
-        moves *= rng.random((num, height, width)) < share
-        y, x = np.clip(rows + moves[0], 0, height - 1), np.clip(columns + moves[1], 0, width - 1)
-        found = found[np.arange(num)[:, None, None], y, x]
-    return _gaussian(found, deviation)
+        moves = rng.integers(-reach, reach + 1, (2, *shape))
+        moves *= rng.random(shape) < share
+        blurred = blurred[np.arange(len(images))[:, None, None], *_displaced(moves)]
+    return ndimage.gaussian_filter(blurred, sigma, mode="reflect")
 
 
 def _motion_blur(images: np.ndarray, strength: tuple[int, float], rng: Rng) -> np.ndarray:
@@ -80,36 +74,35 @@ def _motion_blur(images: np.ndarray, strength: tuple[int, float], rng: Rng) -> n
 
 def _zoom_blur(images: np.ndarray, most: float, rng: Rng) -> np.ndarray:
     zooms = np.arange(1, most, 0.01)
-    height = images.shape[1]
+    middle = (images.shape[1] - 1) / 2
     total = images.copy()
-    for zoom in zooms:  # rows and columns are resampled by one matrix, as linear interpolation is separable
-        places = (np.arange(height) - (height - 1) / 2) / zoom + (height - 1) / 2
-        matrix = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(height))).astype(np.float32)
-        total += _resampled(images, matrix)
+    for zoom in zooms:
+        total += _resampled(images, _linear((np.arange(images.shape[1]) - middle) / zoom + middle, images.shape[1]))
     return total / (len(zooms) + 1)
 
 
 def _snow(images: np.ndarray, strength: tuple[float, ...], rng: Rng) -> np.ndarray:
-    mean, deviation, zoom, threshold, radius, spread, kept = strength
+    mean, deviation, zoom, threshold, radius, spread, share = strength
     num, size = images.shape[:2]
     field = rng.standard_normal((num, size, size), np.float32)
-    small = field[:, : math.ceil(size / zoom), : math.ceil(size / zoom)]
-    flakes = _grown(small, size) * deviation + mean
+    few = math.ceil(size / zoom)
+    grown = _resampled(field[:, :few, :few, None], _linear(np.linspace(0, few - 1, size), few))[..., 0]
+    flakes = grown * deviation + mean
     flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))[..., None]
     angles = rng.uniform(-3 * math.pi / 4, -math.pi / 4, num)
     flakes = _filtered(flakes, _streaks(angles, int(radius), spread, _scale(images)))
     grey = images @ np.array([0.299, 0.587, 0.114], np.float32)
-    pale = kept * images + (1 - kept) * np.maximum(images, grey[..., None] * 1.5 + 0.5)
+    pale = share * images + (1 - share) * np.maximum(images, grey[..., None] * 1.5 + 0.5)
     return pale + flakes + flakes[:, ::-1, ::-1]
 
 
 def _frost(images: np.ndarray, strength: tuple[float, float], rng: Rng) -> np.ndarray:
-    kept, ice = strength
+    share, ice = strength
     # Needles are where smooth noise crosses zero; they lie in patches.
     needles = 1 - np.abs(_clouds(rng, images.shape, 1.2) * 2 - 1) * 2.5
     patches = _clouds(rng, images.shape, 1.8)
     white = np.clip(0.25 + 0.75 * patches + 0.6 * patches * needles, 0, 1)[..., None]
-    return kept * images + ice * white * np.array([0.92, 0.97, 1], np.float32)
+    return share * images + ice * white * np.array([0.92, 0.97, 1], np.float32)
 
 
 def _fog(images: np.ndarray, strength: tuple[float, float], rng: Rng) -> np.ndarray:
@@ -125,23 +118,21 @@ def _brightness(images: np.ndarray, more: float, rng: Rng) -> np.ndarray:
     return np.where(value > 0, images * brighter / np.maximum(value, 1e-6), brighter)
 
 
-def _contrast(images: np.ndarray, kept: float, rng: Rng) -> np.ndarray:
+def _contrast(images: np.ndarray, contrast: float, rng: Rng) -> np.ndarray:
     mean = images.mean((1, 2), keepdims=True)
-    return (images - mean) * kept + mean
+    return (images - mean) * contrast + mean
 
 
 def _elastic_transform(images: np.ndarray, pixels: float, rng: Rng) -> np.ndarray:
-    num, height, width = images.shape[:3]
-    fields = rng.standard_normal((2, num, height, width), np.float32)
+    fields = rng.standard_normal((2, *images.shape[:3]), np.float32)
     deviation = 3 * _scale(images)
     fields = ndimage.gaussian_filter(fields, (0, 0, deviation, deviation), mode="reflect")
     fields *= pixels * _scale(images) / fields.std((2, 3), keepdims=True)
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    y, x = np.clip(rows + fields[0], 0, height - 1), np.clip(columns + fields[1], 0, width - 1)
+    y, x = _displaced(fields)
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
-    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    bottom, right = (np.minimum(edge + 1, images.shape[1] - 1) for edge in (top, left))
     down, along = (y - top)[..., None].astype(np.float32), (x - left)[..., None].astype(np.float32)
-    batch = np.arange(num)[:, None, None]
+    batch = np.arange(len(images))[:, None, None]
     above = images[batch, top, left] * (1 - along) + images[batch, top, right] * along
     below = images[batch, bottom, left] * (1 - along) + images[batch, bottom, right] * along
     return above * (1 - down) + below * down
@@ -154,20 +145,23 @@ def _pixelate(images: np.ndarray, share: float, rng: Rng) -> np.ndarray:
 
 
 def _jpeg_compression(images: np.ndarray, quality: int, rng: Rng) -> np.ndarray:
-    found = np.empty(images.shape, np.uint8)
-    for place, image in enumerate(np.rint(images * 255).astype(np.uint8)):
+    decoded = []
+    for image in np.rint(images * 255).astype(np.uint8):
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)
-        found[place] = np.asarray(Image.open(file))
-    return found.astype(np.float32) / 255
+        decoded.append(np.asarray(Image.open(file)))
+    return np.array(decoded, np.float32) / 255
 
 
 def _scale(images: np.ndarray) -> float:
     return images.shape[1] / 32
 
 
-def _gaussian(images: np.ndarray, deviation: float) -> np.ndarray:
-    return ndimage.gaussian_filter(images, (0, deviation, deviation, 0), mode="reflect")
+def _displaced(moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns [N, H, W] of pixels, moved by [2, N, H, W] but not beyond the edge."""
+    height, width = moves.shape[2:]
+    rows, columns = np.indices((height, width))
+    return np.clip(rows + moves[0], 0, height - 1), np.clip(columns + moves[1], 0, width - 1)
 
 
 def _disk(radius: float, softness: float) -> np.ndarray:
@@ -175,10 +169,9 @@ def _disk(radius: float, softness: float) -> np.ndarray:
     reach = math.ceil(radius + 3 * softness)
     grid = np.arange(-reach, reach + 1 / 16, 1 / 8)  # eight samples a pixel
     disk = (np.hypot(*np.meshgrid(grid, grid)) <= radius).astype(np.float32)
-    disk = ndimage.gaussian_filter(disk, 8 * softness, mode="constant")
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-    places = np.clip(np.rint(grid).astype(int) + reach, 0, 2 * reach)
-    np.add.at(kernel, (places[:, None], places[None]), disk)
+    pixels = np.clip(np.rint(grid).astype(int) + reach, 0, 2 * reach)
+    np.add.at(kernel, (pixels[:, None], pixels), ndimage.gaussian_filter(disk, 8 * softness, mode="constant"))
     return kernel / kernel.sum()
 
 
@@ -209,9 +202,9 @@ def _clouds(rng: Rng, shape: Sequence[int], slope: float) -> np.ndarray:
     noise = fft.rfft2(rng.standard_normal((num, height, width), np.float32))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf  # no mean
-    found = fft.irfft2(noise * (frequency**-slope).astype(np.float32), (height, width))
-    low = found.min((1, 2), keepdims=True)
-    return (found - low) / (found.max((1, 2), keepdims=True) - low)
+    clouds = fft.irfft2(noise * (frequency**-slope).astype(np.float32), (height, width))
+    low = clouds.min((1, 2), keepdims=True)
+    return (clouds - low) / (clouds.max((1, 2), keepdims=True) - low)
 
 
 def _resampled(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -220,23 +213,26 @@ def _resampled(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.tensordot(rows, matrix, (1, 1)).transpose(0, 2, 3, 1))
 
 
-def _grown(fields: np.ndarray, size: int) -> np.ndarray:
-    """Return fields [N, h, h] at [N, size, size], by linear interpolation."""
-    small = fields.shape[1]
-    places = np.linspace(0, small - 1, size)
-    matrix = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(small))).astype(np.float32)
-    return _resampled(fields[..., None], matrix)[..., 0]
+def _linear(places: np.ndarray, size: int) -> np.ndarray:
+    """Return the matrix float32 [new, size] that interpolates linearly between `size` pixels at these places."""
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
 
 
 def _boxes(old: int, new: int) -> np.ndarray:
     """Return the matrix float32 [new, old] that makes each new pixel the mean of the old ones that it covers."""
     edges = np.linspace(0, old, new + 1)
-    covered = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
-    matrix = np.maximum(covered, 0)
+    overlap = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
+    matrix = np.maximum(overlap, 0)
     return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 
-_CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, object, Rng], np.ndarray], Sequence[object]]] = {
+# Mean, deviation, size and threshold of the flakes, their streaks' length and spread, the share of the colours kept.
+_SNOW = (
+    (0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+    (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+)  # fmt: skip
+# By name: the function, and its strength at each severity.
+_CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, Any, Rng], np.ndarray], Sequence[Any]]] = {
     "gaussian_noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": (_shot_noise, (500, 250, 100, 75, 50)),
     "impulse_noise": (_impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
@@ -245,17 +241,7 @@ _CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, object, Rng], np.ndarray], S
     "glass_blur": (_glass_blur, ((0.1, 0.3, 1), (0.2, 0.5, 1), (0.25, 0.8, 1), (0.25, 1, 2), (0.25, 1, 3))),
     "motion_blur": (_motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2.5), (9, 3))),
     "zoom_blur": (_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
-    # Mean, deviation, size and threshold of the flakes, their streaks' length and spread, what is kept of the colours.
-    "snow": (
-        _snow,
-        (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ),
-    ),
+    "snow": (_snow, _SNOW),
     "frost": (_frost, ((1, 0.2), (1, 0.3), (0.95, 0.4), (0.92, 0.46), (0.9, 0.52))),
     "fog": (_fog, ((0.2, 2), (0.5, 2), (0.75, 1.9), (1, 1.8), (1.5, 1.7))),
     "brightness": (_brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from cifar_research.models import classifier as models
 
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
-def maps(model: Any, inputs: Any, classes: np.ndarray) -> np.ndarray:
+
+def maps(model: keras.Model, inputs: np.ndarray | tf.Tensor, classes: np.ndarray) -> np.ndarray:
     """Return heat maps float32 [B, h, w], at the size of the backbone's last feature map.
 
-    model: a classifier as model.classifier builds it; inputs: float [B, H, W, C] as it takes them; classes: int [B], the
-    class whose evidence is asked for.
+    model: as model.classifier builds it; inputs: float [B, H, W, C]; classes: int [B], whose evidence is shown.
     Each is relu(sum_k a_k A_k) of the feature map's channels A_k, where a_k is the mean over h and w of the logit's
-    gradient by A_k. ValueError if the backbone ends in something else than a feature map [B, h, w, C].
+    gradient by A_k. ValueError if the backbone does not end in a feature map [B, h, w, C].
     """
     import tensorflow as tf
 
@@ -26,15 +30,13 @@ def maps(model: Any, inputs: Any, classes: np.ndarray) -> np.ndarray:
     with tf.GradientTape() as tape:
         tape.watch(features)
         logits = tf.cast(head(features, training=False), tf.float32)
-        asked = tf.gather(logits, classes, batch_dims=1)
-    gradients = tape.gradient(asked, features, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        chosen = tf.gather(logits, classes, batch_dims=1)
+    gradients = tape.gradient(chosen, features, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     weights = tf.reduce_mean(tf.cast(gradients, tf.float32), [1, 2], keepdims=True)
     return tf.nn.relu(tf.reduce_sum(weights * tf.cast(features, tf.float32), -1)).numpy()
 
 
 def enlarged(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return maps float32 [B, h, w] at (H, W), bilinear, each scaled to a maximum of 1; one without evidence is 0."""
-    from PIL import Image
-
-    grown = np.stack([np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR)) for one in heat])
-    return grown / np.maximum(grown.max((1, 2), keepdims=True), 1e-12)
+    grown = [np.asarray(Image.fromarray(row).resize(size[::-1], Image.Resampling.BILINEAR)) for row in heat]
+    return np.stack(grown) / np.maximum(np.max(grown, (1, 2), keepdims=True), 1e-12)

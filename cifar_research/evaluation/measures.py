@@ -1,12 +1,16 @@
-"""What is measured of a classifier on a data set: everything of evaluation.json but its figures."""
+"""The scores of a classifier on a data set: everything of evaluation.json but its figures."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cifar_research.config import settings
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display import console
 from cifar_research.evaluation import calibration, corruptions, scores
@@ -17,28 +21,31 @@ from cifar_research.runs import metrics
 _BLOCK = 500  # images corrupted at once, from a seed of their own
 
 
-def measure(
-    classifier: Classifier,
-    data: Dataset,
-    *,
-    is_own: bool,
-    views: str | None,
-    corrupted: int | None,
-    cifar10_1: tuple[np.ndarray, np.ndarray] | None,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the scores for evaluation.json, and the test images' logits float32 [N, K].
+@dataclass(frozen=True)
+class Subject:
+    """A run to evaluate, the data to do it on, and whether its splits are those of the training.
 
-    is_own: whether the data's splits are those of the training; the others are as in evaluate.evaluate, and cifar10_1
-    its images and labels.
+    cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], if asked for; folder: to write into; seconds: to load.
     """
-    pictures, labels = arrays(data.test)
+
+    run: Path
+    classifier: Classifier
+    data: Dataset
+    is_own: bool
+    cifar10_1: tuple[np.ndarray, np.ndarray] | None
+    folder: Path
+    seconds: float
+
+
+def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the scores for evaluation.json, and the test images' logits float32 [N, K]; arguments as run.evaluate's."""
+    classifier, data, is_own = subject.classifier, subject.data, subject.is_own
+    images, labels = arrays(data.test)
     began = time.perf_counter()
-    logits = classifier.logits(pictures)
+    logits = classifier.logits(images)
     seconds = {"predict": time.perf_counter() - began}
-    predictions = logits.argmax(1)
-    matrix = metrics.confusion_matrix(labels, predictions, len(data.classes))
+    matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
     temperature = _temperature(classifier, data, is_own)
-    reported = classifier.report["test"] if is_own else None
     result: dict[str, Any] = {
         "temperature": temperature.value,
         "temperature_images": temperature.num_images,
@@ -52,8 +59,8 @@ def measure(
         },
         "classes": list(data.classes),
         "test": scores.summary(logits, labels) | {"loss": _loss(classifier, logits, labels)},
-        "reported_accuracy": reported and reported["accuracy"],
-        "by_class": scores.by_class(labels, predictions, data.classes),
+        "reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None,
+        "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
         "confused_pairs": scores.confused_pairs(matrix, data.classes),
         "misclassified": scores.worst(logits / np.float32(temperature.value), labels),
@@ -64,14 +71,16 @@ def measure(
         },
     }
     if views is not None:
-        result["views"] = _views(classifier, views, pictures, labels)
-    if cifar10_1 is not None:
-        result["cifar10_1"] = scores.summary(classifier.logits(cifar10_1[0]), cifar10_1[1])
+        averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
+        result["views"] = {kind: scores.summary(other.logits(images), labels) for kind, other in averaged.items()}
+    if subject.cifar10_1 is not None:
+        new_images, new_labels = subject.cifar10_1
+        result["cifar10_1"] = scores.summary(classifier.logits(new_images), new_labels)
     if corrupted != 0:
         began = time.perf_counter()
-        result["corruptions"] = _robustness(classifier, pictures, labels, corrupted)
+        result["corruptions"] = _robustness(classifier, images, labels, corrupted)
         seconds["corruptions"] = time.perf_counter() - began
-    return result | {"seconds": seconds}, logits
+    return result | {"seconds": {"load": subject.seconds, **seconds}}, logits
 
 
 def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -90,58 +99,33 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
         return Temperature(1.0, None, "the validation images are the test images, and a temperature needs others")
     if not len(data.val):
         return Temperature(1.0, None, "the run has no validation images to fit a temperature on")
-    pictures, labels = arrays(data.val)
-    return calibration.temperature(classifier.logits(pictures), labels)
+    images, labels = arrays(data.val)
+    return calibration.temperature(classifier.logits(images), labels)
 
 
 def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of the loss that the run was trained with."""
-    from cifar_research.config import settings
-
     one_hot = np.eye(logits.shape[1], dtype=np.float32)[labels]
-    return float(
-        settings.loss(classifier.report["config"], classifier.allowed)(logits, one_hot)
-        .numpy()
-        .astype(np.float64)
-        .mean()
-    )
+    loss = settings.loss(classifier.report["config"], classifier.allowed)
+    return float(loss(logits, one_hot).numpy().astype(np.float64).mean())
 
 
-def _views(classifier: Classifier, kind: str, pictures: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Return the scores of the bare model and of its logits averaged over views of each image."""
-    from cifar_research.augmentation.views import averaged
-
-    model, found = classifier.model, {}
-    for name in ("none", kind):
-        seen = Classifier(
-            model,
-            classifier.report,
-            image_shape=classifier.image_shape,
-            mean=classifier.mean,
-            deviation=classifier.deviation,
-        )
-        seen.network = averaged(lambda images, training: model(images, training=training), name)
-        found[name] = scores.summary(seen.logits(pictures), labels)
-    return found
-
-
-def _robustness(classifier: Classifier, pictures: np.ndarray, labels: np.ndarray, most: int | None) -> dict[str, Any]:
+def _robustness(classifier: Classifier, images: np.ndarray, labels: np.ndarray, most: int | None) -> dict[str, Any]:
     """Return the accuracy on some of the images as they are, and under each corruption at severities 1 to 5."""
-    chosen = np.random.default_rng(0).permutation(len(labels))[:most]
-    pictures, labels = pictures[np.sort(chosen)], labels[np.sort(chosen)]
-    blocks = [pictures[first : first + _BLOCK] for first in range(0, len(pictures), _BLOCK)]
-    found: dict[str, list[float]] = {}
+    chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:most])
+    images, labels = images[chosen], labels[chosen]
+    blocks = [images[first : first + _BLOCK] for first in range(0, len(images), _BLOCK)]
+
+    def accuracy(pixels: np.ndarray) -> float:
+        return float((classifier.logits(pixels).argmax(1) == labels).mean())
+
+    accuracies: dict[str, list[float]] = {name: [] for name in corruptions.NAMES}
     with console.counted("Corruptions", len(corruptions.NAMES) * len(corruptions.SEVERITIES)) as begin:
         for name in corruptions.NAMES:
-            found[name] = []
             for severity in corruptions.SEVERITIES:
                 begin(f"{name} {severity}")
-                logits = [
-                    classifier.logits(corruptions.corrupt(block, name, severity, [0, number]))
-                    for number, block in enumerate(blocks)
-                ]
-                found[name].append(float((np.concatenate(logits).argmax(1) == labels).mean()))
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    clean = float((classifier.logits(pictures).argmax(1) == labels).mean())
+                made = [corruptions.corrupt(block, name, severity, [0, i]) for i, block in enumerate(blocks)]
+                accuracies[name].append(accuracy(np.concatenate(made)))
+    means = {name: sum(values) / len(values) for name, values in accuracies.items()}
     mean = sum(means.values()) / len(means)
-    return {"images": len(labels), "clean": clean, "mean": mean, "means": means, "accuracies": found}
+    return {"images": len(labels), "clean": accuracy(images), "mean": mean, "means": means, "accuracies": accuracies}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
-from cifar_research.inference.trained import softmax
 from cifar_research.runs import metrics
 
 
@@ -17,50 +16,45 @@ def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
     logits: float [N, K]; labels: int [N] in [0, K).
     """
-    right = int((logits.argmax(1) == labels).sum())
-    accuracy = right / len(labels)
+    correct = int((logits.argmax(1) == labels).sum())
+    accuracy = correct / len(labels)
     return {
         "images": len(labels),
-        "right": right,
+        "right": correct,
         "accuracy": accuracy,
         "interval": list(metrics.wilson_interval(accuracy, len(labels))),
         "cross_entropy": cross_entropy(logits, labels),
     }
 
 
-def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return -log softmax(logits)[label], in nats, float64 [N]."""
-    return -special.log_softmax(logits.astype(np.float64), 1)[np.arange(len(labels)), labels]
-
-
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy in nats."""
-    return float(cross_entropies(logits, labels).mean())
+    return float(-special.log_softmax(logits.astype(np.float64), 1)[np.arange(len(labels)), labels].mean())
 
 
-def by_class(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+def by_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return precision, recall and F1 of each class, and its number of images.
 
-    None is a precision of a class that nothing was taken for, and a recall or F1 of a class without images.
+    matrix: int [K, K], true classes as rows. None is the precision of a class that was never predicted, and the recall
+    or F1 of a class without images.
     """
-    rows = []
-    for number, name in enumerate(classes):
-        images, predicted = labels == number, predictions == number
-        hits, num, num_predicted = int((images & predicted).sum()), int(images.sum()), int(predicted.sum())
-        rows.append({
+    counts = zip(classes, matrix.diagonal().tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist(), strict=True)
+    return [
+        {
             "class": name,
-            "precision": hits / num_predicted if num_predicted else None,
-            "recall": hits / num if num else None,
-            "f1": 2 * hits / (num + num_predicted) if num else None,
-            "images": num,
-        })  # fmt: skip
-    return rows
+            "precision": correct / predicted if predicted else None,
+            "recall": correct / images if images else None,
+            "f1": 2 * correct / (images + predicted) if images else None,
+            "images": images,
+        }
+        for name, correct, images, predicted in counts
+    ]
 
 
 def macro(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
-    """Return the means over the classes that have a number, each counting alike, and how many classes these are."""
-    found = {name: [row[name] for row in rows if row[name] is not None] for name in ("precision", "recall", "f1")}
-    return {name: (sum(values) / len(values), len(values)) for name, values in found.items()}
+    """Return the unweighted mean of each score over the classes that have it, and the number of these classes."""
+    columns = {name: [row[name] for row in rows if row[name] is not None] for name in ("precision", "recall", "f1")}
+    return {name: (sum(values) / len(values), len(values)) for name, values in columns.items()}
 
 
 def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
@@ -68,37 +62,32 @@ def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -
 
     matrix: int [K, K], true classes as rows. share: of the true class's images.
     """
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = [np.unravel_index(place, wrong.shape) for place in order]
-    return [
-        {
-            "truth": classes[i],
-            "prediction": classes[j],
-            "images": int(wrong[i, j]),
-            "share": float(wrong[i, j] / matrix[i].sum()),
-        }
-        for i, j in pairs
-        if wrong[i, j]
-    ]
+    errors = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
+    rows, columns = np.unravel_index(order, errors.shape)
+    names, counts = np.array([*classes], object), errors[rows, columns]
+    shares = counts / matrix[rows].sum(1)
+    return records({"truth": names[rows], "prediction": names[columns], "images": counts, "share": shares})
 
 
 def worst(logits: np.ndarray, labels: np.ndarray, most: int = 25) -> list[dict[str, Any]]:
     """Return the misclassified images by the probability of their wrong class, the surest first.
 
-    index: the image's place among those given; probability: of the prediction; truth_probability: of the true class.
+    index: the image's row; probability: of the prediction; truth_probability: of the true class.
     """
-    probabilities, predictions = softmax(logits), logits.argmax(1)
+    probabilities, predictions = special.softmax(logits, axis=1), logits.argmax(1)
     wrong = np.flatnonzero(predictions != labels)
     order = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")[:most]]
-    return [
-        {
-            "index": int(i),
-            "label": int(labels[i]),
-            "prediction": int(predictions[i]),
-            "probability": float(probabilities[i, predictions[i]]),
-            "truth_probability": float(probabilities[i, labels[i]]),
-        }
-        for i in order
-    ]
+    return records({
+        "index": order,
+        "label": labels[order],
+        "prediction": predictions[order],
+        "probability": probabilities[order, predictions[order]],
+        "truth_probability": probabilities[order, labels[order]],
+    })  # fmt: skip
+
+
+def records(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the rows of columns of equal length, as Python's own numbers."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]

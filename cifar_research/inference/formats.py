@@ -1,48 +1,52 @@
-"""The formats that a model leaves the house in: how each is written, and how it is opened again to be held to its word."""
+"""Export formats: how each is written, and reloaded for verification."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_research.runtime import environment as environments
+from cifar_research.runtime import environment
 
 if TYPE_CHECKING:
+    import onnx
     import tensorflow as tf
 
     from cifar_research.inference.trained import Classifier
 
-METADATA = "cifar_research"  # the entry in a LiteRT file that holds them, as JSON
+METADATA = "cifar_research"  # the entry of a LiteRT file that holds the metadata, as JSON
 _OPSET = 17  # of ONNX; runtimes since 2022 know it
 # Images uint8 [N, H, W, C] -> probabilities float32 [N, K].
 Model = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Format:
-    """name: of the file or folder, without and with quantization, which is None where there is none.
+class Export:
+    """A module with the function `serve`, its metadata, and the images uint8 [N, H, W, C] to quantize it with, if any."""
 
-    packages: those to import that do not come with this one. write: (module, metadata, path, calibration images or
-    None) -> nothing; open: path -> Model.
-    """
+    module: tf.Module
+    metadata: dict[str, Any]
+    calibration: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: its file's or folder's name, also quantized (None: cannot be), and the extra packages it needs."""
 
     name: str
     quantized_name: str | None
     packages: tuple[str, ...]
-    write: Callable[[tf.Module, Mapping[str, Any], Path, np.ndarray | None], None]
-    open: Callable[[Path], Model]
+    write: Callable[[Export, Path], None]
+    reload: Callable[[Path], Model]
 
 
 def module(classifier: Classifier) -> tf.Module:
-    """Return what is exported: `serve`, uint8 images [N, H, W, C] to `probabilities` float32 [N, K], and its variables.
+    """Return a module whose `serve` takes images uint8 [N, H, W, C] to `probabilities` float32 [N, K].
 
     Preprocessing and temperature are in it, and the batch size is open.
     """
@@ -50,54 +54,52 @@ def module(classifier: Classifier) -> tf.Module:
 
     from cifar_research.models import layers
 
-    def serve(images: Any) -> dict[str, Any]:
+    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with layers.portable():
             logits = classifier.forward(images)
         return {"probabilities": tf.nn.softmax(logits / classifier.temperature, name="softmax")}
 
-    made = tf.Module()
-    made.weights = [variable.value for variable in classifier.model.variables]
-    made.serve = tf.function(serve, [tf.TensorSpec([None, *classifier.image_shape], tf.uint8, "images")])
-    return made
+    exported = tf.Module()
+    exported.weights = [variable.value for variable in classifier.model.variables]
+    exported.serve = tf.function(serve, [tf.TensorSpec([None, *classifier.image_shape], tf.uint8, "images")])
+    return exported
 
 
-def _write_saved_model(
-    exported: tf.Module, metadata: Mapping[str, Any], path: Path, calibration: np.ndarray | None
-) -> None:
+def _write_saved_model(export: Export, path: Path) -> None:
     import tensorflow as tf
 
-    names = tf.constant(metadata["classes"])
-    exported.names = tf.function(lambda: {"classes": tf.identity(names)}, [])
-    with _silence():
-        tf.saved_model.save(exported, path, {"serving_default": exported.serve, "classes": exported.names})
-    extra = path / "assets.extra"  # TensorFlow's place for what a user adds
+    classes = tf.constant(export.metadata["classes"])
+    export.module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [])
+    signatures = {"serving_default": export.module.serve, "classes": export.module.names}
+    with environment.quiet():
+        tf.saved_model.save(export.module, path, signatures)
+    extra = path / "assets.extra"  # TensorFlow's folder for files that a user adds
     extra.mkdir()
-    (extra / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    (extra / "metadata.json").write_text(json.dumps(export.metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def _open_saved_model(path: Path) -> Model:
+def _reload_saved_model(path: Path) -> Model:
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(path)
-    serve = loaded.signatures["serving_default"]
+    serve = tf.saved_model.load(path).signatures["serving_default"]
     return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
 
 
-def _write_litert(exported: tf.Module, metadata: Mapping[str, Any], path: Path, calibration: np.ndarray | None) -> None:
+def _write_litert(export: Export, path: Path) -> None:
     import flatbuffers
     import tensorflow as tf
     from ai_edge_litert import schema_py_generated as schema
 
-    concrete = exported.serve.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], exported)
-    if calibration is not None:
+    concrete = export.module.serve.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], export.module)
+    if export.calibration is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
-    with _silence():
+        converter.representative_dataset = lambda: ([image[None]] for image in export.calibration)
+    with environment.quiet():
         content = converter.convert()
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    buffer.data = np.frombuffer(json.dumps(export.metadata).encode(), np.uint8)
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
@@ -106,78 +108,59 @@ def _write_litert(exported: tf.Module, metadata: Mapping[str, Any], path: Path, 
     path.write_bytes(builder.Output())
 
 
-def _open_litert(path: Path) -> Model:
+def _reload_litert(path: Path) -> Model:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
 
     def model(images: np.ndarray) -> np.ndarray:
-        with _silence():  # it tells of its delegates
+        with environment.quiet():
             return runner(images=images)["probabilities"]
 
     return model
 
 
-def _write_onnx(exported: tf.Module, metadata: Mapping[str, Any], path: Path, calibration: np.ndarray | None) -> None:
+def _write_onnx(export: Export, path: Path) -> None:
     import onnx
     import tf2onnx
 
-    with _silence():
-        model, _ = tf2onnx.convert.from_function(
-            exported.serve, input_signature=exported.serve.input_signature, opset=_OPSET
-        )
-        if calibration is not None:
-            model = _quantized_onnx(model, path, calibration)
-    onnx.helper.set_model_props(
-        model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    )
+    serve = export.module.serve
+    with environment.quiet():
+        model, _ = tf2onnx.convert.from_function(serve, input_signature=serve.input_signature, opset=_OPSET)
+        if export.calibration is not None:
+            model = _quantized_onnx(model, path, export.calibration)
+    properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in export.metadata.items()}
+    onnx.helper.set_model_props(model, properties)
     onnx.save(model, path)
 
 
-def _quantized_onnx(model: Any, path: Path, calibration: np.ndarray) -> Any:
-    """Return the model with weights and activations of 8 bits; path: beside which it may write."""
+def _quantized_onnx(model: onnx.ModelProto, path: Path, calibration: np.ndarray) -> onnx.ModelProto:
+    """Return the model with weights and activations of 8 bits; path: a file that may be written meanwhile."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(quantization.CalibrationDataReader):
-        batches = iter(np.array_split(calibration, -(-len(calibration) // 50)))
+        batches = ({"images": batch} for batch in np.array_split(calibration, -(-len(calibration) // 50)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
+            return next(self.batches, None)
 
-    before, after = path.with_name("before.onnx"), path.with_name("after.onnx")
-    onnx.save(model, before)
-    quant_pre_process(before, before, skip_symbolic_shape=True)
-    quantization.quantize_static(before, after, Images(), per_channel=True)
-    model = onnx.load(after)
-    before.unlink()
-    after.unlink()
-    return model
+    onnx.save(model, path)
+    quant_pre_process(path, path, skip_symbolic_shape=True)
+    quantization.quantize_static(path, path, Images(), per_channel=True)
+    return onnx.load(path)
 
 
-def _open_onnx(path: Path) -> Model:
+def _reload_onnx(path: Path) -> Model:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what converters tell of themselves off the terminal; their errors come as exceptions."""
-    with environments.quiet():
-        before = logging.root.manager.disable
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
 FORMATS = {
-    "saved_model": Format("saved_model", None, (), _write_saved_model, _open_saved_model),
-    "litert": Format("model.tflite", "model.int8.tflite", ("ai_edge_litert",), _write_litert, _open_litert),
-    "onnx": Format("model.onnx", "model.int8.onnx", ("onnx", "tf2onnx", "onnxruntime"), _write_onnx, _open_onnx),
+    "saved_model": Format("saved_model", None, (), _write_saved_model, _reload_saved_model),
+    "litert": Format("model.tflite", "model.int8.tflite", ("ai_edge_litert",), _write_litert, _reload_litert),
+    "onnx": Format("model.onnx", "model.int8.onnx", ("onnx", "tf2onnx", "onnxruntime"), _write_onnx, _reload_onnx),
 }

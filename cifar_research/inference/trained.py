@@ -1,26 +1,31 @@
-"""A finished run as a classifier: its model rebuilt from its config, and its weights, loaded as numbers only."""
+"""A finished run as a classifier: its model rebuilt from its config, and its weights loaded as numbers only."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.special import softmax
 
-from cifar_research.augmentation.views import averaged
-from cifar_research.config import schema, targets
-from cifar_research.data import images as image_files
+from cifar_research.augmentation.views import Network, averaged
+from cifar_research.config import targets
+from cifar_research.config.schema import data_section
+from cifar_research.data.images import decode, warnings_logged
 from cifar_research.models import rebuild
-from cifar_research.runs import report
+from cifar_research.runs.report import read_report
 from cifar_research.runtime import files
 from cifar_research.runtime.errors import ReportError, RunError
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 EVALUATION = "evaluation.json"
 
@@ -32,154 +37,136 @@ class Prediction(NamedTuple):
     probability: float
 
 
+@dataclass(eq=False, repr=False)
 class Classifier:
-    """What a run has trained.
+    """The classifier that a run has trained.
 
-    classes: their names, in the order of the logits; image_shape: (H, W, C) of the images it was trained on; report:
-    the run's report.json; temperature: what logits are divided by before the softmax, 1 unless the run's
-    evaluation.json has one that was fitted on validation images (Guo et al. 2017); uncalibrated: why there is none, or
-    None; allowed: the packages whose factories the run's config may name.
-    model: float [B, H, W, C] -> logits [B, K]. network: (images as the model takes them, training) -> logits [B, K]:
-    the one way through the model that everything here takes, so that it may be set to another.
+    model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); mean, std: float32 [C] of the
+    standardization; views: the test-time augmentation; temperature: the divisor of the logits before the softmax, and
+    uncalibrated: why it was not fitted; allowed: see targets.allowed; network: what everything here calls, and may be replaced.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        found: dict[str, Any],
-        *,
-        image_shape: tuple[int, int, int],
-        mean: np.ndarray | None = None,
-        deviation: np.ndarray | None = None,
-    ) -> None:
-        self.model, self.report = model, found
-        self.classes: tuple[str, ...] = tuple(found["data"]["classes"])
-        self.image_shape = image_shape
-        self.temperature: float = 1.0
-        self.uncalibrated: str | None = None
-        self.allowed: frozenset[str] = frozenset()
-        self.mean, self.deviation = mean, deviation
-        self.network: Callable[[Any, bool], Any] = lambda images, training: model(images, training=training)
-        self._call: Callable[[Any], Any] | None = None
+    model: keras.Model
+    report: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    views: str = "none"
+    temperature: float = 1.0
+    uncalibrated: str | None = None
+    allowed: frozenset[str] = frozenset()
+    network: Network = field(init=False)
 
-    def preprocess(self, images: Any) -> Any:
-        """Return what the model takes, float32 [B, H, W, C], of images uint8 [B, H, W, C]; may be traced."""
+    def __post_init__(self) -> None:
+        self.network = averaged(lambda images, training: self.model(images, training=training), self.views)
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.report["data"]["classes"])
+
+    def preprocess(self, images: Any) -> tf.Tensor:
+        """Return images uint8 [B, H, W, C] as the model takes them, float32 [B, H, W, C]; may be traced."""
         import tensorflow as tf
 
         scaled = tf.cast(images, tf.float32) / 255
-        return scaled if self.mean is None else (scaled - self.mean) / self.deviation
+        return scaled if self.mean is None else (scaled - self.mean) / self.std
 
-    def forward(self, images: Any) -> Any:
+    def forward(self, images: Any) -> tf.Tensor:
         """Return logits float32 [B, K] of images uint8 [B, H, W, C]; may be traced."""
         import tensorflow as tf
 
         return tf.cast(self.network(self.preprocess(images), False), tf.float32)
 
+    @functools.cached_property
+    def _traced(self) -> Callable[[np.ndarray], tf.Tensor]:
+        import tensorflow as tf
+
+        return tf.function(self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)])
+
     def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        """Return logits float32 [N, K] of images uint8 [N, H, W, C], in batches; traced once, in the run's precision.
+        """Return logits float32 [N, K] of images uint8 [N, H, W, C], in batches, in the run's precision.
 
         ValueError if the images are of another type or shape.
         """
-        import tensorflow as tf
-
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
-            wanted = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images: {images.dtype} {list(images.shape)} is not uint8 [N, {wanted}]")
-        if self._call is None:
-            self._call = tf.function(self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)])
-        parts = [self._call(images[first : first + batch_size]) for first in range(0, len(images), batch_size)]
-        return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *(part.numpy() for part in parts)])
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images: {images.dtype} {list(images.shape)} is not uint8 [N, {expected}]")
+        batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
+        logits = [self._traced(batch).numpy() for batch in batches]
+        return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *logits])
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities float32 [N, K], softmax(logits / temperature), of images uint8 [N, H, W, C]."""
-        return softmax(self.logits(images, batch_size) / np.float32(self.temperature))
+        return softmax(self.logits(images) / np.float32(self.temperature), axis=1)
 
     def predict(self, images: Any) -> list[Prediction]:
-        """Return a prediction for each image: files, PIL images or arrays [h, w] or [h, w, 1 to 4] of any size; one, or several.
+        """Return a prediction for each image: files, PIL images or arrays [h, w] or [h, w, 1 to 4] of any size.
 
-        Arrays of other numbers than uint8 are scaled as files of such numbers are.
-        ImageError, with its name, if one cannot be read as an image.
+        images: one, or several. ImageError, with its name, if one cannot be read as an image.
         """
         if isinstance(images, (str, Path)) or not isinstance(images, (Sequence, np.ndarray, Iterator)):
             images = [images]
         elif isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] <= 4):
             images = images[None]
-        with image_files.warnings_logged():
-            decoded = [image_files.decode(image, self.image_shape[0]) for image in images]
-        found = self.probabilities(np.stack(decoded) if decoded else np.zeros([0, *self.image_shape], np.uint8))
-        return [Prediction(self.classes[row.argmax()], float(row.max())) for row in found]
+        with warnings_logged():
+            decoded = [decode(image, self.image_shape[0]) for image in images]
+        probabilities = self.probabilities(np.array(decoded, np.uint8).reshape(-1, *self.image_shape))
+        return [Prediction(self.classes[row.argmax()], float(row.max())) for row in probabilities]
 
 
 def load(run: Path | str, *, precision: str | None = None, allow_targets: Iterable[str] = ()) -> Classifier:
     """Return the classifier that a completed run has trained.
 
-    run: its folder. Its model is rebuilt from the config in report.json and given the weights of model.weights.h5, which
-    are numbers: nothing of the folder is unpickled, and its data set is not needed.
-    precision: float32, bfloat16 or float16, to compute in; None: as the run did. allow_targets: packages whose factories
-    the run's config may name, beside those of $CIFAR_ALLOW_TARGETS.
-    RunError if the folder is no run, has not been completed, or lacks weights that fit; nothing is changed in it.
+    run: its folder, of which nothing is unpickled or changed; precision: float32, bfloat16 or float16, to compute in;
+    None: as the run did; allow_targets: packages whose factories the run's config may name, beside those of
+    $CIFAR_ALLOW_TARGETS. RunError if the folder is not a completed run, or lacks weights that fit.
     """
     run = Path(os.path.expanduser(run))
-    found = read(run)
-    calibration = read_temperature(run)
-    size = schema.data_section(found["config"]["data"]).image_size
-    statistics = found["data"]["standardization"]
-    allowed = targets.allowed(allow_targets)
-    model = rebuild.network(found, run, precision, allowed)
-    mean, deviation = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    classifier = Classifier(model, found, image_shape=(size, size, 3), mean=mean, deviation=deviation)
-    classifier.temperature, classifier.uncalibrated = calibration
-    classifier.allowed = allowed
-    classifier.network = averaged(classifier.network, found["config"]["evaluation"]["views"])
-    return classifier
+    report = read(run)
+    temperature, uncalibrated = read_temperature(run)
+    size, statistics = image_size(report), report["data"]["standardization"]
+    mean, std = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
+    views, allowed = report["config"]["evaluation"]["views"], targets.allowed(allow_targets)
+    model = rebuild.network(report, run, precision, allowed)
+    return Classifier(model, report, (size, size, 3), mean, std, views, temperature, uncalibrated, allowed)
+
+
+def image_size(report: dict[str, Any]) -> int:
+    """Return the height and width of the images that a run was trained on."""
+    return data_section(report["config"]["data"]).image_size
 
 
 def read(run: Path) -> dict[str, Any]:
     """Return the report of a completed run that has weights; RunError if it is none. Imports no TensorFlow."""
     try:
-        found = report.read_report(run / "report.json")
+        report = read_report(run / "report.json")
     except ReportError as error:
         raise RunError(str(error)) from error
-    if found is None:
-        is_begun = (run / ".hydra").is_dir() or (run / "checkpoints").is_dir()
-        advice = "resume it and let it end" if is_begun else "give the folder of a run, which holds report.json"
-        reason = "this run has not ended" if is_begun else "is no run's folder"
-        raise RunError(f"{run}: {reason}; {advice}")
-    if found["status"] != "completed":
-        raise RunError(f"{run}: this run was not completed, it is {found['status']}; give one that was")
+    if report is None and not any((run / name).is_dir() for name in (".hydra", "checkpoints")):
+        raise RunError(f"{run}: is not a run's folder; give one that holds report.json")
+    if report is None or report["status"] != "completed":
+        status = "still running or interrupted" if report is None else report["status"]
+        raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another")
     if not (run / files.WEIGHTS).is_file():
-        raise RunError(
-            f"{run / files.WEIGHTS}: there is no such file, and it holds the weights; restore it, or delete report.json and "
-            "resume the run, whose checkpoints then give both"
-        )
-    if not rebuild.is_whole(found):
-        raise RunError(
-            f"{run / 'report.json'}: is damaged, since what a model is rebuilt from is missing; restore it, or delete it "
-            "and resume the run"
-        )
-    return found
+        raise RunError(f"{run / files.WEIGHTS}: is missing; restore it, or delete report.json and resume the run")
+    if not rebuild.is_whole(report):
+        raise RunError(f"{run / 'report.json'}: is damaged; restore it, or delete it and resume the run")
+    return report
 
 
 def read_temperature(run: Path) -> tuple[float, str | None]:
     """Return the temperature in a run's evaluation.json, and why it is 1 if none was fitted; RunError if damaged."""
     path = run / EVALUATION
     try:
-        found = json.loads(path.read_bytes())
-        value, reason = found.get("temperature"), found.get("uncalibrated")
-        if value is None and reason is None:
-            reason = f"{path} holds no temperature"
-        value = 1.0 if reason is not None else float(value)
-        if not (math.isfinite(value) and value > 0):
+        evaluation = json.loads(path.read_bytes())
+        if reason := evaluation.get("uncalibrated"):
+            return 1.0, str(reason)
+        value = float(evaluation["temperature"])
+        if not 0 < value < math.inf:
             raise ValueError(f"its temperature is {value}")
     except FileNotFoundError:
         return 1.0, "the run has not been evaluated on its own data"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise RunError(f"{path}: is damaged ({error}); delete it, and evaluate the run again") from error
-    return value, reason if reason is None else str(reason)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities [..., K] of logits [..., K]."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    return value, None

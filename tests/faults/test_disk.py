@@ -83,7 +83,7 @@ def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(sma
     (small_disk / "filler").unlink()
     command = Process(words, env=environment)
     wait_for(lambda: int(checkpoints(folder)[-1].stem[5:]) > last, command)
-    assert f"Going on from step {last}." in command.said
+    assert f"Continuing from step {last}." in command.said
     command.kill()
 
 

@@ -1,0 +1,178 @@
+"""Evaluate finished runs, or compare two groups of them, and write what comes out beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_research.comparison import runs as reading
+from cifar_research.config import settings, targets, trust
+from cifar_research.data import datasets
+from cifar_research.display import console, document, tables
+from cifar_research.evaluation import against, images, measures, sections
+from cifar_research.evaluation.measures import Subject
+from cifar_research.inference import trained
+from cifar_research.runs.ledger import LEDGER
+from cifar_research.runs.report import versions
+from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
+from cifar_research.runtime.files import atomic_write
+
+NUM_CORRUPTED = 2_000  # test images, unless another number is asked for
+_NUM_SHOWN = 20  # images where two groups differ
+
+
+def evaluate(
+    runs: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    views: str | None = None,
+    corrupted: int | None = NUM_CORRUPTED,
+    cifar10_1: str | None = None,
+) -> str:
+    """Evaluate completed runs and write what comes out beside them; return that as text for a terminal.
+
+    overrides: of their data; views: `flip` or `flip_shift`, to be compared with none; corrupted: the number of test
+    images that are corrupted, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
+    Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
+    All runs are checked before the first is written: ConfigError, DataError, RunError or ReportError.
+    """
+    subjects = [_subject(run, overrides, cifar10_1) for run in runs]
+    for subject in subjects:
+        (subject.folder / "figures").mkdir(parents=True, exist_ok=True)
+    return "\n\n".join(_evaluate(subject, views, corrupted) for subject in subjects)
+
+
+def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subject:
+    began = time.perf_counter()
+    # Data before TensorFlow: what is missing or damaged is reported at once.
+    report = trained.read(run)
+    data, name = images.load(report, overrides)
+    new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
+    allowing = trust.allowances(overrides)
+    try:
+        settings.loss(report["config"], targets.allowed(allowing))
+    except ConfigError as error:
+        raise RunError(f"{run}: its loss cannot be computed: {error}") from error
+    folder = run / "evaluation" if name is None else _free_folder(run / "evaluation" / name, data.fingerprint)
+    classifier = trained.load(run, allow_targets=allowing)
+    return Subject(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
+
+
+def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> str:
+    from cifar_research.evaluation import pictures  # matplotlib takes half a second to import
+
+    data, folder, report = subject.data, subject.folder, subject.classifier.report
+    if data.left_out:
+        console.note(datasets.files_told(data))
+    result, logits = measures.measure(subject, views, corrupted)
+    if doubt := images.doubts(report, data, is_own=subject.is_own):
+        result["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
+    began = time.perf_counter()
+    figures = pictures.draw(subject, result, logits)
+    result["seconds"]["figures"] = time.perf_counter() - began
+    result |= {"run": str(subject.run), "config_hash": report["config_hash"], "versions": versions()}
+    shown = sections.evaluation(result, figures)
+    document.write(folder, "report", f"{report['config']['name']}: evaluation", shown)
+    target = (subject.run if subject.is_own else folder) / trained.EVALUATION
+    _write_json(target, result)  # last, since it says that there is an evaluation
+    text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
+    return f"{text}\n\nEverything is in {folder}, and in {target}"
+
+
+def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[str] = ()) -> str:
+    """Compare a group of runs with another one on the same test images; return the comparison as text.
+
+    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run, <second> being the name of a run or of a
+    sweep. Classes are matched by name, and are in the first run's order. ConfigError, DataError, RunError or ReportError
+    for what the user can fix: runs of different classes or image sizes are not compared.
+    """
+    runs = {run: trained.read(run) for run in [*first, *second]}
+    own = runs[first[0]]
+    for run, report in runs.items():
+        if sorted(report["data"]["classes"]) != sorted(own["data"]["classes"]):
+            raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
+        if trained.image_size(report) != trained.image_size(own):
+            raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
+    data, other_data = images.load(own, overrides)
+    doubts = {run: images.doubts(report, data, is_own=other_data is None) for run, report in runs.items()}
+    notes = [data.note, *(f"{run}: {doubt}" for run, doubt in doubts.items() if doubt)]
+    folder = first[0] / "evaluation"
+    pixels, labels = measures.arrays(data.test)
+    logits = {}
+    with console.counted("Classifying", len(runs)) as begin:
+        for run, report in runs.items():
+            begin(run.name)
+            columns = [report["data"]["classes"].index(name) for name in data.classes]
+            logits[run] = trained.load(run, allow_targets=trust.allowances(overrides)).logits(pixels)[:, columns]
+    groups = [np.stack([logits[run] for run in group]) for group in (first, second)]
+    seeds = [[runs[run]["seed"] for run in group] for group in (first, second)]
+    result = against.compare(*groups, labels, data.classes, seeds) | {
+        "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
+        "data": {
+            "name": data.name, "fingerprint": data.fingerprint, "note": "; ".join(filter(None, notes)) or None,
+        },
+        "classes": list(data.classes),
+        "differences": against.differences(*groups, labels),
+    }  # fmt: skip
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    name = f"against_{_name(second)}"
+    figures = _draw_differences(folder / "figures" / f"{name}.png", pixels, result)
+    shown = sections.comparison(result, figures)
+    document.write(folder, name, "Two classifiers on the same images", shown)
+    atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
+    _write_json(folder / f"{name}.json", result)
+    return f"{sections.as_text(shown, ['Accuracy'])}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
+
+
+def _draw_differences(path: Path, pixels: np.ndarray, result: Mapping[str, Any]) -> list[Path]:
+    from cifar_research.display import figures
+
+    names, rows = result["classes"], result["differences"][:_NUM_SHOWN]
+    if not rows:
+        return []
+    titles = [f"{names[row['label']]}\n{names[row['first']]} | {names[row['second']]}" for row in rows]
+    figures.save(figures.gallery(pixels[[row["index"] for row in rows]], titles), path)
+    return [path]
+
+
+def find(paths: Sequence[str]) -> list[Path]:
+    """Return the completed runs that folders, globs of them or sweeps name."""
+    runs: dict[Path, Path] = {}
+    for path in paths:
+        inside, warnings = reading.find([os.path.expanduser(path)])
+        for warning in warnings:
+            console.error(warning)
+        completed = {run.folder.resolve(): run.folder for run in inside if run.state == "completed"}
+        if not completed:
+            raise ReportError(f"{path}: no run in it was completed; wait, or give another folder")
+        runs |= completed
+    if not runs:
+        raise ConfigError("RUN: no folder was given; give that of a run, or of a sweep")
+    return list(runs.values())
+
+
+def _name(runs: Sequence[Path]) -> str:
+    """Return the name of a group of runs: its run's, or its sweep's."""
+    first = runs[0].resolve()
+    if not (first.parent / LEDGER).exists():
+        return first.name
+    return first.parent.name if len(runs) > 1 else f"{first.parent.name}_{first.name}"
+
+
+def _free_folder(folder: Path, fingerprint: str) -> Path:
+    """Return the folder, or one named after the fingerprint, too, if it holds an evaluation of other images."""
+    try:
+        evaluated = json.loads((folder / trained.EVALUATION).read_bytes())["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
+    return folder if evaluated == fingerprint else folder.with_name(f"{folder.name}_{fingerprint[:8]}")
+
+
+def _write_json(path: Path, result: Mapping[str, Any]) -> None:
+    atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,183 @@
+"""Export a finished run's model, verified against the run before it is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_research.config.schema import data_section
+from cifar_research.data import datasets, image_files
+from cifar_research.data.images import decoded_or_error, warnings_logged
+from cifar_research.display import console
+from cifar_research.inference import formats, prediction, trained
+from cifar_research.inference.formats import FORMATS
+from cifar_research.inference.trained import Classifier
+from cifar_research.runtime import programs
+from cifar_research.runtime.errors import DataError, ImageError, RunError
+
+TOLERANCE = 1e-4  # of probabilities
+ACCURACY_TOLERANCE = 0.01  # of a quantized model
+_VERIFIED, _SCORED, _CALIBRATED = 100, 2_000, 200  # images at most
+
+
+class ExportError(ValueError):
+    """An export that failed, of which nothing was kept."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images uint8 [N, H, W, C] to verify an export with, what they are, and others to quantize with, if any."""
+
+    name: str
+    test: np.ndarray
+    labels: np.ndarray | None = None
+    calibration: np.ndarray | None = None
+
+
+def export(
+    run: Path | str, kind: str, quantize: bool = False, output: Path | None = None, folder: str | None = None
+) -> Path:
+    """Write the model of a completed run as a file or folder of the format `kind`, and return its path.
+
+    It is verified against the run's own float32 computation before it is kept. folder: of images to verify with, instead
+    of the run's data set. RunError for what the user can fix; ExportError if it fails, or differs from the run.
+    """
+    run = Path(os.path.expanduser(run))
+    report = trained.read(run)
+    target = _target(output or run / "export", kind, quantize)
+    images = _of_run(report, quantize) if folder is None else _of_folder(folder, trained.image_size(report), quantize)
+    classifier = trained.load(run, precision="float32")
+    if (precision := classifier.report["config"]["training"]["precision"]) != "float32":
+        console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
+    prediction.note_uncalibrated(classifier, run)
+    existing = next(parent for parent in target.parents if parent.exists())
+    with tempfile.TemporaryDirectory(dir=existing, prefix=f".{target.name}.") as temporary:
+        path = Path(temporary) / target.name
+        try:
+            made = formats.Export(formats.module(classifier), _metadata(classifier, quantize), images.calibration)
+            FORMATS[kind].write(made, path)
+            verdict = (_verify_quantized if quantize else _verify)(FORMATS[kind].reload(path), classifier, images)
+        except Exception as error:  # converters and runtimes raise many kinds
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+            problem = f"{kind} does not take this model ({line})"
+            if isinstance(error, (ExportError, OSError)):
+                problem = line if isinstance(error, ExportError) else f"cannot be written ({error.strerror or line})"
+            raise ExportError(f"{target}: {problem}; nothing was kept") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            os.replace(target, Path(temporary) / "before")
+        os.replace(path, target)
+    console.tell(verdict)
+    return target
+
+
+def _target(output: Path, kind: str, quantize: bool) -> Path:
+    """Return the path to write; RunError if the format, its packages or what is there do not allow it."""
+    chosen = FORMATS[kind]
+    name = chosen.quantized_name if quantize else chosen.name
+    if name is None:
+        raise RunError(f"--quantize: a {kind} cannot be quantized; choose --format litert or onnx")
+    if output.exists() and not output.is_dir():
+        raise RunError(f"--output: {output} is not a directory; choose another")
+    if missing := [package for package in chosen.packages if importlib.util.find_spec(package) is None]:
+        install = f"{programs.pip()} install 'cifar_research[export]'"
+        raise RunError(f"--format {kind}: needs {', '.join(missing)}, which are not installed; {install}")
+    target = output / name
+    if target.is_dir() and not (target / "saved_model.pb").is_file():
+        raise RunError(f"{target}: exists already, and is not a SavedModel; give another --output")
+    return target
+
+
+def _of_run(report: dict[str, Any], quantize: bool) -> Images:
+    """Return the run's images, or noise where they cannot be loaded."""
+    rng = np.random.default_rng(0)
+    try:
+        section = data_section(report["config"]["data"], download=False, cache_dir=None)
+        data = datasets.load(section, report["data"]["found_in"])
+        if data.fingerprint != report["data"]["fingerprint"]:
+            raise DataError(f"{data.name}: these are other images than the run's")
+    except DataError as error:
+        if quantize:
+            raise RunError(f"--quantize: needs images to calibrate with ({error}); give --images FOLDER") from error
+        console.note(f"Verified on random images, since the run's cannot be loaded: {error}")
+        size = trained.image_size(report)
+        return Images("random images", rng.integers(0, 256, (_VERIFIED, size, size, 3), np.uint8))
+    test = rng.permutation(data.test.indices)[:_SCORED]
+    train = rng.permutation(data.train.indices)[: _CALIBRATED if quantize else 0]
+    calibration = data.train.images[train] if quantize else None
+    return Images("test images", data.test.images[test], data.test.labels[test], calibration)
+
+
+def _of_folder(folder: str, size: int, quantize: bool) -> Images:
+    """Return the images of a folder, some of them to calibrate with."""
+    files, problems, left_out = prediction.find([folder], [])
+    if problems:
+        raise RunError(f"--images: {problems[0]}")
+    chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[: _CALIBRATED + _SCORED]]
+    with warnings_logged():
+        results = [decoded_or_error(file, size) for file in chosen]
+    for error in results:
+        if isinstance(error, ImageError):
+            console.note(f"--images: {error}; it is left out")
+    if left_out:
+        console.note(f"--images: {image_files.told(len(files), left_out)}")
+    images = [result for result in results if isinstance(result, np.ndarray)]
+    needed = _CALIBRATED if quantize else 1
+    if len(images) < needed:
+        raise RunError(f"--images: {folder} holds {len(images)} images, and {needed} are needed; give more")
+    half = min(len(images) // 2, _CALIBRATED) if quantize else 0
+    calibration = np.stack(images[:half]) if quantize else None
+    return Images(f"images of {folder}", np.stack(images[half:]), None, calibration)
+
+
+def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str:
+    """Return how much the exported model's probabilities differ from the classifier's; ExportError if too much."""
+    few = images.test[:_VERIFIED]
+    expected = classifier.probabilities(few)
+    # The first image alone, too: the batch size is open.
+    differences = np.abs(np.concatenate([model(few) - expected, model(few[:1]) - expected[:1]]))
+    largest = float(differences.max())
+    if not largest <= TOLERANCE:  # nan is not
+        raise ExportError(
+            f"its probabilities differ from the run's by {largest:.2g} on {len(few)} {images.name}, and {TOLERANCE:g} is "
+            "allowed"
+        )
+    return f"Verified: probabilities differ by {largest:.1g} at the most on {len(few)} {images.name}"
+
+
+def _verify_quantized(model: formats.Model, classifier: Classifier, images: Images) -> str:
+    """Return how much accuracy, or without labels how many predictions, change; ExportError if too much."""
+    num, labels = len(images.test), images.labels
+    predictions = np.concatenate([model(images.test[i : i + _VERIFIED]) for i in range(0, num, _VERIFIED)]).argmax(1)
+    expected = classifier.probabilities(images.test).argmax(1)
+    if labels is None:  # no more can be lost than is changed
+        measure, change = "share of other predictions", (predictions != expected).mean()
+    else:
+        measure, change = "change of accuracy", (predictions == labels).mean() - (expected == labels).mean()
+    result = f"{measure}: {change:+.4f} on {num:,} {images.name}"
+    if round(abs(change) * num) > ACCURACY_TOLERANCE * num:
+        raise ExportError(f"{result}, and {ACCURACY_TOLERANCE} is allowed")
+    return f"Verified: {result}"
+
+
+def _metadata(classifier: Classifier, quantize: bool) -> dict[str, Any]:
+    report = classifier.report
+    return {
+        "classes": list(classifier.classes),
+        "image_shape": list(classifier.image_shape),
+        "input": "images: uint8 [N, H, W, C], RGB",
+        "output": "probabilities: float32 [N, K]",
+        "temperature": classifier.temperature,
+        "quantized": quantize,
+        "run": report["config"]["name"],
+        "config_hash": report["config_hash"],
+        "test_accuracy": report["test"]["accuracy"],
+        "made_by": f"cifar_research {metadata.version('cifar_research')}",
+    }

@@ -1,0 +1,153 @@
+"""Classify image files with a finished run: find them, decode them in threads, write their likeliest classes."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import glob
+import io
+import itertools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from cifar_research.data import image_files
+from cifar_research.data.images import decoded_or_error, warnings_logged
+from cifar_research.display import console
+from cifar_research.display.tables import as_text
+from cifar_research.inference import trained
+from cifar_research.inference.trained import Classifier, Prediction
+from cifar_research.runtime import programs
+from cifar_research.runtime.errors import ImageError, RunError
+from cifar_research.runtime.files import atomic_write
+
+FORMATS = ("table", "csv", "jsonl")
+_BATCH = 500
+
+# A file and its likeliest classes, the likeliest first.
+Row = tuple[str, list[Prediction]]
+
+
+def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
+    """Write the `top_k` likeliest classes of each image file; return 1 if some files could not be read, else 0.
+
+    arguments: as in `find`; output: None for standard output; kind: one of FORMATS. RunError for what the user can fix,
+    before TensorFlow is imported.
+    """
+    run = Path(os.path.expanduser(run))
+    num_classes = len(trained.read(run)["data"]["classes"])
+    if not 1 <= top_k <= num_classes:
+        raise RunError(f"--top-k: {top_k} is out of range; it must be at least 1 and at most {num_classes}")
+    if output is not None and not output.parent.is_dir():
+        raise RunError(f"--output: {output.parent} is not a directory; make it, or choose another file")
+    files, problems, left_out = find(arguments, sys.stdin)
+    for problem in problems:
+        console.error(problem)
+    if not files:
+        raise RunError(f"No image was found ({image_files.told(0, left_out)}); give files, folders or globs of images")
+    classifier = trained.load(run)
+    note_uncalibrated(classifier, run)
+
+    def readable() -> Iterator[Row]:
+        for file, result in classify(classifier, files, top_k):
+            if isinstance(result, ImageError):
+                left_out[image_files.DAMAGED] += 1
+                console.error(str(result))
+            else:
+                yield file, result
+
+    text = io.StringIO()
+    _write(sys.stdout if output is None else text, readable(), kind, top_k)
+    if output is not None:
+        content = text.getvalue().encode(errors="surrogateescape")
+        if output.is_fifo() or output.is_char_device():  # cannot be replaced
+            output.write_bytes(content)
+        else:
+            atomic_write(output.resolve(), content)
+    if left_out:
+        console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], left_out))
+    return int(bool(problems) or any(why.endswith((image_files.DAMAGED, image_files.NO_READER)) for why in left_out))
+
+
+def note_uncalibrated(classifier: Classifier, run: Path) -> None:
+    """Write why the probabilities of a run's classifier are not calibrated, if they are not."""
+    if classifier.uncalibrated is not None:
+        is_evaluated = (run / trained.EVALUATION).is_file()
+        advice = "" if is_evaluated else f"; {programs.program('evaluate')} {run} fits a temperature"
+        console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
+
+
+def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
+    """Return the files that arguments name, why others name none, and how many files are left out by each reason.
+
+    A folder stands for the images in it and below it; a glob for what it matches; `-` for the paths of `stdin`, a line
+    each, which are not globs.
+    """
+    paths: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            paths += filter(None, (line.rstrip("\r\n") for line in stdin))
+        elif glob.has_magic(argument) and not os.path.exists(argument):
+            paths += sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
+        else:
+            paths.append(argument)
+    files: list[str] = []
+    problems: list[str] = []
+    left_out: Counter[str] = Counter()
+    for path in paths:
+        if os.path.isdir(path):
+            inside, others = image_files.find(Path(path))
+            files += map(str, inside)
+            left_out.update({reason: len(names) for reason, names in others.items()})
+            if not inside:
+                problems.append(f"{path}: this folder holds no image")
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            problems.append(f"{path}: there is no such file or folder")
+    return files, problems, left_out
+
+
+def classify(
+    classifier: Classifier, files: Sequence[str], top_k: int = 1
+) -> Iterator[tuple[str, list[Prediction] | ImageError]]:
+    """Yield each file with its `top_k` likeliest classes, or why it cannot be read, while threads decode the next."""
+    decode = functools.partial(decoded_or_error, size=classifier.image_shape[0])
+    batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
+    with warnings_logged(), ThreadPoolExecutor() as pool:
+        coming = pool.map(decode, files[:_BATCH])
+        for batch, following in itertools.pairwise([*batches, []]):
+            decoded, coming = list(coming), pool.map(decode, following)  # in the background
+            images = [result for result in decoded if isinstance(result, np.ndarray)]
+            probabilities = iter(classifier.probabilities(np.stack(images)) if images else [])
+            for file, result in zip(batch, decoded, strict=True):
+                if isinstance(result, ImageError):
+                    yield file, result
+                else:
+                    row = next(probabilities)
+                    best = np.argsort(-row, kind="stable")[:top_k]
+                    yield file, [Prediction(classifier.classes[i], float(row[i])) for i in best]
+
+
+def _write(file: TextIO, rows: Iterable[Row], kind: str, top_k: int) -> None:
+    """Write rows as they come; a table only when all are there, since its columns must be as wide as the widest."""
+    columns = [f"{name}{rank}" for rank in ["", *range(2, top_k + 1)] for name in ("class", "probability")]
+    if kind == "jsonl":
+        for name, best in rows:
+            listed = [{"class": label, "probability": round(probability, 6)} for label, probability in best]
+            file.write(json.dumps({"file": name, "predictions": listed}) + "\n")
+        return
+    digits = 6 if kind == "csv" else 4
+    cells = ([name, *(cell for label, p in best for cell in (label, f"{p:.{digits}f}"))] for name, best in rows)
+    table = itertools.chain([["file", *columns]], cells)
+    if kind == "csv":
+        csv.writer(file, lineterminator="\n").writerows(table)
+    else:
+        file.write(as_text([*table], numbers_right=False) + "\n")
