@@ -109,7 +109,7 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
 
-    combined = ["training=combined", "training.phases.head.trainable={last:1}"]
+    combined = ["training=combined", weights_for(*SMALL)]
     # And which other settings have no effect.
     environment = environments.prepare(config.parse().training, 0)
     for words, part in (
