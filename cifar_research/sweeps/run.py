@@ -29,9 +29,9 @@ from cifar_research.display import console
 from cifar_research.runs import report
 from cifar_research.runs.ledger import LEDGER, Cell, read
 from cifar_research.runtime import locks, programs
-from cifar_research.runtime.environment import stop_signals
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
+from cifar_research.runtime.signals import stop_signals
 from cifar_research.sweeps import plan as planning
 from cifar_research.sweeps.launchers import worker
 from cifar_research.sweeps.ledger import Ledger

@@ -21,7 +21,7 @@ from cifar_research.runs import report, run_folder
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runtime import environment as environments
-from cifar_research.runtime import programs
+from cifar_research.runtime import programs, signals
 from cifar_research.runtime.errors import ConfigError, DataError, WriteError
 from cifar_research.training import shards
 from cifar_research.training.result import gather
@@ -149,7 +149,7 @@ def run(
                 record.seconds += time.perf_counter() - began_enter
                 evaluate_phase = evaluate_images if seen is data else evaluate(view)
                 is_last = number == len(plan) - 1
-                with environments.stop_signals(within_calls=True) as received:
+                with signals.stop_signals(within_calls=True) as received:
                     outcome = fit(seen, plan[number], evaluate=evaluate_phase, is_last=is_last, received=received)
                 if seconds.get("first_step") is None:
                     seconds["first_step"] = outcome.first_step_seconds

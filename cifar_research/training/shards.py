@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cifar_research.runtime.cores import usable
+from cifar_research.runtime.environment import usable_cores
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +30,7 @@ def parts(cfg: DictConfig, data: Dataset) -> int:
     from cifar_research.config import phases, targets
     from cifar_research.config.contracts import Backbone, Head
 
-    threads = cfg.training.threads or usable()
+    threads = cfg.training.threads or usable_cores()
     if not 1 < threads <= _MOST_CORES or cfg.training.strategy != "none" or cfg.training.jit_compile:
         return 1
     backbone, head = Backbone.of(targets.instantiate(cfg.backbone)), Head.of(targets.instantiate(cfg.model))
