@@ -188,7 +188,9 @@ def _set_threads(threads: int | None, parts: int) -> None:
         _threads_set = wanted
     except RuntimeError as error:
         if raises_if_stale or (threads is not None and threads != max(current)):
-            raise _stale(f"training.threads: {threads} cannot be set, TensorFlow already runs in this process") from error
+            raise _stale(
+                f"training.threads: {threads} cannot be set, TensorFlow already runs in this process"
+            ) from error
 
 
 def _stale(problem: str) -> Exception:
