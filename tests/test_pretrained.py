@@ -184,7 +184,7 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("backbone.image_size=24", ["image_size", "24", "MobileNetV2", "32"]),
+        ("backbone.image_size=24", ["image_size", "24", "32"]),
         ("backbone.image_size=2000", ["image_size", "2000", "1024"]),
         ("backbone.weights=nowhere", ["weights", "nowhere", "does not exist"]),
         ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
