@@ -190,7 +190,6 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
         ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
         ("backbone.batch_norm=false", ["batch_norm", "False"]),
         ("backbone.alpha=0.35", ["alpha"]),
-        ("+backbone.options.pooling=avg", ["backbone.options", "pooling"]),
         ("data.standardize=true", ["data.standardize", "preprocessing"]),
         ("backbone=mobilenet", ["mobilenet_v2"]),
     ],

@@ -23,12 +23,7 @@ def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int]
     import keras
 
     images = keras.Input(image_shape, name="images")
-    features = _features(backbone, images, num_classes)
-    if head.pools and len(features.shape) != 4:
-        raise WeightsError(
-            f"backbone: {_name(backbone.build)} returns the shape {list(features.shape)}, and this head pools a feature map "
-            "[None, h, w, channels]; set model.pooling=flatten, or leave out the backbone's last layer"
-        )
+    features = _features(backbone, images, head.pools, num_classes)
     # A head that pools takes maps of any size, so that a phase may train on smaller images.
     height_and_width = (None, None) if head.pools else features.shape[1:3]
     inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
@@ -46,31 +41,31 @@ def _logits(head: Head, inputs: keras.KerasTensor, num_classes: int) -> keras.Ke
     return logits
 
 
-def _features(backbone: Backbone, images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
+def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, num_classes: int) -> keras.KerasTensor:
     """Return the backbone's output, all of whose dimensions are known but for the batch's."""
     import keras
 
     name = _name(backbone.build)
     with _as_weights_error(f"backbone: {name} cannot be built for images {list(images.shape[1:])}"):
         model = backbone.build(images.shape[1:])
-        if not isinstance(model, keras.Model):
-            raise WeightsError(f"backbone: {name} returns {type(model).__name__}; it must return a keras.Model")
-        features = model(images)
+        features = model(images) if isinstance(model, keras.Model) else model
     shape = _shape(features)
-    if len(shape) < 2 or None in shape[1:]:
+    is_known = len(shape) > 1 and None not in shape[1:]
+    if not is_known or (needs_map and len(shape) != 4) or _is_classifier(model, shape, num_classes):
         raise WeightsError(
-            f"backbone: {name} returns {shape or type(features).__name__}; it must return one feature map "
-            "[None, h, w, channels] of a known size"
-        )
-    last = phases.leaves(model)[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    is_softmax = activation == "softmax" or isinstance(last, keras.layers.Softmax)
-    if len(shape) == 2 and (is_softmax or (activation == "linear" and shape[1] == num_classes)):
-        raise WeightsError(
-            f"backbone: {name} returns the shape {shape}, so it is a whole classifier, and a head is always added to a "
-            "feature map [None, h, w, channels]; leave out its last layer (and set model.pooling=flatten for a vector)"
+            f"backbone: {name} returns {shape or type(features).__name__}; it must return a keras.Model whose output is one "
+            "feature map [None, h, w, channels] of a known size, or a vector with model.pooling=flatten; of a whole classifier, "
+            "leave out its last layer"
         )
     return features
+
+
+def _is_classifier(model: keras.Model, shape: list[int | None], num_classes: int) -> bool:
+    import keras
+
+    activation = getattr(phases.leaves(model)[-1], "activation", None)
+    is_linear = activation is keras.activations.linear
+    return len(shape) == 2 and (activation is keras.activations.softmax or (is_linear and shape[1] == num_classes))
 
 
 @contextlib.contextmanager

@@ -40,8 +40,6 @@ def pretrained(
     The model: float [B, H, W, 3] in [0, 1] in, feature map out.
     """
     check_range("[]", min_image_size, 1024, image_size=image_size)
-    if names := {"include_top", "weights", "input_shape", "input_tensor", "pooling", "classes"} & set(options or {}):
-        raise ValueError(f"options: {', '.join(sorted(names))}: {application} does not take this here; leave it out")
     loading.check(weights, has_imagenet=True)
     if batch_norm == "inference" and weights == "none":
         raise ValueError("batch_norm: inference needs the moving statistics of weights; use batch_norm=train")

@@ -69,23 +69,14 @@ def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
 
 
 def _copy(source: keras.Model, backbone: keras.Model, weights: str) -> None:
-    values = {weight.path: weight for weight in source.weights}
-    paths = [weight.path for weight in backbone.weights]
-    # A head above the backbone is ignored, but a layer between the backbone's is not.
-    others = [
-        *(path for path in paths if path not in values),
-        *(path for path in list(values)[: len(paths)] if path not in paths),
-    ]
-    if others:
-        raise WeightsError(
-            f"backbone.weights: {weights} is of another network: {others[0]} is not in both it and {backbone.name}"
-        )
+    # A head above the backbone is ignored, but not a layer between the backbone's.
+    values = {weight.path: weight for weight in source.weights[: len(backbone.weights)]}
     for weight in backbone.weights:
-        shape, expected = tuple(values[weight.path].shape), tuple(weight.shape)
-        if shape != expected:
+        shape = tuple(values[weight.path].shape) if weight.path in values else "missing"
+        if shape != tuple(weight.shape):
             raise WeightsError(
-                f"backbone.weights: {weight.path} is {expected} in {backbone.name} and {shape} in {weights}; give both the "
-                "same settings"
+                f"backbone.weights: {weights} is of another network: {weight.path} is {tuple(weight.shape)} in "
+                f"{backbone.name} and {shape} in it; give both the same settings"
             )
     for weight in backbone.weights:
         weight.assign(values[weight.path])
