@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cifar_research.config import phases
 from cifar_research.config.contracts import Backbone, Head
 from cifar_research.config.targets import said
 from cifar_research.runtime.errors import WeightsError
-
-if TYPE_CHECKING:
-    import keras
+from cifar_research.runtime.lazy import keras, tf
 
 
 def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
@@ -20,7 +18,6 @@ def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int]
 
     WeightsError names a backbone or head that cannot be built, or that do not fit together.
     """
-    import keras
 
     images = keras.Input(image_shape, name="images")
     features = _features(backbone, images, head.pools, num_classes)
@@ -43,7 +40,6 @@ def _logits(head: Head, inputs: keras.KerasTensor, num_classes: int) -> keras.Ke
 
 def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, num_classes: int) -> keras.KerasTensor:
     """Return the backbone's output, all of whose dimensions are known but for the batch's."""
-    import keras
 
     name = _name(backbone.build)
     with _as_weights_error(f"backbone: {name} cannot be built for images {list(images.shape[1:])}"):
@@ -61,8 +57,6 @@ def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, nu
 
 
 def _is_classifier(model: keras.Model, shape: list[int | None], num_classes: int) -> bool:
-    import keras
-
     activation = getattr(phases.leaves(model)[-1], "activation", None)
     is_linear = activation is keras.activations.linear
     return len(shape) == 2 and (activation is keras.activations.softmax or (is_linear and shape[1] == num_classes))
@@ -96,7 +90,6 @@ def parts(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 def forward_flops(model: keras.Model) -> int:
     """Return the floating-point operations of a forward pass of one image, a multiplication and an addition as two."""
-    import tensorflow as tf
     from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
 
     call = tf.function(lambda images: model(images, training=False))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cifar_research.config.contracts import Head
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones.cnn import Activation
-
-if TYPE_CHECKING:
-    import keras
+from cifar_research.runtime.lazy import keras
 
 
 def head(
@@ -34,8 +32,6 @@ def head(
     check_range("(]", 0, scale=scale)
 
     def build(features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        import keras
-
         from cifar_research.models.layers import Activation, BatchNormalization, Dense, Dropout
 
         to_vector = {

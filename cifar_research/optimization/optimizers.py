@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cifar_research.config.targets import check_range
+from cifar_research.runtime.lazy import tf
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    Update = Callable[[tf.Variable, Sequence[tf.Variable], tf.Tensor, tf.Tensor, tf.Tensor], None]
+Update = Callable[["tf.Variable", Sequence["tf.Variable"], "tf.Tensor", "tf.Tensor", "tf.Tensor"], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,6 @@ class Optimizer:
 
     def init(self, weights: Sequence[tf.Variable]) -> list[list[tf.Variable]]:
         """Return the slot variables, a list for each weight."""
-        import tensorflow as tf
 
         return [
             [tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"slot_{slot}") for slot in self.slots]
@@ -57,7 +53,6 @@ class Optimizer:
         steps: Sequence[tf.Tensor],
     ) -> None:
         """Update every weight once; steps: how often each was updated, with this time."""
-        import tensorflow as tf
 
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
@@ -98,8 +93,6 @@ def adamw(
     check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
     def update(weight, slots, gradient, learning_rate, step):
-        import tensorflow as tf
-
         mean, variance = (slot.handle for slot in slots)
         powers = {"beta1_power": beta_1**step, "beta2_power": beta_2**step}
         settings = {"beta1": beta_1, "beta2": beta_2, "epsilon": epsilon}
@@ -126,8 +119,6 @@ def sgd(
     _check_momentum(momentum, nesterov)
 
     def update(weight, slots, gradient, learning_rate, step):
-        import tensorflow as tf
-
         if slots:
             _momentum_step(weight, slots[0], gradient, learning_rate, momentum, nesterov)
         else:
@@ -160,8 +151,6 @@ def muon(
     check_range("[]", 1, 20, iterations=iterations)
 
     def update(weight, slots, gradient, learning_rate, step):
-        import tensorflow as tf
-
         (slot,) = slots
         if weight.shape.rank != 4:
             _momentum_step(weight, slot, gradient, learning_rate * other_scale, momentum, nesterov)
@@ -182,7 +171,6 @@ def orthogonalized(matrix: tf.Tensor, iterations: int) -> tf.Tensor:
 
     Singular values end between about 0.7 and 1.2. It computes in bfloat16 where the processor has units for it.
     """
-    import tensorflow as tf
 
     from cifar_research.models.layers import has_matrix_units
 
@@ -212,8 +200,6 @@ def rmsprop(
     check_range("[)", 0, 1, rho=rho, momentum=momentum)
 
     def update(weight, slots, gradient, learning_rate, step):
-        import tensorflow as tf
-
         mean_square, velocity = (slot.handle for slot in slots)
         settings = {"rho": rho, "momentum": momentum, "epsilon": epsilon}
         tf.raw_ops.ResourceApplyRMSProp(
@@ -235,8 +221,6 @@ def lion(
     check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
     def update(weight, slots, gradient, learning_rate, step):
-        import tensorflow as tf
-
         (momentum,) = slots
         direction = tf.sign(beta_1 * momentum + (1 - beta_1) * gradient)
         _subtract(weight, learning_rate * direction)
@@ -253,7 +237,6 @@ def _check_momentum(momentum: float, nesterov: bool) -> None:
 
 def _momentum_step(weight, slot, gradient, learning_rate, momentum: float, nesterov: bool) -> None:
     """Update a weight in Keras's form: v = m v - r g; w += v, or m v - r g with Nesterov."""
-    import tensorflow as tf
 
     settings = {"momentum": momentum, "use_nesterov": nesterov}
     tf.raw_ops.ResourceApplyKerasMomentum(
@@ -263,12 +246,8 @@ def _momentum_step(weight, slot, gradient, learning_rate, momentum: float, neste
 
 # Under a strategy, the methods of variables would reduce over the replicas again; these change this replica's copy.
 def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
-    import tensorflow as tf
-
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 
 def _subtract(variable: tf.Variable, value: tf.Tensor) -> None:
-    import tensorflow as tf
-
     tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=value)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from cifar_research.config.targets import check_range
+from cifar_research.runtime.lazy import tf
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    Schedule = Callable[[tf.Tensor, int, int], tf.Tensor]
+Schedule = Callable[["tf.Tensor", int, int], "tf.Tensor"]
 
 
 def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
@@ -28,8 +25,6 @@ def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_st
     check_range("[]", 0, 1, final_fraction=final_fraction)
 
     def factor(step, begin, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
         share = tf.clip_by_value((step - begin) / max(total_steps - begin, 1), 0.0, 1.0)
         return final_fraction + (1 - final_fraction) * (0.5 * (1 + tf.cos(math.pi * share)))
 
@@ -44,8 +39,6 @@ def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fr
     check_range("[]", 0, 1, peak_at=peak_at, initial_fraction=initial_fraction, final_fraction=final_fraction)
 
     def schedule(step, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
         peak = peak_at * total_steps
         up = initial_fraction + (1 - initial_fraction) * step / max(peak, 1e-6)
         down = 1 - (1 - final_fraction) * (step - peak) / max(total_steps - peak, 1e-6)
@@ -66,8 +59,6 @@ def step_decay(
     _check_period(factor, every_epochs, every_steps)
 
     def decayed(step, begin, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
         period = every_steps or every_epochs * steps_per_epoch
         # A traced quotient is a product with 1 / period, which may fall short of a whole number by a rounding.
         periods = tf.floor(tf.cast(step, tf.float64) / period + 1e-9)
@@ -95,7 +86,6 @@ def exponential(
 
 def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: int) -> bool:
     """Return whether a schedule's operations differ for these numbers of all steps; nothing is computed."""
-    import tensorflow as tf
 
     graphs = set()
     for total in totals:
@@ -112,8 +102,6 @@ def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float,
         raise ValueError(f"warmup_steps: {steps} contradicts warmup_epochs={epochs}; set one of them")
 
     def schedule(step, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
         begin = steps or epochs * steps_per_epoch
         ramp = tf.minimum((step + 1) / begin, 1.0) if begin > 0 else tf.ones_like(step)
         return ramp * factor(step, begin, total_steps, steps_per_epoch)

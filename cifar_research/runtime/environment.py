@@ -11,14 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cifar_research.runtime import folders
 from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.runtime.lazy import keras, tf
 from cifar_research.runtime.signals import stop_signals
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 raises_if_stale = False  # set where a run that raises StaleProcess is started again, in a new process
@@ -135,8 +133,6 @@ def prepare(training: Any, seed: int, parts: int = 1) -> Environment:
     ConfigError says so if a setting asks for it; otherwise results may differ in their last digits.
     """
     gpus = import_tensorflow()
-    import keras
-    import tensorflow as tf
 
     parts = 1 if gpus else parts
     _set_threads(training.threads, parts)
@@ -173,8 +169,6 @@ def is_deterministic() -> bool:
 
 
 def _set_threads(threads: int | None, parts: int) -> None:
-    import tensorflow as tf
-
     global _threads_set
     setting = tf.config.threading
     current = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
@@ -198,8 +192,6 @@ def _stale(problem: str) -> Exception:
 
 
 def _strategy(name: str) -> tf.distribute.Strategy:
-    import tensorflow as tf
-
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])

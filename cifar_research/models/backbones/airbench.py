@@ -9,9 +9,9 @@ from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
 from cifar_research.models.backbones.cnn import Activation, Initialization, initializer
+from cifar_research.runtime.lazy import keras
 
 if TYPE_CHECKING:
-    import keras
     import numpy as np
 
 
@@ -43,8 +43,6 @@ def airbench(
     loading.check(weights)
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
-        import keras
-
         from cifar_research.models import layers
 
         width = 2 * image_shape[-1] * whitening_size**2

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
-
-if TYPE_CHECKING:
-    import keras
+from cifar_research.runtime.lazy import keras
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
 Initialization = Literal["glorot", "dirac"]
@@ -40,8 +38,6 @@ def cnn(
     loading.check(weights)
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
-        import keras
-
         from cifar_research.models import layers
 
         pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
@@ -72,7 +68,6 @@ def cnn(
 
 def initializer(name: Initialization) -> keras.Initializer:
     """Return a Keras initializer of convolution kernels [h, w, C, K]."""
-    import keras
 
     from cifar_research.models.layers import Dirac
 

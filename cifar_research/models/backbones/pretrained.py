@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
 from cifar_research.runtime.errors import WeightsError
-
-if TYPE_CHECKING:
-    import keras
+from cifar_research.runtime.lazy import keras
 
 # Moving variances start at 1. Where a layer's own is a hundredth of that, the start outweighs it for 500 steps at 0.99,
 # or 5,000 at MobileNetV2's 0.999, and fifty such layers in a row classify by chance.
@@ -47,8 +45,6 @@ def pretrained(
     make = functools.partial(_application, module, application, image_size, options or {})
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
-        import keras
-
         if image_shape[-1] != 3:
             raise WeightsError(f"backbone: {application} needs images of 3 channels; these have {image_shape[-1]}")
         images = keras.Input(image_shape, name="images")
@@ -71,7 +67,6 @@ def pretrained(
 
 def _application(module: str, name: str, image_size: int, options: dict, weights: str | None) -> keras.Model:
     """Return a model of keras.applications without its top; WeightsError if it refuses the options."""
-    import keras
 
     factory = getattr(getattr(keras.applications, module, None), name, None)
     if factory is None:
@@ -86,7 +81,6 @@ def _application(module: str, name: str, image_size: int, options: dict, weights
 
 def _with_our_layers(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:
     """Return a copy of a layer, with our fused kernels and stateless masks instead of Keras's."""
-    import keras
 
     from cifar_research.models.layers import BatchNormalization, Dropout
 

@@ -6,15 +6,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cifar_research.runtime import files
 from cifar_research.runtime.errors import RunError, WeightsError
+from cifar_research.runtime.lazy import keras
 
-if TYPE_CHECKING:
-    import keras
-
-    Make = Callable[[str | None], keras.Model]
+Make = Callable[[str | None], "keras.Model"]
 
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 
@@ -43,7 +40,6 @@ def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
 
     make: returns the same model of keras.applications with such weights, `imagenet` or None; None for other backbones.
     """
-    import keras
 
     if weights == "none":
         return
