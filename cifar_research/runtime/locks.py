@@ -22,7 +22,7 @@ UNLOCK = "--unlock"
 _FILE, _FLOCK = "file", "flock"
 _POLL_SECONDS = 0.1
 _WARN_SECONDS = 10
-_TRIES = 1000  # while other processes create and remove the same file
+_TRIES = 1000
 log = logging.getLogger(__name__)
 
 
@@ -93,9 +93,15 @@ class Lock:
 
         Creates the file's folder; OSError if that or the file cannot be written.
         """
-        began, is_logged = time.monotonic(), False
+        began, is_logged, tries = time.monotonic(), False, 0
         while True:
-            owner = self._try()
+            try:
+                owner = self._try()
+            except (FileNotFoundError, FileExistsError):  # other processes create, replace or remove the same file
+                tries += 1
+                if tries == _TRIES:
+                    raise
+                continue
             waited = time.monotonic() - began
             if owner is None or (timeout is not None and waited >= timeout):
                 return owner
@@ -114,15 +120,6 @@ class Lock:
         self._open.close()
 
     def _try(self) -> Owner | None:
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                return self._try_once()
-            except (FileNotFoundError, FileExistsError):  # other processes create, replace or remove the same file
-                if not tries_left:
-                    raise
-        return None
-
-    def _try_once(self) -> Owner | None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = None
         try:
@@ -139,17 +136,16 @@ class Lock:
                 return owner or Owner()
             if owner and not (is_locked and owner.kind == _FLOCK) and not self._may_replace(owner):
                 return owner
-            mine = Owner.this_process(_FLOCK if is_locked else _FILE).lines()
-            if not is_locked:
-                if other := self._replace(before or b"", mine):
-                    return other
-            else:
+            content = Owner.this_process(_FLOCK if is_locked else _FILE).lines()
+            if is_locked:
                 if not os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+                    raise FileNotFoundError(errno.ENOENT, "removed meanwhile", str(self.path))
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, mine, 0)
+                os.pwrite(descriptor, content, 0)
                 self._open = stack.pop_all()
-        self._content, self._before = mine, before
+            elif other := self._replace(before or b"", content):
+                return other
+        self._content, self._before = content, before
         return None
 
     def _replace(self, before: bytes, content: bytes) -> Owner | None:
@@ -169,7 +165,7 @@ class Lock:
             raise
         try:
             if self.path.read_bytes() != before:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
+                raise FileExistsError(errno.EEXIST, "replaced meanwhile", str(self.path))
             os.replace(claim, self.path)
         finally:
             claim.unlink(missing_ok=True)
@@ -205,7 +201,9 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
         try:
             owner = lock.acquire()
         except OSError as error:
-            raise LockedError(_unwritable(key, error.filename or folder, error.strerror)) from error
+            raise LockedError(
+                f"{key}: {folder} cannot be created or written ({error.strerror}); choose another"
+            ) from error
         if owner is not None:
             raise LockedError(_refusal(folder, owner, key, what))
 
@@ -223,17 +221,14 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
         if not missing:
             acquire()
         elif not os.access(missing[-1].parent, os.W_OK | os.X_OK):
-            raise LockedError(_unwritable(key, folder, f"{missing[-1].parent} is not a writable directory"))
+            reason = f"{missing[-1].parent} is not a writable directory"
+            raise LockedError(f"{key}: {folder} cannot be created or written ({reason}); choose another")
         yield keep
     finally:
         lock.release(restores=not is_kept)
         for path in () if is_kept else missing:
             with contextlib.suppress(OSError):  # another process works in it
                 path.rmdir()
-
-
-def _unwritable(key: str, path: Path | str, reason: str | None) -> str:
-    return f"{key}: {path} cannot be created or written ({reason}); choose another"
 
 
 def _refusal(folder: Path, owner: Owner, key: str, what: str) -> str:
