@@ -214,7 +214,9 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
             if any(not path.name.startswith(".lock") for path in folder.iterdir()):
                 raise LockedError(f"{folder}: another {what} here, or has done so meanwhile; repeat this command")
         if keeps and not lock.has_flock:
-            log.warning("%s: is the lock, as this file system has no flock(2); %s removes it", lock.path, UNLOCK)
+            log.warning(
+                "%s: is the lock, as there is no flock(2) here; %s removes that of another machine", lock.path, UNLOCK
+            )
         is_kept = keeps
 
     try:

@@ -27,12 +27,9 @@ def airbench(
 ) -> Backbone:
     """A whitening layer, then blocks of convolution, pooling, normalisation, convolution, normalisation.
 
-    filters: output channels by block. Normalisation has biases and no scales; batch_norm_momentum is the share that its
-    moving statistics keep.
-    whitening_size: the first layer takes patches of so many pixels squared to their principal components, each divided
-    by the root of its variance plus whitening_epsilon, and to the negatives of those (section 3.1). It is computed from
-    the training images before the first step; a phase's `trainable` {from: block1_conv1} leaves it as it is.
-    weights: `none`, a .weights.h5 file, or a run folder.
+    filters: output channels by block. batch_norm_momentum: the share that moving statistics keep.
+    whitening_size: the first layer whitens patches of so many pixels squared (section 3.1), see `whitening`: before the
+    first step, and for good if a phase's `trainable` is {from: block1_conv1}. weights: `none`, a file, or a run folder.
     The model: float [B, H, W, C] in, float [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded
     down, after n blocks.
     """
@@ -83,7 +80,8 @@ def airbench(
 def whitening(images: np.ndarray, size: int, epsilon: float) -> np.ndarray:
     """Return the kernel float32 [size, size, C, 2 size^2 C] that whitens patches of images, float [N, H, W, C].
 
-    Its first half are the patches' principal components, strongest first, over the root of variance plus epsilon.
+    Its first half are the patches' principal components, strongest first, each divided by the root of its variance plus
+    epsilon; the second half are the negatives of those.
     """
     import numpy as np
 
