@@ -127,7 +127,7 @@ def test_an_interrupt_cancels_the_slurm_jobs_which_save(lab, on_slurm):
 
 
 @pytest.mark.cluster
-def test_a_slurm_job_that_dies_without_a_word_costs_its_cell_alone(lab, on_slurm):
+def test_a_slurm_job_that_dies_without_a_word_costs_its_job_alone(lab, on_slurm):
     process = start(lab, *on_slurm, "seed=1,2", *LONG, "sweep.retries=0", "hydra.launcher.jobs=1")
     wait_for(lambda: epochs(lab, "seed=1") > 0, process)
     found = [
@@ -149,7 +149,7 @@ def test_slurm_refuses_in_a_sentence(lab, on_slurm):
 
 
 @pytest.mark.cluster
-def test_ray_runs_cells_and_tells_how_they_went(lab, on_ray):
+def test_ray_runs_jobs_and_tells_how_they_went(lab, on_ray):
     done = finish(lab, *on_ray, "schedule.how=fine,raise,kill,diverge,once", code=1)
     assert "2 completed, 1 diverged, 2 failed" in done.stdout
     assert "no such rate" in done.stdout and "killed by SIGKILL" in done.stdout
@@ -167,7 +167,7 @@ def test_an_interrupt_stops_the_ray_tasks_which_save(lab, on_ray):
 
 
 @pytest.mark.cluster
-def test_a_ray_node_that_dies_costs_no_cell(lab, on_ray):
+def test_a_ray_node_that_dies_costs_no_job(lab, on_ray):
     node = Path(os.environ.get("RAY_TMPDIR", "/nowhere")) / "ray-node.pid"
     if not node.exists():
         pytest.skip("only scripts/cluster starts a second Ray node that this test may kill")
@@ -216,9 +216,9 @@ def test_numbers_out_of_range_are_refused(factory, settings, message):
         factory(**settings)
 
 
-def test_a_cell_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_path):
+def test_a_job_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_path):
     words = [*SMALL, *LONG, f"hydra.run.dir={tmp_path / 'run'}"]
-    process = worker.spawn(words, tmp_path / "run", None, 1)
+    process = worker.spawn(worker.Job(words, tmp_path / "run", None), 1)
     wait_for(lambda: (tmp_path / "run" / "history.csv").exists(), process, seconds=120)
     process.send_signal(signal.SIGUSR2)  # SLURM's, for the parent
     time.sleep(0.5)
@@ -246,5 +246,5 @@ def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
 
     monkeypatch.setattr(worker, "spawn", lambda *arguments: Process())
     (tmp_path / ray_launcher._STOP).touch()
-    assert ray_launcher._run([], str(tmp_path), None, 1, str(tmp_path)) == 143
+    assert ray_launcher._run(worker.Job([], tmp_path, None), 1, str(tmp_path)) == 143
     assert told == [1]

@@ -1,6 +1,7 @@
 """Pretrained backbones: where their weights come from, and that every technique takes a step with every augmentation."""
 
 import contextlib
+import functools
 import hashlib
 import http.server
 import io
@@ -15,6 +16,7 @@ from test_phases import MOBILENET, entered
 
 from cifar_research import augmentation, config
 from cifar_research.models import classifier, layers
+from cifar_research.models.backbones import pretrained, weights
 from cifar_research.runs import checkpoint
 from cifar_research.runtime.errors import ConfigError, WeightsError
 from cifar_research.training import steps
@@ -184,13 +186,12 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("backbone.image_size=24", ["image_size", "24", "MobileNetV2", "32"]),
+        ("backbone.image_size=24", ["image_size", "24", "32"]),
         ("backbone.image_size=2000", ["image_size", "2000", "1024"]),
         ("backbone.weights=nowhere", ["weights", "nowhere", "does not exist"]),
         ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
         ("backbone.batch_norm=false", ["batch_norm", "False"]),
         ("backbone.alpha=0.35", ["alpha"]),
-        ("+backbone.options.pooling=avg", ["backbone.options", "pooling"]),
         ("data.standardize=true", ["data.standardize", "preprocessing"]),
         ("backbone=mobilenet", ["mobilenet_v2"]),
     ],
@@ -227,15 +228,22 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """An EfficientNetV2 and the file of its weights."""
+    model = keras.applications.EfficientNetV2B0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    path = tmp_path_factory.mktemp("served") / "served.weights.h5"
+    model.save_weights(path)
+    return model, path
+
+
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(source, tmp_path, monkeypatch):
     """A server of EfficientNetV2's weights, whose hash Keras checks; its address stands in for Keras's own."""
     from keras.src.applications import efficientnet_v2
     from keras.src.utils import file_utils
 
-    source = keras.applications.EfficientNetV2B0(include_top=False, weights=None, input_shape=(32, 32, 3))
-    path = tmp_path / "served.weights.h5"
-    source.save_weights(path)
+    model, path = source
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(Server, "content", path.read_bytes())
@@ -254,36 +262,36 @@ def hub(tmp_path, monkeypatch):
         "get_file",
         lambda name, url, **more: get_file(name.removesuffix(".h5") + suffix, url, **more),
     )
-    yield source
+    yield model
     server.shutdown()
     server.server_close()
 
 
-def efficientnet():
-    words = ["experiment=transfer", "backbone=efficientnet_v2_b0", "backbone.image_size=32", "training=scratch"]
+def imagenet():
+    """Return an EfficientNetV2 with the weights of the server."""
     with contextlib.redirect_stdout(io.StringIO()):
-        task, _ = entered(*words, base=[])
-    return classifier.parts(task.model)[0]
+        return weights._imagenet(
+            functools.partial(pretrained._application, "efficientnet_v2", "EfficientNetV2B0", 32, {})
+        )
 
 
 def test_imagenet_weights_are_downloaded_verified_and_kept(hub, tmp_path, monkeypatch):
-    assert_same_weights(efficientnet(), hub)
+    words = ["experiment=transfer", "backbone=efficientnet_v2_b0", "backbone.image_size=32", "training=scratch"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        task, _ = entered(*words, base=[])
+    assert_same_weights(classifier.parts(task.model)[0], hub)
     assert len(list((tmp_path / "keras" / "models").glob("*.h5"))) == 1
     monkeypatch.setattr(Server, "content", b"")
-    assert_same_weights(efficientnet(), hub)  # from what was kept
+    assert_same_weights(imagenet(), hub)  # from what was kept
 
 
-def test_other_bytes_than_the_hash_says_are_refused(hub, monkeypatch):
-    monkeypatch.setattr(Server, "content", Server.content[:-1] + b"x")
-    with pytest.raises(WeightsError, match="hash"):
-        efficientnet()
-
-
-def test_half_a_file_is_refused_and_not_kept(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(Server, "content", Server.content[: len(Server.content) // 2])
-    with pytest.raises(WeightsError, match="imagenet"):
-        efficientnet()
-    assert not list((tmp_path / "keras" / "models").glob("*.h5"))
+def test_half_a_file_and_other_bytes_than_the_hash_says_are_refused_and_not_kept(hub, tmp_path, monkeypatch):
+    content = Server.content
+    for wrong, reason in ((content[: len(content) // 2], "imagenet"), (content[:-1] + b"x", "hash")):
+        monkeypatch.setattr(Server, "content", wrong)
+        with pytest.raises(WeightsError, match=reason):
+            imagenet()
+        assert reason == "hash" or not list((tmp_path / "keras" / "models").glob("*.h5"))
 
 
 def test_without_a_server_one_sentence_names_the_file_and_the_folder(hub, tmp_path, monkeypatch):
@@ -291,6 +299,7 @@ def test_without_a_server_one_sentence_names_the_file_and_the_folder(hub, tmp_pa
 
     monkeypatch.setattr(efficientnet_v2, "BASE_WEIGHTS_PATH", "http://127.0.0.1:9/")
     with pytest.raises(WeightsError) as error:
-        efficientnet()
-    told = str(error.value)
-    assert "efficientnetv2-b0_notop.h5" in told and str(tmp_path / "keras" / "models") in told and "\n" not in told
+        imagenet()
+    message = str(error.value)
+    assert "efficientnetv2-b0_notop.h5" in message and str(tmp_path / "keras" / "models") in message
+    assert "\n" not in message

@@ -110,7 +110,7 @@ TARGETS = [
     # Our own package, but not a factory.
     "cifar_research.train.command", "cifar_research.sweeps.run.subprocess.run", "cifar_research.data.download.fetch",
     "cifar_research.preview.write_preview", "cifar_research.models.backbones.pretrained.os.system",
-    "cifar_research.models.heads.Any", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
+    "cifar_research.models.heads.Literal", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
 ]  # fmt: skip
 
 

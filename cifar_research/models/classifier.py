@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from cifar_research.config.contracts import Backbone, Head
 from cifar_research.config.targets import said
 from cifar_research.runtime.errors import WeightsError
-
-if TYPE_CHECKING:
-    import keras
+from cifar_research.runtime.lazy import keras, tf
 
 
 def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out; see `parts`.
+    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out.
 
-    WeightsError names a backbone that cannot be built, or whose output the head does not take.
+    WeightsError names a backbone or head that cannot be built, or that do not fit together.
     """
-    import keras
 
     images = keras.Input(image_shape, name="images")
-    features = _features(backbone, images, num_classes)
-    if head.pools and len(features.shape) != 4:
-        raise WeightsError(
-            f"backbone: {_name(backbone.build)} returns the shape {list(features.shape)}, and this head pools a feature map "
-            "[None, h, w, channels]; set model.pooling=flatten, or leave out the backbone's last layer"
-        )
+    features = _features(backbone, images, head.pools, num_classes)
     # A head that pools takes maps of any size, so that a phase may train on smaller images.
     height_and_width = (None, None) if head.pools else features.shape[1:3]
     inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
@@ -33,62 +27,62 @@ def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int]
     return keras.Model(images, keras.Model(inputs, logits, name="head")(features), name="classifier")
 
 
-def _logits(head: Head, inputs: Any, num_classes: int) -> Any:
-    try:
+def _logits(head: Head, inputs: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
+    name = _name(head.build)
+    with _as_weights_error(f"model: {name} cannot be built on features {list(inputs.shape)}"):
         logits = head.build(inputs, num_classes)
-    except Exception as error:  # noqa: BLE001 — a user's own code may raise any kind
-        raise WeightsError(
-            f"model: {_name(head.build)} cannot be built on features {list(inputs.shape)}: {said(error)}"
-        ) from error
-    if tuple(getattr(logits, "shape", ())) != (None, num_classes):
-        found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
-        raise WeightsError(f"model: {_name(head.build)} returns {found}, and must return logits {[None, num_classes]}")
+    if _shape(logits) != [None, num_classes]:
+        returned = _shape(logits) or type(logits).__name__
+        raise WeightsError(f"model: {name} returns {returned}; it must return logits {[None, num_classes]}")
     return logits
 
 
-def _features(backbone: Backbone, images: Any, num_classes: int) -> Any:
-    """Return what a backbone makes of images, with a size that is known but for the batch's."""
-    import keras
+def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, num_classes: int) -> keras.KerasTensor:
+    """Return the backbone's output, all of whose dimensions are known but for the batch's."""
 
     name = _name(backbone.build)
-    try:
+    with _as_weights_error(f"backbone: {name} cannot be built for images {list(images.shape[1:])}"):
         model = backbone.build(images.shape[1:])
-        features = model(images) if isinstance(model, keras.Model) else None
-    except WeightsError:
-        raise
-    except Exception as error:  # noqa: BLE001 — a user's own code may raise any kind
+        features = model(images) if isinstance(model, keras.Model) else model
+    shape = _shape(features)
+    is_known = len(shape) > 1 and None not in shape[1:]
+    if not is_known or (needs_map and len(shape) != 4) or _is_classifier(model, shape, num_classes):
         raise WeightsError(
-            f"backbone: {name} cannot be built for images {list(images.shape[1:])}: {said(error)}"
-        ) from error
-    if features is None:
-        raise WeightsError(
-            f"backbone: {name} returns {type(model).__name__}, and must return a keras.Model for the shape of an image"
-        )
-    shape = getattr(features, "shape", None)
-    if shape is None or len(shape) < 2 or None in shape[1:]:
-        found = list(shape) if shape is not None else f"{type(features).__name__} of several outputs"
-        raise WeightsError(
-            f"backbone: {name} returns {found}; it must return one feature map [None, h, w, channels] of a known size"
-        )
-    last = leaves(model)[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    is_softmax = activation == "softmax" or isinstance(last, keras.layers.Softmax)
-    if len(shape) == 2 and (is_softmax or (activation == "linear" and shape[1] == num_classes)):
-        raise WeightsError(
-            f"backbone: {name} returns the shape {list(shape)}, as a whole classifier does, and a head is always added to "
-            "a feature map [None, h, w, channels]; leave out its last layer (and set model.pooling=flatten for a vector)"
+            f"backbone: {name} returns {shape or type(features).__name__}; it must return a keras.Model whose output is one "
+            "feature map [None, h, w, channels] of a known size, or a vector with model.pooling=flatten; of a whole classifier, "
+            "leave out its last layer"
         )
     return features
 
 
-def _name(function: Any) -> str:
-    """Return what a factory is called, by the function that it has returned."""
+def _is_classifier(model: keras.Model, shape: list[int | None], num_classes: int) -> bool:
+    activation = getattr(leaves(model)[-1], "activation", None)
+    is_linear = activation is keras.activations.linear
+    return len(shape) == 2 and (activation is keras.activations.softmax or (is_linear and shape[1] == num_classes))
+
+
+@contextlib.contextmanager
+def _as_weights_error(problem: str) -> Iterator[None]:
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:  # noqa: BLE001 — a user's own code may raise any kind
+        raise WeightsError(f"{problem}: {said(error)}") from error
+
+
+def _shape(value: Any) -> list[int | None]:
+    return list(getattr(value, "shape", ()))
+
+
+def _name(function: Callable) -> str:
+    """Return the name of the factory that has returned a function."""
     name = str(getattr(function, "__qualname__", type(function).__name__)).partition(".<locals>")[0]
     return f"{getattr(function, '__module__', '')}.{name}"
 
 
 def parts(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Return the backbone and the head that a classifier was made of."""
+    """Return the backbone and the head of a classifier."""
     _, backbone, head = model.layers
     return backbone, head
 
@@ -107,7 +101,6 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
 
 def forward_flops(model: keras.Model) -> int:
     """Return the floating-point operations of a forward pass of one image, a multiplication and an addition as two."""
-    import tensorflow as tf
     from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
 
     call = tf.function(lambda images: model(images, training=False))
@@ -115,7 +108,7 @@ def forward_flops(model: keras.Model) -> int:
     options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("ERROR")  # it warns of its own use of what it calls deprecated
+    logger.setLevel("ERROR")  # it warns that it calls a deprecated function
     try:
         return profile(graph, options=options).total_float_ops
     finally:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from cifar_research.config.targets import check_range
+from cifar_research.runtime.lazy import tf
 
-Loss = Callable[[Any, Any], Any]
+Loss = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
 
 
 def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
@@ -15,8 +15,6 @@ def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits, targets):
-        import tensorflow as tf
-
         return tf.nn.softmax_cross_entropy_with_logits(_smooth(targets, label_smoothing), logits)
 
     return loss
@@ -27,15 +25,13 @@ def mean_squared_error(*, label_smoothing: float = 0.0) -> Loss:
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits, targets):
-        import tensorflow as tf
-
         difference = tf.math.squared_difference(tf.nn.softmax(logits), _smooth(targets, label_smoothing))
         return tf.reduce_mean(difference, axis=-1)
 
     return loss
 
 
-def _smooth(targets, label_smoothing: float):
+def _smooth(targets: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     if label_smoothing == 0:
         return targets
     return targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]

@@ -8,37 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cifar_research.config.targets import check_range
+from cifar_research.runtime.lazy import tf
 
-Schedule = Callable[[Any, int, int], Any]
+Schedule = Callable[["tf.Tensor", int, int], "tf.Tensor"]
 
 
 def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
     """1."""
-    warmup = _warmup(warmup_epochs, warmup_steps)
-
-    def schedule(step, total_steps, steps_per_epoch):
-        return _ramp(step, warmup(steps_per_epoch))
-
-    return schedule
+    return _after_warmup(warmup_epochs, warmup_steps, lambda step, begin, total_steps, steps_per_epoch: 1.0)
 
 
 def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
     """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017)."""
     check_range("[]", 0, 1, final_fraction=final_fraction)
-    warmup = _warmup(warmup_epochs, warmup_steps)
 
-    def schedule(step, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
-        begin = warmup(steps_per_epoch)
+    def factor(step, begin, total_steps, steps_per_epoch):
         share = tf.clip_by_value((step - begin) / max(total_steps - begin, 1), 0.0, 1.0)
-        wave = 0.5 * (1 + tf.cos(math.pi * share))
-        return _ramp(step, begin) * (final_fraction + (1 - final_fraction) * wave)
+        return final_fraction + (1 - final_fraction) * (0.5 * (1 + tf.cos(math.pi * share)))
 
-    return schedule
+    return _after_warmup(warmup_epochs, warmup_steps, factor)
 
 
 def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fraction: float = 0.0) -> Schedule:
@@ -49,8 +39,6 @@ def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fr
     check_range("[]", 0, 1, peak_at=peak_at, initial_fraction=initial_fraction, final_fraction=final_fraction)
 
     def schedule(step, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
         peak = peak_at * total_steps
         up = initial_fraction + (1 - initial_fraction) * step / max(peak, 1e-6)
         down = 1 - (1 - final_fraction) * (step - peak) / max(total_steps - peak, 1e-6)
@@ -68,17 +56,15 @@ def step_decay(
     warmup_steps: int = 0,
 ) -> Schedule:
     """factor^n after n whole periods; a period is in epochs or, if given, in steps."""
-    period = _period(factor, every_epochs, every_steps)
-    warmup = _warmup(warmup_epochs, warmup_steps)
+    _check_period(factor, every_epochs, every_steps)
 
-    def schedule(step, total_steps, steps_per_epoch):
-        import tensorflow as tf
-
+    def decayed(step, begin, total_steps, steps_per_epoch):
+        period = every_steps or every_epochs * steps_per_epoch
         # A traced quotient is a product with 1 / period, which may fall short of a whole number by a rounding.
-        periods = tf.floor(tf.cast(step, tf.float64) / period(steps_per_epoch) + 1e-9)
-        return _ramp(step, warmup(steps_per_epoch)) * factor ** tf.cast(periods, tf.float32)
+        periods = tf.floor(tf.cast(step, tf.float64) / period + 1e-9)
+        return factor ** tf.cast(periods, tf.float32)
 
-    return schedule
+    return _after_warmup(warmup_epochs, warmup_steps, decayed)
 
 
 def exponential(
@@ -90,21 +76,16 @@ def exponential(
     warmup_steps: int = 0,
 ) -> Schedule:
     """factor^(step / period), smoothly; a period is in epochs or, if given, in steps."""
-    period = _period(factor, every_epochs, every_steps)
-    warmup = _warmup(warmup_epochs, warmup_steps)
+    _check_period(factor, every_epochs, every_steps)
 
-    def schedule(step, total_steps, steps_per_epoch):
-        return _ramp(step, warmup(steps_per_epoch)) * factor ** (step / period(steps_per_epoch))
+    def decayed(step, begin, total_steps, steps_per_epoch):
+        return factor ** (step / (every_steps or every_epochs * steps_per_epoch))
 
-    return schedule
+    return _after_warmup(warmup_epochs, warmup_steps, decayed)
 
 
 def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: int) -> bool:
-    """Say whether a schedule depends on the number of all steps: whether these make it other operations.
-
-    Nothing is computed, so that TensorFlow's threads can still be set.
-    """
-    import tensorflow as tf
+    """Return whether a schedule's operations differ for these numbers of all steps; nothing is computed."""
 
     graphs = set()
     for total in totals:
@@ -114,24 +95,22 @@ def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: i
     return len(graphs) > 1
 
 
-def _ramp(step, steps: float):
-    import tensorflow as tf
-
-    return tf.minimum((step + 1) / steps, 1.0) if steps > 0 else tf.ones_like(step)
-
-
-def _warmup(epochs: float, steps: int) -> Callable[[int], float]:
-    """Return the function from steps_per_epoch to the length of the warm-up in steps."""
+def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float, int, int], tf.Tensor]) -> Schedule:
+    """Return a schedule with a warm-up; factor: (step, warm-up steps, total_steps, steps_per_epoch) -> its value."""
     check_range("[]", 0, warmup_epochs=epochs, warmup_steps=steps)
     if epochs and steps:
-        raise ValueError(f"warmup_steps: {steps} steps and warmup_epochs={epochs} contradict each other; give one")
-    return lambda steps_per_epoch: steps or epochs * steps_per_epoch
+        raise ValueError(f"warmup_steps: {steps} contradicts warmup_epochs={epochs}; set one of them")
+
+    def schedule(step, total_steps, steps_per_epoch):
+        begin = steps or epochs * steps_per_epoch
+        ramp = tf.minimum((step + 1) / begin, 1.0) if begin > 0 else tf.ones_like(step)
+        return ramp * factor(step, begin, total_steps, steps_per_epoch)
+
+    return schedule
 
 
-def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[[int], float]:
-    """Return the function from steps_per_epoch to the length of a period in steps."""
+def _check_period(factor: float, epochs: float | None, steps: int | None) -> None:
     check_range("(]", 0, 1, factor=factor)
-    if epochs is None and steps is None:
-        raise ValueError("every_epochs: null and every_steps=null leave no period; give one of them")
     check_range("(]", 0, every_epochs=epochs, every_steps=steps)
-    return lambda steps_per_epoch: steps or epochs * steps_per_epoch
+    if epochs is None and steps is None:
+        raise ValueError("every_epochs: null and every_steps=null leave no period; set one of them")

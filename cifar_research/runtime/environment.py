@@ -1,4 +1,4 @@
-"""The process a run works in: noise, threads, memory, determinism, precision, devices, seed."""
+"""The process that a run works in: threads, memory, determinism, precision, devices, seed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cifar_research.runtime import folders
-from cifar_research.runtime.cores import usable
 from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.runtime.lazy import keras, tf
+from cifar_research.runtime.signals import stop_signals
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SAME_WISH_SECONDS = 0.5
-STALE = 75  # the exit code of a process that a run can no longer be set up in as another would be
-leaves_if_stale = False  # said by who starts the run anew then; elsewhere TensorFlow's threads stay as they are
-_threads_set: tuple[int, int] | None = None  # within and between operations, by an earlier run of this process
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+raises_if_stale = False  # set where a run that raises StaleProcess is started again, in a new process
+_threads_set: tuple[int, int] | None = None  # within and between operations, by an earlier run of this process
+
+
+class StaleProcess(Exception):
+    """An earlier run set this process up, and a run in a new process would get another setup."""
 
 
 @dataclass(frozen=True)
@@ -35,146 +32,75 @@ class Environment:
     """What `prepare` chose; `strategy` is TensorFlow's default one when training.strategy is none."""
 
     strategy: tf.distribute.Strategy
-    device: str  # for people: "CPU, 2 threads"
+    device: str  # to display: "CPU, 2 threads"
     prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
     deterministic: bool
-    is_chief: bool  # see the function of that name
+    is_chief: bool
     batch_shards: int  # see training/shards.py
-    memory_growth: bool | None  # whether GPUs' memory is taken as it is needed; None on a CPU
+    memory_growth: bool | None  # of the GPUs; None on a CPU
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a launcher may have limited."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(threads) if threads.isdecimal() and int(threads) > 0 else cores
 
 
 def is_chief(strategy: str) -> bool:
-    """Say whether this process is the one that writes files, which it is unless TF_CONFIG makes it another worker."""
+    """Return whether this process writes files: all do but the other workers of a multi-worker run (TF_CONFIG)."""
     if strategy != "multi_worker":
         return True
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        raise ConfigError(
-            "training.strategy: multi_worker needs the environment variable TF_CONFIG, which lists the workers; "
-            "set it, or use training.strategy=mirrored for the devices of one machine"
-        )
+    text = os.environ.get("TF_CONFIG", "")
     try:
-        cluster = json.loads(text)
-        kind, index, workers = cluster["task"]["type"], cluster["task"]["index"], cluster["cluster"]
+        config = json.loads(text)
+        kind, index, workers = config["task"]["type"], config["task"]["index"], config["cluster"]
         return kind == "chief" or ("chief" not in workers and kind == "worker" and index == 0)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"training.strategy: TF_CONFIG is {text!r}, and multi_worker cannot read it ({error!r}); it must be like "
+            f"training.strategy: multi_worker cannot read the environment variable TF_CONFIG, {text!r}; set it to "
             '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
         ) from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep TensorFlow's start-up messages off the terminal; what matters comes back as an exception.
-
-    Some are written before TensorFlow reads TF_CPP_MIN_LOG_LEVEL, so standard error is turned away meanwhile.
-    """
+    """Discard TensorFlow's start-up messages, some of which precede its reading of TF_CPP_MIN_LOG_LEVEL."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-@contextlib.contextmanager
-def stop_signals(*, within_calls: bool = False) -> Iterator[list[int]]:
-    """Collect the first stop signal in a list instead of ending; the second one ends the process at once.
-
-    They are SIGTERM, SIGINT, and SIGUSR1, which batch systems send ahead of a time limit (`sbatch --signal=USR1@60`).
-    within_calls: end in the middle of a native call, too, where Python hears of no signal until it returns, with 128
-    and the signal's number as exit code; what comes within half a second of the first is the same wish, since a
-    terminal, a launcher and a cluster may each pass it on.
-    """
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def give_back() -> None:
-        while before:
-            number, handler = before.popitem()
-            if handler is not None:  # as it is where a program that Python is within has set one
-                signal.signal(number, handler)
-
-    def handle(number: int, frame: Any) -> None:
-        if not received:
-            received.append(number)
-        if not within_calls:
-            give_back()
-
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ValueError):  # outside of the main thread, signals are someone else's
-            for number in _STOP_SIGNALS:
-                before[number] = signal.signal(number, handle)
-            if within_calls:
-                stack.enter_context(_watched(received))
-        try:
-            yield received
-        finally:
-            give_back()
-
-
-@contextlib.contextmanager
-def _watched(received: list[int]) -> Iterator[None]:
-    """Let a thread see signals as they come, by the pipe that Python's own handler writes their numbers to."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-
-    def watch() -> None:
-        first = None
-        while number := os.read(reader, 1):
-            if number[0] not in _STOP_SIGNALS:
-                continue
-            if first is None:
-                first = time.monotonic()
-                if not received:
-                    received.append(number[0])
-            elif time.monotonic() - first > _SAME_WISH_SECONDS:
-                os._exit(128 + number[0])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(earlier)
-        os.close(writer)
-        thread.join()
-        os.close(reader)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def provide_home() -> None:
-    """Let Keras and matplotlib keep their files in our cache folder where there is no home directory to write into.
-
-    Without one they would make a folder called ~, or take a new one in /tmp each time.
-    """
+    """Let Keras and matplotlib write into our cache folder if the home directory is not writable."""
     home = os.path.expanduser("~")
     if os.access(home, os.W_OK):
         return
     try:
         folder = folders.root(None)
         folder.mkdir(parents=True, exist_ok=True)
-    except (DataError, OSError):  # one by data.cache_dir, perhaps
+    except (DataError, OSError):
         folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():  # another user's: what it holds is not to be trusted
+        if folder.stat().st_uid != os.getuid():  # another user made it, so its content is not trusted
             return
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
-    if not os.path.isdir(os.path.join(home, ".keras")):  # whose weights and data can be read all the same
+    if not os.path.isdir(os.path.join(home, ".keras")):  # whose weights and data can still be read
         os.environ.setdefault("KERAS_HOME", str(folder / "keras"))
 
 
-def import_tensorflow() -> list[Any]:
-    """Import TensorFlow and Keras without their noise, let GPU memory grow as it is needed, and return the GPUs."""
+def import_tensorflow() -> list[tf.config.PhysicalDevice]:
+    """Import TensorFlow and Keras without messages, let GPU memory grow as needed, and return the GPUs."""
     provide_home()
-    # A Ctrl-C in the midst of it would come out of their extensions as an ImportError.
-    with stop_signals() as received, quiet():
+    with stop_signals() as received, quiet():  # an interrupt within native modules would become an ImportError
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -189,7 +115,7 @@ def import_tensorflow() -> list[Any]:
 
 @contextlib.contextmanager
 def precision_kept() -> Iterator[None]:
-    """Give Keras the precision that it had back at the end."""
+    """Restore Keras's precision at the end."""
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
     try:
         yield
@@ -202,27 +128,17 @@ def precision_kept() -> Iterator[None]:
 def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
     """Import TensorFlow and set up this process for a run with the config section `training`.
 
-    batch_shards: see training/shards.py; if there are several, an op has one thread.
-
-    May be called again in one process. What TensorFlow cannot change any more then stays: the number of threads, and
-    determinism once it is on. A ConfigError says so where a setting asks for another; where none does, an operation may
-    have other threads than in a process of the run's own, and results differ in their last digits.
+    batch_shards: see training/shards.py; if there are several, an operation has one thread.
+    In a process that has trained before, TensorFlow cannot change the number of threads, nor end determinism. A
+    ConfigError says so if a setting asks for it; otherwise results may differ in their last digits.
     """
     gpus = import_tensorflow()
-    import keras
-    import tensorflow as tf
-    from tensorflow.python.framework.config import is_op_determinism_enabled  # there is no public one
 
     batch_shards = 1 if gpus else batch_shards
     _set_threads(training.threads, batch_shards)
     deterministic = not gpus and not training.jit_compile if training.deterministic is None else training.deterministic
-    if training.jit_compile and is_op_determinism_enabled():
-        if leaves_if_stale:
-            raise SystemExit(STALE)
-        raise ConfigError(
-            "training.jit_compile: true came too late, a deterministic run came before it in this process; start "
-            "this run in a process of its own"
-        )
+    if training.jit_compile and is_deterministic():
+        raise _stale("training.jit_compile: true does not work after a deterministic run in the same process")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 
@@ -230,10 +146,8 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
     keras.config.set_dtype_policy(POLICIES[training.precision])
     keras.utils.set_random_seed(seed)
     strategy = _strategy(training.strategy)
-    threads = training.threads or usable()
-    device = (
-        gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    )
+    threads = training.threads or usable_cores()
+    device = gpus[0].name.removeprefix("/physical_device:") if gpus else f"CPU, {threads} thread{'s' * (threads > 1)}"
     if strategy.num_replicas_in_sync > 1:
         device = f"{strategy.num_replicas_in_sync} replicas, {device} each"
     return Environment(
@@ -247,33 +161,37 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
     )
 
 
-def _set_threads(threads: int | None, batch_shards: int) -> None:
-    import tensorflow as tf
+def is_deterministic() -> bool:
+    """Return whether TensorFlow's operations are deterministic, by a private function: no public one says."""
+    from tensorflow.python.framework.config import is_op_determinism_enabled
 
+    return is_op_determinism_enabled()
+
+
+def _set_threads(threads: int | None, batch_shards: int) -> None:
     global _threads_set
     setting = tf.config.threading
-    is_now = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
-    wanted = (threads or 0,) * 2 if batch_shards == 1 else (1, threads or usable())
-    is_callers_own = batch_shards == 1 and threads is None and is_now != _threads_set
-    if wanted == is_now or is_callers_own:
+    current = setting.get_intra_op_parallelism_threads(), setting.get_inter_op_parallelism_threads()
+    wanted = (threads or 0,) * 2 if batch_shards == 1 else (1, threads or usable_cores())
+    is_callers_own = batch_shards == 1 and threads is None and current != _threads_set
+    if wanted == current or is_callers_own:
         return
     try:
         setting.set_intra_op_parallelism_threads(wanted[0])
         setting.set_inter_op_parallelism_threads(wanted[1])
         _threads_set = wanted
     except RuntimeError as error:
-        if leaves_if_stale:
-            raise SystemExit(STALE) from error
-        if threads is not None and threads != max(is_now):
-            raise ConfigError(
-                f"training.threads: {threads} came too late, TensorFlow already runs in this process; "
-                "start this run in a process of its own"
+        if raises_if_stale or (threads is not None and threads != max(current)):
+            raise _stale(
+                f"training.threads: {threads} cannot be set, TensorFlow already runs in this process"
             ) from error
 
 
-def _strategy(name: str) -> tf.distribute.Strategy:
-    import tensorflow as tf
+def _stale(problem: str) -> Exception:
+    return StaleProcess() if raises_if_stale else ConfigError(f"{problem}; start this run in a new process")
 
+
+def _strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])

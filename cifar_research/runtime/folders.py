@@ -12,16 +12,16 @@ def root(cache_dir: str | None) -> Path:
     """Return the folder of all caches: `cache_dir`, else $CIFAR_CACHE_DIR, else the user's cache folder."""
     if cache_dir:
         return expanded(cache_dir, "data.cache_dir")
-    if chosen := os.environ.get("CIFAR_CACHE_DIR"):
-        return expanded(chosen, "CIFAR_CACHE_DIR")
+    if folder := os.environ.get("CIFAR_CACHE_DIR"):
+        return expanded(folder, "CIFAR_CACHE_DIR")
     return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "CIFAR_CACHE_DIR") / "cifar_research"
 
 
 def expanded(path: str | Path, key: str) -> Path:
-    """Return a path with its ~ or ~user filled in; DataError, naming `key`, if that user has no home directory."""
+    """Return a path with its ~ or ~user replaced; DataError, naming `key`, if there is no such home directory."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(
-            f"{key}: {path} begins with a home directory that does not exist; set {key} to a whole path"
+            f"{key}: {path} begins with a home directory that does not exist; set {key} to an absolute path"
         ) from error

@@ -26,9 +26,9 @@ from cifar_research.display import console
 from cifar_research.runs import report
 from cifar_research.runs.ledger import LEDGER, Cell, read
 from cifar_research.runtime import locks, programs
-from cifar_research.runtime.environment import stop_signals
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
+from cifar_research.runtime.signals import StopRequest, stop_signals
 from cifar_research.sweeps.launchers import worker
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.live import Live
@@ -84,14 +84,14 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
         )
         live = Live(folder, ledger.cells, launcher, trials or len(ledger.cells))
         _write_columns(folder, ledger)
-        with stop_signals() as received, live:
-            _run_cells(source, ledger, launcher, live, settings.sweep, received, [locks.UNLOCK] if unlocks else [])
+        with stop_signals() as stop, live:
+            _run_cells(source, ledger, launcher, live, settings.sweep, stop, [locks.UNLOCK] if unlocks else [])
         problem = _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
         if problem and any(cell.is_complete for cell in ledger.cells):
             console.error(f"{folder}: its leaderboard could not be written: {problem}")
-    if received:
-        return 128 + received[0]
+    if stop.signal:
+        return 128 + stop.signal
     return 1 if _failed(ledger) else 0
 
 
@@ -143,7 +143,7 @@ def _run_cells(
     launcher: Launcher,
     live: Live,
     settings: SweepConfig,
-    received: list[int],
+    stop: StopRequest,
     flags: Sequence[str] = (),
 ) -> None:
     """Hand out what the source has, and write down what came of it, until all have ended or a signal came.
@@ -191,7 +191,7 @@ def _run_cells(
             if state == "failed" and settings.on_error == "stop" and not is_stopping:
                 is_stopping = True
                 launcher.stop()
-        if received and not is_stopping:
+        if stop.signal and not is_stopping:
             is_stopping = True
             live.message("Stopping: each run saves first; a second signal ends them at once.")
             launcher.stop()

@@ -16,6 +16,7 @@ from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.runs import report
 from cifar_research.runtime.environment import Environment
+from cifar_research.runtime.signals import StopRequest
 from cifar_research.training.outputs import Outputs
 from cifar_research.training.saver import Saver
 from cifar_research.training.scoring import Evaluation, Scores
@@ -30,8 +31,8 @@ Rule = Callable[[Mapping[str, Any]], bool]
 class Stage:
     """A phase of training with what it works on.
 
-    data: images, or features of them; evaluate: scores its splits; is_last: whether no other phase follows; received: the
-    signals that have come, at the first of which the run saves and stops; is_hopeless: ends the run as `pruned`.
+    data: images, or features of them; evaluate: scores its splits; is_last: whether no other phase follows; stop: once
+    requested, the run saves and stops; is_hopeless: ends the run as `pruned`.
     """
 
     phase: Phase
@@ -39,7 +40,7 @@ class Stage:
     drop_remainder: bool
     evaluate: Evaluation
     is_last: bool
-    received: list[int]
+    stop: StopRequest
     is_hopeless: Rule | None = None
 
 
@@ -96,13 +97,13 @@ def fit(
                 if stage.is_hopeless is not None and stage.is_hopeless(progress.history[-1]) and not is_over:
                     outputs.display.message(f"Pruned after epoch {progress.epoch}: others were better by then.")
                     return outcome("pruned")
-            elif stage.received:
+            elif stage.stop.signal:
                 saver.save(state, progress)
         except FloatingPointError as error:
             outputs.display.message(f"{error}: the run has diverged.")
             return outcome("diverged")
-        if stage.received and not is_over:
-            return outcome("stopped", stage.received[0])
+        if stage.stop.signal and not is_over:
+            return outcome("stopped", stage.stop.signal)
     return outcome("completed")
 
 

@@ -17,7 +17,7 @@ from cifar_research.display import console, header
 from cifar_research.runs import run_folder
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runtime import environment as environments
-from cifar_research.runtime import programs
+from cifar_research.runtime import programs, signals
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.training import shards
 
@@ -184,9 +184,9 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
         is_of_images = phase_data is data
         evaluate = evaluate_images if is_of_images else Evaluation(state, batch_size, phase_forward, device)
         is_last = number == len(settings.phases) - 1
-        with environments.stop_signals(within_calls=True) as received:
+        with signals.stop_signals(within_calls=True) as stop:
             drops = settings.data.drop_remainder
-            stage = loop.Stage(phase, phase_data, drops, evaluate, is_last, received, is_hopeless)
+            stage = loop.Stage(phase, phase_data, drops, evaluate, is_last, stop, is_hopeless)
             outcome = loop.fit(state, progress, stage, settings.training, run.environment, saver, run.outputs)
         if run.seconds.get("first_step") is None:
             run.seconds["first_step"] = outcome.first_step_seconds

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cifar_research.runtime.cores import usable
+from cifar_research.runtime.environment import usable_cores
 
 if TYPE_CHECKING:
     from cifar_research.config.settings import Settings
@@ -27,7 +27,7 @@ def count(settings: Settings, data: Dataset) -> int:
     Without TensorFlow, whose threads depend on it.
     """
     training = settings.training
-    threads = training.threads or usable()
+    threads = training.threads or usable_cores()
     if not 1 < threads <= _MOST_CORES or training.strategy != "none" or training.jit_compile:
         return 1
     if not (settings.backbone.is_by_image and settings.head.is_by_image):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cifar_research.config.contracts import Backbone
+from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
 from cifar_research.models.backbones.cnn import Activation, Initialization, initializer
+from cifar_research.runtime.lazy import keras
 
 if TYPE_CHECKING:
-    import keras
     import numpy as np
 
 
@@ -26,37 +27,38 @@ def airbench(
 ) -> Backbone:
     """A whitening layer, then blocks of convolution, pooling, normalisation, convolution, normalisation.
 
-    filters: output channels by block. Normalisation has biases and no scales, and its moving statistics forget fast:
-    batch_norm_momentum is the share they keep.
-    whitening_size: the first layer takes patches of so many pixels squared to their principal components, each divided
-    by the root of its variance plus whitening_epsilon, and to the negatives of those (section 3.1). It is computed from
-    the training images before the first step; it is trained only if a phase's `trainable` holds it:
-    {from: block1_conv1} leaves it as it is.
-    weights: `none`, a .weights.h5 file, or the folder of a run, whose backbone it is.
+    filters: output channels by block. batch_norm_momentum: the share that moving statistics keep.
+    whitening_size: the first layer whitens patches of so many pixels squared (section 3.1), see `whitening`: before the
+    first step, and for good if a phase's `trainable` is {from: block1_conv1}. weights: `none`, a file, or a run folder.
     The model: float [B, H, W, C] in, float [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded
-    down, after n blocks. ValueError names what is out of range.
+    down, after n blocks.
     """
-    _check(filters, whitening_size, whitening_epsilon, batch_norm_momentum)
+    check_range("[]", 1, filters=min(filters, default=0))
+    check_range("[]", 1, 8, whitening_size=whitening_size)
+    check_range("(]", 0, whitening_epsilon=whitening_epsilon)
+    check_range("[)", 0, 1, batch_norm_momentum=batch_norm_momentum)
     loading.check(weights)
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
-        import keras
-
         from cifar_research.models import layers
 
-        stack: list[keras.layers.Layer] = [keras.Input(image_shape, name="images")]
         width = 2 * image_shape[-1] * whitening_size**2
-        stack.append(layers.Conv2D(width, whitening_size, name="whitening"))
-        stack.append(layers.Activation(activation, name=f"whitening_{activation}"))
+        stack = [
+            keras.Input(image_shape, name="images"),
+            layers.Conv2D(width, whitening_size, name="whitening"),
+            layers.Activation(activation, name=f"whitening_{activation}"),
+        ]
         for block, channels in enumerate(filters, 1):
-            for number in (1, 2):
-                name, kernel = f"block{block}_conv{number}", initializer(initialization)
+            for name in (f"block{block}_conv1", f"block{block}_conv2"):
+                kernel = initializer(initialization)
                 stack.append(
                     layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=kernel, name=name)
                 )
-                if number == 1:
+                if name.endswith("conv1"):
                     stack.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool"))
-                stack += _normalized(name, activation, batch_norm_momentum)
+                norm = {"momentum": batch_norm_momentum, "epsilon": 1e-5, "scale": False}
+                stack.append(layers.BatchNormalization(**norm, name=f"{name}_norm"))
+                stack.append(layers.Activation(activation, name=f"{name}_{activation}"))
         return keras.Sequential(stack, name="airbench")
 
     def load_weights(model: keras.Model, images: Callable[[], np.ndarray]) -> None:
@@ -75,32 +77,11 @@ def airbench(
     )
 
 
-def _normalized(convolution: str, activation: Activation, momentum: float) -> list[keras.layers.Layer]:
-    """Return the normalisation of a convolution, by its name, and its activation."""
-    from cifar_research.models import layers
-
-    norm = layers.BatchNormalization(momentum=momentum, epsilon=1e-5, scale=False, name=f"{convolution}_norm")
-    return [norm, layers.Activation(activation, name=f"{convolution}_{activation}")]
-
-
-def _check(filters: list[int], whitening_size: int, whitening_epsilon: float, batch_norm_momentum: float) -> None:
-    """Raise ValueError if a setting is out of range."""
-    if not filters or min(filters) < 1:
-        raise ValueError(f"filters: {filters} must be a list of at least one number, each at least 1")
-    if not 1 <= whitening_size <= 8:
-        raise ValueError(f"whitening_size: {whitening_size} is out of range; it must be at least 1 and at most 8")
-    if not 0 < whitening_epsilon < float("inf"):
-        raise ValueError(f"whitening_epsilon: {whitening_epsilon} is out of range; it must be above 0 and finite")
-    if not 0 <= batch_norm_momentum < 1:
-        raise ValueError(
-            f"batch_norm_momentum: {batch_norm_momentum} is out of range; it must be at least 0 and below 1"
-        )
-
-
-def whitening(images: np.ndarray, size: int, epsilon: float) -> Any:
+def whitening(images: np.ndarray, size: int, epsilon: float) -> np.ndarray:
     """Return the kernel float32 [size, size, C, 2 size^2 C] that whitens patches of images, float [N, H, W, C].
 
-    Its first half are the patches' principal components, strongest first, over the root of variance plus epsilon.
+    Its first half are the patches' principal components, strongest first, each divided by the root of its variance plus
+    epsilon; the second half are the negatives of those.
     """
     import numpy as np
 

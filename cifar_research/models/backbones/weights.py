@@ -1,124 +1,107 @@
-"""Where a backbone's first weights come from: ImageNet, a file, or the folder of another run."""
+"""A backbone's initial weights: from ImageNet, a file, or the folder of another run."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cifar_research.runtime import files
 from cifar_research.runtime.errors import RunError, WeightsError
+from cifar_research.runtime.lazy import keras
 
-if TYPE_CHECKING:
-    import keras
+Make = Callable[[str | None], "keras.Model"]
 
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
 def check(weights: str, *, has_imagenet: bool = False) -> None:
-    """Raise ValueError, before TensorFlow is imported, if this can be no weights: see pretrained."""
-    if weights == "imagenet" and not has_imagenet:
-        raise ValueError("weights: this backbone has no ImageNet weights; use none, a weights file or a run folder")
-    if weights in ("imagenet", "none"):
+    """Raise ValueError if these weights do not exist, without importing TensorFlow."""
+    if weights == "none" or (weights == "imagenet" and has_imagenet):
         return
     path = Path(os.path.expanduser(weights))
-    if path.is_dir():
-        for name in ("report.json", files.WEIGHTS):
-            if not (path / name).is_file():
-                raise ValueError(
-                    f"weights: {weights} has no {name}; give the folder of a run that was completed, or a file"
-                )
+    if weights == "imagenet":
+        problem = "this backbone has no ImageNet weights"
+    elif path.is_dir():
+        missing = [name for name in ("report.json", files.WEIGHTS) if not (path / name).is_file()]
+        problem = f"{weights} has no {missing[0]}, so it is not the folder of a completed run" if missing else ""
     elif not path.is_file():
-        named = "imagenet, none" if has_imagenet else "none"
-        raise ValueError(f"weights: {weights} does not exist; choose {named}, a weights file or the folder of a run")
-    elif not path.name.endswith(_SUFFIXES):
-        raise ValueError(f"weights: {weights} is no file of weights; give one that ends in {', '.join(_SUFFIXES)}")
+        problem = f"{weights} does not exist"
+    else:
+        problem = "" if path.name.endswith(_SUFFIXES) else f"{weights} does not end in {', '.join(_SUFFIXES)}"
+    if problem:
+        names = "imagenet, none" if has_imagenet else "none"
+        raise ValueError(f"weights: {problem}; use {names}, a weights file or the folder of a completed run")
 
 
-def load(backbone: keras.Model, chosen: str, make: Callable[[str | None], Any] | None = None) -> None:
-    """Put weights into a backbone, layer by layer in order; WeightsError, naming the first that does not fit.
+def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
+    """Load weights into a backbone, by their paths; WeightsError names the first that does not fit.
 
-    make: returns the same model of keras.applications, without a top, with the weights it is told; None for a backbone
-    that is none of theirs.
+    make: returns the same model of keras.applications with such weights, `imagenet` or None; None for other backbones.
     """
-    import keras
 
-    if chosen == "none":
+    if weights == "none":
         return
-    path = Path(os.path.expanduser(chosen))
-    if chosen == "imagenet":
+    path = Path(os.path.expanduser(weights))
+    if weights == "imagenet" and make is not None:
         source = _imagenet(make)
     elif path.is_dir():
         source = _of_run(path)
-    elif path.name.endswith(".keras"):
-        try:
-            source = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise WeightsError(f"backbone.weights: {path} cannot be read ({_first_line(error)})") from error
     else:
-        source = keras.models.clone_model(backbone) if make is None else make(None)
         try:
-            source.load_weights(path)
-        except (OSError, ValueError, KeyError) as error:
-            hint = (
-                "; it is a whole classifier: give its run's folder, whose backbone is taken"
-                if path.name == files.WEIGHTS
-                else ""
-            )
+            if path.name.endswith(".keras"):
+                source = keras.saving.load_model(path, compile=False, safe_mode=True)
+            else:
+                source = keras.models.clone_model(backbone) if make is None else make(None)
+                source.load_weights(path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            is_run = path.name == files.WEIGHTS
+            hint = "; it is a whole classifier: give its run's folder, whose backbone is taken" if is_run else ""
             raise WeightsError(
-                f"backbone.weights: {path} does not fit {backbone.name} ({_first_line(error)}){hint}"
+                f"backbone.weights: {path} cannot be read for {backbone.name} ({_first_line(error)}){hint}"
             ) from error
-    _copy(source.weights, backbone.weights, chosen, backbone.name)
+    _copy(source, backbone, weights)
 
 
-def _copy(source: Sequence[Any], target: Sequence[Any], chosen: str, name: str) -> None:
-    told = {weight.path: tuple(weight.shape) for weight in source}
-    for weight in target:
-        if weight.path not in told:
+def _copy(source: keras.Model, backbone: keras.Model, weights: str) -> None:
+    # A head above the backbone is ignored, but not a layer between the backbone's.
+    values = {weight.path: weight for weight in source.weights[: len(backbone.weights)]}
+    for weight in backbone.weights:
+        shape = tuple(values[weight.path].shape) if weight.path in values else "missing"
+        if shape != tuple(weight.shape):
             raise WeightsError(
-                f"backbone.weights: {chosen} is of another network: it has no {weight.path}, which {name} has"
+                f"backbone.weights: {weights} is of another network: {weight.path} is {tuple(weight.shape)} in "
+                f"{backbone.name} and {shape} in it; give both the same settings"
             )
-        if told[weight.path] != tuple(weight.shape):
-            raise WeightsError(
-                f"backbone.weights: {weight.path} is {tuple(weight.shape)} in {name} and {told[weight.path]} in "
-                f"{chosen}; give both the same settings"
-            )
-    # A head above the backbone is left out, however many classes it has; a layer amid the others is another network's.
-    wanted = [weight.path for weight in target]
-    if odd := [path for path in list(told)[: len(wanted)] if path not in wanted]:
-        raise WeightsError(f"backbone.weights: {chosen} is of another network: {name} has no {odd[0]}, which it has")
-    values = {weight.path: weight for weight in source}
-    for weight in target:
+    for weight in backbone.weights:
         weight.assign(values[weight.path])
 
 
-def _imagenet(make: Callable[[str | None], Any]) -> Any:
+def _imagenet(make: Make) -> keras.Model:
     try:
         return make("imagenet")
     except WeightsError:
         raise
     except Exception as error:  # noqa: BLE001 — Keras raises Exception itself for a failed download
-        kept = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "models"
-        found = re.search(r"https?://\S+(?<!:)", str(error))
-        url = found.group(0) if found else "the file of weights"
+        folder = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "models"
+        match = re.search(r"https?://\S+(?<!:)", str(error))
         raise WeightsError(
-            f"backbone.weights: imagenet: {url.rpartition('/')[2]} could not be downloaded and verified "
-            f"({_first_line(error)}); fetch {url} where there is a network and put it into {kept}; or give "
-            "backbone.weights a weights file or a run folder; or train from scratch: training=scratch backbone.weights=none"
+            f"backbone.weights: imagenet: {match[0] if match else 'the file'} could not be downloaded and verified "
+            f"({_first_line(error)}); download it elsewhere and put it into {folder}, or use a weights file or a run "
+            "folder, or train from scratch: training=scratch backbone.weights=none"
         ) from error
 
 
 def _of_run(folder: Path) -> keras.Model:
-    """Return the backbone of a completed run, with its weights, whatever its head."""
+    """Return the backbone of a completed run, with its weights."""
     from cifar_research.models import classifier, rebuild
 
     try:
-        found = files.loads((folder / "report.json").read_bytes())
-        if not rebuild.is_whole(found):
+        report = files.loads((folder / "report.json").read_bytes())
+        if not rebuild.is_whole(report):
             raise RunError(f"{folder / 'report.json'}: is damaged; restore it, or give another run folder")
-        return classifier.parts(rebuild.network(found, folder))[0]
+        return classifier.parts(rebuild.network(report, folder))[0]
     except (OSError, ValueError) as error:
         raise WeightsError(f"backbone.weights: {folder}: {error}") from error
 

@@ -1,30 +1,18 @@
-"""Drop-ins for Keras's layers that are faster or more exact: a file for each trick.
+"""Layers that are faster or more exact than Keras's of the same name: a file for each trick.
 
 To switch a trick off, import the layer of the same name from keras.layers here instead: `Conv2D`, `Dense`,
-`BatchNormalization`, `Activation`. `ReluMaxPooling2D` and `Dropout` have no equal there; their files say how.
+`BatchNormalization`, `Activation`. The files of `ReluMaxPooling2D` and `Dropout` say how to switch theirs off.
 """
 
-from cifar_research.models.layers.activation import Activation
-from cifar_research.models.layers.bias import Dense
-from cifar_research.models.layers.context import portable, random_seed, rows_from, several_images
-from cifar_research.models.layers.convolution import Conv2D
-from cifar_research.models.layers.dropout import Dropout
-from cifar_research.models.layers.initializers import Dirac
-from cifar_research.models.layers.normalization import BatchNormalization
-from cifar_research.models.layers.pooling import ReluMaxPooling2D
-from cifar_research.models.layers.processor import has_matrix_units
-
-__all__ = [
-    "Activation",
-    "BatchNormalization",
-    "Conv2D",
-    "Dense",
-    "Dirac",
-    "Dropout",
-    "ReluMaxPooling2D",
-    "has_matrix_units",
-    "portable",
-    "random_seed",
-    "rows_from",
-    "several_images",
-]
+from cifar_research.models.layers.activation import Activation as Activation
+from cifar_research.models.layers.bias import Dense as Dense
+from cifar_research.models.layers.context import portable as portable
+from cifar_research.models.layers.context import random_seed as random_seed
+from cifar_research.models.layers.context import rows_from as rows_from
+from cifar_research.models.layers.context import several_images as several_images
+from cifar_research.models.layers.convolution import Conv2D as Conv2D
+from cifar_research.models.layers.dropout import Dropout as Dropout
+from cifar_research.models.layers.initializers import Dirac as Dirac
+from cifar_research.models.layers.normalization import BatchNormalization as BatchNormalization
+from cifar_research.models.layers.pooling import ReluMaxPooling2D as ReluMaxPooling2D
+from cifar_research.models.layers.tensorflow_ops import has_matrix_units as has_matrix_units

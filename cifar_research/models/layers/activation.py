@@ -18,15 +18,14 @@ from cifar_research.models.layers.context import current
 
 
 class Activation(keras.layers.Activation):
-    """An activation that is one pass over memory, forward and backward: XLA fuses its element-wise ops.
+    """An activation whose element-wise operations are fused by XLA, except for ReLU and within `portable`.
 
-    Inputs and outputs: float [B, ...]. ReLU stays as it is: TensorFlow fuses it with what comes before. Within `portable`
-    it is made of plain ops.
+    Inputs and outputs: float [B, ...]. TensorFlow fuses ReLU with the operation before it.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         name = keras.activations.serialize(self.activation)
-        if current.portable and name == "gelu":  # Keras's takes the complementary error function, which ONNX has not
+        if current.portable and name == "gelu":  # ONNX has no complementary error function, which Keras's uses
             return 0.5 * inputs * (1 + tf.math.erf(inputs * tf.cast(0.5**0.5, inputs.dtype)))
         if current.portable or name == "relu" or not isinstance(inputs, tf.Tensor):
             return super().call(inputs)
@@ -50,5 +49,5 @@ def _fused(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     def apply(inputs: tf.Tensor):
         return forward(inputs), lambda gradient: backward(inputs, gradient)
 
-    # A function that is traced once a shape: TensorFlow holds each graph that calls tf.custom_gradient for good.
+    # Traced once a shape: each graph that calls tf.custom_gradient stays in memory for good.
     return tf.function(apply, autograph=False)

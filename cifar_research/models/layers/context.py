@@ -1,4 +1,4 @@
-"""What the caller of a model tells the layers in it: the random seed, the rows, how it is traced.
+"""What the caller of a model sets for the layers in it: the random seed, the rows, how it is traced.
 
 Each thread has its own values, since each replica of a `tf.distribute` strategy is traced in a thread of its own.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
@@ -23,34 +24,28 @@ class _Context(threading.local):
 current = _Context()
 
 
-def random_seed(seed: tf.Tensor) -> contextlib.AbstractContextManager[None]:
-    """Draw the random numbers of every layer called within from `seed`, int32 [2].
-
-    The layers keep no random state, so a step's masks depend on nothing but the seed it is given.
-    """
-    return _within("seed", seed)
+def random_seed(seed: tf.Tensor) -> AbstractContextManager[None]:
+    """Draw the random numbers of every layer from `seed`, int32 [2], and from nothing else."""
+    return _set("seed", seed)
 
 
-def rows_from(first: tf.Tensor | None) -> contextlib.AbstractContextManager[None]:
-    """Draw masks within for the batch's rows from this one on, int32, so that shards have the whole batch's masks.
-
-    None: layers see the whole batch.
-    """
-    return _within("first_row", first)
+def rows_from(first: tf.Tensor | None) -> AbstractContextManager[None]:
+    """Draw the masks of the batch's rows from this one on, int32, for a shard; None is for the whole batch."""
+    return _set("first_row", first)
 
 
-def several_images(are_there: bool) -> contextlib.AbstractContextManager[None]:
-    """Say whether every batch seen within has more than one image, so that no layer provides for one."""
-    return _within("several_images", are_there)
+def several_images(has_several: bool) -> AbstractContextManager[None]:
+    """Set whether every batch has more than one image, so that no layer provides for one."""
+    return _set("several_images", has_several)
 
 
-def portable() -> contextlib.AbstractContextManager[None]:
-    """Trace what is called within from TensorFlow's plain ops, which converters to other formats know."""
-    return _within("portable", True)
+def portable() -> AbstractContextManager[None]:
+    """Trace plain TensorFlow operations, which converters to other formats know."""
+    return _set("portable", True)
 
 
 @contextlib.contextmanager
-def _within(name: str, value: Any) -> Iterator[None]:
+def _set(name: str, value: Any) -> Iterator[None]:
     before = getattr(current, name)
     setattr(current, name, value)
     try:

@@ -18,14 +18,13 @@ import keras
 import tensorflow as tf
 
 from cifar_research.models.layers.bias import biased
-from cifar_research.models.layers.gradient import record_gradient
-from cifar_research.models.layers.processor import has_matrix_units, has_onednn
+from cifar_research.models.layers.tensorflow_ops import has_matrix_units, has_onednn, record_gradient
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Convolution whose filter gradient is taken of images side by side, where that is faster: see `_is_narrow`.
+    """Convolution with filter gradients of images side by side where that is faster, and float32 bias gradients.
 
-    Inputs: float [B, H, W, C]; outputs [B, h, w, filters]. The bias's gradient is added up in float32, see bias.py.
+    Inputs: float [B, H, W, C]; outputs [B, h, w, filters].
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -40,7 +39,7 @@ class Conv2D(keras.layers.Conv2D):
         return outputs
 
     def _is_plain(self) -> bool:
-        """Say whether this is what `filter_gradient` is for: zero-padded, of stride 1, and nothing more."""
+        """Return whether `filter_gradient` applies: zero-padded, of stride 1, and nothing more."""
         is_dense = self.strides == (1, 1) and self.dilation_rate == (1, 1) and self.groups == 1
         return is_dense and self.padding == "same" and self.activation is keras.activations.linear
 
@@ -56,7 +55,7 @@ def _conv2d_gradient(op: Any, upstream: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _is_narrow(images: tf.Tensor, kernel: tf.Tensor) -> bool:
-    """Say whether maps are too narrow for the library's filter gradient: bfloat16 on AMX, and many channels."""
+    """Return whether maps are too narrow for TensorFlow's filter gradient: bfloat16 on AMX, and many channels."""
     is_worth_it = images.shape[2] <= 8 and min(kernel.shape[-2:]) >= 64
     return is_worth_it and images.dtype == tf.bfloat16 and has_matrix_units()
 
@@ -64,17 +63,14 @@ def _is_narrow(images: tf.Tensor, kernel: tf.Tensor) -> bool:
 def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the gradients of kernel [h, w, C, K] and bias [K] of a zero-padded convolution of stride 1.
 
-    images: [B, H, W, C]; gradient: that of the outputs, [B, H, W, K]. Sixteen images at a time, if that divides the
-    batch, are one wide one, with zeros between them.
+    images: [B, H, W, C]; gradient: of the outputs, [B, H, W, K]. Sixteen images at a time, if that divides the batch, are
+    one wide image, with zeros between them.
     """
     number = tf.where(tf.shape(images)[0] % 16 == 0, 16, 1)
-    gradient = _side_by_side(gradient, number, size[1] // 2)
+    images, gradient = (_side_by_side(maps, number, size[1] // 2) for maps in (images, gradient))
+    filter_sizes = [*size, images.shape[-1], gradient.shape[-1]]
     of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-        input=_side_by_side(images, number, size[1] // 2),
-        filter_sizes=[*size, images.shape[-1], gradient.shape[-1]],
-        out_backprop=gradient,
-        strides=[1, 1, 1, 1],
-        padding="SAME",
+        input=images, filter_sizes=filter_sizes, out_backprop=gradient, strides=[1, 1, 1, 1], padding="SAME"
     )
     return of_kernel, tf.raw_ops.BiasAddGrad(out_backprop=gradient)  # of the same tensor, so that TensorFlow fuses them
 

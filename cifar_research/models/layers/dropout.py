@@ -22,10 +22,9 @@ from cifar_research.models.layers.context import current
 class Dropout(keras.layers.Layer):
     """Dropout (Srivastava et al. 2014) with masks that are a function of `random_seed` and the layer's name.
 
-    Inputs and outputs: float [B, ...]. An element is kept with probability 1 - rate, to within 1 / 65,536, since
-    16 random bits decide on it: a quarter of the random bits, and of the time, that a float uniform takes.
-    noise_shape: that of the mask, None where it is the inputs' own; 1 drops along that axis as one.
-    Called with training=True outside of `random_seed`, it raises ValueError.
+    Inputs and outputs: float [B, ...]. The rate is exact to 1 / 65,536, since 16 random bits decide on an element.
+    noise_shape: the mask's shape, None where it is the inputs' own; 1 drops along that axis as one.
+    With training=True outside of `random_seed` it raises ValueError.
     """
 
     def __init__(self, rate: float, noise_shape: Sequence[int | None] | None = None, **kwargs) -> None:
@@ -56,9 +55,9 @@ class Dropout(keras.layers.Layer):
 
 
 def _random_bits(seed: tf.Tensor, begin: tf.Tensor | int, size: tf.Tensor) -> tf.Tensor:
-    """Return uint16 [size]: those from `begin` on of the seed's endless row of them, by Philox (Salmon et al. 2011)."""
+    """Return uint16 [size], from the seed's `begin`-th on, by Philox (Salmon et al. 2011)."""
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    block = begin // 8  # eight of them are what one count of Philox makes
+    block = begin // 8  # Philox generates eight of them at a time
     counter += tf.cast(tf.stack([block, 0]), tf.uint64)
     skipped = begin - 8 * block
     words = tf.raw_ops.StatelessRandomUniformFullIntV2(

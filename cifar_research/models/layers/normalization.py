@@ -8,6 +8,8 @@ Off: let `layers.BatchNormalization` be Keras's, in __init__.py.
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -17,11 +19,9 @@ from cifar_research.models.layers.context import current
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation (Ioffe and Szegedy 2015) by TensorFlow's fused kernel.
 
-    Inputs: float [B, H, W, C] or [B, C], seen by the kernel as [B, 1, 1, C]. Statistics are float32 whatever
-    the precision of the inputs. Under a `tf.distribute` strategy the replicas' moments are averaged, since the
-    kernel sees one replica only. Momentum and epsilon default to Keras's 0.99 and 0.001.
-    A batch of one value a channel has no variance (cuDNN returns nan, other kernels 0): on every device it is normalised
-    by the moving statistics, and leaves them as they are.
+    Inputs: float [B, H, W, C] or [B, C]. Statistics are float32 and, under a `tf.distribute` strategy, of all replicas.
+    A batch of one value a channel has no variance (cuDNN returns nan, other kernels 0): it is normalised by the moving
+    statistics, and leaves them as they are.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False, mask=None) -> tf.Tensor:
@@ -48,31 +48,22 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _normalized(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return the normalised images, and the mean and unbiased variance [C] of the batch if in training."""
+        moments = [tf.zeros([0])] * 2 if training else [self.moving_mean.value, self.moving_variance.value]
+        settings = {"epsilon": self.epsilon, "is_training": training}
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=images,
-            scale=self._scale(),
-            offset=self.beta.value,
-            mean=tf.zeros([0]) if training else self.moving_mean.value,
-            variance=tf.zeros([0]) if training else self.moving_variance.value,
-            epsilon=self.epsilon,
-            is_training=training,
+            x=images, scale=self._scale(), offset=self.beta.value, mean=moments[0], variance=moments[1], **settings
         )
         return outputs, mean, variance
 
     def _call_synchronized(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Normalise with the moments of the whole batch: sums and counts are added up over the replicas.
-
-        There are two images or more, since setup.build rejects a batch that leaves a replica without one.
-        """
-        context = tf.distribute.get_replica_context()
+        """Normalise by the moments of all replicas; each has an image, so that there are two or more."""
+        add_up = functools.partial(tf.distribute.get_replica_context().all_reduce, tf.distribute.ReduceOp.SUM)
         floats = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
-        count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
-        count = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
-        mean = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(floats, axes)) / count
-        # In two passes: the difference of squares would lose the digits that equality with one device needs.
-        squares = tf.reduce_sum(tf.math.squared_difference(floats, mean), axes)
-        variance = context.all_reduce(tf.distribute.ReduceOp.SUM, squares) / count
+        count = add_up(tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32))
+        mean = add_up(tf.reduce_sum(floats, axes)) / count
+        # In two passes: the difference of squares would lose digits.
+        variance = add_up(tf.reduce_sum(tf.math.squared_difference(floats, mean), axes)) / count
         self._move(mean, variance)
         outputs = tf.nn.batch_normalization(floats, mean, variance, self.beta.value, self._scale(), self.epsilon)
         return tf.cast(outputs, inputs.dtype)
@@ -90,5 +81,5 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _may_be_single(maps: tf.Tensor) -> bool:
-    """Return whether maps [B, H, W, C] may have one value a channel, as far as it is known when they are traced."""
+    """Return whether maps [B, H, W, C] may have one value a channel, as far as their shape is known."""
     return not current.several_images and all(size in (None, 1) for size in maps.shape[:-1])

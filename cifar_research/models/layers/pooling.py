@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research.models.layers.gradient import record_gradient
+from cifar_research.models.layers.tensorflow_ops import record_gradient
 
 
 class ReluMaxPooling2D(keras.layers.MaxPooling2D):
-    """ReLU, then max pooling, with the gradient of both in one pass over memory.
+    """ReLU, then max pooling, with the gradient of both in one pass over the outputs.
 
-    Inputs: float [B, H, W, C]; outputs [B, h, w, C]. A maximum is above 0 where what it was taken of is, so that the
-    outputs' signs tell where the gradient goes on: ReLU's own gradient would pass over the inputs, four times as many.
+    Inputs: float [B, H, W, C]; outputs [B, h, w, C]. A maximum is above 0 where its input is, so ReLU's gradient needs the
+    outputs alone, a quarter of the inputs.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -37,6 +37,6 @@ class ReluMaxPooling2D(keras.layers.MaxPooling2D):
 @tf.RegisterGradient("ReluMaxPooling2D")
 def _relu_max_pooling_gradient(op: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
     (_, positive), (outputs,) = op.inputs, op.outputs
-    kept = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+    masked = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
     settings = dict(zip(op.attrs[::2], op.attrs[1::2], strict=True))
-    return tf.raw_ops.MaxPoolGrad(orig_input=positive, orig_output=outputs, grad=kept, **settings), None
+    return tf.raw_ops.MaxPoolGrad(orig_input=positive, orig_output=outputs, grad=masked, **settings), None

@@ -1,32 +1,31 @@
-"""Cells on this machine: a few worker processes, each with its share of the cores or its GPU."""
+"""Jobs on this machine: a few worker processes, each with its share of the cores or its GPU."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 from cifar_research.config import targets
 from cifar_research.runtime import environment
 from cifar_research.sweeps.launchers import worker
+from cifar_research.sweeps.launchers.worker import Job
 
 
 def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:
-    """Run so many cells at once, each in a worker process that is replaced after `runs_per_process` runs.
+    """Run so many jobs at once, each in a worker process that is replaced after `runs_per_process` runs.
 
-    jobs: null is one a GPU (or `runs_per_gpu`), or one in all on a machine without. Without a GPU the cores are
-    divided among the jobs, as many to each; with one, each worker sees only its own, by CUDA_VISIBLE_DEVICES. A worker
-    whose TensorFlow is set up otherwise than the next cell needs (threads, determinism) is replaced, too. A worker that
-    dies costs its cell alone, which is why joblib and concurrent.futures do not serve here: they end with their first
-    dead worker (joblib's TerminatedWorkerError, BrokenProcessPool), and neither tells how it died.
+    jobs: null is one a GPU (or `runs_per_gpu`), or a single one without GPUs. Each worker sees its own GPU alone
+    (CUDA_VISIBLE_DEVICES), or has an equal share of the cores. A worker is also replaced if the next job needs another
+    setup of TensorFlow (threads, determinism), or if it dies; joblib and concurrent.futures end with their first dead
+    worker instead.
     """
     targets.check_range("[]", 1, jobs=jobs, runs_per_gpu=runs_per_gpu, runs_per_process=runs_per_process)
     return Local(jobs, runs_per_gpu, runs_per_process)
@@ -34,12 +33,29 @@ def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: i
 
 @dataclass
 class _Worker:
-    process: Any
+    process: SpawnProcess
     pipe: connection.Connection
-    place: int
     runs: int = 0
-    key: str | None = None  # of the cell it works on
-    cell: Any = None  # what it was sent of that, to be sent again
+    key: str | None = None  # of its job; None while it is idle
+    job: Job | None = None
+
+    def exit_code(self) -> int | None:
+        """Return the exit code of the worker's job, None while it runs."""
+        try:
+            if self.pipe.poll():
+                return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+        return None if self.process.is_alive() else self.process.exitcode
+
+    def end(self) -> None:
+        """End an idle worker."""
+        self.pipe.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
 
 
 class Local:
@@ -49,102 +65,71 @@ class Local:
 
     def __init__(self, jobs: int | None, runs_per_gpu: int, runs_per_process: int) -> None:
         self._shares = _shares(jobs, visible_gpus(), runs_per_gpu)
+        self.slots = self.queue = len(self._shares)
         self._runs_per_process = runs_per_process
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _Worker] = {}  # by the index of their share
         self._is_stopping = False
 
-    @property
-    def slots(self) -> int:
-        return len(self._shares)
-
-    queue = slots
-
     def open(self, folder: Path) -> None:
-        """There is nothing to do: workers start with their first cell."""
+        pass
 
     def is_queued(self, key: str) -> bool:
         return False
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
-        place = next(
-            place for place in range(self.slots) if place not in self._workers or self._workers[place].key is None
-        )
-        found = self._workers.get(place)
-        if found is None or not found.process.is_alive():
-            if found is not None:
-                self._retire(found)
-            found = self._workers[place] = self._spawn(place)
-        found.key, found.cell = key, (arguments, run_dir, trial)
-        found.runs += 1
+        idle = [index for index in range(self.slots) if index not in self._workers or not self._workers[index].key]
+        self._start(idle[0], key, Job(arguments, run_dir, trial))
+
+    def _start(self, index: int, key: str, job: Job) -> None:
+        if index in self._workers and not self._workers[index].process.is_alive():
+            self._workers.pop(index).end()
+        if index not in self._workers:
+            self._workers[index] = _spawn(self._shares[index])
+        used = self._workers[index]
+        used.key, used.job, used.runs = key, job, used.runs + 1
         with contextlib.suppress(OSError):  # it died meanwhile, which `wait` sees
-            found.pipe.send(found.cell)
+            used.pipe.send(job)
 
     def wait(self, seconds: float) -> dict[str, int]:
-        busy = [one for one in self._workers.values() if one.key is not None]
+        busy = {index: used for index, used in self._workers.items() if used.key is not None}
         if not busy:
             time.sleep(seconds)
             return {}
-        connection.wait([one.pipe for one in busy] + [one.process.sentinel for one in busy], seconds)
+        connection.wait([handle for used in busy.values() for handle in (used.pipe, used.process.sentinel)], seconds)
         ended: dict[str, int] = {}
-        for one in busy:
-            code = None
-            try:
-                if one.pipe.poll():
-                    code = one.pipe.recv()
-            except (EOFError, OSError):
-                one.process.join()
-            if code is None and not one.process.is_alive():
-                code = one.process.exitcode
-            if code is None:
+        for index, used in busy.items():
+            code = used.exit_code()
+            if code is None or used.key is None or used.job is None:
                 continue
-            key, one.key = one.key, None
-            if code == environment.STALE and one.runs > 1:
-                if not self._is_stopping:
-                    self._retire(one)
-                    self.start(key, *one.cell)
-                    continue
-                code = 128 + signal.SIGTERM
-            ended[key] = code
-            # After an exception too: what it has left in the process is unknown.
-            if code != 0 or one.runs >= self._runs_per_process:
-                self._retire(one)
+            key, used.key = used.key, None
+            # After a failure the worker's state is unknown.
+            if code != 0 or used.runs >= self._runs_per_process:
+                self._workers.pop(index).end()
+            if code == worker.STALE and used.runs > 1 and not self._is_stopping:
+                self._start(index, key, used.job)
+            else:
+                ended[key] = worker.STOPPED if code == worker.STALE else code
         return ended
 
     def stop(self) -> None:
         self._is_stopping = True
-        for one in list(self._workers.values()):
-            if one.key is None:
-                self._retire(one)
+        for index, used in list(self._workers.items()):
+            if used.key is None:
+                self._workers.pop(index).end()
             else:
-                one.process.terminate()
+                used.process.terminate()
 
     def close(self) -> None:
-        for one in list(self._workers.values()):
-            one.key is None or one.process.kill()
-            self._retire(one)
-
-    def _spawn(self, place: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit whatever threads this process has
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, self._shares[place]), name=f"cell worker {place}")
-        process.start()
-        there.close()
-        return _Worker(process, here, place)
-
-    def _retire(self, one: _Worker) -> None:
-        """End a worker that has nothing to do."""
-        one.pipe.close()  # at which it ends
-        one.process.join(10)
-        if one.process.is_alive():
-            one.process.kill()
-            one.process.join()
-        one.process.close()
-        self._workers.pop(one.place, None)
+        for used in self._workers.values():
+            if used.key is not None:
+                used.process.kill()
+            used.end()
+        self._workers.clear()
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker may use: the numbers of its cores, None for all of them, and its GPU's name."""
+    """What a worker may use: its cores' numbers, None for all of them, and its GPU's name."""
 
     cores: tuple[int, ...] | None
     gpu: str | None
@@ -152,49 +137,50 @@ class Share:
 
 def _shares(jobs: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[Share]:
     if gpus:
-        places = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
-        return [Share(None, places[i % len(places)]) for i in range(jobs or len(places))]
+        return [Share(None, gpus[i % len(gpus)]) for i in range(jobs or len(gpus) * runs_per_gpu)]
     jobs = jobs or 1
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    # As many to each, though one may be left over: how many a cell has decides on its last digits (see shards.parts), and
-    # whichever worker is free goes on with it.
-    each = max(len(cores) // jobs, 1)
-    return [Share(tuple(cores[(i * each + j) % len(cores)] for j in range(each)), None) for i in range(jobs)]
+    # Equal shares, though a core may be left over: a run's last digits depend on how many cores it has.
+    size = max(len(cores) // jobs, 1)
+    return [Share(tuple(cores[(i * size + j) % len(cores)] for j in range(size)), None) for i in range(jobs)]
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs' names for CUDA_VISIBLE_DEVICES, without TensorFlow: that variable's own, else nvidia-smi's."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    """Return the GPUs' names as in CUDA_VISIBLE_DEVICES, without TensorFlow: from that variable or nvidia-smi."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        return [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
     try:
-        done = subprocess.run(
+        lines = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=20, check=True
-        )
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(i) for i, line in enumerate(line for line in done.stdout.splitlines() if line.startswith("GPU "))]
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in lines))]
+
+
+def _spawn(share: Share) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=_work, args=(other_end, share), name="job worker")
+    process.start()
+    other_end.close()
+    return _Worker(process, pipe)
 
 
 def _work(pipe: connection.Connection, share: Share) -> None:
-    """Run cells until the pipe closes; the main function of a worker process."""
+    """Run jobs until the pipe closes; the main function of a worker process."""
     with contextlib.suppress(OSError):
-        os.setsid()  # Ctrl-C is the sweep's to see, which then asks every cell once to save and stop
+        os.setsid()  # Ctrl-C goes to the sweep, which tells each job once to save and stop
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     if share.cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share.cores)  # TensorFlow and the BLAS libraries count the cores they may use
     elif share.cores is not None:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(len(share.cores))
-    worker.stop_after(lambda: connection.wait([multiprocessing.parent_process().sentinel]))
-    while True:
-        try:
-            arguments, run_dir, trial = pipe.recv()
-        except (EOFError, OSError):
-            return
-        code = worker.run_cell(arguments, run_dir, trial)
-        environment.leaves_if_stale = True
-        try:
-            pipe.send(code)
-        except OSError:
-            return
+    parent = multiprocessing.parent_process()
+    worker.stop_after(lambda: parent and connection.wait([parent.sentinel]))
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            pipe.send(worker.run(pipe.recv()))
+            environment.raises_if_stale = True

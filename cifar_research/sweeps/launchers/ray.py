@@ -1,10 +1,9 @@
-"""Cells as tasks of a Ray cluster that runs already; a node that dies costs no cell."""
+"""Jobs as tasks of a Ray cluster that is running; a node that dies costs no job."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,18 @@ from cifar_research.config import targets
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
+from cifar_research.sweeps.launchers.worker import Job
 
-_NODE_FAILURES = 20  # that a cell may meet before it counts as failed
-# In a run's folder, which all nodes see: a cancellation does not always get through to a task that runs.
-_STOP = ".stop"
-_STOPPED = 128 + signal.SIGTERM
+_NODE_FAILURES = 20  # of one job, before it counts as failed
+_STOP = ".stop"  # in a run's folder, which all nodes see: a cancellation does not always reach a task that runs
 
 
 def ray(*, address: str = "auto", jobs: int | None = None, cpus: int = 1, gpus: float = 0) -> Ray:
-    """Run each cell as a task with so many cpus and gpus (a fraction shares one), at most `jobs` at once.
+    """Run each job as a task with so many cpus and gpus (a fraction shares one), at most `jobs` at once.
 
-    address: the cluster's host:port, or auto for the one of this machine or of RAY_ADDRESS; jobs: null is as many as
-    the cluster has room for. When a node dies, Ray gives its cells to another, where they go on from their checkpoints:
-    the sweep's folder must be one that all nodes see.
+    address: the cluster's host:port, or auto for this machine's or RAY_ADDRESS; jobs: null is as many as fit the
+    cluster. When a node dies, Ray gives its jobs to another node, which resumes them: all nodes must see the sweep's
+    folder.
     """
     targets.check_range("[]", 1, jobs=jobs, cpus=cpus)
     targets.check_range("[]", 0, gpus=gpus)
@@ -53,29 +51,27 @@ class Ray:
             library.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, library.exceptions.RayError) as error:
             raise ConfigError(
-                f"hydra.launcher.address: {self._address}: no Ray cluster answers there ({targets.said(error)}); start one "
-                "with ray start --head, and set RAY_AUTH_MODE=token here too if it was started so"
+                f"hydra.launcher.address: no Ray cluster answers at {self._address} ({targets.said(error)}); start one with "
+                "ray start --head, and set RAY_AUTH_MODE=token here too if it was started so"
             ) from error
         self._library = library
-        self._task = library.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=_NODE_FAILURES, max_calls=1)(
-            _run
-        )
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": _NODE_FAILURES, "max_calls": 1}
+        self._task = library.remote(**options)(_run)
 
     @property
     def slots(self) -> int:
-        """As many as fit the nodes there are at this moment."""
-        has = self._library.cluster_resources()
-        room = has.get("CPU", 0) // self._cpus
+        resources = self._library.cluster_resources()
+        room = resources.get("CPU", 0) // self._cpus
         if self._gpus:
-            room = min(room, has.get("GPU", 0) // self._gpus)
+            room = min(room, resources.get("GPU", 0) // self._gpus)
         return max(1, min(int(room), self._jobs or int(room)))
 
     queue = slots
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         (run_dir / _STOP).unlink(missing_ok=True)
-        task = self._task.remote(arguments, str(run_dir.absolute()), trial, self._cpus, os.getcwd())
-        self._running[task] = (key, run_dir)
+        reference = self._task.remote(Job(arguments, run_dir.absolute(), trial), self._cpus, os.getcwd())
+        self._running[reference] = (key, run_dir)
 
     def is_queued(self, key: str) -> bool:
         return False
@@ -84,17 +80,15 @@ class Ray:
         if not self._running:
             time.sleep(seconds)
             return {}
-        library = self._library
         ended = {}
-        for reference in library.wait(list(self._running), num_returns=1, timeout=seconds)[0]:
+        for reference in self._library.wait(list(self._running), num_returns=1, timeout=seconds)[0]:
             key, run_dir = self._running.pop(reference)
             try:
-                ended[key] = library.get(reference)
-            except library.exceptions.TaskCancelledError:
-                ended[key] = _STOPPED
-            except library.exceptions.RayError as error:
-                said = str(error).strip().splitlines()
-                worker.note(run_dir, f"Ray: {said[-1] if said else type(error).__name__}")
+                ended[key] = self._library.get(reference)
+            except self._library.exceptions.TaskCancelledError:
+                ended[key] = worker.STOPPED
+            except self._library.exceptions.RayError as error:
+                worker.add_error(run_dir, f"Ray: {(str(error).strip() or type(error).__name__).splitlines()[-1]}")
                 ended[key] = 1
         return ended
 
@@ -102,7 +96,7 @@ class Ray:
         for reference, (_, run_dir) in self._running.items():
             if run_dir.is_dir():
                 (run_dir / _STOP).touch()
-            self._library.cancel(reference)  # which reaches those that have not begun
+            self._library.cancel(reference)  # for tasks that have not begun
 
     def close(self) -> None:
         if self._library is not None:
@@ -112,18 +106,18 @@ class Ray:
             self._library = None
 
 
-def _run(arguments: list[str], run_dir: str, trial: tuple[str, int] | None, cpus: int, folder: str) -> int:
-    """Run a cell in a process beside Ray's own, whose end is then the cell's and not the node's."""
-    process, is_told = worker.spawn(arguments, Path(run_dir), trial, cpus, folder), False
+def _run(job: Job, cpus: int, folder: str) -> int:
+    """Run a job in a process beside Ray's own, so that its end is not the node's."""
+    process, is_stopping = worker.spawn(job, cpus, folder), False
     while True:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                if not is_told and (Path(run_dir) / _STOP).exists():
+                if not is_stopping and (job.run_dir / _STOP).exists():
                     process.terminate()
-                    is_told = True
+                    is_stopping = True
             return process.returncode
-        except BaseException:  # cancelled; once, since a second signal would end the run before it has saved
-            if not is_told:
+        except BaseException:  # cancelled; a second signal would end the run before it has saved
+            if not is_stopping:
                 process.terminate()
-                is_told = True
+                is_stopping = True

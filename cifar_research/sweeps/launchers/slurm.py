@@ -1,7 +1,7 @@
-"""Cells as jobs of a SLURM cluster, by submitit: arrays with a limit, requeued into the same folder.
+"""Jobs on a SLURM cluster, by submitit: arrays with a limit, requeued into the same folder.
 
-The launcher asks squeue what became of its jobs, since accounting (sacct), which submitit asks, is not everywhere, and
-without it a job that died is never told from one that runs. A job's exit code is a file beside submitit's own.
+The launcher asks squeue for the states of its SLURM jobs: submitit asks the accounting (sacct), which not every cluster
+has. A job's exit code is in a file beside submitit's own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.files import atomic_write
 from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
+from cifar_research.sweeps.launchers.worker import STOPPED, Job
 
-LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and which job is whose
+LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and each job's SLURM id
 _JOBS = "jobs.json"
 _LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
-_ASK_SECONDS = 5.0  # between two questions to the cluster's controller
-_GRACE_SECONDS = 600.0  # the longest that a preempted job waits to be ended
-_STOPPED = 128 + signal.SIGTERM
+_ASK_SECONDS = 5.0  # between two calls of squeue
+_PREEMPTION_SECONDS = 600.0  # the longest that a preempted job waits to be ended
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING", "SUSPENDED"}
-_RUNNING = ("RUNNING\n", "SUSPENDED\n")
 _ALIVE = _QUEUED | {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"}
 
 
@@ -47,36 +46,31 @@ def slurm(
     memory_gb: float | None = None,
     sbatch: dict | None = None,
 ) -> Slurm:
-    """Run each cell as a job, at most `jobs` at once, in an array where several are submitted together.
+    """Run each job as a SLURM job, at most `jobs` at once, in an array where several are submitted together.
 
-    A job gets so many cpus, gpus and GB of memory (null: the cluster's default) for so many minutes; when they end
-    before the run does, or the cluster takes the node back, the run saves, and the job is requeued, up to `requeues`
-    times for its time limit, and goes on in its folder. sbatch: more of sbatch's options, by their long names. The
-    sweep's folder must be one that all nodes see. Killing the command leaves its jobs to the cluster; the next one
-    finds them.
+    A SLURM job has so many cpus, gpus and GB of memory (null: the cluster's default) for so many minutes. At its time
+    limit, or when the cluster takes the node back, the run saves, and is requeued (up to `requeues` times for its time
+    limit) and resumed. sbatch: more of sbatch's options, by their long names. All nodes must see the sweep's folder. If
+    the command is killed, its SLURM jobs go on, and the next launch finds them.
     """
     targets.check_range("[]", 1, jobs=jobs, minutes=minutes, cpus=cpus)
     targets.check_range("[]", 0, requeues=requeues, gpus=gpus)
     targets.check_range("(]", 0, memory_gb=memory_gb)
     for name, value in (sbatch or {}).items():
         if not re.fullmatch(r"[\w-]+", str(name)) or not re.fullmatch(r"[^\r\n]*", str(value)):
-            raise ValueError(
-                f"sbatch: {name!r}: {value!r} would be a line of its own in the job's script; leave it out"
-            )
-    more: dict[str, Any] = {"requeue": True, **(sbatch or {})}
-    memory = None if memory_gb is None else f"{int(memory_gb * 1024)}MB"
-    given = {"partition": partition, "gpus_per_node": None if gpus == 0 else gpus, "mem": memory}
-    parameters = {
+            raise ValueError(f"sbatch: {name!r}: {value!r} is not one line of options; leave it out")
+    parameters: dict[str, Any] = {
         "job_name": "cifar",
         "time": minutes,
         "cpus_per_task": cpus,
         "array_parallelism": jobs,
-        # Time to save in; SLURM itself may be up to a minute early.
-        "signal_delay_s": min(120, 30 * minutes),
-        "additional_parameters": more,
-        **{name: value for name, value in given.items() if value is not None},
+        "signal_delay_s": min(120, 30 * minutes),  # time to save; SLURM itself may be up to a minute early
+        "additional_parameters": {"requeue": True, **(sbatch or {})},
+        "partition": partition,
+        "gpus_per_node": gpus or None,
+        "mem": memory_gb and f"{int(memory_gb * 1024)}MB",
     }
-    return Slurm(jobs, requeues, cpus, parameters)
+    return Slurm(jobs, requeues, cpus, {name: value for name, value in parameters.items() if value is not None})
 
 
 class Slurm:
@@ -88,13 +82,12 @@ class Slurm:
     def __init__(self, jobs: int, requeues: int, cpus: int, parameters: dict[str, Any]) -> None:
         self.slots = jobs
         self._requeues, self._cpus, self._parameters = requeues, cpus, parameters
-        self._waiting: dict[str, Job] = {}  # by cell: handed out, not yet submitted
-        self._jobs: dict[str, str] = {}  # by cell: the number of its job
-        self._known: dict[str, str] = {}  # the same, with those of earlier launches and those that have ended
-        self._earlier: dict[str, str] = {}  # those of an earlier launch that go on
+        self._waiting: dict[str, Job] = {}  # by key: not yet submitted
+        self._ids: dict[str, str] = {}  # the SLURM ids of the jobs that run or are queued
+        self._known_ids: dict[str, str] = {}  # the same, with those of earlier launches and those that have ended
         self._run_dirs: dict[str, Path] = {}
-        self._states: dict[str, str] = {}  # by job, as squeue says
-        self._missing: set[str] = set()  # cells whose job squeue did not know when last asked
+        self._states: dict[str, str] = {}  # by SLURM id
+        self._missing: set[str] = set()  # keys that squeue did not list when last asked
         self._asked = 0.0
         self._logs = Path()
         self._is_stopping = False
@@ -105,43 +98,40 @@ class Slurm:
         for program in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
             if shutil.which(program) is None:
                 raise ConfigError(
-                    f"hydra/launcher=slurm: there is no {program} on this machine; start the sweep on a node of the "
-                    "cluster from which jobs are submitted, or choose hydra/launcher=local"
+                    f"hydra/launcher=slurm: there is no {program} on this machine; start the sweep on a login node of the "
+                    "cluster, or use hydra/launcher=local"
                 )
         if not self._ask():
-            raise ConfigError("hydra/launcher=slurm: squeue fails here, so no job could be followed; try squeue --me")
+            raise ConfigError("hydra/launcher=slurm: squeue fails on this machine; try squeue --me")
         self._logs = folder.absolute() / LOGS
         with contextlib.suppress(OSError, ValueError):
-            self._known = json.loads((self._logs / _JOBS).read_bytes())
-        self._earlier = {
-            key: number
-            for key, number in self._known.items()
-            if self._states.get(number) in _ALIVE and self._exit_code(number) is None
-        }
+            self._known_ids = json.loads((self._logs / _JOBS).read_bytes())
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
+        known_id = self._known_ids.get(key, "")
+        is_alive = self._states.get(known_id) in _ALIVE and self._exit_code(known_id) is None
+        if is_alive and key not in self._run_dirs:  # of an earlier launch
+            self._ids[key] = known_id
+        else:
+            self._waiting[key] = Job(arguments, run_dir.absolute(), trial)
         self._run_dirs[key] = run_dir
-        if number := self._earlier.pop(key, None):
-            self._jobs[key] = number
-            return
-        self._waiting[key] = Job(arguments, run_dir.absolute(), trial, self._cpus, self._logs)
 
     def is_queued(self, key: str) -> bool:
-        return key in self._waiting or self._states.get(self._jobs.get(key, ""), "PENDING") in _QUEUED
+        return key in self._waiting or self._states.get(self._ids.get(key, ""), "PENDING") in _QUEUED
 
     def wait(self, seconds: float) -> dict[str, int]:
+        ended: dict[str, int] = {}
         if self._is_stopping:
-            ended = dict.fromkeys(self._waiting, _STOPPED)
+            ended = dict.fromkeys(self._waiting, STOPPED)
             self._waiting.clear()
         else:
             self._submit()
-            ended = {}
         ended |= self._ended()
         if not ended:
             time.sleep(seconds)
             ended = self._ended()
         for key in ended:
-            self._jobs.pop(key, None)
+            self._ids.pop(key, None)
             self._missing.discard(key)
         return ended
 
@@ -150,12 +140,12 @@ class Slurm:
         self.close()
 
     def close(self) -> None:
-        if self._jobs:
-            _call("scancel", *self._jobs.values())
+        if self._ids:
+            _call("scancel", *self._ids.values())
 
     def _submit(self) -> None:
         """Submit what waits: all at once while nothing runs, since an array keeps its own limit; else what fits."""
-        free = len(self._waiting) if not self._jobs else self.slots - len(self._jobs)
+        free = self.slots - len(self._ids) if self._ids else len(self._waiting)
         keys = list(self._waiting)[: max(0, free)]
         if not keys:
             return
@@ -165,102 +155,101 @@ class Slurm:
         self._logs.mkdir(parents=True, exist_ok=True)
         executor = SlurmExecutor(self._logs, max_num_timeout=self._requeues)
         executor.update_parameters(**self._parameters)
-        said = io.StringIO()
+        errors = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):  # to which submitit prints what sbatch says
-                submitted = executor.submit_array([self._waiting[key] for key in keys])
+            with contextlib.redirect_stderr(errors):  # submitit prints sbatch's own
+                submitted = executor.submit_array(
+                    [SlurmJob(self._waiting[key], self._cpus, self._logs) for key in keys]
+                )
         except FailedJobError as error:
-            lines = (said.getvalue() or str(error)).strip().splitlines()
+            lines = (errors.getvalue() or str(error)).strip().splitlines()
             raise ConfigError(f"hydra.launcher: SLURM refuses the job: {lines[-1]}") from error
         for key, job in zip(keys, submitted, strict=True):
             del self._waiting[key]
-            self._jobs[key] = self._known[key] = str(job.job_id)
-            (self._logs / f"{job.job_id}.code").unlink(missing_ok=True)  # of a cluster that began to count anew
-        atomic_write(self._logs / _JOBS, json.dumps(self._known, indent=1).encode())
-        self._asked = time.monotonic()  # which the controller takes a moment to know
+            self._ids[key] = self._known_ids[key] = str(job.job_id)
+            (self._logs / f"{job.job_id}.code").unlink(missing_ok=True)  # of a cluster that has reset its ids
+        atomic_write(self._logs / _JOBS, json.dumps(self._known_ids, indent=1).encode())
+        self._asked = time.monotonic()  # squeue lists new jobs a moment later
 
     def _ended(self) -> dict[str, int]:
-        ended = {key: code for key, number in self._jobs.items() if (code := self._exit_code(number)) is not None}
+        ended = {key: code for key, slurm_id in self._ids.items() if (code := self._exit_code(slurm_id)) is not None}
         if time.monotonic() - self._asked < _ASK_SECONDS or not self._ask():
             return ended
-        for key, number in self._jobs.items():
-            if key in ended or self._states.get(number) in _ALIVE:
+        for key, slurm_id in self._ids.items():
+            if key in ended or self._states.get(slurm_id) in _ALIVE:
                 self._missing.discard(key)
-            elif key not in self._missing:  # a shared file system may show the exit code a moment late
+            elif key not in self._missing:  # a shared file system may show the exit code a moment later
                 self._missing.add(key)
             else:
-                ended[key] = self._post_mortem(key, number)
+                ended[key] = self._code_of_dead(key, slurm_id)
         return ended
 
     def _ask(self) -> bool:
-        """Learn the states of this user's jobs; False if the controller does not answer, which is no job's end."""
+        """Read the states of this user's SLURM jobs; return whether squeue answers."""
         self._asked = time.monotonic()
-        said = _call("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i %T")
-        if said is None:
-            return False
-        self._states = dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line.strip())
-        return True
+        output = _call("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i %T")
+        if output is not None:
+            self._states = dict(line.split(maxsplit=1) for line in output.splitlines() if " " in line.strip())
+        return output is not None
 
-    def _exit_code(self, number: str) -> int | None:
+    def _exit_code(self, slurm_id: str) -> int | None:
         try:
-            return int((self._logs / f"{number}.code").read_text(encoding="utf-8"))
+            return int((self._logs / f"{slurm_id}.code").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
-    def _post_mortem(self, key: str, number: str) -> int:
-        """Return the exit code of a job that has ended without telling one, and write down why."""
-        said = _call("scontrol", "--oneliner", "show", "job", number) or ""
-        found = re.search(r"\bJobState=(\w+)", said)
-        state = found.group(1) if found else "gone"
-        # Of an array's tasks that had not begun when they were cancelled, it forgets the names.
+    def _code_of_dead(self, key: str, slurm_id: str) -> int:
+        """Return the exit code of a job that has left none, and write the reason into its output.log."""
+        output = _call("scontrol", "--oneliner", "show", "job", slurm_id) or ""
+        fields = dict(re.findall(r"\b(JobState|ExitCode)=(\S+)", output))
+        state = fields.get("JobState", "gone")
+        # SLURM forgets tasks of an array that were cancelled before they began.
         if state == "CANCELLED" or (self._is_stopping and state == "gone"):
-            return _STOPPED
-        code = re.search(r"\bExitCode=(\S+)", said)
-        detail = f" (exit code and signal {code.group(1)})" if code else ""
-        worker.note(self._run_dirs[key], f"SLURM ended job {number}: {state}{detail}; its own log is in {self._logs}")
+            return STOPPED
+        detail = f" (exit code and signal {fields['ExitCode']})" if "ExitCode" in fields else ""
+        message = f"SLURM ended job {slurm_id}: {state}{detail}; its own log is in {self._logs}"
+        worker.add_error(self._run_dirs[key], message)
         return 1
 
 
-class Job:
-    """A cell on a node, in a process beside this one, which SLURM's signals reach first; submitit pickles it."""
+class SlurmJob:
+    """A job on a node, in a process beside this one, which gets SLURM's signals; submitit pickles it."""
 
-    def __init__(
-        self, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None, cpus: int, logs: Path
-    ) -> None:
-        self._cell = (arguments, run_dir, trial, cpus)
-        self._logs = logs
+    def __init__(self, job: Job, cpus: int, logs: Path) -> None:
+        self._job, self._cpus, self._logs = job, cpus, logs
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> None:
         import submitit
 
-        number = submitit.JobEnvironment().job_id
-        self._process = worker.spawn(*self._cell)
+        slurm_id = submitit.JobEnvironment().job_id
+        self._process = worker.spawn(self._job, self._cpus)
         while self._process.poll() is None:
             time.sleep(0.2)
         code = self._process.returncode
-        if code in (_STOPPED, -signal.SIGTERM):
-            # SLURM ended it, and knows whether it comes back. One that makes room for another job it requeues only if
-            # it is still there when its grace time is over.
-            end = time.monotonic() + _GRACE_SECONDS
-            while time.monotonic() < end and _call("squeue", "--noheader", "--jobs", number, "--format=%T") in _RUNNING:
+        if code in (STOPPED, -signal.SIGTERM):
+            # SLURM has stopped it, and requeues a preempted job only if it still runs after its grace time.
+            end = time.monotonic() + _PREEMPTION_SECONDS
+            states = ("RUNNING\n", "SUSPENDED\n")
+            while time.monotonic() < end and _call("squeue", "--noheader", "--jobs", slurm_id, "--format=%T") in states:
                 time.sleep(1)
-            os._exit(_STOPPED)
-        atomic_write(self._logs / f"{number}.code", str(code).encode())
+            os._exit(STOPPED)
+        atomic_write(self._logs / f"{slurm_id}.code", str(code).encode())
 
     def checkpoint(self) -> Any:
-        """Let the run save; submitit calls this shortly before the time limit, and requeues what it returns."""
+        """Let the run save, and return what submitit requeues; called shortly before the time limit."""
         from submitit.core.utils import DelayedSubmission
 
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            # Not Popen.wait, whose lock the code that this signal interrupted may hold.
+            # Not Popen.wait, whose lock the interrupted code may hold.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Job(*self._cell, self._logs))
+        return DelayedSubmission(SlurmJob(self._job, self._cpus, self._logs))
 
 
-def _call(*words: str) -> str | None:
+def _call(*command: str) -> str | None:
+    """Return what a command prints, None if it fails."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None

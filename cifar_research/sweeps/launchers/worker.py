@@ -1,11 +1,9 @@
-"""One cell in a process of its own: the command line of a run, its lines and errors written into its folder.
-
-`run_cell` is what happens in that process; `spawn` starts one, where a cluster's own process must outlive it.
-"""
+"""One job in a process of its own: the command line of a run, whose output and errors go into its folder."""
 
 from __future__ import annotations
 
 import faulthandler
+import io
 import json
 import os
 import re
@@ -17,45 +15,46 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from cifar_research.runtime import locks
+from cifar_research.runtime import environment, locks
 
 LOG = "output.log"
-_SAID = re.compile(r"(?:error: |\s*(?=[\w.]*(?:Error|Exception|Interrupt)\b))(.+)")
-_PATIENCE_SECONDS = 60  # for the process that trained here before, and was told to save and stop
-_GRACE_SECONDS = 60  # to save a checkpoint, once told to stop
+STALE = 75  # the exit code of a job that needs a new process, see environment.StaleProcess
+STOPPED = 128 + signal.SIGTERM
+_ERROR = re.compile(r"(?:error: |\s*(?=[\w.]*(?:Error|Exception|Interrupt)\b))(.+)")
+_PREDECESSOR_SECONDS = 60  # to wait for an earlier process of the same run, which was told to stop
+_SAVE_SECONDS = 60
 
 
-def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None = None) -> int:
-    """Train as `cifar-train` with these arguments would, and return its exit code; errors are in output.log."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # By descriptor, so that what native code says before it dies is kept as well.
-    log = os.open(run_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # the log is in UTF-8, whatever the locale
-    faulthandler.enable()
+class Job(NamedTuple):
+    """A run of a sweep; trial: the address of a search's study and a trial's number in it."""
+
+    arguments: list[str]
+    run_dir: Path
+    trial: tuple[str, int] | None
+
+
+def run(job: Job) -> int:
+    """Train as `cifar-train` with the job's arguments would, and return the exit code; output goes to output.log."""
+    _redirect_output(job.run_dir)
     from cifar_research.config import compose
     from cifar_research.training import command
 
-    lock = locks.Lock(run_dir / ".lock", unlocks=locks.UNLOCK in arguments)
-    if lock.acquire(_PATIENCE_SECONDS) is None:
+    unlocks = locks.UNLOCK in job.arguments
+    lock = locks.Lock(job.run_dir / ".lock", unlocks=unlocks)
+    if lock.acquire(_PREDECESSOR_SECONDS) is None:
         lock.release(restores=True)
     try:
         is_hopeless = None
-        if trial is not None:
+        if job.trial is not None:
             from cifar_research.sweeps import search
 
-            is_hopeless = search.pruner_of(trial)
-        unlocks = locks.UNLOCK in arguments
-        overrides = [word for word in arguments if word != locks.UNLOCK]
+            is_hopeless = search.pruner_of(job.trial)
+        overrides = [argument for argument in job.arguments if argument != locks.UNLOCK]
         return command.exit_code(overrides, lambda: command.train(compose(overrides), None, is_hopeless, unlocks))
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 1
+    except environment.StaleProcess:
+        return STALE
     except BaseException:
         traceback.print_exc()
         return 1
@@ -64,8 +63,20 @@ def run_cell(arguments: list[str], run_dir: Path, trial: tuple[str, int] | None 
         sys.stderr.flush()
 
 
+def _redirect_output(run_dir: Path) -> None:
+    """Append standard output and error, also of native code, to the job's log, in UTF-8."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOG).open("ab") as log:
+        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            os.dup2(log.fileno(), descriptor)
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+    faulthandler.enable()
+
+
 def reason(run_dir: Path) -> str:
-    """Return why a cell failed: the last error, or exception, that it wrote into output.log; empty if it wrote none."""
+    """Return why a job failed: the last error or exception in its output.log, "" if there is none."""
     try:
         with (run_dir / LOG).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 65_536))
@@ -73,31 +84,29 @@ def reason(run_dir: Path) -> str:
     except OSError:
         return ""
     # TensorFlow puts the user's exception, indented, into the message of its own.
-    said = [match.group(1) for line in lines if (match := _SAID.match(line))]
-    return said[-1][:300] if said else ""
+    errors = [match[1] for line in lines if (match := _ERROR.match(line))]
+    return errors[-1][:300] if errors else ""
 
 
-def note(run_dir: Path, text: str) -> None:
-    """Add an error to a cell's output.log that its own process could not write."""
+def add_error(run_dir: Path, message: str) -> None:
+    """Add an error that the job could not write itself to its output.log."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
-        file.write(f"error: {text}\n")
+        file.write(f"error: {message}\n")
 
 
-def spawn(
-    arguments: list[str], run_dir: Path, trial: tuple[str, int] | None, cores: int, folder: str | None = None
-) -> subprocess.Popen:
-    """Start `run_cell` in a process that uses so many cores, and that saves and stops when this one is gone.
+def spawn(job: Job, cores: int, folder: str | None = None) -> subprocess.Popen:
+    """Start a job in a process that uses so many cores, and that saves and stops when this process ends.
 
-    folder: the one the sweep was started in, where a user's own modules and relative paths are; None is this one's.
+    folder: the working directory of the sweep, for the user's modules and relative paths; None is this process's.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    # A cluster counts cores but seldom binds them, and TensorFlow would take those of the whole node.
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    # A cluster seldom binds a job to its cores, and TensorFlow would use all of the node's.
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    with (run_dir / LOG).open("ab") as log:
+    with (job.run_dir / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps([arguments, str(run_dir), trial])],
-            stdin=subprocess.PIPE,  # whose end tells it that this process is gone
+            [sys.executable, "-m", __name__, json.dumps([job.arguments, str(job.run_dir), job.trial])],
+            stdin=subprocess.PIPE,  # which closes when this process ends
             stdout=log,
             stderr=log,
             cwd=folder,
@@ -106,24 +115,20 @@ def spawn(
         )
 
 
-def stop_after(is_gone: Callable[[], object]) -> None:
-    """Save and stop this process once `is_gone`, which waits for its parent's end, has returned."""
+def stop_after(wait: Callable[[], object]) -> None:
+    """Save and stop this process once `wait`, which waits for its parent's end, returns."""
 
     def watch() -> None:
-        is_gone()
+        wait()
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_SECONDS)
-        os._exit(128 + signal.SIGTERM)
+        time.sleep(_SAVE_SECONDS)
+        os._exit(STOPPED)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _main() -> int:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends it to every process of a job; the parent acts on it
-    stop_after(lambda: os.read(0, 1))
-    arguments, run_dir, trial = json.loads(sys.argv[1])
-    return run_cell(arguments, Path(run_dir), trial and (trial[0], trial[1]))
-
-
 if __name__ == "__main__":
-    sys.exit(_main())
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends it to every process of a job, for the parent
+    stop_after(lambda: os.read(0, 1))
+    _arguments, _run_dir, _trial = json.loads(sys.argv[1])
+    sys.exit(run(Job(_arguments, Path(_run_dir), _trial and (_trial[0], _trial[1]))))
