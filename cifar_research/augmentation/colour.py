@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.augmentation.contract import BatchTransform, check_range, uniform
+from cifar_research.augmentation.draws import BatchTransform, check_range, uniform
 
 # Share of red, green and blue in the grey of a pixel (ITU-R BT.601).
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

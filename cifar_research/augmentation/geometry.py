@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Literal
 
-from cifar_research.augmentation.contract import BatchTransform, check_choice, check_range, uniform
+from cifar_research.augmentation.draws import BatchTransform, check_choice, check_range, uniform
 from cifar_research.config.contracts import Transform
 
 Padding = Literal["edge", "reflect", "zeros"]

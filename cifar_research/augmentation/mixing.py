@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cifar_research.augmentation.contract import BatchTransform, check_range, uniform
+from cifar_research.augmentation.draws import BatchTransform, check_range, uniform
 
 _QUANTILES = 4097  # of a distribution, between which its draws are interpolated
 

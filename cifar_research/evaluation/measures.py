@@ -104,7 +104,7 @@ def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> flo
 
 def _views(classifier: Classifier, kind: str, pictures: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Return the scores of the bare model and of its logits averaged over views of each image."""
-    from cifar_research.augmentation.views import averaged
+    from cifar_research.augmentation.tta import averaged
 
     model, found = classifier.model, {}
     for name in ("none", kind):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_research.augmentation.views import averaged
+from cifar_research.augmentation.tta import averaged
 from cifar_research.data import images as image_files
 from cifar_research.models import rebuild
 from cifar_research.runs import report

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from cifar_research.augmentation import shrink
-from cifar_research.augmentation.views import averaged
+from cifar_research.augmentation.tta import averaged
 from cifar_research.config.contracts import Backbone
 from cifar_research.models import layers
 from cifar_research.optimization.optimizers import Optimizer
