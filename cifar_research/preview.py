@@ -8,33 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from cifar_research.augmentation.preview import grid
+from cifar_research import augmentation, config
+from cifar_research.data import datasets
 from cifar_research.display import console
+from cifar_research.runtime import environment
 
 
 def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:
     """Write a PNG of training images before and after the augmentation that these overrides compose."""
-    from PIL import Image
-
-    from cifar_research import config
-    from cifar_research.data import datasets
-    from cifar_research.runtime import environment
-
     cfg = config.compose(overrides)
     config.check(cfg)
     train = datasets.load(cfg.data).train
     environment.prepare(cfg.training, cfg.seed)
     import tensorflow as tf
 
-    from cifar_research.augmentation import compose
-
     rows = train.indices[:num_images]
     before = train.images[rows].astype(np.float32) / 255
     targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
-    transform = compose(config.transforms(cfg))
+    transform = augmentation.compose(config.transforms(cfg))
     after, _ = transform(tf.constant(before), targets, tf.constant([cfg.seed, 0]))
-    picture = Image.fromarray(grid(before, after.numpy()))
+    picture = Image.fromarray(augmentation.grid(before, after.numpy()))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Three times larger, or images of 32 x 32 are too small to judge.
     picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST).save(path, format="PNG")

@@ -1,7 +1,6 @@
 """Test-time views: which images are seen, and with what weight."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from cifar_research.augmentation import tta
@@ -39,8 +38,3 @@ def test_flip_shift_averages_six():
 def test_training_sees_one_view():
     got = tta.averaged(network, "flip_shift")(IMAGES, True)
     np.testing.assert_array_equal(got, network(IMAGES, True))
-
-
-def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="'mirror' is not one of none, flip, flip_shift"):
-        tta.averaged(network, "mirror")

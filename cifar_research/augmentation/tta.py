@@ -1,13 +1,14 @@
-"""Test-time views: a network's logits averaged over an image, its mirror image and shifts of both."""
+"""Test-time augmentation: a network's logits averaged over an image, its mirror image and shifts of both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cifar_research.config.schema import VIEWS
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-Network = Callable[[Any, bool], Any]
+Network = Callable[["tf.Tensor", bool], "tf.Tensor"]
 
 
 def averaged(network: Network, kind: str) -> Network:
@@ -17,27 +18,22 @@ def averaged(network: Network, kind: str) -> Network:
     kind: `none` is the network itself; `flip`, the image and its mirror image; `flip_shift`, half of that and a quarter
     each of the same moved one pixel up and left, and down and right, by reflection: six views (Jordan 2024).
     """
-    if kind not in VIEWS:
-        raise ValueError(f"kind: {kind!r} is not one of {', '.join(VIEWS)}")
     if kind == "none":
         return network
 
-    def mirrored(images: Any) -> Any:
+    def average(images: tf.Tensor, training: bool) -> tf.Tensor:
         import tensorflow as tf
 
-        return (network(images, False) + network(tf.reverse(images, [2]), False)) / 2
+        def mirrored(images: tf.Tensor) -> tf.Tensor:
+            return (network(images, False) + network(tf.reverse(images, [2]), False)) / 2
 
-    def views(images: Any, training: bool) -> Any:
         if training:
             return network(images, True)
-        logits = mirrored(images)
-        if kind == "flip_shift":
-            import tensorflow as tf
+        if kind == "flip":
+            return mirrored(images)
+        # Not by `translate`, which is compiled, and whose index arithmetic a converter has been seen to get wrong.
+        around = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
+        moved = mirrored(around[:, 2:, 2:]) + mirrored(around[:, :-2, :-2])
+        return mirrored(images) / 2 + moved / 4
 
-            # Not by `translate`, which is compiled, and whose index arithmetic a converter has been seen to get wrong.
-            around = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
-            moved = mirrored(around[:, 2:, 2:]) + mirrored(around[:, :-2, :-2])
-            logits = logits / 2 + moved / 4
-        return logits
-
-    return views
+    return average

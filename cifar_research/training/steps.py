@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from cifar_research.augmentation import shrink
+from cifar_research.augmentation.geometry import shrink
 from cifar_research.augmentation.tta import averaged
 from cifar_research.config.contracts import Backbone
 from cifar_research.models import layers
