@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from cifar_research.comparison import runs as reading
 from cifar_research.config import targets
-from cifar_research.data import datasets
 from cifar_research.display import console, tables
 from cifar_research.evaluation import against, images, measures
 from cifar_research.inference import trained
@@ -77,7 +76,7 @@ def evaluate(
     found, data, other, new_images, folder, classifier = _prepared(run, words, cifar10_1)
     is_own = other is None
     if data.left_out:
-        console.note(datasets.files_told(data))
+        console.note(data.file_summary())
     seconds = {"load": time.perf_counter() - began}
     measured, logits = measures.measure(
         classifier, data, is_own=is_own, views=views, corrupted=corrupted, cifar10_1=new_images

@@ -163,7 +163,7 @@ def _images(found: dict[str, Any], folder: str | None, quantize: bool) -> Images
 def _of_folder(folder: str, size: int, rng: np.random.Generator, quantize: bool) -> Images:
     files, problems, left_out = predict.find([folder], [])
     if left_out:
-        console.note(f"--images: {image_files.told(len(files), left_out)}")
+        console.note(f"--images: {image_files.summary(len(files), left_out)}")
     if problems:
         raise RunError(f"--images: {problems[0]}")
     if quantize and len(files) < _CALIBRATED:
@@ -172,7 +172,7 @@ def _of_folder(folder: str, size: int, rng: np.random.Generator, quantize: bool)
             "half to verify; give more"
         )
     files = [files[i] for i in rng.permutation(len(files))[: _CALIBRATED + _SCORED]]
-    with images.warnings_logged():
+    with images.without_warnings():
         results = [images.decoded_or_error(file, size) for file in files]
     good = [result for result in results if not isinstance(result, ImageError)]
     for error in results:

@@ -93,7 +93,7 @@ def command(given: argparse.Namespace) -> int:
         else:
             atomic_write(given.output.resolve(), encoded)
     if left_out:
-        console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], +left_out))
+        console.note(image_files.summary(len(files) - left_out[image_files.DAMAGED], +left_out))
     is_unread = any(reason.endswith(image_files.NO_READER) for reason in left_out)
     return 1 if problems or is_unread else 0
 
@@ -146,7 +146,7 @@ def find(words: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[st
 
 
 def _others(left_out: Mapping[str, int]) -> str:
-    return f" ({image_files.told(0, left_out)})" if left_out else ""
+    return f" ({image_files.summary(0, left_out)})" if left_out else ""
 
 
 def classify(
@@ -158,7 +158,7 @@ def classify(
     """
     decode = functools.partial(images.decoded_or_error, size=classifier.image_shape[0])
     batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
-    with images.warnings_logged(), ThreadPoolExecutor() as pool:
+    with images.without_warnings(), ThreadPoolExecutor() as pool:
         coming = pool.map(decode, files[:_BATCH])
         for batch, following in itertools.pairwise([*batches, []]):
             decoded, coming = list(coming), pool.map(decode, following)  # in the background

@@ -129,7 +129,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     assert ended is not None and checkpoint is None
     (tmp_path / "run" / "report.json").unlink()
     folder.rename(tmp_path / "gone")
-    with pytest.raises(DataError, match=f"this run found cifar10 in {folder}, where it is no longer"):
+    with pytest.raises(DataError, match=f"no cifar10 in .*This run found its data in {folder}"):
         train_run(cfg, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
     # Others in its place are others.

@@ -105,7 +105,7 @@ class Classifier:
             images = [images]
         elif isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] <= 4):
             images = images[None]
-        with image_files.warnings_logged():
+        with image_files.without_warnings():
             decoded = [image_files.decode(image, self.image_shape[0]) for image in images]
         found = self.probabilities(np.stack(decoded) if decoded else np.zeros([0, *self.image_shape], np.uint8))
         return [Prediction(self.classes[row.argmax()], float(row.max())) for row in found]

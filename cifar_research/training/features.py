@@ -89,7 +89,7 @@ def keep(cfg: Any, task: Task, data: Dataset, views: int, tell: Callable[[str], 
                 np.save(folder / "targets.npy", targets, allow_pickle=False)
             return {"identity": identity}
 
-        arrays, _ = cache.kept(folders.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
+        arrays, _ = cache.load_arrays(folders.root(cfg.data.cache_dir), NAME, identity, ("features", "targets"), make)
         labels = arrays["targets"] if augments else split.labels[split.indices]
         return Split(arrays["features"], labels, np.arange(len(split)), views)
 
