@@ -47,7 +47,7 @@ LAYOUTS = [(name, which) for name, pair in cifar.LAYOUTS.items() for which in ra
 def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empty, place):
     folder, layout = lay_out(tmp_path / place, name, which, archive=False), cifar.LAYOUTS[name][which]
     given = place if place == "data" else None
-    for member in (layout.train[-1], layout.test, layout.names):
+    for member in layout.members[-3:]:
         content = (folder / member).read_bytes()
         (folder / member).write_bytes(b"") if is_empty else (folder / member).unlink()
         said = f"{folder} is incomplete: missing or empty: {member}; fetch"
@@ -55,9 +55,10 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
             find(given, name)
         (folder / member).write_bytes(content)
     assert find(given, name) == folder
-    (folder / layout.test).unlink()
-    (folder / layout.names).unlink()
-    with pytest.raises(DataError, match=f"missing or empty: {layout.test}, {layout.names};"):
+    test, names = layout.members[-2:]
+    (folder / test).unlink()
+    (folder / names).unlink()
+    with pytest.raises(DataError, match=f"missing or empty: {test}, {names};"):
         find(given, name)
     # Another form that is whole will do.
     other = lay_out(tmp_path / place, name, 1 - which, archive=True)

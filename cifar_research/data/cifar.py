@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cifar_research.data import cache
-from cifar_research.data.cache import Source
+from cifar_research.data.cache import Labelled, Source
 from cifar_research.data.download import fetch, hash_file
 from cifar_research.runtime.errors import DataError
 
@@ -30,22 +31,28 @@ _MEMBER_BYTES = 1 << 28  # more than any published member has: a bound on what a
 
 @dataclass(frozen=True)
 class Layout:
-    """One published form of a data set: a folder of files, and the archive that holds it."""
+    """One published form of a data set: a folder of files, and the archive that holds it.
+
+    names: the file of the classes' names. md5: of each file of training images, and last of the test images; None where
+    none is published, which is so where they are not pickled.
+    """
 
     folder: str
     archive: str
     sha256: str
-    train: tuple[str, ...]
-    test: str
     names: str
-    md5: dict[str, str]  # empty where none is published
+    md5: dict[str, str | None]
 
     @property
     def members(self) -> tuple[str, ...]:
-        return (*self.train, self.test, self.names)
+        return (*self.md5, self.names)
+
+    @property
+    def is_pickled(self) -> bool:
+        return None not in self.md5.values()
 
 
-_CIFAR10_MD5 = {
+_CIFAR10 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -53,26 +60,22 @@ _CIFAR10_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-_CIFAR100_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+_CIFAR100 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 LAYOUTS = {
     "cifar10": (
         Layout(
             "cifar-10-batches-py",
             "cifar-10-python.tar.gz",
             "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-            tuple(f"data_batch_{i}" for i in range(1, 6)),
-            "test_batch",
             "batches.meta",
-            _CIFAR10_MD5,
+            _CIFAR10,
         ),
         Layout(
             "cifar-10-batches-bin",
             "cifar-10-binary.tar.gz",
             "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            "test_batch.bin",
             "batches.meta.txt",
-            {},
+            dict.fromkeys(f"{member}.bin" for member in _CIFAR10),
         ),
     ),
     "cifar100": (
@@ -80,19 +83,15 @@ LAYOUTS = {
             "cifar-100-python",
             "cifar-100-python.tar.gz",
             "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-            ("train",),
-            "test",
             "meta",
-            _CIFAR100_MD5,
+            _CIFAR100,
         ),
         Layout(
             "cifar-100-binary",
             "cifar-100-binary.tar.gz",
             "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            ("train.bin",),
-            "test.bin",
             "fine_label_names.txt",
-            {},
+            dict.fromkeys(f"{member}.bin" for member in _CIFAR100),
         ),
     ),
 }
@@ -183,28 +182,23 @@ def load(name: str, data_dir: str | None, cache_root: Path, download: bool, foun
 def _decode(name: str, layout: Layout, path: Path) -> Source:
     contents = _unpack(layout, path) if path.is_file() else {m: (path / m).read_bytes() for m in layout.members}
     num_classes, is_fine = (10, False) if name == "cifar10" else (100, True)
-    is_pickled = layout is LAYOUTS[name][0]
-
-    def batch(member: str) -> tuple[np.ndarray, np.ndarray]:
-        decode = _unpickle_batch if is_pickled else _split_rows
-        rows, labels = parsed(decode, contents[member], f"{path}/{member}", is_fine, num_classes)
-        return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-    images, labels = zip(*map(batch, layout.train), strict=True)
-    splits = {"train": (np.concatenate(images), np.concatenate(labels)), "test": batch(layout.test)}
-    names = parsed(_class_names, contents[layout.names], f"{path}/{layout.names}", is_pickled, is_fine, num_classes)
-    return Source(splits, names, _note(layout, path, contents))
+    parse_batch, parse_names = (_unpickle_batch, _unpickle_names) if layout.is_pickled else (_split_rows, _split_names)
+    *train, test = (
+        parsed(parse_batch, contents[member], f"{path}/{member}", is_fine, num_classes) for member in layout.md5
+    )
+    images, labels = zip(*train, strict=True)
+    splits = {"train": (np.concatenate(images), np.concatenate(labels)), "test": test}
+    classes = parsed(parse_names, contents[layout.names], f"{path}/{layout.names}", is_fine, num_classes)
+    return Source(splits, classes, _note(layout, path, contents))
 
 
 def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
     """Return what must be said beside results if the files are not the published ones."""
-    if path.is_file():
-        is_published = hash_file(path) == layout.sha256
-    elif layout.md5:
-        is_published = all(hashlib.md5(contents[member]).hexdigest() == md5 for member, md5 in layout.md5.items())
-    else:
+    if path.is_dir() and not layout.is_pickled:
         return f"{path.name}: unverified, since no checksums are published for the files of this layout"
-    if is_published:
+    if path.is_file() and hash_file(path) == layout.sha256:
+        return None
+    if path.is_dir() and layout.md5 == {member: hashlib.md5(contents[member]).hexdigest() for member in layout.md5}:
         return None
     return f"{path.name}: its checksums are not the published ones, so it is a modified copy: say so beside its results"
 
@@ -242,37 +236,38 @@ def parsed(parse: Callable[..., Any], content: bytes, path: str, *settings: Any)
         raise DataError(f"{path}: is damaged ({error}); fetch the data set again") from error
 
 
-def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels and labels of the binary layout: a row is the label, or the coarse and the fine one, and pixels."""
+def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
+    """Return images and labels of the binary layout: a row is the label, or the coarse and the fine one, and pixels."""
     num_labels = 2 if is_fine else 1
     rows = np.frombuffer(content, np.uint8).reshape(-1, num_labels + _PIXELS)
-    return _checked(rows[:, num_labels:], rows[:, num_labels - 1].astype(np.int64), num_classes)
+    return _checked(rows[:, num_labels:], rows[:, num_labels - 1], num_classes)
 
 
-def _unpickle_batch(content: bytes, is_fine: bool, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _unpickle_batch(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    labels = np.asarray(batch[b"fine_labels" if is_fine else b"labels"], np.int64)
-    return _checked(np.asarray(batch[b"data"]), labels, num_classes)
+    return _checked(np.asarray(batch[b"data"]), batch[b"fine_labels" if is_fine else b"labels"], num_classes)
 
 
-def _checked(pixels: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(pixels: np.ndarray, labels: ArrayLike, num_classes: int) -> Labelled:
+    labels = np.asarray(labels, np.int64)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
         raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape} for {len(labels)} labels")
     if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"it has labels outside of 0 to {num_classes - 1}")
-    return pixels, labels
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-def _class_names(content: bytes, is_pickled: bool, is_fine: bool, num_classes: int) -> tuple[str, ...]:
-    if is_pickled:
-        meta = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        names = [name.decode() for name in meta[b"fine_label_names" if is_fine else b"label_names"]]
-    else:
-        names = content.decode().split("\n")
-        names = [name.strip() for name in names if name.strip()]
+def _unpickle_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
+    meta = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    names = meta[b"fine_label_names" if is_fine else b"label_names"]
+    return _split_names(b"\n".join(names), is_fine, num_classes)
+
+
+def _split_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
+    names = tuple(line.strip() for line in content.decode().splitlines() if line.strip())
     if len(names) != num_classes:
-        raise ValueError(f"{len(names)} class names instead of {num_classes}")
-    return tuple(names)
+        raise ValueError(f"it has {len(names)} class names instead of {num_classes}")
+    return names
 
 
 class _Unpickler(pickle.Unpickler):

@@ -117,7 +117,7 @@ def batch():
 def archive():
     buffer, layout = io.BytesIO(), cifar.LAYOUTS["cifar10"][0]
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for member in (*layout.train, layout.test, layout.names):
+        for member in layout.members:
             entry = tarfile.TarInfo(f"{layout.folder}/{member}")
             entry.size = len(batch())
             tar.addfile(entry, io.BytesIO(batch()))
@@ -207,7 +207,7 @@ REPORT = files.dumps({"status": "completed", "config": {"augmentation": {}}})
 READERS = {
     "raw rows": (read_cifar(cifar._split_rows, False, 10), bytes(3073)),
     "pickle": (read_cifar(cifar._unpickle_batch, False, 10), batch()),
-    "class names": (read_cifar(cifar._class_names, False, False, 2), b"cat\ndog\n"),
+    "class names": (read_cifar(cifar._split_names, False, 2), b"cat\ndog\n"),
     "archive": (lambda path: cifar._unpack(LAYOUT[0], path), archive()),
     "PNG": (read_image, picture("PNG")),
     "JPEG": (read_image, picture("JPEG")),
