@@ -47,9 +47,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     try:
         write_preview(arguments.overrides, arguments.out)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         console.error(str(error))
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(2)
     print(arguments.out)
 
 
