@@ -298,7 +298,7 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
         (lambda root: write_images(root / "test" / "fish"), r"'fish' is in only one"),
         (lambda root: root.rename(root.parent / "elsewhere"), r"data\.dir.*pets"),
         (lambda root: shutil.rmtree(root / "test"), r"data\.dir: .* has train/.*pets/train, of which"),
-        (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/, which looks like a part"),
+        (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/, which looks like a split"),
         (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folders and needs two"),
     ],
 )

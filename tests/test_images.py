@@ -370,9 +370,9 @@ def test_train_and_val_without_test(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["Training", "Testing"], r"has Testing/, which looks like a part"),
-        (["Validation"], r"has Validation/, which looks like a part"),
-        (["train"], r"has train/, which looks like a part"),
+        (["Training", "Testing"], r"has Testing/, which looks like a split"),
+        (["Validation"], r"has Validation/, which looks like a split"),
+        (["train"], r"has train/, which looks like a split"),
         (
             ["pets/train", "pets/test", "cars/train", "cars/test"],
             r"pets: has train/ and test/|cars: has train/ and test/",

@@ -39,20 +39,17 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
         folder = cache.existing_folder(data.dir, "data.dir")
         left_out: LeftOut = defaultdict(list)
         notes: list[str] = []
-        parts = _parts(folder)
-        listed = {name: _classes(path, cache_root, left_out, notes) for name, path in parts.items()}
-        if parts["train"] != folder:
+        split_folders = _split_folders(folder)
+        listed = {split: _classes(path, cache_root, left_out, notes) for split, path in split_folders.items()}
+        if split_folders["train"] != folder:
             _check_same_classes(folder, listed)
-            _add_rest(folder, list(parts.values()), left_out)
+            _add_rest(folder, list(split_folders.values()), left_out)
         source = _decoded_or_cached(data, folder, cache_root, listed, left_out)
     except OSError as error:
         path = error.filename or data.dir
         raise DataError(f"{path}: cannot be read ({error.strerror}); repair it or remove it") from error
-    if "val" in parts and "test" not in parts:
-        notes.append(
-            f"there is no test/ beside train/ and {parts['val'].name}/, so data.test_fraction={data.test_fraction} of "
-            "train/ is the test set"
-        )
+    if "val" in listed and "test" not in listed:
+        notes.append(f"there is no test/, so data.test_fraction={data.test_fraction} of train/ is the test set")
     all_left_out = {why: sorted(os.path.relpath(name, folder) for name in names) for why, names in left_out.items()}
     all_left_out = {why: names for why, names in (all_left_out | source.left_out).items() if names}
     for why, names in all_left_out.items():
@@ -60,17 +57,17 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
     return replace(source, note="; ".join(notes) or None, left_out=all_left_out)
 
 
-def _parts(folder: Path) -> dict[str, Path]:
-    """Return the folders of classes by split: `train` with `val` or `test` or both, or `train` alone, the folder itself."""
-    parts = {name: folder / name for name in ("train", "test") if (folder / name).is_dir()}
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of classes: of `train` with `val` or `test` or both, or of `train` alone, the folder itself."""
+    folders = {name: folder / name for name in ("train", "test") if (folder / name).is_dir()}
     val = [folder / name for name in _VALIDATION if _holds_only_folders(folder / name)]
-    if "train" in parts and ("test" in parts or val and _holds_only_folders(folder / "train")):
-        return parts | ({"val": val[0]} if val else {})
+    if "train" in folders and ("test" in folders or val and _holds_only_folders(folder / "train")):
+        return folders | ({"val": val[0]} if val else {})
     for path in sorted(path for path in folder.iterdir() if path.name.lower() in _SPLITS):
         if _holds_only_folders(path):
             raise DataError(
-                f"data.dir: {folder} has {path.name}/, which looks like a part of a data set and not like a class; name the "
-                f"parts train/, val/ and test/, or give data.dir={path}, of which data.test_fraction is then held out"
+                f"data.dir: {folder} has {path.name}/, which looks like a split of a data set and not like a class; name the "
+                f"splits train/, val/ and test/, or give data.dir={path}, of which data.test_fraction is then held out"
             )
     return {"train": folder}
 
@@ -120,27 +117,27 @@ def _check_class(path: Path, files: Sequence[Path], runs: Sequence[str], others:
     if not files:
         counts = image_files.summary(0, {why: len(names) for why, names in others.items()})
         raise DataError(f"{path}: has no image that can be read ({counts}); add some or remove it")
-    if all((path / part).is_dir() for part in ("train", "test")):
+    if all((path / split).is_dir() for split in ("train", "test")):
         raise DataError(f"{path}: has train/ and test/, so it is a data set and not a class; give data.dir={path}")
 
 
 def _check_same_classes(folder: Path, listed: dict[str, Classes]) -> None:
-    for part, classes in listed.items():
+    for split, classes in listed.items():
         if differing := sorted(listed["train"].keys() ^ classes.keys()):
             raise DataError(
-                f"{folder}: class {differing[0]!r} is in only one of train/ and {part}/; give both the same classes, or hold "
+                f"{folder}: class {differing[0]!r} is in only one of train/ and {split}/; give both the same classes, or hold "
                 f"images out of train/ for test: data.dir={folder / 'train'}"
             )
 
 
-def _add_rest(folder: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
-    """Add what lies beside the parts of a data set."""
+def _add_rest(folder: Path, split_folders: Sequence[Path], left_out: LeftOut) -> None:
+    """Add what lies beside the folders of the splits."""
     for path in folder.iterdir():
-        if not image_files.is_visible(path.name) or path in parts:
+        if not image_files.is_visible(path.name) or path in split_folders:
             continue
         if path.is_dir():
             files, others = image_files.find(path)
-            names = " and ".join(f"{part.name}/" for part in parts)
+            names = " and ".join(f"{path.name}/" for path in split_folders)
             left_out[f"in {image_files.as_text(path.name)}/ (beside {names})"] += map(str, files)
             left_out[image_files.RUNS] += others.get(image_files.RUNS, [])
         else:
@@ -153,9 +150,9 @@ def _decoded_or_cached(
     """Return the source of the listed images, from the cache if they are there."""
     files = [path for classes in listed.values() for paths in classes.values() for path in paths]
     stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in (path.stat(),)]
-    split = None if "test" in listed else (data.test_fraction, data.split_seed)
+    held_out_for_test = None if "test" in listed else (data.test_fraction, data.split_seed)
     layout = list(listed) if len(listed) > 1 else ["all"]
-    identity = [str(folder.resolve()), data.image_size, split, layout, stats]
+    identity = [str(folder.resolve()), data.image_size, held_out_for_test, layout, stats]
     links = [f"{name} (a broken link)" for name in left_out[image_files.BROKEN_LINK]]
 
     def check(damaged: Sequence[str]) -> None:
@@ -168,8 +165,8 @@ def _decoded_or_cached(
 
     def decode() -> Source:
         splits, damaged = {}, []
-        for part, classes in listed.items():
-            splits[part], errors = _decode(classes, data.image_size)
+        for split, classes in listed.items():
+            splits[split], errors = _decode(classes, data.image_size)
             damaged += [f"{os.path.relpath(path, folder)} ({reason})" for path, reason in errors]
         check(damaged)
         names = tuple(listed["train"])
@@ -207,11 +204,11 @@ def _decode(classes: Classes, size: int) -> tuple[Labelled, list[tuple[Path, str
 
 def _check_counts(folder: Path, names: Sequence[str], splits: Mapping[str, Labelled]) -> None:
     """Raise DataError if a class has lost all of its images, or has none to hold out for test."""
-    for part, (_, labels) in splits.items():
-        least = 2 if part == "train" and "test" not in splits else 1
+    for split, (_, labels) in splits.items():
+        least = 2 if split == "train" and "test" not in splits else 1
         for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
             if count < least:
                 raise DataError(
-                    f"{folder}: class {name!r} has {count} images in {part} that can be read and needs {least}, with "
+                    f"{folder}: class {name!r} has {count} images in {split} that can be read and needs {least}, with "
                     "data.test_fraction one of them for test; add some"
                 )

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL.Image import Transpose
 
 from cifar_research.runtime.errors import ImageError
 
@@ -22,15 +23,11 @@ from cifar_research.runtime.errors import ImageError
 _FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "HEIF")
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # which a build of Pillow may lack
 _DECLARED = ("PPM", "JPEG2000")  # these files say how many bits they use, and Pillow scales them to 16
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# By EXIF's orientation, from 2 on: how the pixels come upright.
+_TURNS = dict(enumerate((
+    Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE, Transpose.ROTATE_270,
+    Transpose.TRANSVERSE, Transpose.ROTATE_90,
+), start=2))  # fmt: skip
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 # Markers of comments and of applications' own segments but for EXIF, in 0xE1, and how colours are coded, in 0xEE.
 _JPEG_METADATA = {0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xEE}
