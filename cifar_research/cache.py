@@ -1,4 +1,4 @@
-"""cifar-cache: what is kept of data sets and of backbones' features, and how to be rid of it."""
+"""cifar-cache: list the cached data sets and features, or delete them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="cifar-cache", description="List what is cached, or delete it.")
     parser.add_argument("--dir", help="the folder, as data.cache_dir; else $CIFAR_CACHE_DIR or the user's cache folder")
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        root, code = folders.root(given.dir), 0
+        root = folders.root(arguments.dir)
     except DataError as error:
         console.error(str(error))
         sys.exit(2)
-    found = sorted(path.parent for path in root.glob("[!.]*/meta.json"))
-    for folder in found:
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        is_meant = given.clear == "all" or given.clear == folder.name.rpartition("-")[0]
-        if is_meant:
+    caches = [(path.parent, path.parent.name.rpartition("-")[0]) for path in sorted(root.glob("[!.]*/meta.json"))]
+    if not caches:
+        print(f"Nothing is cached in {root}")
+    names = {"all", *(name for _, name in caches)}
+    if arguments.clear not in (None, *names):
+        hint = targets.nearest(arguments.clear, names)
+        console.error(f"--clear {arguments.clear}: nothing of this name is cached{hint}")
+        sys.exit(2)
+    code = 0
+    for folder, name in caches:
+        size, result = sum(path.stat().st_size for path in folder.iterdir()), ""
+        if arguments.clear in ("all", name):
             try:
                 shutil.rmtree(folder)  # a run that has mapped its files keeps them until it ends
+                result = "  deleted"
             except OSError as error:
                 console.error(f"{folder}: cannot be deleted ({error.strerror})")
                 code = 1
-                continue
-        print(f"{size / 1e6:10,.1f} MB  {folder}{'  deleted' if is_meant else ''}")
-    names = {folder.name.rpartition("-")[0] for folder in found}
-    if given.clear not in (None, "all", *names):
-        console.error(
-            f"--clear {given.clear}: nothing of this name is cached{targets.nearest(given.clear, [*names, 'all'])}"
-        )
-        code = 2
-    if not found:
-        print(f"Nothing is cached in {root}")
+        print(f"{size / 1e6:10,.1f} MB  {folder}{result}")
     sys.exit(code)
 
 

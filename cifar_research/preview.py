@@ -8,32 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from cifar_research.augmentation.preview import grid
+from cifar_research import augmentation, config
+from cifar_research.data import datasets
 from cifar_research.display import console
+from cifar_research.runtime import environment
 
 
 def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:
     """Write a PNG of training images before and after the augmentation that these overrides compose."""
-    from PIL import Image
-
-    from cifar_research import config
-    from cifar_research.data import datasets
-    from cifar_research.runtime import environment
-
     settings = config.parse(overrides)
     train = datasets.load(settings.data).train
     environment.prepare(settings.training, settings.seed)
     import tensorflow as tf
 
-    from cifar_research.augmentation import compose
-
     rows = train.indices[:num_images]
     before = train.images[rows].astype(np.float32) / 255
     targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
-    transform = compose(settings.transforms)
+    transform = augmentation.compose(settings.transforms)
     after, _ = transform(tf.constant(before), targets, tf.constant([settings.seed, 0]))
-    picture = Image.fromarray(grid(before, after.numpy()))
+    picture = Image.fromarray(augmentation.grid(before, after.numpy()))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Three times larger, or images of 32 x 32 are too small to judge.
     picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST).save(path, format="PNG")
@@ -51,9 +46,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     try:
         write_preview(arguments.overrides, arguments.out)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         console.error(str(error))
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(2)
     print(arguments.out)
 
 

@@ -47,7 +47,7 @@ LAYOUTS = [(name, which) for name, pair in cifar.LAYOUTS.items() for which in ra
 def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empty, place):
     folder, layout = lay_out(tmp_path / place, name, which, archive=False), cifar.LAYOUTS[name][which]
     given = place if place == "data" else None
-    for member in (layout.train[-1], layout.test, layout.names):
+    for member in layout.members[-3:]:
         content = (folder / member).read_bytes()
         (folder / member).write_bytes(b"") if is_empty else (folder / member).unlink()
         said = f"{folder} is incomplete: missing or empty: {member}; fetch"
@@ -55,9 +55,10 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
             find(given, name)
         (folder / member).write_bytes(content)
     assert find(given, name) == folder
-    (folder / layout.test).unlink()
-    (folder / layout.names).unlink()
-    with pytest.raises(DataError, match=f"missing or empty: {layout.test}, {layout.names};"):
+    test, names = layout.members[-2:]
+    (folder / test).unlink()
+    (folder / names).unlink()
+    with pytest.raises(DataError, match=f"missing or empty: {test}, {names};"):
         find(given, name)
     # Another form that is whole will do.
     other = lay_out(tmp_path / place, name, 1 - which, archive=True)
@@ -129,7 +130,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     assert ended is not None and checkpoint is None
     (tmp_path / "run" / "report.json").unlink()
     folder.rename(tmp_path / "gone")
-    with pytest.raises(DataError, match=f"this run found cifar10 in {folder}, where it is no longer"):
+    with pytest.raises(DataError, match=f"no cifar10 in .*This run found its data in {folder}"):
         train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
     # Others in its place are others.

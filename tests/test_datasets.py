@@ -34,7 +34,7 @@ def members(name):
     fine = name == "cifar100"
     num_classes = 100 if fine else 10
     found = ({}, {})
-    for number, (py, binary) in enumerate(zip((*pickled.train, pickled.test), (*raw.train, raw.test), strict=True)):
+    for number, (py, binary) in enumerate(zip(pickled.md5, raw.md5, strict=True)):
         rows, labels = arrays(100 if fine else PER_BATCH, num_classes, number)
         keys = (
             {b"fine_labels": labels.tolist(), b"coarse_labels": [0] * len(labels)}
@@ -150,7 +150,7 @@ class Gadget:
 @pytest.mark.parametrize("which", [0, 1])
 def test_damaged_batches_are_refused_with_their_path(tmp_path, damage, which):
     folder = lay_out(tmp_path / "data", "cifar10", which, archive=False)
-    victim = folder / cifar.LAYOUTS["cifar10"][which].train[2]
+    victim = folder / cifar.LAYOUTS["cifar10"][which].members[2]
     content = victim.read_bytes()
     if damage == "missing":
         victim.unlink()
@@ -203,7 +203,7 @@ def _load_counted(folder, decoded, barrier):
             file.write("x")
         time.sleep(0.3)
         images = np.zeros((4, 8, 8, 3), np.uint8)
-        return cache.Source(images, np.arange(4), images, np.arange(4), ("a", "b", "c", "d"))
+        return cache.Source(dict.fromkeys(("train", "test"), (images, np.arange(4))), ("a", "b", "c", "d"))
 
     barrier.wait()
     cache.load(folder, "some", [1], decode)
@@ -297,12 +297,9 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
         (lambda root: (root / "train" / "fish").mkdir(), r"fish: has no image that can be read"),
         (lambda root: write_images(root / "test" / "fish"), r"'fish' is in only one"),
         (lambda root: root.rename(root.parent / "elsewhere"), r"data\.dir.*pets"),
-        (
-            lambda root: shutil.rmtree(root / "test"),
-            r"data\.dir: .* has train/ and no test/ beside it.*pets/train, of which",
-        ),
-        (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/ and no train/ beside it"),
-        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: 1 class folders are too few; put"),
+        (lambda root: shutil.rmtree(root / "test"), r"data\.dir: .* has train/.*pets/train, of which"),
+        (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/, which looks like a split"),
+        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folders and needs two"),
     ],
 )
 def test_bad_image_folders_are_refused_with_the_path(tmp_path, break_it, message):
@@ -321,7 +318,7 @@ def test_every_class_is_trained_validated_and_tested(tmp_path):
     assert np.bincount(data.test.labels).tolist() == [1, 27, 2]
     assert set(data.train.labels[data.train.indices]) == {0, 1, 2}
     write_images(tmp_path / "pets" / "bird", 1)
-    with pytest.raises(DataError, match=r"bird.*one image.*data\.test_fraction"):
+    with pytest.raises(DataError, match=r"bird.*has 1 images.*data\.test_fraction"):
         images(tmp_path / "pets")
 
 
@@ -367,10 +364,3 @@ def test_bad_classes_are_named(chosen, part):
     whole = datasets.load(config.parse(CLASSES).data)
     with pytest.raises(DataError, match=part):
         datasets.load(config.parse([*CLASSES, f"data.classes={chosen.format(whole.classes[0])}"]).data)
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"), [(["True", "1000.0"], [0, 2]), (["1", "false"], [1, 3]), (["true", "1e3"], [0, 2])]
-)
-def test_a_class_is_found_by_what_a_file_makes_of_its_name(names, expected):
-    assert datasets._chosen(names, ["true", "001", "1e3", "false"]) == expected

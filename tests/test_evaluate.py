@@ -246,7 +246,7 @@ def test_evaluation_equals_what_is_computed_apart(evaluated):
 def test_views_are_averaged(evaluated):
     run, found, _ = evaluated
     assert set(found["views"]) == {"none", "flip_shift"} and found["views"]["none"]["right"] == found["test"]["right"]
-    from cifar_research.augmentation.views import averaged
+    from cifar_research.augmentation.tta import averaged
 
     classifier = trained.load(run)
     plain = classifier.network

@@ -104,7 +104,7 @@ def test_damaged_features_are_made_anew_with_a_warning(run, tmp_path):
         content[-3] ^= 1
         (folder / "features.npy").write_bytes(content)
     assert losses(run("second")) == expected
-    assert run.output.count("the cache is damaged") == 2 and "making it anew" in run.output
+    assert run.output.count("the cache is damaged") == 2 and "written again" in run.output
 
 
 def test_the_command_clears_them(run, tmp_path):
@@ -127,13 +127,13 @@ def test_what_a_killed_process_left_is_swept_up(tmp_path):
         np.save(folder / "a.npy", np.arange(3))
         return {}
 
-    cache.kept(tmp_path, "features", [1], ["a"], make)
+    cache.load_arrays(tmp_path, "features", [1], ["a"], make)
     (target,) = tmp_path.glob("features-*/")
     left = tmp_path / f".{target.name}.left"
     left.mkdir()
     (left / "a.npy").touch()
     (target / "a.npy").unlink()
-    arrays, _ = cache.kept(tmp_path, "features", [1], ["a"], make)
+    arrays, _ = cache.load_arrays(tmp_path, "features", [1], ["a"], make)
     assert not left.exists() and len(made) == 2 and list(arrays["a"]) == [0, 1, 2]
 
 

@@ -4,8 +4,8 @@ images: float32 [B, H, W, C] in [0, 1], H, W and C known when traced; targets: f
 seed: int32 [2]. What happens to an image depends on the seed and on its position in the batch, with mixup and
 cutmix on the rest of the batch too.
 
-The factories (`horizontal_flip`, `mixup` ...) are what conf/augmentation names: they check their settings at
-once and import no TensorFlow. What they draw goes to plain functions (`flip`, `blend` ...) that draw nothing.
+The factories (`horizontal_flip`, `mixup` ...) are what conf/augmentation names: they check their settings and import
+no TensorFlow. Their transforms draw with draws.py and hand the numbers to geometry.py, colour.py and mixing.py.
 A new transform is one more factory, here or in a module of one's own, and one YAML file that names it.
 
     python -m cifar_research.preview augmentation=slides data=synthetic --out slides.png
@@ -13,82 +13,238 @@ A new transform is one more factory, here or in a module of one's own, and one Y
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-from cifar_research.augmentation.colour import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    brightness,
-    contrast,
-    saturation,
-)
-from cifar_research.augmentation.geometry import (
-    alternating_flip,
-    crop,
-    flip,
-    horizontal_flip,
-    magnify,
-    rotate,
-    rotation,
-    shift,
-    shrink,
-    translate,
-    vertical_flip,
-    zoom,
-)
-from cifar_research.augmentation.mixing import blend, cutmix, cutout, erase, mixup, paste
-from cifar_research.augmentation.preview import grid
+import numpy as np
+
 from cifar_research.config.contracts import Transform
+from cifar_research.config.targets import check_range
 
-__all__ = [
-    "adjust_brightness",
-    "adjust_contrast",
-    "adjust_saturation",
-    "alternating_flip",
-    "blend",
-    "brightness",
-    "compose",
-    "contrast",
-    "crop",
-    "cutmix",
-    "cutout",
-    "erase",
-    "flip",
-    "grid",
-    "horizontal_flip",
-    "magnify",
-    "mixup",
-    "paste",
-    "rotate",
-    "rotation",
-    "saturation",
-    "shift",
-    "shrink",
-    "translate",
-    "vertical_flip",
-    "zoom",
-]
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+BatchTransform = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
+Padding = Literal["edge", "reflect", "zeros"]
+ProjectionPadding = Literal["edge", "zeros"]
+Interpolation = Literal["nearest", "bilinear"]
 
 
-def compose(transforms: Mapping[str, Any]) -> Callable[..., tuple[Any, Any]]:
+def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """Return one transform that applies these in order, each with its own seed; of none, the identity.
 
-    transforms: what their factories returned, plain functions or `Transform`.
-    It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, for transforms that go
-    by the epoch; without it, they are given `seed`.
+    It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, for transforms that
+    depend on the epoch; without it, they get `seed`.
     """
     ordered = [Transform.of(transform) for transform in transforms.values()]
 
-    def transform(images, targets, seed, epoch_seed=None):
+    def composed(
+        images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, epoch_seed: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         import tensorflow as tf
 
-        for i, one in enumerate(ordered):
-            own = tf.random.experimental.stateless_fold_in(seed, i)
-            if one.by_epoch:
-                own = seed if epoch_seed is None else epoch_seed
-            images, targets = one.apply(images, targets, own)
+        for i, transform in enumerate(ordered):
+            if transform.by_epoch:
+                own_seed = seed if epoch_seed is None else epoch_seed
+            else:
+                own_seed = tf.random.experimental.stateless_fold_in(seed, i)
+            images, targets = transform.apply(images, targets, own_seed)
         return images, targets
+
+    return composed
+
+
+def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarray:
+    """Return rows of images, and below each row the same images augmented, as one picture uint8 [H', W', 3].
+
+    before, after: float [N, H, W, 3] in [0, 1], N at least 1.
+    """
+    columns = min(columns, len(before))
+    missing = -len(before) % columns
+    tiles = np.pad(np.stack([before, after]), [(0, 0), (0, missing), (1, 1), (1, 1), (0, 0)], constant_values=1.0)
+    _, _, height, width, channels = tiles.shape
+    tiles = tiles.reshape(2, -1, columns, height, width, channels).transpose(1, 0, 3, 2, 4, 5)
+    pairs = tiles.reshape(-1, 2 * height, columns * width, channels)
+    pairs = np.pad(pairs, [(0, 0), (0, 4), (0, 0), (0, 0)], constant_values=1.0)
+    return np.rint(np.clip(pairs.reshape(-1, columns * width, channels), 0, 1) * 255).astype(np.uint8)
+
+
+def horizontal_flip(*, probability: float = 0.5) -> BatchTransform:
+    """Mirror left and right, each image with this probability."""
+    return _flip(2, probability)
+
+
+def vertical_flip(*, probability: float = 0.5) -> BatchTransform:
+    """Mirror top and bottom, each image with this probability."""
+    return _flip(1, probability)
+
+
+def _flip(axis: int, probability: float) -> BatchTransform:
+    check_range("[]", 0, 1, probability=probability)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        from cifar_research.augmentation import draws, geometry
+
+        return geometry.flip(images, draws.uniform(images, seed) < probability, axis=axis), targets
+
+    return transform
+
+
+def alternating_flip() -> Transform:
+    """Mirror a random half of the images left and right in the first epoch, the others in the next, and so on.
+
+    So every two epochs see each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6). The halves depend on the
+    run's seed and on an image's own pixels: give it before transforms that change them.
+    """
+
+    def apply(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        import tensorflow as tf
+
+        from cifar_research.augmentation import geometry
+
+        weights = tf.random.stateless_uniform(images.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
+        chosen = geometry.is_in_first_half(images, weights) != (seed[1] % 2 == 1)
+        return geometry.flip(images, chosen, axis=2), targets
+
+    return Transform(apply, by_epoch=True)
+
+
+def shift(*, pixels: int | None = None, fraction: float | None = None, padding: Padding = "edge") -> BatchTransform:
+    """Move each image by whole pixels, uniform in [-limit, limit], along each axis.
+
+    The limit is `pixels`, or `fraction` of the axis rounded to pixels; the other of the two is None.
+    """
+    if pixels is None and fraction is None:
+        raise ValueError("pixels: null and fraction=null leave no limit; give one of them")
+    if pixels is not None and fraction is not None:
+        raise ValueError(f"pixels: {pixels} does not go with fraction={fraction}; give one and make the other null")
+    check_range("[]", 0, pixels=pixels)
+    check_range("[]", 0, 1, fraction=fraction)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        from cifar_research.augmentation import draws, geometry
+
+        limits = [pixels if fraction is None else round(fraction * size) for size in images.shape[1:3]]
+        steps = draws.positions(images, seed, [2 * limit + 1 for limit in limits])
+        offsets = steps - [float(limit) for limit in limits]
+        return geometry.translate(images, offsets, padding=padding), targets
+
+    return transform
+
+
+def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> BatchTransform:
+    """Pad each side and cut the original size out at a place drawn for each image (He et al. 2016)."""
+    check_range("[]", 0, padding_pixels=padding_pixels)
+    # That is a shift, by up to the padding, of what lies inside the frame and of what the padding shows.
+    return shift(pixels=padding_pixels, padding=padding)
+
+
+def rotation(
+    *, degrees: float = 15.0, interpolation: Interpolation = "bilinear", padding: ProjectionPadding = "edge"
+) -> BatchTransform:
+    """Rotate each image about its centre by an angle uniform in [-degrees, degrees]."""
+    check_range("[]", 0, 180, degrees=degrees)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        from cifar_research.augmentation import draws, geometry
+
+        angles = draws.uniform(images, seed, low=-math.radians(degrees), high=math.radians(degrees))
+        return geometry.rotate(images, angles, interpolation=interpolation, padding=padding), targets
+
+    return transform
+
+
+def zoom(
+    *,
+    low: float = 0.9,
+    high: float = 1.1,
+    interpolation: Interpolation = "bilinear",
+    padding: ProjectionPadding = "edge",
+) -> BatchTransform:
+    """Magnify each image about its centre by a factor uniform in [low, high]; below 1 it shrinks."""
+    check_range("(]", 0, high=high)
+    check_range("(]", 0, high, low=low)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        from cifar_research.augmentation import draws, geometry
+
+        factors = draws.uniform(images, seed, low=low, high=high)
+        return geometry.magnify(images, factors, interpolation=interpolation, padding=padding), targets
+
+    return transform
+
+
+def brightness(*, amount: float = 0.2) -> BatchTransform:
+    """Multiply each image by a factor uniform in [1 - amount, 1 + amount]."""
+    return _jitter("brightness", amount)
+
+
+def contrast(*, amount: float = 0.2) -> BatchTransform:
+    """Scale each image's distance from its own mean grey by a factor uniform in [1 - amount, 1 + amount]."""
+    return _jitter("contrast", amount)
+
+
+def saturation(*, amount: float = 0.2) -> BatchTransform:
+    """Scale each pixel's distance from its own grey by a factor uniform in [1 - amount, 1 + amount]."""
+    return _jitter("saturation", amount)
+
+
+def _jitter(name: str, amount: float) -> BatchTransform:
+    check_range("[]", 0, 1, amount=amount)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        from cifar_research.augmentation import colour, draws
+
+        factors = draws.uniform(images, seed, low=1 - amount, high=1 + amount)
+        return getattr(colour, f"adjust_{name}")(images, factors), targets
+
+    return transform
+
+
+def cutout(*, size: int = 8) -> BatchTransform:
+    """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017)."""
+    check_range("[]", 1, size=size)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        from cifar_research.augmentation import draws, mixing
+
+        centres = draws.positions(images, seed, images.shape[1:3].as_list())
+        return mixing.erase(images, centres - size // 2, size=size), targets
+
+    return transform
+
+
+def mixup(*, alpha: float = 0.2) -> BatchTransform:
+    """Blend the batch with itself reordered, by a weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    check_range("(]", 0, alpha=alpha)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        import tensorflow as tf
+
+        from cifar_research.augmentation import draws, mixing
+
+        weight_seed, order_seed = tf.unstack(tf.random.split(seed, 2))
+        weight, order = draws.beta(alpha, weight_seed), draws.order(images, order_seed)
+        return mixing.blend(images, targets, weight=weight, order=order)
+
+    return transform
+
+
+def cutmix(*, alpha: float = 1.0) -> BatchTransform:
+    """Paste into each image a box of a partner from the same batch, at the same place (Yun et al. 2019).
+
+    One box a batch, its share of the area from Beta(alpha, alpha), centred anywhere and cut at the sides.
+    """
+    check_range("(]", 0, alpha=alpha)
+
+    def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        import tensorflow as tf
+
+        from cifar_research.augmentation import draws, mixing
+
+        share_seed, centre_seed, order_seed = tf.unstack(tf.random.split(seed, 3))
+        box = draws.box(images, alpha, share_seed, centre_seed)
+        return mixing.paste(images, targets, box=box, order=draws.order(images, order_seed))
 
     return transform

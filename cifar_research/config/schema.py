@@ -85,7 +85,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    views: str = "none"  # flip, flip_shift: logits averaged over views of each image, see augmentation/views.py
+    views: str = "none"  # flip, flip_shift: logits averaged over views of each image, see augmentation/tta.py
 
 
 @dataclass(frozen=True)

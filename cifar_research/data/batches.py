@@ -26,9 +26,7 @@ def smallest(num_images: int, batch_size: int, drop_remainder: bool) -> int:
 def indices(
     step: tf.Tensor, num_images: int, batch_size: int, steps: int, seed: int, count: tf.Tensor | int = 1
 ) -> tf.Tensor:
-    """Return which images of the split make the batch of `step`: int64 [B], B at most batch_size.
-
-    count: the batches of how many steps of its epoch, one after the other.
+    """Return which images of the split make the batches of `count` steps of an epoch from `step` on: int64 [B].
 
     An epoch, of `steps` batches, is a permutation of the split keyed by (seed, epoch), so that nothing has to be
     remembered between steps: the batch after a resume is the batch that would have come.
@@ -53,24 +51,22 @@ def training(
 ) -> tf.data.Dataset:
     """Yield (images uint8 [B, H, W, C], labels int64 [B]) for the steps from initial_step on.
 
-    Images come from `split`'s memory map, whose pages all runs on the machine share. Under a strategy,
-    `context` says which replicas this pipeline feeds: each gets its share of the step's batch, one element each.
+    context: which replicas of a strategy this pipeline feeds: each gets its share of the step's batch, one element each.
     device: where the next batches are copied to ahead of time, "/GPU:0" for example; None leaves them in memory.
     """
     replicas = 1 if context is None else context.num_replicas_in_sync
-    pipelines = 1 if context is None else context.num_input_pipelines
-    mine = replicas // pipelines
-    first_replica = 0 if context is None else context.input_pipeline_id * mine
+    own_replicas = replicas if context is None else replicas // context.num_input_pipelines
+    first_replica = 0 if context is None else context.input_pipeline_id * own_replicas
     steps, read = steps_per_epoch(len(split), batch_size, drop_remainder), _reader(split)
 
     def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = indices(element // mine, len(split), batch_size, steps, seed)
-        replica, size = first_replica + element % mine, tf.size(chosen, tf.int64)
-        view = element // mine // steps % split.views
-        return read(chosen[size * replica // replicas : size * (replica + 1) // replicas], view)
+        step, replica = element // own_replicas, first_replica + element % own_replicas
+        chosen = indices(step, len(split), batch_size, steps, seed)
+        size = tf.size(chosen, tf.int64)
+        return read(chosen[size * replica // replicas : size * (replica + 1) // replicas], step // steps)
 
-    dataset = tf.data.Dataset.range(initial_step * mine, total_steps * mine)
-    return _ahead(dataset.map(batch), device)
+    dataset = tf.data.Dataset.range(initial_step * own_replicas, total_steps * own_replicas)
+    return _prefetched(dataset.map(batch), device)
 
 
 def training_rows(
@@ -87,23 +83,22 @@ def training_rows(
 
     steps: as many as have one size and are of one call; a call is of steps_per_call steps, or ends with the epoch.
     """
-    steps, rows = steps_per_epoch(len(split), batch_size, drop_remainder), _tensor(split.indices)
-    full, begins, counts, step = len(split) // batch_size, [], [], initial_step
+    steps, rows = steps_per_epoch(len(split), batch_size, drop_remainder), _rows(split)
+    full, calls, step = len(split) // batch_size, [], initial_step
     while step < total_steps:
-        left = min(steps - step % steps, total_steps - step)
-        of_call = min(steps_per_call, left)
-        is_ragged = (step + of_call) % steps == 0 and steps > full
-        for count in filter(None, (of_call - is_ragged, int(is_ragged))):
-            begins.append(step)
-            counts.append(count)
+        num_steps = min(steps_per_call, steps - step % steps, total_steps - step)
+        is_ragged = (step + num_steps) % steps == 0 and steps > full
+        for count in filter(None, (num_steps - is_ragged, int(is_ragged))):
+            calls.append((step, count))
             step += count
 
-    def of_steps(step: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor]:
+    def batches(call: tf.Tensor) -> tuple[tf.Tensor]:
+        step, count = call[0], call[1]
         chosen = indices(step, len(split), batch_size, steps, seed, count)
-        return (tf.reshape(tf.gather(rows, chosen) + step // steps % split.views * _rows_a_view(split), [count, -1]),)
+        return (tf.reshape(rows(chosen, step // steps), [count, -1]),)
 
-    dataset = tf.data.Dataset.from_tensor_slices((np.array(begins, np.int64), np.array(counts, np.int64)))
-    return _ahead(dataset.map(of_steps), None)
+    dataset = tf.data.Dataset.from_tensor_slices(np.array(calls, np.int64).reshape(-1, 2))
+    return _prefetched(dataset.map(batches), None)
 
 
 def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
@@ -113,11 +108,11 @@ def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> t
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return read(tf.range(first, tf.minimum(first + batch_size, len(split))), 0)
 
-    return _ahead(tf.data.Dataset.range(0, len(split), batch_size).map(batch), device)
+    return _prefetched(tf.data.Dataset.range(0, len(split), batch_size).map(batch), device)
 
 
 def fits_on_device(split: Split) -> bool:
-    """Say whether a split is small enough to be kept on a GPU, whose memory TensorFlow does not tell."""
+    """Return whether a split is small enough to be kept on a GPU, whose free memory TensorFlow does not report."""
     return split.images.nbytes <= _MOST_ON_DEVICE
 
 
@@ -129,21 +124,23 @@ def reader_on_device(split: Split, device: str) -> Callable[[tf.Tensor], tuple[t
 
 
 def _reader(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tuple[tf.Tensor, tf.Tensor]]:
-    """Return the function (which images of the split, in which of its views) -> those images and their labels.
+    """Return the function (which images of the split, epoch) -> those images and their labels.
 
     It has no Python in it, which would want a core for itself while the last step is still at work.
     """
-    images, labels, rows = (_tensor(array) for array in (split.images, split.labels, split.indices))
+    images, labels, rows = _tensor(split.images), _tensor(split.labels), _rows(split)
 
-    def read(chosen: tf.Tensor, view: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-        wanted = tf.gather(rows, chosen) + tf.cast(view, tf.int64) * _rows_a_view(split)
-        return tf.gather(images, wanted), tf.gather(labels, wanted)
+    def read(chosen: tf.Tensor, epoch: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
+        chosen_rows = rows(chosen, epoch)
+        return tf.gather(images, chosen_rows), tf.gather(labels, chosen_rows)
 
     return read
 
 
-def _rows_a_view(split: Split) -> int:
-    return len(split.images) // split.views
+def _rows(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tf.Tensor]:
+    """Return the function (which images of the split, epoch) -> their rows in its arrays, int64 [B]."""
+    indices, rows_a_view = _tensor(split.indices), len(split.images) // split.views
+    return lambda chosen, epoch: tf.gather(indices, chosen) + tf.cast(epoch % split.views * rows_a_view, tf.int64)
 
 
 def _tensor(array: np.ndarray) -> tf.Tensor:
@@ -154,9 +151,9 @@ def _tensor(array: np.ndarray) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def _ahead(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:
+def _prefetched(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:
     options = tf.data.Options()
-    # Batches are ready in a fraction of a millisecond: tuning their pipeline would cost more than it finds.
+    # Batches are ready in a fraction of a millisecond: tuning their pipeline would cost more than it gains.
     options.autotune.enabled = False
     options.deterministic = True
     dataset = dataset.with_options(options)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: found in any of their published layouts, or downloaded, and read with suspicion.
+"""CIFAR-10 and CIFAR-100: found in any of their published layouts, or downloaded, and decoded.
 
 Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html; SHA-256 of the archives as in
 `keras.datasets` and `tensorflow_datasets`; MD5 of the batches as in `torchvision.datasets`.
@@ -6,22 +6,21 @@ Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html; SH
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cifar_research.data import cache
-from cifar_research.data.cache import Source
+from cifar_research.data.cache import Labelled, Source
 from cifar_research.data.download import fetch, hash_file
 from cifar_research.runtime.errors import DataError
 
@@ -32,18 +31,28 @@ _MEMBER_BYTES = 1 << 28  # more than any published member has: a bound on what a
 
 @dataclass(frozen=True)
 class Layout:
-    """One published form of a data set: a folder of files, and the archive that holds it."""
+    """One published form of a data set: a folder of files, and the archive that holds it.
+
+    names: the file of the classes' names. md5: of each file of training images, and last of the test images; None where
+    none is published, which is so where they are not pickled.
+    """
 
     folder: str
     archive: str
     sha256: str
-    train: tuple[str, ...]
-    test: str
     names: str
-    md5: dict[str, str]
+    md5: dict[str, str | None]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (*self.md5, self.names)
+
+    @property
+    def is_pickled(self) -> bool:
+        return None not in self.md5.values()
 
 
-_CIFAR10_MD5 = {
+_CIFAR10 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -51,26 +60,22 @@ _CIFAR10_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-_CIFAR100_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+_CIFAR100 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 LAYOUTS = {
     "cifar10": (
         Layout(
             "cifar-10-batches-py",
             "cifar-10-python.tar.gz",
             "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-            tuple(f"data_batch_{i}" for i in range(1, 6)),
-            "test_batch",
             "batches.meta",
-            _CIFAR10_MD5,
+            _CIFAR10,
         ),
         Layout(
             "cifar-10-batches-bin",
             "cifar-10-binary.tar.gz",
             "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            "test_batch.bin",
             "batches.meta.txt",
-            {},
+            dict.fromkeys(f"{member}.bin" for member in _CIFAR10),
         ),
     ),
     "cifar100": (
@@ -78,25 +83,18 @@ LAYOUTS = {
             "cifar-100-python",
             "cifar-100-python.tar.gz",
             "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-            ("train",),
-            "test",
             "meta",
-            _CIFAR100_MD5,
+            _CIFAR100,
         ),
         Layout(
             "cifar-100-binary",
             "cifar-100-binary.tar.gz",
             "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            ("train.bin",),
-            "test.bin",
             "fine_label_names.txt",
-            {},
+            dict.fromkeys(f"{member}.bin" for member in _CIFAR100),
         ),
     ),
 }
-
-
-_PLACES = ("*/*", "train/*/*")  # of images, as data=images takes them
 
 
 def locate(
@@ -113,37 +111,33 @@ def locate(
     elif found_in and Path(found_in).exists():
         roots = [folder_of(found_in)]
     else:
-        roots = [cache_root / "data"]
-        with contextlib.suppress(RuntimeError):  # without a home directory there is none
-            roots.append(Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets")
-    problems = []
+        keras_home = os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")
+        roots = [cache_root / "data", Path(keras_home, "datasets")]
     for root in roots:
-        found, incomplete = _search(name, root)
-        if found is not None:
-            return found
-        if root is roots[0] or not download:  # Keras's own unpacking, broken off, does not hinder a download
-            problems += incomplete
-    if problems:
-        raise DataError(problems[0])
-    places = " and ".join(map(str, roots))
-    if found_in and not given:
+        incomplete = []
+        for layout, path in _candidates(name, root):
+            lacking = [] if path.is_file() else [member for member in layout.members if _is_empty(path / member)]
+            if not lacking:
+                return layout, path
+            # The root itself may be an empty folder of that name to download to.
+            if path != root or len(lacking) < len(layout.members):
+                incomplete.append(f"{path} is incomplete: missing or empty: {', '.join(lacking)}")
+        if incomplete and (root == roots[0] or not download):  # Keras's own unpacking may have broken off
+            raise DataError(f"data.dir: {incomplete[0]}; fetch it again")
+    if not download or (found_in and not given):
+        layouts = ", ".join(layout.folder for layout in LAYOUTS[name])
         raise DataError(
-            f"data.dir: this run found {name} in {found_in}, where it is no longer, and {places} have none; give "
-            "data.dir=<folder>, or set CIFAR_DATA_DIR"
+            f"{key if given else 'data.dir'}: no {name} in {' and '.join(map(str, roots))} (looked for {layouts} and their "
+            f"archives); give the folder that holds one of them{'' if download else ', or set data.download=true'}"
+        )
+    files = (path for pattern in ("*/*", "train/*/*") for path in roots[0].glob(pattern))
+    if given and any(path.suffix in (".png", ".jpg", ".jpeg") for path in files):
+        raise DataError(
+            f"{key}: {roots[0]} holds folders of images and no {name}; add data=images, or give another folder"
         )
     layout = LAYOUTS[name][0]
-    if not download:
-        raise DataError(
-            f"{key if given else 'data.dir'}: no {name} in {places} (looked for "
-            f"{', '.join(x.folder for x in LAYOUTS[name])} and their archives); give the folder that holds one of them, or "
-            "set data.download=true"
-        )
-    if given and any(
-        next(roots[0].glob(f"{place}.{kind}"), None) for place in _PLACES for kind in ("png", "jpg", "jpeg")
-    ):
-        raise DataError(f"{key}: {roots[0]} holds folders of images and no {name}; add data=images, or name another")
     archive = roots[0] / layout.archive
-    # The address may be another one for a mirror; what comes is held against the published checksum all the same.
+    # A mirror's address may differ; the file is verified with the published checksum all the same.
     fetch(f"{os.environ.get('CIFAR_BASE_URL', BASE_URL)}/{layout.archive}", archive, layout.sha256)
     return layout, archive
 
@@ -153,26 +147,19 @@ def folder_of(found_in: str) -> Path:
     return Path(found_in) if Path(found_in).is_dir() else Path(found_in).parent
 
 
-def _search(name: str, root: Path) -> tuple[tuple[Layout, Path] | None, list[str]]:
-    """Return where in a folder the data set is, None if it is not whole; and what incomplete copies lack."""
-    problems = []
+def _candidates(name: str, root: Path) -> Iterator[tuple[Layout, Path]]:
+    """Yield the folders and archives below a root that may hold the data set."""
     for layout in LAYOUTS[name]:
-        nested = root / f"{layout.folder}-target" / layout.folder  # as Keras 3 unpacks
-        for path in (root, root / layout.folder, nested):
-            is_named = path == nested or layout.folder in (path.name, path.resolve().name)
-            if not is_named or not path.is_dir():
-                continue
-            members = (*layout.train, layout.test, layout.names)
-            missing = [name for name in members if not (path / name).is_file() or not (path / name).stat().st_size]
-            if not missing:
-                return (layout, path), []
-            if path == root and len(missing) == len(members):
-                continue  # a folder of that name to download to
-            problems.append(f"data.dir: {path} is incomplete: missing or empty: {', '.join(missing)}; fetch it again")
-        for path in (root / layout.archive, root / f"{layout.folder}.tar.gz"):
-            if path.is_file():
-                return (layout, path), []
-    return None, problems
+        if layout.folder in (root.name, root.resolve().name):
+            yield layout, root
+        unpacked = root / f"{layout.folder}-target" / layout.folder  # by Keras 3
+        yield from ((layout, path) for path in (root / layout.folder, unpacked) if path.is_dir())
+        archives = root / layout.archive, root / f"{layout.folder}.tar.gz"
+        yield from ((layout, path) for path in archives if path.is_file())
+
+
+def _is_empty(path: Path) -> bool:
+    return not path.is_file() or not path.stat().st_size
 
 
 def load(name: str, data_dir: str | None, cache_root: Path, download: bool, found_in: str | None = None) -> Source:
@@ -189,50 +176,39 @@ def load(name: str, data_dir: str | None, cache_root: Path, download: bool, foun
     except OSError as error:
         raise DataError(f"data.dir: {error.filename} cannot be read ({error.strerror}); give another one") from error
     source = cache.load(cache_root, name, [layout.folder, stats], lambda: _decode(name, layout, path))
-    return dataclasses.replace(source, found_in=os.path.abspath(path))
+    return replace(source, found_in=os.path.abspath(path))
 
 
 def _decode(name: str, layout: Layout, path: Path) -> Source:
-    read, note = _reader(layout, path)
+    contents = _unpack(layout, path) if path.is_file() else {m: (path / m).read_bytes() for m in layout.members}
     num_classes, is_fine = (10, False) if name == "cifar10" else (100, True)
-    is_pickled = layout is LAYOUTS[name][0]
-
-    def batch(member: str) -> tuple[np.ndarray, np.ndarray]:
-        decode, where = _unpickle_batch if is_pickled else _split_rows, f"{path}/{member}"
-        rows, labels = decode(read(member), where, is_fine)
-        if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
-            raise DataError(f"{where}: has labels outside of 0 to {num_classes - 1}; fetch the data set again")
-        return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-    parts = [batch(member) for member in layout.train]
-    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    classes = _class_names(read(layout.names), is_pickled, is_fine, num_classes, f"{path}: {layout.names}")
-    return Source(images, labels, *batch(layout.test), classes, note)
+    parse_batch, parse_names = (_unpickle_batch, _unpickle_names) if layout.is_pickled else (_split_rows, _split_names)
+    *train, test = (
+        parsed(parse_batch, contents[member], f"{path}/{member}", is_fine, num_classes) for member in layout.md5
+    )
+    images, labels = zip(*train, strict=True)
+    splits = {"train": (np.concatenate(images), np.concatenate(labels)), "test": test}
+    classes = parsed(parse_names, contents[layout.names], f"{path}/{layout.names}", is_fine, num_classes)
+    return Source(splits, classes, _note(layout, path, contents))
 
 
-def _reader(layout: Layout, path: Path) -> tuple[Callable[[str], bytes], str | None]:
-    """Return a function from a member's name to its bytes, and a note if these are not the published ones."""
-    copy = "its checksums are not the published ones, so it is a modified copy: say so beside its results"
-    if path.is_file():
-        contents = _unpack(layout, path)
-        is_published = hash_file(path) == layout.sha256
-        return lambda member: contents[member], None if is_published else f"{path.name}: {copy}"
-
-    def read(member: str) -> bytes:
-        return (path / member).read_bytes()
-
-    if not layout.md5:
-        return read, f"{path.name}: unverified, since no checksums are published for the files of this layout"
-    is_published = all(hashlib.md5(read(member)).hexdigest() == md5 for member, md5 in layout.md5.items())
-    return read, None if is_published else f"{path.name}: {copy}"
+def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
+    """Return what must be said beside results if the files are not the published ones."""
+    if path.is_dir() and not layout.is_pickled:
+        return f"{path.name}: unverified, since no checksums are published for the files of this layout"
+    if path.is_file() and hash_file(path) == layout.sha256:
+        return None
+    if path.is_dir() and layout.md5 == {member: hashlib.md5(contents[member]).hexdigest() for member in layout.md5}:
+        return None
+    return f"{path.name}: its checksums are not the published ones, so it is a modified copy: say so beside its results"
 
 
 def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
-    """Read the expected members of an archive into memory; nothing is written.
+    """Return the expected members of an archive by name; nothing is written.
 
-    One that would be dangerous to unpack is refused whole, since it is no published one.
+    An archive that would be dangerous to unpack is refused whole, since it is not a published one.
     """
-    wanted = {f"{layout.folder}/{member}": member for member in (*layout.train, layout.test, layout.names)}
+    wanted = {f"{layout.folder}/{member}": member for member in layout.members}
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -247,44 +223,51 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
                 contents[member] = tar.extractfile(entry).read()
         if missing := sorted(set(wanted.values()) - contents.keys()):
             raise ValueError(f"it has no {', '.join(missing)}")
-    except Exception as error:  # a damaged archive may raise anything at all
+    except Exception as error:  # a damaged archive may raise any kind
         raise DataError(f"{archive}: is incomplete or damaged ({error}); remove it and fetch it again") from error
     return contents
 
 
-def _split_rows(content: bytes, where: str, is_fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Take the raw layout apart: a row is the label, or the coarse and the fine one, and 3,072 pixels."""
+def parsed(parse: Callable[..., Any], content: bytes, path: str, *settings: Any) -> Any:
+    """Return what `parse` makes of a file's content; DataError, with its path, if that is damaged."""
+    try:
+        return parse(content, *settings)
+    except Exception as error:  # a damaged pickle may raise any kind
+        raise DataError(f"{path}: is damaged ({error}); fetch the data set again") from error
+
+
+def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
+    """Return images and labels of the binary layout: a row is the label, or the coarse and the fine one, and pixels."""
     num_labels = 2 if is_fine else 1
-    if not content or len(content) % (_PIXELS + num_labels):
-        raise DataError(f"{where}: is cut short, at {len(content):,} bytes; fetch the data set again")
-    rows = np.frombuffer(content, np.uint8).reshape(-1, _PIXELS + num_labels)
-    return rows[:, num_labels:], rows[:, num_labels - 1].astype(np.int64)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, num_labels + _PIXELS)
+    return _checked(rows[:, num_labels:], rows[:, num_labels - 1], num_classes)
 
 
-def _unpickle_batch(content: bytes, where: str, is_fine: bool) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        pixels = np.asarray(batch[b"data"])
-        labels = np.asarray(batch[b"fine_labels" if is_fine else b"labels"], np.int64)
-        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
-            raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape} for {len(labels)} labels")
-    except Exception as error:  # a damaged pickle may raise anything at all
-        raise DataError(f"{where}: is not a CIFAR batch ({error}); fetch the data set again") from error
-    return pixels, labels
+def _unpickle_batch(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
+    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    return _checked(np.asarray(batch[b"data"]), batch[b"fine_labels" if is_fine else b"labels"], num_classes)
 
 
-def _class_names(content: bytes, is_pickled: bool, is_fine: bool, num_classes: int, where: str) -> tuple[str, ...]:
-    try:
-        if is_pickled:
-            meta = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-            names = [name.decode() for name in meta[b"fine_label_names" if is_fine else b"label_names"]]
-        else:
-            names = [line.strip() for line in content.decode().splitlines() if line.strip()]
-        if len(names) != num_classes:
-            raise ValueError(f"{len(names)} instead of {num_classes}")
-    except Exception as error:  # a damaged pickle may raise anything at all
-        raise DataError(f"{where}: has no valid class names ({error!r}); fetch the data set again") from error
-    return tuple(names)
+def _checked(pixels: np.ndarray, labels: ArrayLike, num_classes: int) -> Labelled:
+    labels = np.asarray(labels, np.int64)
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
+        raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape} for {len(labels)} labels")
+    if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"it has labels outside of 0 to {num_classes - 1}")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _unpickle_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
+    meta = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    names = meta[b"fine_label_names" if is_fine else b"label_names"]
+    return _split_names(b"\n".join(names), is_fine, num_classes)
+
+
+def _split_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
+    names = tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+    if len(names) != num_classes:
+        raise ValueError(f"it has {len(names)} class names instead of {num_classes}")
+    return names
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,4 +1,4 @@
-"""Fetching a published file: resumed if broken off, verified before anyone reads it, put in place atomically."""
+"""Fetch a published file: resumed when broken off, verified before it is used, put in place atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, Progress
 
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import DataError
@@ -22,9 +22,8 @@ _CHUNK_BYTES = 1 << 18
 def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_seconds: float = 30) -> None:
     """Download `url` to `path`, unless it is there, and put it in place only if its SHA-256 is `sha256`.
 
-    What arrives is kept in `path`.part, so that the next attempt, or the next run, goes on from there. A file that
-    is complete and wrong is fetched once more from the start, then refused. Two processes fetch it once.
-    Raises DataError, in a sentence with the address, if it cannot be had.
+    What arrives is kept in `path`.part, so that the next attempt, or the next run, goes on from there; a file that is
+    complete and wrong is removed. Two processes fetch it once. DataError, with the address, if it cannot be fetched.
     """
     try:
         with locks.held(path.with_name(f"{path.name}.lock")):
@@ -36,62 +35,54 @@ def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_secon
 
 def _fetch(url: str, path: Path, sha256: str, attempts: int, timeout_seconds: float) -> None:
     part = path.with_name(f"{path.name}.part")
-    problem, wrong = "", 0
+    problem = ""
     for attempt in range(attempts):
         if attempt:
             time.sleep(min(2**attempt / 4, 5))
         try:
-            is_complete = _transfer(url, part, timeout_seconds)
+            _transfer(url, part, timeout_seconds)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # what is here already is no beginning of what is there
-                part.unlink(missing_ok=True)
             problem = f"the server answered {error.code} {error.reason}"
-            if error.code in (401, 403, 404, 410):
+            if error.code == 416:  # the part is not the beginning of this file
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
                 break
-            continue
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
-            continue
-        if not is_complete:
-            problem = "the connection broke off"
-            continue
-        found = hash_file(part)
-        if found == sha256:
-            os.replace(part, path)
-            return
-        part.unlink()
-        wrong += 1
-        problem = f"what came has the SHA-256 {found} and not the published {sha256}; it was removed"
-        if wrong == 2:
-            break
+        else:
+            digest = hash_file(part)
+            if digest == sha256:
+                os.replace(part, path)
+                return
+            part.unlink()
+            problem = f"the file has the SHA-256 {digest} and not the published {sha256}; it was removed"
     raise DataError(
         f"{url} could not be downloaded: {problem}. Try again (it goes on where it stopped), or fetch the file "
-        f"yourself and give its folder as data.dir"
+        "yourself and give its folder as data.dir"
     )
 
 
-def _transfer(url: str, part: Path, timeout_seconds: float) -> bool:
-    """Append to `part` what is still missing of `url`; say whether all of it has come."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+def _transfer(url: str, part: Path, timeout_seconds: float) -> None:
+    """Append to `part` what is still missing of `url`; ConnectionError if not all of it has come."""
+    num_bytes = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={num_bytes}-"} if num_bytes else {})
     with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
-        if have and response.status != 206:  # this server cannot resume
-            have = 0
+        if response.status != 206:  # all of it, since nothing is here or this server cannot resume
+            num_bytes = 0
         length = response.headers.get("Content-Length")
-        total = None if length is None else have + int(length)
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-        )  # fmt: skip
+        total = None if length is None else num_bytes + int(length)
         console = Console(stderr=True)
+        columns = (*Progress.get_default_columns(), DownloadColumn())
         with (
-            part.open("ab" if have else "wb") as file,
+            part.open("ab" if num_bytes else "wb") as file,
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
-            bar = progress.add_task(url.rpartition("/")[2], total=total, completed=have)
+            bar = progress.add_task(url.rpartition("/")[2], total=total, completed=num_bytes)
             while chunk := response.read1(_CHUNK_BYTES):  # what has come, so that a stall loses nothing
                 file.write(chunk)
                 progress.update(bar, advance=len(chunk))
-    return total is None or part.stat().st_size == total
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError("the connection broke off")
 
 
 def hash_file(path: Path) -> str:

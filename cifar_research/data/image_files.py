@@ -35,78 +35,67 @@ def find(folder: Path) -> tuple[list[Path], LeftOut]:
     left_out: LeftOut = defaultdict(list)
     # A link to a folder above would lead back here.
     seen = {_identity(path) for path in (folder, *folder.resolve().parents)}
-    waiting = [folder]
-    while waiting:
-        place = waiting.pop()
-        try:
-            with os.scandir(place) as found:
-                entries = list(found)
-        except OSError as error:
-            left_out[f"folder that cannot be read ({error.strerror})"].append(str(place))
+
+    def is_new(path: str) -> bool:
+        if (identity := _identity(path)) in seen:
+            left_out["folder already read"].append(path)
+            return False
+        seen.add(identity)
+        return True
+
+    def note_unreadable(error: OSError) -> None:
+        left_out[f"folder that cannot be read ({error.strerror})"].append(error.filename)
+
+    for place, subfolders, names in os.walk(folder, onerror=note_unreadable, followlinks=True):
+        if any(marks <= {*subfolders, *names} for marks in _PROGRAM):
+            left_out[RUNS].append(place)
+            subfolders.clear()
             continue
-        if any(marks <= {entry.name for entry in entries} for marks in _PROGRAM):
-            left_out[RUNS].append(str(place))
-            continue
-        for entry in entries:
-            if not is_visible(entry.name):
-                continue
-            if not _is_folder(entry):
-                if why := reason(entry):
-                    left_out[why].append(entry.path)
-                else:
-                    files.append(Path(entry.path))
-            elif (identity := _identity(entry)) in seen:
-                left_out["folder already read"].append(entry.path)
+        for path in (Path(place, name) for name in names if is_visible(name)):
+            if why := reason(path):
+                left_out[why].append(str(path))
             else:
-                seen.add(identity)
-                waiting.append(Path(entry.path))
+                files.append(path)
+        subfolders[:] = [name for name in subfolders if is_visible(name) and is_new(os.path.join(place, name))]
     return sorted(files), left_out
 
 
-def told(num_used: int, left_out: Mapping[str, int]) -> str:
-    """Return how many images are used, and how many files are not by their reasons, as one line."""
-    plural = functools.partial(re.sub, r"^(folder|broken link|image)\b", r"\1s")
-    most = sorted(left_out.items(), key=lambda item: -item[1])
-    parts = [f"{n:,} {plural(reason) if n > 1 else reason}" for reason, n in most]
-    return f"{num_used:,} images used" + (f"; left out: {', '.join(parts)}" if parts else "")
+def _identity(path: str | Path) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
 
 
 def is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in _SYSTEM
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _identity(path: os.PathLike) -> tuple[int, int]:
-    stat = os.stat(path)
-    return stat.st_dev, stat.st_ino
-
-
-def reason(path: Path | os.DirEntry) -> str | None:
+def reason(path: Path) -> str | None:
     """Return why a file is not an image that can be used, by its suffix and its kind; None if it is one."""
     readable, known = _suffixes()
-    suffix = os.path.splitext(path.name)[1].lower()
+    suffix = path.suffix.lower()
     if suffix not in readable:
         suffix = as_text(suffix) if suffix[1:].isalnum() and len(suffix) < 10 else "other files"
         return f"{suffix} {NO_READER if suffix in known else '(not an image)'}"
-    if os.path.isfile(path):
+    if path.is_file():
         return None
-    return "not a file" if os.path.exists(path) else BROKEN_LINK
+    return "not a file" if path.exists() else BROKEN_LINK
 
 
 @functools.cache
 def _suffixes() -> tuple[frozenset[str], frozenset[str]]:
     """Return the suffixes of images that can be read here, and of all that are known."""
-    readable = images.formats()
-    suffixes = Image.registered_extensions()
-    return frozenset(suffix for suffix, name in suffixes.items() if name in readable), frozenset(
-        (*suffixes, *_NO_READER)
-    )
+    formats, suffixes = images.formats(), Image.registered_extensions()
+    readable = frozenset(suffix for suffix, name in suffixes.items() if name in formats)
+    return readable, frozenset((*suffixes, *_NO_READER))
+
+
+def summary(num_used: int, left_out: Mapping[str, int]) -> str:
+    """Return how many images are used, and how many files are not by their reasons, as one line."""
+    counts = []
+    for why, number in sorted(left_out.items(), key=lambda item: -item[1]):
+        plural = re.sub(r"^(folder|broken link|image)\b", r"\1s", why)
+        counts.append(f"{number:,} {plural if number > 1 else why}")
+    return f"{num_used:,} images used" + (f"; left out: {', '.join(counts)}" if counts else "")
 
 
 def first(names: Sequence[str], count: int) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_research.config.phases import Phase
 from cifar_research.config.settings import Settings
-from cifar_research.data import datasets
 from cifar_research.runs import report
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def rows(
     return {
         "Run": f"{settings.name}, seed {settings.seed}, {_epochs_text(settings)} of batches of {training.batch_size}",
         "Data": f"{data.name}: {sizes}",
-        **({"Files": datasets.files_told(data)} if data.left_out else {}),
+        **({"Files": data.file_summary()} if data.left_out else {}),
         "Images": _images_text(data),
         **({"Note": data.note} if data.note else {}),
         "Model": f"{backbone} + {_plugin(plugins['model'])}",

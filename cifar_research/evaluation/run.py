@@ -13,7 +13,6 @@ import numpy as np
 
 from cifar_research.comparison import runs as reading
 from cifar_research.config import settings, targets, trust
-from cifar_research.data import datasets
 from cifar_research.display import console, document, tables
 from cifar_research.evaluation import against, images, measures, sections
 from cifar_research.evaluation.measures import Subject
@@ -69,7 +68,7 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> str
 
     data, folder, report = subject.data, subject.folder, subject.classifier.report
     if data.left_out:
-        console.note(datasets.files_told(data))
+        console.note(data.file_summary())
     result, logits = measures.measure(subject, views, corrupted)
     if doubt := images.doubts(report, data, is_own=subject.is_own):
         result["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))

@@ -14,7 +14,7 @@ import numpy as np
 
 from cifar_research.config.schema import data_section
 from cifar_research.data import datasets, image_files
-from cifar_research.data.images import decoded_or_error, warnings_logged
+from cifar_research.data.images import decoded_or_error, without_warnings
 from cifar_research.display import console
 from cifar_research.inference import formats, prediction, trained
 from cifar_research.inference.formats import FORMATS
@@ -121,13 +121,13 @@ def _of_folder(folder: str, size: int, quantize: bool) -> Images:
     if problems:
         raise RunError(f"--images: {problems[0]}")
     chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[: _CALIBRATED + _SCORED]]
-    with warnings_logged():
+    with without_warnings():
         results = [decoded_or_error(file, size) for file in chosen]
     for error in results:
         if isinstance(error, ImageError):
             console.note(f"--images: {error}; it is left out")
     if left_out:
-        console.note(f"--images: {image_files.told(len(files), left_out)}")
+        console.note(f"--images: {image_files.summary(len(files), left_out)}")
     images = [result for result in results if isinstance(result, np.ndarray)]
     needed = _CALIBRATED if quantize else 1
     if len(images) < needed:

@@ -19,7 +19,7 @@ from typing import TextIO
 import numpy as np
 
 from cifar_research.data import image_files
-from cifar_research.data.images import decoded_or_error, warnings_logged
+from cifar_research.data.images import decoded_or_error, without_warnings
 from cifar_research.display import console
 from cifar_research.display.tables import as_text
 from cifar_research.inference import trained
@@ -51,7 +51,7 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
     for problem in problems:
         console.error(problem)
     if not files:
-        raise RunError(f"No image was found ({image_files.told(0, left_out)}); give files, folders or globs of images")
+        raise RunError(f"No image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images")
     classifier = trained.load(run)
     note_uncalibrated(classifier, run)
 
@@ -72,7 +72,7 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
         else:
             atomic_write(output.resolve(), content)
     if left_out:
-        console.note(image_files.told(len(files) - left_out[image_files.DAMAGED], left_out))
+        console.note(image_files.summary(len(files) - left_out[image_files.DAMAGED], left_out))
     return int(bool(problems) or any(why.endswith((image_files.DAMAGED, image_files.NO_READER)) for why in left_out))
 
 
@@ -121,7 +121,7 @@ def classify(
     """Yield each file with its `top_k` likeliest classes, or why it cannot be read, while threads decode the next."""
     decode = functools.partial(decoded_or_error, size=classifier.image_shape[0])
     batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
-    with warnings_logged(), ThreadPoolExecutor() as pool:
+    with without_warnings(), ThreadPoolExecutor() as pool:
         coming = pool.map(decode, files[:_BATCH])
         for batch, following in itertools.pairwise([*batches, []]):
             decoded, coming = list(coming), pool.map(decode, following)  # in the background

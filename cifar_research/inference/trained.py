@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from cifar_research.augmentation.views import Network, averaged
+from cifar_research.augmentation.tta import Network, averaged
 from cifar_research.config import targets
 from cifar_research.config.schema import data_section
-from cifar_research.data.images import decode, warnings_logged
+from cifar_research.data.images import decode, without_warnings
 from cifar_research.models import rebuild
 from cifar_research.runs.report import read_report
 from cifar_research.runtime import files
@@ -109,7 +109,7 @@ class Classifier:
             images = [images]
         elif isinstance(images, np.ndarray) and (images.ndim == 2 or images.ndim == 3 and images.shape[2] <= 4):
             images = images[None]
-        with warnings_logged():
+        with without_warnings():
             decoded = [decode(image, self.image_shape[0]) for image in images]
         probabilities = self.probabilities(np.array(decoded, np.uint8).reshape(-1, *self.image_shape))
         return [Prediction(self.classes[row.argmax()], float(row.max())) for row in probabilities]

@@ -100,13 +100,13 @@ def provide_home() -> None:
 def import_tensorflow() -> list[tf.config.PhysicalDevice]:
     """Import TensorFlow and Keras without messages, let GPU memory grow as needed, and return the GPUs."""
     provide_home()
-    with stop_signals() as received, quiet():  # an interrupt within native modules would become an ImportError
+    with stop_signals() as stop, quiet():  # an interrupt within native modules would become an ImportError
         import keras  # noqa: F401
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-    if received:
-        signal.raise_signal(received[0])
+    if stop.signal is not None:
+        signal.raise_signal(stop.signal)
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # it has been used already, in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research.augmentation import shrink
-from cifar_research.augmentation.views import averaged
+from cifar_research.augmentation.geometry import shrink
+from cifar_research.augmentation.tta import averaged
 
 Network = Callable[[Any, bool], Any]  # (inputs, training) -> logits [B, K]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cifar_research import config
-from cifar_research.data import cache, datasets
+from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.runs import checkpoint, report
 from cifar_research.runtime.errors import CheckpointError, ReportError
@@ -166,7 +166,7 @@ def test_every_damage_of_the_cache_is_told_and_made_anew(tmp_path, caplog):
     settings = config.parse(words).data
     expected = datasets.load(settings)
     (folder,) = tmp_path.glob("synthetic-*/")
-    names = ["meta.json", *(f"{name}.npy" for name in cache._ARRAYS)]
+    names = ["meta.json", *(f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels"))]
     whole = {name: (folder / name).read_bytes() for name in names}
 
     def restored():

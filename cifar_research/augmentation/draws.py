@@ -1,0 +1,45 @@
+"""Random numbers of a batch, from its seed alone: int32 [2]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+
+_QUANTILES = 4097  # of a distribution, between which its draws are interpolated
+
+
+def uniform(images: tf.Tensor, seed: tf.Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
+    """Draw float32 [B, *shape] from [low, high); a row's numbers do not depend on how many rows there are."""
+    return tf.random.stateless_uniform([tf.shape(images)[0], *shape], seed, low, high)
+
+
+def positions(images: tf.Tensor, seed: tf.Tensor, counts: Sequence[int]) -> tf.Tensor:
+    """Draw whole numbers float32 [B, len(counts)], each at least 0 and below its count."""
+    # The largest uniform below 1 times n is below n in float32 too.
+    return tf.floor(uniform(images, seed, len(counts)) * tf.constant(counts, tf.float32))
+
+
+def order(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draw a permutation of the batch, int32 [B]."""
+    return tf.argsort(uniform(images, seed))
+
+
+def beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
+    """Draw one number from Beta(alpha, alpha) by its quantiles, since XLA has no gamma distribution to make it from."""
+    quantiles = stats.beta.ppf(np.linspace(0, 1, _QUANTILES), alpha, alpha).astype(np.float32)
+    position = tf.random.stateless_uniform([], seed) * (_QUANTILES - 1)
+    below = tf.floor(position)
+    index = tf.cast(below, tf.int32)
+    low, high = tf.gather(quantiles[:-1], index), tf.gather(quantiles[1:], index)
+    return low + (position - below) * (high - low)
+
+
+def box(images: tf.Tensor, alpha: float, share_seed: tf.Tensor, centre_seed: tf.Tensor) -> tf.Tensor:
+    """Draw a box as for `mixing.paste`, its share of the area from Beta(alpha, alpha), centred anywhere."""
+    sizes = tf.constant(images.shape[1:3].as_list(), tf.float32)
+    extents = sizes * tf.sqrt(beta(alpha, share_seed))
+    starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2
+    return tf.round(tf.concat([starts, starts + extents], axis=0))
