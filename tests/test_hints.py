@@ -84,7 +84,7 @@ def refusal(words):
         if isinstance(parsed, SweepSettings):
             plan.Plan.of(parsed).grid()
         else:
-            config.settings(parsed)
+            config.parse_composed(parsed)
     except ConfigError as error:
         return str(error)
     return None

@@ -31,7 +31,7 @@ def test_command_composes(command):
         plan = Plan.of(parsed)
         search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell
     else:
-        config.settings(parsed)
+        config.parse_composed(parsed)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "searchpath" in line])

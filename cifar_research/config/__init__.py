@@ -9,9 +9,9 @@ from cifar_research.config.composition import compose
 from cifar_research.config.conf import config_dir
 from cifar_research.config.identity import Identity, folder_name
 from cifar_research.config.overrides import HYDRA_ERRORS
-from cifar_research.config.settings import Settings, parse, settings
+from cifar_research.config.settings import Settings, parse, parse_composed
 
-__all__ = ["HYDRA_ERRORS", "Identity", "Settings", "compose", "config_dir", "parse", "settings"]
+__all__ = ["HYDRA_ERRORS", "Identity", "Settings", "compose", "config_dir", "parse", "parse_composed"]
 
 
 def data_set_name(*, _root_: DictConfig) -> str:

@@ -73,10 +73,10 @@ def parse(overrides: Sequence[str] = ()) -> Settings:
 
     Imports no TensorFlow, unless a factory of the user's does.
     """
-    return settings(compose(overrides))
+    return parse_composed(compose(overrides))
 
 
-def settings(composed: Composed) -> Settings:
+def parse_composed(composed: Composed) -> Settings:
     """Return the settings of a composed command line; ConfigError, a line for each problem."""
     if several := next(filter(_has_several_values, composed.overrides), None):
         raise ConfigError(messages.several_values(several, composed.overrides))

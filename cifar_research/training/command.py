@@ -70,7 +70,7 @@ def train(
 ) -> int:
     """Train the one run of a command line, and return the exit code; is_hopeless, unlocks: see `run`."""
     with job.of(composed) as this:
-        parsed = config.settings(composed)
+        parsed = config.parse_composed(composed)
         if parsed.training.strategy == "multi_worker" and not any(
             word.startswith("hydra.run.dir=") for word in composed.overrides
         ):
