@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 
 from cifar_research.comparison import tables
 from cifar_research.comparison.runs import Run, varied
-from cifar_research.comparison.tables import Effect
+from cifar_research.comparison.tables import Effect, Row
 from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.display.tables import text_of
 from cifar_research.runtime.errors import ReportError
@@ -31,21 +31,23 @@ _LEGEND_BELOW = {"orientation": "h", "y": -0.2}
 def draw(runs: Sequence[Run], folder: Path) -> dict[str, plotly.Figure | Path]:
     """Return, by heading, the figures that these runs allow; write parallel_coordinates.png and backbones.png."""
     folder.mkdir(exist_ok=True)
-    titles = varied(runs)
+    titles, effects, best = varied(runs), tables.effects(runs), tables.best_rows(runs)
+    techniques, backbones = (dict.fromkeys(names) for names in zip(*best, strict=True)) if best else ({}, {})
+    colours = dict(zip(techniques, itertools.cycle(COLOURS), strict=False))
     figures: dict[str, plotly.Figure | Path] = {"Curves of the best five": _curves(runs, titles)}
-    if effects := tables.effects(runs):
-        figures["Main effects, with 95 % intervals"] = _effects(effects)
-    if pair := tables.strongest_two(runs):
-        figures["Mean validation accuracy by two settings"] = _heat_map(runs, pair)
-    if len(titles) > 1 and tables.completed(runs):
+    if effects:
+        figures["Main effects, with 95 % intervals"] = _effects(effects, titles)
+    if len(effects) > 1:
+        figures["Mean validation accuracy by two settings"] = _heat_map(runs, effects, titles)
+    if len(titles) > 1 and best:
         figure = _parallel(runs, titles)
         save(_static_parallel(figure), folder / "parallel_coordinates.png")
         figures["Parallel coordinates"] = figure
-    if tables.differs(runs, "backbone"):
-        save(backbones(runs), folder / "backbones.png")
-        figures["Backbones, the best setting of each"] = folder / "backbones.png"
-    if tables.differs(runs, "training"):
-        figures["Techniques, the mean of each and its runs"] = _techniques(runs)
+    if len(backbones) > 1:
+        path = figures["Backbones, the best setting of each"] = folder / "backbones.png"
+        save(draw_backbones(best, colours), path)
+    if len(techniques) > 1:
+        figures["Techniques, the mean of each and its runs"] = _techniques(runs, colours)
     return figures
 
 
@@ -63,28 +65,35 @@ def _curves(runs: Sequence[Run], titles: Mapping[str, str]) -> plotly.Figure:
     return figure
 
 
-def _effects(effects: Mapping[str, Sequence[Effect]]) -> plotly.Figure:
+def _effects(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> plotly.Figure:
+    """Return the mean validation accuracy of each value of each setting, with its interval."""
     figure = plotly.Figure(layout={"yaxis_title": "mean validation accuracy", "margin": {"t": 20, "b": 160}})
-    for title, rows in effects.items():
-        values, means, half_widths, numbers = zip(*rows, strict=True)
+    for key, rows in effects.items():
         figure.add_scatter(
-            x=[f"{title} {value}" for value in values], y=means, error_y={"array": half_widths}, name=title,
-            mode="markers", marker_size=9, text=[f"n = {n}" for n in numbers],
-        )  # fmt: skip
+            name=titles[key],
+            x=[f"{titles[key]} {row.value}" for row in rows],
+            y=[row.mean for row in rows],
+            error_y={"array": [row.half_width for row in rows]},
+            hovertext=[f"n = {row.n}" for row in rows],
+            mode="markers",
+            marker_size=9,
+        )
     return figure
 
 
-def _heat_map(runs: Sequence[Run], keys: Sequence[tuple[str, str]]) -> plotly.Figure:
-    """Return the mean validation accuracy for each pair of values of two (key, title), over all else."""
-    accuracies: dict[tuple[str, ...], list[float]] = {}
+def _heat_map(runs: Sequence[Run], effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> plotly.Figure:
+    """Return the mean validation accuracy by the two settings whose values' means lie furthest apart."""
+    spread = {key: np.ptp([row.mean for row in rows]) for key, rows in effects.items()}
+    first, second = sorted(spread, key=lambda key: -spread[key])[:2]
+    accuracies: dict[tuple[str, str], list[float]] = {}
     for run in tables.completed(runs):
-        values = tuple(text_of(run.settings.get(key)) for key, _ in keys)
+        values = text_of(run.settings.get(first)), text_of(run.settings.get(second))
         accuracies.setdefault(values, []).append(run.val_accuracy)
     rows, columns = (list(dict.fromkeys(values)) for values in zip(*accuracies, strict=True))
     means = [[float(np.mean(accuracies.get((row, column), math.nan))) for column in columns] for row in rows]
     figure = plotly.Figure(plotly.Heatmap(z=means, x=columns, y=rows, colorscale="Viridis"))
-    for update, (_, title) in zip((figure.update_yaxes, figure.update_xaxes), keys, strict=True):
-        update(title=title, type="category", automargin=True)
+    figure.update_yaxes(title=titles[first], type="category", automargin=True)
+    figure.update_xaxes(title=titles[second], type="category", automargin=True)
     return figure
 
 
@@ -124,25 +133,24 @@ def _static_parallel(parallel: plotly.Figure) -> Figure:
     return figure
 
 
-def backbones(runs: Sequence[Run]) -> Figure:
+def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, str]) -> Figure:
     """Return what backbones reach and cost, a bar a technique: accuracy with its 95 % interval, parameters, seconds."""
-    best = tables.best_rows(runs)
     has_test = all(row.mean("test/accuracy") is not None for row in best.values())
     path, title = ("test/accuracy", "test accuracy") if has_test else ("val/accuracy", "validation accuracy")
-    names, used = (list(dict.fromkeys(pair[i] for pair in best)) for i in (1, 0))
+    names = list(dict.fromkeys(backbone for _, backbone in best))
     figure = Figure(figsize=(max(10.0, 2.4 * len(names)), 4.2), layout="constrained", dpi=150)
     accuracy, parameters, seconds = panels = figure.subplots(1, 3)
-    width = 0.8 / len(used)
+    width = 0.8 / len(colours)
     for (technique, backbone), row in best.items():
         # Side by side around their backbone's name, with no gap for a technique that it lacks.
-        beside = [name for name in used if (name, backbone) in best]
+        beside = [name for name in colours if (name, backbone) in best]
         x = names.index(backbone) + (beside.index(technique) - (len(beside) - 1) / 2) * width
-        style = {"width": 0.92 * width, "color": colours(runs)[technique], "label": plain(technique)}
+        style = {"width": 0.92 * width, "color": colours[technique], "label": plain(technique)}
         mean, (low, high) = row.mean(path), row.bounds(path)
         accuracy.bar(x, mean, yerr=[[mean - low], [high - mean]], capsize=3, **style)
         sizes = row.runs[0].sizes
-        parameters.bar(x, sizes.get("parameters", math.nan), alpha=_PALE, **style)
-        parameters.bar(x, sizes.get("trainable", math.nan), **style)
+        parameters.bar(x, sizes["parameters"] or 0, alpha=_PALE, **style)
+        parameters.bar(x, sizes["trainable"] or 0, **style)
         seconds.bar(x, row.mean("seconds/total"), **style)
     labels = (f"{title}, 95 % interval", "parameters, pale those not trained", "seconds")
     for axes, label in zip(panels, labels, strict=True):
@@ -150,7 +158,7 @@ def backbones(runs: Sequence[Run]) -> Figure:
         axes.set_xticks(range(len(names)), map(plain, names), rotation=30, ha="right", fontsize=8)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-    if trainable := [size for row in best.values() if (size := row.runs[0].sizes.get("trainable"))]:
+    if trainable := [size for row in best.values() if (size := row.runs[0].sizes["trainable"])]:
         # A head is a hundredth of its backbone: bars start at a power of ten so low that all are visible.
         parameters.set(yscale="log")
         parameters.set_ylim(bottom=10 ** math.floor(math.log10(min(trainable) / 2)))
@@ -159,10 +167,10 @@ def backbones(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _techniques(runs: Sequence[Run]) -> plotly.Figure:
+def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figure:
     """Return validation accuracy by epoch, a panel a backbone: the mean of each technique, its runs thinly behind it.
 
-    A dotted line with a phase's name is where the phase begins.
+    A dotted line with a phase's name is where the first run begins it.
     """
     histories = _histories(runs)
     columns = min(max(len(histories), 1), 3)
@@ -173,7 +181,7 @@ def _techniques(runs: Sequence[Run]) -> plotly.Figure:
     for number, by_technique in enumerate(histories.values()):
         panel = {"row": number // columns + 1, "col": number % columns + 1}
         for technique, runs_of_technique in by_technique.items():
-            colour = colours(runs)[technique]
+            colour = colours[technique]
             style = {"mode": "lines", "line_color": colour, "name": technique, "legendgroup": technique} | panel
             for history in runs_of_technique:
                 x, y = mean_curve([history])
@@ -181,15 +189,10 @@ def _techniques(runs: Sequence[Run]) -> plotly.Figure:
             x, y = mean_curve(runs_of_technique)
             is_first = not any(trace.name == technique and trace.showlegend for trace in figure.data)
             figure.add_scatter(x=x, y=y, line_width=3, showlegend=is_first, **style)
-            for epoch, phase in phase_marks(runs_of_technique):
+            for phase, epoch in phase_starts(runs_of_technique).items():
                 label = {"text": phase, "textposition": "start", "xanchor": "left"}
-                figure.add_vline(epoch, line={"color": colour, "dash": "dot", "width": 1.5}, label=label, **panel)
+                figure.add_vline(epoch - 0.5, line={"color": colour, "dash": "dot", "width": 1.5}, label=label, **panel)
     return figure
-
-
-def colours(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the colour of each technique of these runs."""
-    return dict(zip(tables.techniques(runs), itertools.cycle(COLOURS), strict=False))
 
 
 def _histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
@@ -212,16 +215,10 @@ def mean_curve(histories: Sequence[History]) -> tuple[list[int], list[float]]:
     return [rows[0]["epoch"] for rows in epochs], means
 
 
-def phase_marks(histories: Sequence[History]) -> list[tuple[float, str]]:
-    """Return where, between two epochs, phases of these runs begin, with their names.
-
-    Runs that stop early change at several epochs; only the first has the name, the others "".
-    """
-    marks: list[tuple[float, str]] = []
-    for epoch, name in sorted({change for history in histories for change in phase_changes(history)}):
-        is_named = any(name == other for _, other in marks)
-        marks.append((epoch - 0.5, "" if is_named else name))
-    return marks
+def phase_starts(histories: Sequence[History]) -> dict[str, int]:
+    """Return the epoch in which the first of these runs begins each phase but the first."""
+    changes = sorted((change for history in histories for change in phase_changes(history)), reverse=True)
+    return {phase: epoch for epoch, phase in changes}
 
 
 def levels(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:

@@ -57,15 +57,14 @@ class Run:
         return self.score("data/fingerprint")
 
     @property
-    def sizes(self) -> dict[str, float]:
-        """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, where known."""
+    def sizes(self) -> dict[str, float | None]:
+        """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, None if unknown."""
         flops = self.score("forward_flops")
-        sizes = {
+        return {
             "parameters": self.score("parameters/total"),
             "trainable": self.score("parameters/trainable"),
             "MFLOP": None if flops is None else round(flops / 1e6, 1),
         }
-        return {name: value for name, value in sizes.items() if value is not None}
 
     @functools.cached_property
     def computation(self) -> tuple[str, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, NamedTuple
@@ -127,19 +127,13 @@ def completed(runs: Sequence[Run]) -> list[Run]:
     return [run for run in _distinct(runs) if run.is_scored]
 
 
-def differs(runs: Sequence[Run], key: str) -> bool:
-    """Return whether a setting has more than one value among the completed runs."""
-    return len({run.settings[key] for run in completed(runs)}) > 1
-
-
 def best_rows(runs: Sequence[Run]) -> dict[tuple[str, str], Row]:
-    """Return the best row, by validation, of each technique and backbone, in the order of `techniques`."""
+    """Return the best row, by validation, of each technique and backbone; techniques with a name first."""
     best: dict[tuple[str, str], Row] = {}
     for row in _rows(runs)[0]:
         best.setdefault((technique(row.runs[0]), row.runs[0].settings["backbone"]), row)
-    backbones = dict.fromkeys(run.settings["backbone"] for run in runs)
-    pairs = [(name, backbone) for name in techniques(runs) for backbone in backbones]
-    return {pair: best[pair] for pair in pairs if pair in best}
+    names = dict.fromkeys([*_TECHNIQUES.values(), *(name for name, _ in best)])
+    return {pair: row for name in names for pair, row in best.items() if pair[0] == name}
 
 
 def technique(run: Run) -> str:
@@ -148,12 +142,6 @@ def technique(run: Run) -> str:
     if phases == "scratch" and run.settings.get("backbone.weights", "none") != "none":
         return "all weights"
     return _TECHNIQUES.get(phases, phases)
-
-
-def techniques(runs: Sequence[Run]) -> list[str]:
-    """Return the techniques of the completed runs, those with names of their own first."""
-    names = [technique(run) for run in completed(runs)]
-    return [name for name in dict.fromkeys([*_TECHNIQUES.values(), *names]) if name in names]
 
 
 def leaderboard_table(runs: Sequence[Run]) -> Table:
@@ -171,7 +159,7 @@ def leaderboard_csv(runs: Sequence[Run]) -> list[list[Any]]:
 def _leaderboard_cells(runs: Sequence[Run]) -> list[list[_Cell]]:
     """Return the leaderboard's rows, each with the same columns in the same order."""
     titles = varied(runs)
-    has_images = _has_unnamed_images(runs, titles)
+    has_images = len({run.fingerprint for run in runs if run.fingerprint}) > 1
     rows = []
     for row in leaderboard(runs):
         run, num = row.runs[0], len(row.runs)
@@ -212,54 +200,36 @@ def _leaderboard_cells(runs: Sequence[Run]) -> list[list[_Cell]]:
     return rows
 
 
-def _has_unnamed_images(runs: Sequence[Run], keys: Iterable[str]) -> bool:
-    """Return whether runs with the same values of these settings had different images."""
-    images: dict[tuple[str, ...], set[str]] = {}
-    for run in runs:
-        if run.fingerprint:
-            images.setdefault(tuple(text_of(run.settings.get(key)) for key in keys), set()).add(run.fingerprint)
-    return any(len(fingerprints) > 1 for fingerprints in images.values())
-
-
 def effects(runs: Sequence[Run]) -> dict[str, list[Effect]]:
-    """Return, by title of each varied setting, the effect of each of its values.
+    """Return, by key of each varied setting, the effect of each of its values.
 
     The mean and Student's interval are over all completed runs with the value, whatever else differs.
     """
-    effects_by_title = {}
-    for key, title in varied(runs).items():
+    effects_by_key = {}
+    for key in varied(runs):
         accuracies: dict[str, list[float]] = {}
         for run in completed(runs):
             if key in run.settings:
                 accuracies.setdefault(text_of(run.settings[key]), []).append(run.val_accuracy)
         # Means of a setting with a value of its own in each run, as a search draws it, say nothing.
         if any(len(values) > 1 for values in accuracies.values()):
-            effects_by_title[title] = [
+            effects_by_key[key] = [
                 Effect(value, sum(values) / len(values), statistics.t_half_width(values), len(values))
                 for value, values in accuracies.items()
             ]
-    return effects_by_title
+    return effects_by_key
 
 
 def effects_table(runs: Sequence[Run]) -> Table:
     """Return the main effects as text, the best value of each key first."""
     table = [["what", "value", "n", "mean val accuracy", "95 %"]]
-    for title, rows in effects(runs).items():
+    titles = varied(runs)
+    for key, rows in effects(runs).items():
         for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean):
             missing = "–" if n == 1 else NO_SPREAD
             interval = missing if math.isnan(half_width) else f"± {half_width:.4f}"
-            table.append([title, value, str(n), f"{mean:.4f}", interval])
+            table.append([titles[key], value, str(n), f"{mean:.4f}", interval])
     return table
-
-
-def strongest_two(runs: Sequence[Run]) -> list[tuple[str, str]] | None:
-    """Return (key, title) of the two settings whose values' means lie furthest apart; None if fewer vary."""
-    spread = {}
-    for title, rows in effects(runs).items():
-        means = [effect.mean for effect in rows]
-        spread[title] = max(means) - min(means)
-    pairs = [(key, title) for key, title in varied(runs).items() if title in spread]
-    return sorted(pairs, key=lambda pair: -spread[pair[1]])[:2] if len(pairs) > 1 else None
 
 
 _STUDY_KEYS = {
@@ -290,14 +260,14 @@ def study_table(runs: Sequence[Run]) -> Table | None:
     text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text(encoding="utf-8")
     study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
     groups: dict[tuple[str, ...], list[Run]] = {tuple(row[name] for name in _STUDY_KEYS): [] for row in study}
-    for run in _distinct(runs):
-        settings = config.settings(run.config)
+    distinct = [(run, config.settings(run.config)) for run in _distinct(runs)]
+    for run, settings in distinct:
         values = tuple(text_of(settings.get(key)) for key in _STUDY_KEYS.values())
-        if values not in groups or run.config["data"]["name"] != "cifar10":
+        if values not in groups:
             return None
         groups[values].append(run)
     expected = _outside_grid(config.settings(OmegaConf.to_container(config.compose(["experiment=wide"]))))
-    if any(_outside_grid(config.settings(run.config)) != expected for group in groups.values() for run in group):
+    if any(_outside_grid(settings) != expected for _, settings in distinct):
         return None
     table = [["LOSS", "LR", "DROPOUT", "OPT", "POOLING", "ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS", "test accuracy",
               "study ACC", "study VAL_ACC", "study LOSS_VALUE", "study VAL_LOSS"]]  # fmt: skip
