@@ -19,20 +19,17 @@ from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
 
-_NOTES = [
+_NOTES = (
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
     "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which says "
-    "nothing of how another seed would do. Of runs that repeat one another, seed and all, the last counts.",
-]
+    "nothing of how another seed would do. «no spread»: all seeds reached the same accuracy, so nothing is known of how "
+    "much others would differ. Of runs that repeat one another, seed and all, the last counts.",
+)
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order: "
     "a rank without = then only means that the difference is more than the choice of validation images explains. To "
     "find out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
-)
-_NO_SPREAD = (
-    "«no spread»: all seeds reached the same accuracy, so nothing is known of how much others would differ; the data has "
-    "too few images, or the seeds change nothing."
 )
 
 
@@ -73,10 +70,8 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     """Write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns; WriteError if it cannot."""
     if not folder.is_dir():
         raise ReportError(f"{folder}: is not a directory; give the folder that --write writes into first")
-    if (folder / "figures").exists() and not (folder / "figures").is_dir():
-        raise ReportError(
-            f"{folder / 'figures'}: is not a directory; move it away, since the figures are written there"
-        )
+    if (folder / "figures").is_file():
+        raise ReportError(f"{folder / 'figures'}: is not a directory; move it away, as --write needs that folder")
     environment.provide_home()
     from cifar_research.comparison import figures, hparams  # which take a second to import
 
@@ -90,31 +85,23 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
 
 def best_command(runs: Sequence[Run]) -> str:
     """Return the command that trains the run with the best validation accuracy; ReportError if none has one."""
-    row = tables.best_row(runs)
-    if row is None:
-        raise ReportError("no run here is completed with a validation accuracy, so there is no best one; wait, or give "
-                          "other folders")  # fmt: skip
-    folder = row.runs[0].folder
+    rows = tables.scored_rows(runs)
+    if not rows:
+        raise ReportError(
+            "no run is completed with a validation accuracy, so there is no best one; wait, or give others"
+        )
+    folder = rows[0].runs[0].folder
     try:
         return shlex.join([programs.program("train"), *overrides.run_words(folder)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
-    """Return the sentences below the leaderboard."""
-    rows = [row for row in tables.leaderboard(runs) if row.rank is not None]
-    notes = list(_NOTES)
-    if len(rows) > 1 and any(len(row.runs) == 1 for row in rows):
-        notes.append(_SINGLE_SEEDS)
-    if any(tables.NO_SPREAD in (row.interval("val/accuracy"), row.interval("test/accuracy")) for row in rows):
-        notes.append(_NO_SPREAD)
-    return notes
-
-
 def _sections(runs: Sequence[Run]) -> list[Section]:
     """Return the tables, those of effects if something varies, and the study's if this is its grid."""
-    sections = [Section("Leaderboard", [tables.leaderboard_table(runs), *_notes(runs)])]
+    num_seeds = [len(row.runs) for row in tables.scored_rows(runs)]
+    notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else _NOTES
+    sections = [Section("Leaderboard", [tables.leaderboard_table(runs), *notes])]
     if len(effects := tables.effects_table(runs)) > 1:
         sections.append(Section("Main effects", [effects]))
     if study := tables.study_table(runs):

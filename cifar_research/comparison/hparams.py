@@ -1,7 +1,7 @@
-"""The columns of TensorBoard's HParams page for a whole sweep: what varies comes first, where the page shows it.
+"""The columns of TensorBoard's HParams page for a whole sweep: what varies comes first.
 
-The page takes its columns from any one run that names some, and shows those first that are said to differ. So the runs
-of a sweep name none, and the sweep's own folder does. Without TensorFlow, whose import takes seconds.
+The page takes its columns from any one run that names some, so the runs of a sweep name none, and the sweep's folder
+does. Without TensorFlow, whose import takes seconds.
 """
 
 from __future__ import annotations

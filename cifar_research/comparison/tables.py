@@ -17,7 +17,7 @@ from cifar_research.comparison.runs import Run, varied
 from cifar_research.display.tables import Table, text_of
 from cifar_research.runs.metrics import wilson_interval
 
-NO_SPREAD = "no spread"
+_NO_SPREAD = "no spread"
 # Names of trainings with these phases.
 _TECHNIQUES = {
     "scratch": "from scratch",
@@ -63,13 +63,8 @@ class Row:
             return "–"
         low, high = self.bounds(path)
         if math.isnan(low):
-            return NO_SPREAD
+            return _NO_SPREAD
         return f"± {(high - low) / 2:.4f}" if num_scores > 1 else f"[{low:.4f}, {high:.4f}]"
-
-    def ties_with(self, best: Row) -> bool:
-        """Return whether chance may explain the difference to the best row, see statistics.is_tie."""
-        by_seed = ({run.seed: run.val_accuracy for run in row.runs} for row in (best, self))
-        return statistics.is_tie(*by_seed, *(row.runs[0].score("data/sizes/val") for row in (best, self)))
 
 
 class Effect(NamedTuple):
@@ -91,29 +86,31 @@ class _Cell(NamedTuple):
 
 
 def leaderboard(runs: Sequence[Run]) -> list[Row]:
-    """Return the rows by mean validation accuracy, best first; then those without a result, in their order."""
-    ranked, unranked = _rows(runs)
-    rows = [Row(row.runs, 1, is_tie=number > 1) if number == 1 or row.ties_with(ranked[0]) else Row(row.runs, number)
-            for number, row in enumerate(ranked, 1)]  # fmt: skip
-    return rows + unranked
+    """Return the rows by mean validation accuracy, best first; then those without a result, in their order.
+
+    A row that chance may explain, see statistics.is_tie, has the rank of the best.
+    """
+    rows = []
+    for number, row in enumerate(scored := scored_rows(runs), 1):
+        best_by_seed, by_seed = ({run.seed: run.val_accuracy for run in other.runs} for other in (scored[0], row))
+        num_images = (other.runs[0].score("data/sizes/val") for other in (scored[0], row))
+        is_tie = number > 1 and statistics.is_tie(best_by_seed, by_seed, *num_images)
+        rows.append(Row(row.runs, 1 if is_tie else number, is_tie))
+    return rows + [Row(group) for group in _groups([run for run in _distinct(runs) if not run.is_scored])]
 
 
-def best_row(runs: Sequence[Run]) -> Row | None:
-    """Return the row with the best mean validation accuracy, None without a result."""
-    ranked, _ = _rows(runs)
-    return ranked[0] if ranked else None
+def scored_rows(runs: Sequence[Run]) -> list[Row]:
+    """Return the rows with a result by mean validation accuracy, best first, without ranks."""
+    rows = [Row(group) for group in _groups(completed(runs))]
+    return sorted(rows, key=lambda row: -row.mean("val/accuracy"))
 
 
-def _rows(runs: Sequence[Run]) -> tuple[list[Row], list[Row]]:
-    """Return the rows with a result, best first, and the others, in their order."""
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the completed runs that differ by their seed alone as groups; any other run is a group of its own."""
     groups: dict[Any, list[Run]] = {}
-    for number, run in enumerate(_distinct(runs)):
+    for number, run in enumerate(runs):
         groups.setdefault(run.computation if run.state == "completed" else number, []).append(run)
-    ranked = [Row(group) for group in groups.values() if group[0].is_scored]
-    return (
-        sorted(ranked, key=lambda row: -row.mean("val/accuracy")),
-        [Row(group) for group in groups.values() if not group[0].is_scored],
-    )
+    return list(groups.values())
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:
@@ -130,7 +127,7 @@ def completed(runs: Sequence[Run]) -> list[Run]:
 def best_rows(runs: Sequence[Run]) -> dict[tuple[str, str], Row]:
     """Return the best row, by validation, of each technique and backbone; techniques with a name first."""
     best: dict[tuple[str, str], Row] = {}
-    for row in _rows(runs)[0]:
+    for row in scored_rows(runs):
         best.setdefault((technique(row.runs[0]), row.runs[0].settings["backbone"]), row)
     names = dict.fromkeys([*_TECHNIQUES.values(), *(name for name, _ in best)])
     return {pair: row for name in names for pair, row in best.items() if pair[0] == name}
@@ -226,7 +223,7 @@ def effects_table(runs: Sequence[Run]) -> Table:
     titles = varied(runs)
     for key, rows in effects(runs).items():
         for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean):
-            missing = "–" if n == 1 else NO_SPREAD
+            missing = "–" if n == 1 else _NO_SPREAD
             interval = missing if math.isnan(half_width) else f"± {half_width:.4f}"
             table.append([titles[key], value, str(n), f"{mean:.4f}", interval])
     return table
