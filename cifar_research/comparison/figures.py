@@ -146,12 +146,12 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
         beside = [name for name in colours if (name, backbone) in best]
         x = names.index(backbone) + (beside.index(technique) - (len(beside) - 1) / 2) * width
         style = {"width": 0.92 * width, "color": colours[technique], "label": plain(technique)}
-        mean, (low, high) = row.mean(path), row.bounds(path)
+        mean, (low, high) = row.mean(path) or 0.0, row.bounds(path)
         accuracy.bar(x, mean, yerr=[[mean - low], [high - mean]], capsize=3, **style)
         sizes = row.runs[0].sizes
         parameters.bar(x, sizes["parameters"] or 0, alpha=_PALE, **style)
         parameters.bar(x, sizes["trainable"] or 0, **style)
-        seconds.bar(x, row.mean("seconds/total"), **style)
+        seconds.bar(x, row.mean("seconds/total") or 0, **style)
     labels = (f"{title}, 95 % interval", "parameters, pale those not trained", "seconds")
     for axes, label in zip(panels, labels, strict=True):
         axes.set_ylabel(label)

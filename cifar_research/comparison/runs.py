@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,14 +43,15 @@ class Run:
         return value
 
     @property
-    def val_accuracy(self) -> float | None:
-        """Return the validation accuracy of the best epoch, None without one."""
-        return self.score("val/accuracy")
+    def val_accuracy(self) -> float:
+        """Return the validation accuracy of the best epoch, nan without one."""
+        value = self.score("val/accuracy")
+        return math.nan if value is None else value
 
     @property
     def is_scored(self) -> bool:
         """Return whether the run is completed and has a validation accuracy."""
-        return self.state == "completed" and self.val_accuracy is not None
+        return self.state == "completed" and not math.isnan(self.val_accuracy)
 
     @property
     def fingerprint(self) -> str | None:
@@ -107,7 +109,8 @@ def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: l
     jobs: dict[Path, Cell | None] = {}
     if LEDGER in files:
         try:
-            jobs = {folder / job.folder: job for job in ledger.read(folder)[1] if job.is_planned}
+            _, listed = ledger.read(folder) or ([], [])
+            jobs = {folder / job.folder: job for job in listed if job.is_planned}
         except ReportError as error:
             warnings.append(str(error))
     if "report.json" in files:
@@ -124,14 +127,17 @@ def _run(folder: Path, job: Cell | None, warnings: list[str]) -> Run | None:
         content = report.read_report(folder / "report.json")
     except ReportError as error:
         warnings.append(str(error))
-    if content is None and job is None:
+    if content is not None:
+        values, choices = content["config"], content.get("options")
+    elif job is not None:
+        values, choices = job.config, job.overrides
+    else:
         return None
-    state, reason = (job.state, job.reason) if job else (content["status"], None)
-    if content and content["status"] != "stopped":
+    state, reason = (job.state, job.reason) if job else ("stopped", None)
+    if content is not None and content["status"] != "stopped":
         state = content["status"]
-    values = content["config"] if content else job.config
-    options = config.option_names(content.get("options") if content else job.overrides)
-    return Run(folder, state, reason, values, content, config.settings(values), values["seed"], options)
+    settings = config.settings(values)
+    return Run(folder, state, reason, values, content, settings, values["seed"], config.option_names(choices))
 
 
 def _name_options(runs: Sequence[Run]) -> None:

@@ -102,7 +102,7 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
 def scored_rows(runs: Sequence[Run]) -> list[Row]:
     """Return the rows with a result by mean validation accuracy, best first, without ranks."""
     rows = [Row(group) for group in _groups(completed(runs))]
-    return sorted(rows, key=lambda row: -row.mean("val/accuracy"))
+    return sorted(rows, key=lambda row: row.mean("val/accuracy") or 0.0, reverse=True)
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Run]]:
