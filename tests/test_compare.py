@@ -475,8 +475,8 @@ def test_five_hundred_runs_need_no_tensorflow(tmp_path):
         write_run(tmp_path / str(i), base=base, accuracy=0.5 + i / 2000, changes=changes)
     code = (
         "import sys; from cifar_research import report; "
-        f"sys.argv = ['cifar-report', {str(tmp_path)!r}, '--best']; report.main(); assert 'scipy' not in sys.modules; "
-        "sys.argv.pop(); report.main(); assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
+        f"sys.argv = ['', {str(tmp_path / '0')!r}, '--best']; report.main(); assert 'scipy' not in sys.modules; "
+        f"sys.argv = ['', {str(tmp_path)!r}]; report.main(); assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
