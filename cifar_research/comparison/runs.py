@@ -69,8 +69,10 @@ class Run:
         }
 
     @functools.cached_property
-    def computation(self) -> tuple[str, str | None]:
-        """Return what runs that differ only by their seed share: the config, and the images' fingerprint."""
+    def group(self) -> tuple[str, str | None]:
+        """Return what completed runs that differ only by their seed share; any other run is a group of its own."""
+        if self.state != "completed":
+            return str(self.folder), None
         # The same images are the same wherever they are.
         ignored = {"seed", "data.dir"} if self.fingerprint else {"seed"}
         flat = {key: value for key, value in config.computed(self.config).items() if key not in ignored}

@@ -90,33 +90,31 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
 
     A row that chance may explain, see statistics.is_tie, has the rank of the best.
     """
-    rows = []
-    for number, row in enumerate(scored := scored_rows(runs), 1):
-        best_by_seed, by_seed = ({run.seed: run.val_accuracy for run in other.runs} for other in (scored[0], row))
+    scored, rows = scored_rows(runs), []
+    for number, row in enumerate(scored, 1):
+        accuracies = ({run.seed: run.val_accuracy for run in other.runs} for other in (scored[0], row))
         num_images = (other.runs[0].score("data/sizes/val") for other in (scored[0], row))
-        is_tie = number > 1 and statistics.is_tie(best_by_seed, by_seed, *num_images)
+        is_tie = number > 1 and statistics.is_tie(*accuracies, *num_images)
         rows.append(Row(row.runs, 1 if is_tie else number, is_tie))
-    return rows + [Row(group) for group in _groups([run for run in _distinct(runs) if not run.is_scored])]
+    return rows + _rows([run for run in _distinct(runs) if not run.is_scored])
 
 
 def scored_rows(runs: Sequence[Run]) -> list[Row]:
     """Return the rows with a result by mean validation accuracy, best first, without ranks."""
-    rows = [Row(group) for group in _groups(completed(runs))]
-    return sorted(rows, key=lambda row: row.mean("val/accuracy") or 0.0, reverse=True)
+    return sorted(_rows(completed(runs)), key=lambda row: row.mean("val/accuracy") or 0.0, reverse=True)
 
 
-def _groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the completed runs that differ by their seed alone as groups; any other run is a group of its own."""
-    groups: dict[Any, list[Run]] = {}
-    for number, run in enumerate(runs):
-        groups.setdefault(run.computation if run.state == "completed" else number, []).append(run)
-    return list(groups.values())
+def _rows(runs: Sequence[Run]) -> list[Row]:
+    """Return the runs as rows, in their order."""
+    groups: dict[tuple[str, str | None], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return list(map(Row, groups.values()))
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:
     """Return the runs without those completed ones that a later one repeats, with the same seed."""
-    keys = [(run.computation, run.seed) if run.state == "completed" else number for number, run in enumerate(runs)]
-    return list(dict(zip(keys, runs, strict=True)).values())
+    return list({(run.group, run.seed): run for run in runs}.values())
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:
