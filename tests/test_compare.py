@@ -476,7 +476,8 @@ def test_five_hundred_runs_need_no_tensorflow(tmp_path):
     code = (
         "import sys; from cifar_research import report; "
         f"sys.argv = ['', {str(tmp_path / '0')!r}, '--best']; report.main(); assert 'scipy' not in sys.modules; "
-        f"sys.argv = ['', {str(tmp_path)!r}]; report.main(); assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
+        f"sys.argv = ['', {str(tmp_path)!r}]; report.main(); "
+        "assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
