@@ -73,7 +73,11 @@ def test_run_begins_with_the_whitening_of_its_own_images_and_leaves_it_alone():
     expected = airbench.whitening((images / np.float32(255) - mean) / deviation, 2, 0.0005)
     backbone = task.model.layers[1]
     np.testing.assert_allclose(backbone.get_layer("whitening").get_weights()[0], expected, rtol=1e-3, atol=1e-3)
-    assert not [path for path in setup.trained_paths(task.model, settings.phases[0], settings.backbone.upper_blocks) if "whitening" in path]
+    assert not [
+        path
+        for path in setup.trained_paths(task.model, settings.phases[0], settings.backbone.upper_blocks)
+        if "whitening" in path
+    ]
 
 
 def test_reference_size_and_bad_settings():

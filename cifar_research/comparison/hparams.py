@@ -1,7 +1,7 @@
-"""The columns of TensorBoard's HParams page for a whole sweep: what varies comes first, where the page shows it.
+"""The columns of TensorBoard's HParams page for a whole sweep: what varies comes first.
 
-The page takes its columns from any one run that names some, and shows those first that are said to differ. So the runs
-of a sweep name none, and the sweep's own folder does. Without TensorFlow, whose import takes seconds.
+The page takes its columns from any one run that names some, so the runs of a sweep name none, and the sweep's folder
+does. Without TensorFlow, whose import takes seconds.
 """
 
 from __future__ import annotations
@@ -24,23 +24,17 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    values: dict[str, list] = {}
-    for run in runs:
-        for key, value in run.settings.items():
-            values.setdefault(key, []).append(value)
+    experiment = api_pb2.Experiment()
     first = {*varied(runs), "seed"}
-    # A null is in no cell of its column, whose type it would break, but it is a value that differs from others.
-    named = {key: [value for value in found if value is not None] for key, found in values.items()}
-    experiment = api_pb2.Experiment(
-        hparam_infos=[
-            api_pb2.HParamInfo(name=key, type=_type(named[key]), differs=key in first and len(set(map(str, found))) > 1)
-            for key, found in values.items()
-            if named[key]
-        ],
-        metric_infos=[
-            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"hparams/{tag}"), display_name=tag) for tag in OUTCOMES
-        ],
-    )
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        values = [run.settings[key] for run in runs if key in run.settings]
+        # A null differs from other values, but is in no run's column, whose type it would break.
+        types = {type(value) for value in values} - {type(None)}
+        if types:
+            differs = key in first and len(set(map(str, values))) > 1
+            experiment.hparam_infos.add(name=key, type=getattr(api_pb2, _type(types)), differs=differs)
+    for tag in OUTCOMES:
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=f"hparams/{tag}"), display_name=tag)
     summary = Summary()
     summary.value.add(
         tag=metadata.EXPERIMENT_TAG,
@@ -54,12 +48,8 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     atomic_write(folder / FILE, content.getvalue())
 
 
-def _type(values: Sequence[object]) -> int:
-    """Return a column's type; lists are text, as each run writes them."""
-    from tensorboard.plugins.hparams import api_pb2
-
-    if all(isinstance(value, bool) for value in values):
-        return api_pb2.DATA_TYPE_BOOL
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return api_pb2.DATA_TYPE_FLOAT64
-    return api_pb2.DATA_TYPE_STRING
+def _type(types: set[type]) -> str:
+    """Return the name of a column's type; lists are text, as each run writes them."""
+    if types == {bool}:
+        return "DATA_TYPE_BOOL"
+    return "DATA_TYPE_FLOAT64" if types <= {int, float} else "DATA_TYPE_STRING"

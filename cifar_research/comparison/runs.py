@@ -1,29 +1,29 @@
-"""Runs as their folders tell of them: report.json of each, and cells.json of a sweep for what has none."""
+"""Runs as their folders describe them: report.json of each, and cells.json of a sweep for those without one."""
 
 from __future__ import annotations
 
+import functools
 import glob
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar_research import config
+from cifar_research.config.identity import OPTION_GROUPS, PLUGIN_GROUPS, Identity, option_names
 from cifar_research.runs import ledger, report
 from cifar_research.runs.ledger import LEDGER, Cell
 from cifar_research.runtime.errors import ReportError
 
-# Where a run keeps its own things; there is no other run in them.
-_OWN = {"checkpoints", "tensorboard", "figures", ".hydra"}
+_OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra"}  # of a run; they hold no other run
 
 
 @dataclass(frozen=True)
 class Run:
     """One run. state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json.
 
-    report: None if there is none; settings: as config.settings gives them; seed: the one it was drawn from; options:
-    names by group, as far as they are known.
+    report: None if there is none; settings: see Identity.described; options: names by group, where known.
     """
 
     folder: Path
@@ -35,127 +35,149 @@ class Run:
     seed: int
     options: dict[str, str]
 
-    @property
-    def val_accuracy(self) -> float | None:
-        """Return the validation accuracy of the best epoch, None without one."""
-        return self.score("val/accuracy")
-
-    @property
-    def num_val(self) -> int:
-        return self.report["data"]["sizes"]["val"] if self.report else 0
-
-    def history(self) -> list[dict[str, Any]]:
-        """Return the rows of history.csv; ReportError if it is missing or not as the report knows it."""
-        return report.read_history(self.folder / "history.csv", (self.report or {}).get("history_sha256"))
-
-    @property
-    def sizes(self) -> dict[str, float]:
-        """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, those that the report knows."""
-        flops = self.score("forward_flops")
-        told = {"parameters": self.score("parameters/total"), "trainable": self.score("parameters/trainable"),
-                "MFLOP": None if flops is None else round(flops / 1e6, 1)}  # fmt: skip
-        return {name: value for name, value in told.items() if value is not None}
+    @functools.cached_property
+    def identity(self) -> Identity:
+        return Identity(self.config)
 
     def score(self, path: str) -> Any:
-        """Return what the report has at `val/accuracy`, `seconds/total` …, None without it."""
+        """Return the report's value at `val/accuracy`, `seconds/total` …, None without it."""
         value = self.report
         for key in path.split("/"):
             value = value.get(key) if value else None
         return value
 
+    @property
+    def val_accuracy(self) -> float:
+        """Return the validation accuracy of the best epoch, nan without one."""
+        value = self.score("val/accuracy")
+        return math.nan if value is None else value
+
+    @property
+    def is_scored(self) -> bool:
+        """Return whether the run is completed and has a validation accuracy."""
+        return self.state == "completed" and not math.isnan(self.val_accuracy)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Return the fingerprint of the run's images, None if it is not known."""
+        return self.score("data/fingerprint")
+
+    @property
+    def sizes(self) -> dict[str, float | None]:
+        """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, None if unknown."""
+        flops = self.score("forward_flops")
+        return {
+            "parameters": self.score("parameters/total"),
+            "trainable": self.score("parameters/trainable"),
+            "MFLOP": None if flops is None else round(flops / 1e6, 1),
+        }
+
+    @functools.cached_property
+    def group(self) -> tuple[str, str | None]:
+        """Return what completed runs that differ only by their seed share; any other run is a group of its own."""
+        if self.state != "completed":
+            return str(self.folder), None
+        # The same images are the same wherever they are.
+        ignored = {"seed", "data.dir"} if self.fingerprint else {"seed"}
+        flat = {key: value for key, value in self.identity.keys.items() if key not in ignored}
+        return repr(sorted(flat.items())), self.fingerprint
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of history.csv; ReportError if it is missing, or differs from its digest in the report."""
+        return report.read_history(self.folder / "history.csv", self.score("history_sha256"))
+
 
 def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Return the runs in and below these folders or globs, in order, and warnings about what could not be read.
+    """Return the runs in and below folders or globs, in order, and warnings about unreadable files.
 
     ReportError if a place does not exist, or if there is no run in any of them.
     """
-    folders: list[Path] = []
-    for place in places:
-        found = [Path(place)] if Path(place).is_dir() else sorted(Path(name) for name in glob.glob(place))
-        found = [path for path in found if path.is_dir()]
-        if not found:
-            raise ReportError(f"{place}: there is no such folder; give the folder of a run or of a sweep")
-        folders += found
     runs: dict[Path, Run] = {}
     warnings: list[str] = []
-    for folder in folders:
-        for path, names, files in os.walk(folder):
-            names[:] = sorted(name for name in names if name not in _OWN)
-            _read(Path(path), files, runs, warnings)
+    for place in places:
+        folders = [Path(place)] if Path(place).is_dir() else [Path(name) for name in sorted(glob.glob(place))]
+        folders = [folder for folder in folders if folder.is_dir()]
+        if not folders:
+            raise ReportError(f"{place}: there is no such folder; give the folder of a run or of a sweep")
+        for folder in folders:
+            for path, names, files in os.walk(folder):
+                names[:] = sorted(set(names) - _OWN_FOLDERS)
+                _read(Path(path), files, runs, warnings)
     if not runs:
-        raise ReportError(
-            f"{', '.join(places)}: {'; '.join(warnings) or 'there is no report.json in or below it'}; give the folder "
-            "of a run or of a sweep"
-        )
+        reason = "; ".join(warnings) or "there is no report.json in or below it"
+        raise ReportError(f"{', '.join(places)}: {reason}; give the folder of a run or of a sweep")
     _name_options(list(runs.values()))
     return list(runs.values()), warnings
 
 
 def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: list[str]) -> None:
+    """Add the runs of a folder: the jobs of its sweep, in the grid's order, and the run that it is itself."""
+    jobs: dict[Path, Cell | None] = {}
     if LEDGER in files:
         try:
-            for cell in ledger.read(folder)[1]:
-                if cell.is_planned:  # in the grid's order, before the walk meets them
-                    run = _run(folder / cell.folder, cell, warnings)
-                    runs.setdefault((folder / cell.folder).resolve(), run)
+            _, listed = ledger.read(folder) or ([], [])
+            jobs = {folder / job.folder: job for job in listed if job.is_planned}
         except ReportError as error:
             warnings.append(str(error))
-    if "report.json" in files and folder.resolve() not in runs and (run := _run(folder, None, warnings)):
-        runs[folder.resolve()] = run
+    if "report.json" in files:
+        jobs.setdefault(folder, None)
+    for path, job in jobs.items():
+        if path.resolve() not in runs and (run := _run(path, job, warnings)):
+            runs[path.resolve()] = run
 
 
-def _run(folder: Path, cell: Cell | None, warnings: list[str]) -> Run | None:
-    found = None
+def _run(folder: Path, job: Cell | None, warnings: list[str]) -> Run | None:
+    """Return a run from its report, or else from its sweep; None if neither knows it."""
+    content = None
     try:
-        found = report.read_report(folder / "report.json")
+        content = report.read_report(folder / "report.json")
     except ReportError as error:
         warnings.append(str(error))
-    if found is None and cell is None:
+    if content is not None:
+        values, choices = content["config"], content.get("options")
+    elif job is not None:
+        values, choices = job.config, job.overrides
+    else:
         return None
-    state, reason = (cell.state, cell.reason) if cell else (found["status"], None)
-    if found is not None and found["status"] != "stopped":
-        state = found["status"]
-    made = found["config"] if found else cell.config
-    options = config.option_names(found.get("options") if found else cell.overrides)
-    return Run(folder, state, reason, made, found, config.settings(made), made["seed"], options)
+    state, reason = (job.state, job.reason) if job else ("stopped", None)
+    if content is not None and content["status"] != "stopped":
+        state = content["status"]
+    settings = Identity(values).described()
+    return Run(folder, state, reason, values, content, settings, values["seed"], option_names(choices))
 
 
 def _name_options(runs: Sequence[Run]) -> None:
-    """Set each group's value to the option's name as it was typed, where all runs have one that stands for one thing.
+    """Set each group's value to its option's name as typed, where each run has one that stands for one value.
 
-    A run that does not say has the option of those that it equals, if that is one.
+    A run without a name has that of the runs with the same value, if there is only one.
     """
-    for group in config.OPTION_GROUPS:
+    for group in OPTION_GROUPS:
         options: dict[str, set[str]] = {}  # by what they stand for
         for run in runs:
             if group in run.options:
                 options.setdefault(run.settings[group], set()).add(run.options[group])
-        every = [option for found in options.values() for option in found]
-        known = {value: next(iter(found)) for value, found in options.items() if len(found) == 1}
-        names = [run.options.get(group, known.get(run.settings[group])) for run in runs]
-        if None not in names and len(set(every)) == len(every):  # an option may have been given other transforms
+        unique = {value: next(iter(names)) for value, names in options.items() if len(names) == 1}
+        names = [run.options.get(group, unique.get(run.settings[group])) for run in runs]
+        num_names = sum(map(len, options.values()))
+        if None not in names and len(set().union(*options.values())) == num_names:  # its transforms may be overridden
             for run, name in zip(runs, names, strict=True):
                 run.settings[group] = name
 
 
 def varied(runs: Sequence[Run]) -> dict[str, str]:
-    """Return {key: title} of what differs between runs that have it, `seed` aside, in the order of their configs.
+    """Return {key: title} of the settings that differ between runs, without `seed`, in the order of their configs.
 
-    A title is the last part of the key, or all of it if two keys share that. What an option of a group brings with it,
-    alike in all runs that have the option, goes without saying.
+    A title is the last part of the key, or the whole key if two share that part. A key that varies only with the option
+    of its group is left out.
     """
     values: dict[str, dict[str, set[str]]] = {}  # by key and option
     for run in runs:
         for key, value in run.settings.items():
-            group = key.partition(".")[0]
-            is_of_option = "." in key and group in (*config.PLUGIN_GROUPS, "augmentation")
-            is_of_option |= key.startswith(("training.phases.", "training.epochs"))
-            option = run.settings[group] if is_of_option else ""
-            values.setdefault(key, {}).setdefault(str(option), set()).add(str(value))
-    keys = [
-        key
-        for key, found in values.items()
-        if key != "seed" and max(map(len, found.values())) > 1  # within one option
-    ]
+            group, _, rest = key.partition(".")
+            is_of_option = rest and group in (*PLUGIN_GROUPS, "augmentation")
+            is_of_option = is_of_option or key.startswith(("training.phases.", "training.epochs"))
+            option = str(run.settings[group]) if is_of_option else ""
+            values.setdefault(key, {}).setdefault(option, set()).add(str(value))
+    keys = [key for key, options in values.items() if key != "seed" and max(map(len, options.values())) > 1]
     last = [key.rpartition(".")[2] for key in keys]
-    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+    return {key: title if last.count(title) == 1 else key for key, title in zip(keys, last, strict=True)}

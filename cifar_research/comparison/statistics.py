@@ -1,4 +1,4 @@
-"""What a few numbers allow to say: intervals over seeds, and whether two settings differ."""
+"""Confidence intervals over seeds, and tests whether two settings differ. scipy.stats takes a second to import."""
 
 from __future__ import annotations
 
@@ -12,52 +12,49 @@ _LEVEL = 0.05
 
 def t_half_width(values: Sequence[float]) -> float:
     """Return half the width of the 95 % interval of a mean by Student's t; nan for fewer than two, or equal, values."""
-    from scipy import stats  # takes a second to import
-
     if len(values) < 2 or not (std := _std(values)):
         return math.nan
+    from scipy import stats
+
     return float(stats.t.ppf(1 - _LEVEL / 2, len(values) - 1) * std / math.sqrt(len(values)))
 
 
 def t_test(first: Mapping[int, float], second: Mapping[int, float]) -> float:
     """Return the two-sided p-value for two settings' values by seed; nan if either has fewer than two, or no spread.
 
-    Paired if the seeds are the same, since a seed is the same split of luck for both; else Welch's.
+    Paired if the seeds are the same, since a seed is the same split for both; else Welch's.
     """
-    from scipy import stats
-
     if min(len(first), len(second)) < 2:
         return math.nan
+    from scipy import stats
+
     if first.keys() == second.keys():
         differences = [first[seed] - second[seed] for seed in first]
         return float(stats.ttest_1samp(differences, 0).pvalue) if _std(differences) else math.nan
-    groups = [list(group.values()) for group in (first, second)]
-    if not any(map(_std, groups)):
-        return math.nan
-    (a, b) = ((np.mean(group), _std(group), len(group)) for group in groups)
-    return float(stats.ttest_ind_from_stats(*a, *b, equal_var=False).pvalue)
+    a, b = ((np.mean(values), _std(values), len(values)) for values in (list(first.values()), list(second.values())))
+    return float(stats.ttest_ind_from_stats(*a, *b, equal_var=False).pvalue) if a[1] or b[1] else math.nan
 
 
 def is_within_binomial(first: float, second: float, num_first: int, num_second: int) -> bool:
-    """Say whether two accuracies on so many images each may be chance of the images, at 5 %; True of no images.
+    """Return whether two accuracies on so many images each may differ by chance, at 5 %; True of no images.
 
-    By the chi-squared test, or by Fisher's exact one where fewer than five right or wrong images are to be expected.
+    By the chi-squared test, or by Fisher's exact test where a cell of the expected table is below five.
     """
-    from scipy import stats
-
     if min(num_first, num_second) == 0:
         return True
-    right = np.array([first * num_first, second * num_second])
-    table = np.stack([right, [num_first, num_second] - right])
+    from scipy import stats
+
+    correct = np.array([first * num_first, second * num_second])
+    table = np.stack([correct, [num_first, num_second] - correct])
     if stats.contingency.expected_freq(table).min() < 5:
         return bool(stats.fisher_exact(np.rint(table).astype(int)).pvalue > _LEVEL)
     return bool(stats.chi2_contingency(table, correction=False).pvalue > _LEVEL)
 
 
 def is_tie(first: Mapping[int, float], second: Mapping[int, float], num_first: int, num_second: int) -> bool:
-    """Say whether two settings' accuracies by seed are within the noise: the seeds' or that of the scored images.
+    """Return whether two settings' accuracies by seed are within the noise of the seeds or of the scored images.
 
-    With one seed each, only the images' noise is known, so the settings may still differ by luck.
+    With one seed each, only the images' noise is known, so another seed may still decide otherwise.
     """
     if t_test(first, second) > _LEVEL:
         return True

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: rich where it is one, plain lines where it is not."""
+"""What a run shows on the terminal: a progress bar where it is one, plain lines where it is not."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
-from cifar_research.display.tables import as_text, number
+from cifar_research.display import tables
+from cifar_research.display.tables import text_of
 from cifar_research.runs.metrics import wilson_interval
 
 log = logging.getLogger(__name__)
-_WIDE = 100  # columns of a terminal that has room for the phase beside the progress bar
+_WIDE = 100  # columns of a terminal with room for the phase beside the progress bar
 _PLAIN_SECONDS = 30  # between two lines of progress in a log
-_WIDTHS = {"epoch": 5, "loss": 8, "accuracy": 8, "val loss": 8, "val acc": 8, "rate": 9, "seconds": 8}
+_EPOCH_COLUMNS = {
+    "epoch": "epoch", "loss": "loss:.4f", "accuracy": "accuracy:.4f", "val loss": "val_loss:.4f",
+    "val acc": "val_accuracy:.4f", "rate": "learning_rate:.3g", "seconds": "seconds:.1f",
+}  # fmt: skip
+_EPOCH_WIDTHS = (5, 8, 8, 8, 8, 9, 8)
 
 
-def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return the byte of a file's name that is no text as it is, and ? for a letter that cannot be encoded."""
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return a file name's undecodable byte as it is, and ? for a letter that cannot be encoded."""
     letter = error.object[error.start]
     is_byte = "\udc80" <= letter <= "\udcff"
     return letter.encode("ascii", "surrogateescape") if is_byte else "?", error.start + 1
 
 
-codecs.register_error("cifar_research", _escape)
+codecs.register_error("cifar_research", _replace)
 
 
 def tolerate_any_encoding() -> None:
@@ -43,12 +47,12 @@ def tolerate_any_encoding() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — it is open until the end
-        with contextlib.suppress(AttributeError):  # of a notebook's
+        with contextlib.suppress(AttributeError):  # a notebook's cannot be reconfigured
             getattr(sys, name).reconfigure(errors="cifar_research")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a function a command: on any standard output, and with a sentence if a file or Ctrl-C ends it."""
+    """Return a function as a command: on any standard output, with one message for a file's error or Ctrl-C."""
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -73,7 +77,7 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as problem:
-        # Or Python tries again as it ends, and shows a traceback.
+        # Or Python tries again at its exit, and shows a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(problem, BrokenPipeError):
             error(f"standard output: {problem.strerror}")
@@ -81,7 +85,7 @@ def _flush() -> None:
 
 
 class Display:
-    """One run's lines on the terminal and in its log; a context manager, in which the progress bar lives.
+    """One run's lines on the terminal and in its log; a context manager, which holds the progress bar.
 
     quiet: write nothing at all, for runs within a program.
     """
@@ -91,10 +95,21 @@ class Display:
             tolerate_any_encoding()
         self.console = console or Console(highlight=False)
         self._is_quiet = quiet
-        # A dumb terminal cannot redraw a line, so it is given those of a log.
+        # A dumb terminal cannot redraw a line, so it is treated as a log.
         self._is_live = self.console.is_interactive and not quiet
-        self._progress: Progress | None = None
-        self._bar: TaskID | None = None
+        whole = Column(no_wrap=True)  # in a narrow terminal the bar gets shorter and the times stay whole
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}{task.fields[phase]}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}", table_column=whole.copy()),
+            TimeElapsedColumn(whole.copy()),
+            TextColumn("left"),
+            TimeRemainingColumn(table_column=whole.copy()),
+            console=self.console,
+            transient=True,
+            disable=not self._is_live,
+            speed_estimate_period=300,  # slow models report a step less often than every 30 s
+        )
         self._last_line = time.monotonic()
         self._epochs, self._monitor = 0, "accuracy"
         self._phase, self._unit = "", "images/s"
@@ -103,184 +118,144 @@ class Display:
     def __enter__(self) -> Display:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._stop()
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
 
     def announce(self, lines: Mapping[str, str]) -> None:
-        """Say what will be trained on what."""
+        """Write the run's settings, one per line."""
         width = max(map(len, lines))
-        plain = [f"{name:<{width}}  {value}" for name, value in lines.items()]
-        table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
         for name, value in lines.items():
-            table.add_row(Text(name, style="bold"), Text(value))
-        panel = Panel(table, title="cifar_research", title_align="left", border_style="cyan", expand=False)
-        for line in plain:
-            self._log(line)
-            if not self._is_live:
-                self._show(line)
-        if self._is_live:
-            self.console.print(panel)
+            self._print(Text.assemble((f"{name:<{width}}", "bold cyan"), f"  {value}"))
 
     def start(self, total_steps: int, initial_step: int, epochs: int, monitor: str = "accuracy") -> None:
-        """Begin the progress bar; monitor: the validation metric that says which epoch is the best."""
+        """Start the progress bar; monitor: the validation metric that chooses the best epoch."""
         self._epochs, self._monitor = epochs, monitor
-        if self._is_live and total_steps > initial_step:
-            whole = Column(no_wrap=True)  # where it is narrow, the bar gets shorter and the times stay whole
-            self._progress = Progress(
-                TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}{task.fields[phase]}"),
-                BarColumn(),
-                TextColumn("{task.fields[figures]}", table_column=whole.copy()),
-                TimeElapsedColumn(whole.copy()),
-                TextColumn("left"),
-                TimeRemainingColumn(table_column=whole.copy()),
-                console=self.console,
-                transient=True,
-                speed_estimate_period=300,  # slow models report a step less often than every 30 s
-            )
-            self._progress.start()
-            fields = {"epoch": 1, "epochs": epochs, "phase": "", "figures": "tracing the step …"}
-            self._bar = self._progress.add_task("", total=total_steps, completed=initial_step, **fields)
+        fields = {"epoch": 1, "epochs": epochs, "phase": "", "figures": "tracing the step …"}
+        self._bar.add_task("", total=total_steps, completed=initial_step, **fields)
+        self._bar.start()
 
     def phase(self, name: str, title: str, unit: str) -> None:
-        """Begin a phase: a line with its title if it has one, and a header over its epochs; unit: of its speed."""
+        """Start a phase: a line with its title if it has one, and a header over its epochs; unit: of its speed."""
         self._phase, self._unit = f" ({name})" if title else "", unit
         self._has_header = False
         if title:
             self._print(Text(title, style="bold"))
 
     def progress(self, step: int, epoch: int, loss: float, accuracy: float, images_per_second: float | None) -> None:
-        """Move the bar; in a log, write a line now and then."""
+        """Move the bar; in a log, write a line every half minute."""
         speed = "" if images_per_second is None else f" {images_per_second:,.0f} {self._unit}"
         figures = f"loss {loss:.4f} accuracy {accuracy:.4f}{speed}"
-        if self._progress is not None:
-            phase = self._phase if self.console.width >= _WIDE else ""  # which the line above the epochs has, too
-            self._progress.update(self._bar, completed=step, epoch=epoch, phase=phase, figures=figures)
-        elif not self._is_live and time.monotonic() - self._last_line >= _PLAIN_SECONDS:
-            self._show(f"epoch {epoch}/{self._epochs}{self._phase}  step {step}  {figures}")
+        if self._is_live:
+            phase = self._phase if self.console.width >= _WIDE else ""
+            self._bar.update(self._bar.task_ids[0], completed=step, epoch=epoch, phase=phase, figures=figures)
+        elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+            self._show(Text(f"epoch {epoch}/{self._epochs}{self._phase}  step {step}  {figures}"))
 
     def epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Write an epoch's row of history.csv; a star marks the best so far by validation."""
         has_validation = row["val_loss"] is not None
         if not self._has_legend:
-            self._print(
+            self.message(
                 f"* best so far by validation {self._monitor}; the best epoch is tested at the end"
                 if has_validation
                 else "There are no validation images: the last epoch is tested at the end"
             )
-            self._has_legend = True
-        widths = [*_WIDTHS.values(), max(9, len(self._unit))]
+        table = tables.of([row], _EPOCH_COLUMNS | {self._unit: "images_per_second:,.0f"})
+        widths = (*_EPOCH_WIDTHS, max(9, len(self._unit)))
+        header, line = ("  ".join(map(str.rjust, cells, widths)) for cells in table)
         if not self._has_header:
-            names = [*_WIDTHS, self._unit]
-            header = "  ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
             self._print(Text(header, style="bold"))
-            self._has_header = True
-        cells = [
-            str(row["epoch"]),
-            number(row["loss"]),
-            number(row["accuracy"]),
-            number(row["val_loss"]),
-            number(row["val_accuracy"]),
-            f"{row['learning_rate']:.3g}",
-            f"{row['seconds']:.1f}",
-            number(row["images_per_second"], ",.0f"),
-        ]
-        line = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        is_marked = best and has_validation
-        self._print(Text(f"{line}{' *' if is_marked else ''}", style="green" if is_marked else ""))
+        self._has_header = self._has_legend = True
+        self._print(Text(f"{line} *", style="green") if best and has_validation else Text(line))
 
     def message(self, text: str) -> None:
         """Write a line of its own."""
         self._print(Text(text))
 
     def results(self, report: Mapping[str, Any], run_dir: Path, next_commands: Sequence[str], pace: str = "") -> None:
-        """End with the table of results, where the run lies, and what to type next; pace: how fast it trained."""
-        self._stop()
-        rows = [["", "epoch", "images", "loss", "accuracy", "95 % interval"]]
+        """Write the table of results, the run's folder, and what to type next; pace: how fast it trained."""
+        self._bar.stop()
+        table = [["", "epoch", "images", "loss", "accuracy", "95 % interval"]]
         for split, title in (("train", "train"), ("val", "validation"), ("test", "test")):
-            scores, size = report[split], report["data"]["sizes"][split]
-            epoch = str(report["best_epoch"]) if scores else "–"
-            row = [title, epoch, f"{size:,}", *(number(scores and scores[name]) for name in ("loss", "accuracy"))]
-            # The training accuracy is a mean over changing weights, so an interval would mean nothing.
+            scores, size = report[split] or {}, report["data"]["sizes"][split]
             interval = "–"
+            # The training accuracy is a mean over changing weights, so an interval would mean nothing.
             if scores and split != "train":
                 interval = "{:.4f} – {:.4f}".format(*wilson_interval(scores["accuracy"], size))
-            rows.append([*row, interval])
-        self._print("")
-        lines = [f"{report['config']['name']}: {report['status']}", *as_text(rows).splitlines()]
-        for place, line in enumerate(lines):
-            self._print(Text(line, style="bold" if place in (0, len(lines) - 1) else ""))
+            epoch = report["best_epoch"] if scores else None
+            values = (text_of(scores.get(name), ".4f") for name in ("loss", "accuracy"))
+            table.append([title, text_of(epoch), f"{size:,}", *values, interval])
+        *rows, test = tables.as_text(table).splitlines()
+        self.message("")
+        self._print(Text(f"{report['config']['name']}: {report['status']}", style="bold"))
+        for row in rows:
+            self.message(row)
+        self._print(Text(test, style="bold"))
         if report["data"]["note"]:
             self._print(Text(f"Note: {report['data']['note']}", style="yellow"))
         seconds, best = report["seconds"], report["best_epoch"]
         best = "" if best is None else f"Best epoch {best} of {report['epochs']}; "
         pace = pace and f", {pace}"
-        self._print(f"{best}{seconds['total']:.0f} s in all, {seconds['train']:.0f} s of training{pace}.")
-        self._print(f"Everything is in {run_dir}")
-        for command in next_commands:
-            self._print(f"Next: {command}")
+        self.message(f"{best}{seconds['total']:.0f} s in all, {seconds['train']:.0f} s of training{pace}.")
+        self.message(f"Everything is in {run_dir}")
+        for line in next_commands:
+            self.message(f"Next: {line}")
 
-    def _print(self, what: str | Text) -> None:
-        self._log(str(what))
-        self._show(what)
+    def _print(self, text: Text) -> None:
+        """Write a line to the terminal and to the run's train.log."""
+        if text and not self._is_quiet:
+            log.info("%s", text.plain)
+        self._show(text)
 
-    def _log(self, line: str) -> None:
-        """Write a line into the run's train.log, which has no progress bar."""
-        if line and not self._is_quiet:
-            log.info("%s", line)
-
-    def _show(self, what: str | Text) -> None:
+    def _show(self, text: Text) -> None:
         if self._is_quiet:
             return
         self._last_line = time.monotonic()
         if self._is_live:
             # The terminal wraps, not rich, so that a long path can be copied.
-            self.console.print(what, markup=False, highlight=False, soft_wrap=True)
-        else:  # as it is: no wrapping, no control characters, and at once
-            self.console.file.write(f"{what.plain if isinstance(what, Text) else what}\n")
+            self.console.print(text, soft_wrap=True)
+        else:
+            self.console.file.write(f"{text.plain}\n")
             self.console.file.flush()
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
 
 @contextlib.contextmanager
 def counted(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show how many of `total` pieces of work are done; call what is yielded with the name of each before it begins."""
+    """Show the progress of `total` pieces of work; call the yielded function with each one's name before it begins."""
     console = Console(highlight=False)
-    begun, last_line = 0, time.monotonic()
-    with contextlib.ExitStack() as stack:
-        bar = None
-        if console.is_interactive:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-            progress = stack.enter_context(Progress(*columns, TimeElapsedColumn(), console=console, transient=True))
-            bar = progress.add_task(title, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        count, last_line = 0, time.monotonic()
 
         def begin(name: str) -> None:
-            nonlocal begun, last_line
-            begun += 1
-            if bar is not None:
-                progress.update(bar, completed=begun - 1, description=f"{title}: {name}")
-            elif time.monotonic() - last_line >= _PLAIN_SECONDS:
+            nonlocal count, last_line
+            bar.update(task, completed=count, description=f"{title}: {name}")
+            count += 1
+            if bar.disable and time.monotonic() - last_line >= _PLAIN_SECONDS:
                 last_line = time.monotonic()
-                tell(f"{title}: {name}, {begun} of {total}")
+                tell(f"{title}: {name}, {count} of {total}")
 
         yield begin
 
 
 def tell(text: str) -> None:
-    """Write a line to standard output, wherever it ends up."""
+    """Write a line to standard output."""
     Console(highlight=False, soft_wrap=True).print(Text(text))
 
 
 def error(text: str) -> None:
-    """Write a user's mistake to standard error."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    """Write an error of the user to standard error."""
     for line in text.splitlines():
-        console.print(Text("error: ", style="bold red") + Text(line))
+        _label("error", "bold red", line)
 
 
 def note(text: str) -> None:
-    """Write to standard error what one should know beside the results."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text("note: ", style="bold yellow") + Text(text))
+    """Write a remark beside the results to standard error."""
+    _label("note", "bold yellow", text)
+
+
+def _label(label: str, style: str, text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble((f"{label}: ", style), text))

@@ -1,13 +1,12 @@
-"""Pictures of a run: its curves, its confusion matrix, its mistakes."""
+"""Pictures of a run: its curves, its confusion matrix, a gallery of images."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,14 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     epochs = [row["epoch"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, [row[name] for row in rows], color=_TRAIN, marker="o", markersize=3, label="train")
-        val = [row[f"val_{name}"] for row in rows]
-        known = [(value, epoch) for value, epoch in zip(val, epochs, strict=True) if _is_finite(value)]
-        if known:
-            axes.plot(epochs, [np.nan if value is None else value for value in val], color=_VAL, marker="o",
-                      markersize=3, label="validation")  # fmt: skip
-            # The first of equals, as the loop keeps it.
-            value, epoch = (min if name == "loss" else max)(known, key=lambda pair: pair[0])
-            label = f"best, {value:.3f} in epoch {epoch}"
-            axes.plot(epoch, value, "*", color=_VAL, markersize=13, label=label)
+        train, val = (np.array([row[key] for row in rows], float) for key in (name, f"val_{name}"))
+        axes.plot(epochs, train, color=_TRAIN, marker="o", markersize=3, label="train")
+        if np.isfinite(val).any():
+            axes.plot(epochs, val, color=_VAL, marker="o", markersize=3, label="validation")
+            known = np.where(np.isfinite(val), val, np.nan)
+            best = int(np.nanargmin(known) if name == "loss" else np.nanargmax(known))
+            label = f"best, {val[best]:.3f} in epoch {epochs[best]}"
+            axes.plot(epochs[best], val[best], "*", color=_VAL, markersize=13, label=label)
         for epoch, phase in phase_changes(rows):
             axes.axvline(epoch - 0.5, color="grey", linestyle=":", linewidth=1)
             axes.annotate(phase, (epoch - 0.4, 0.02), xycoords=("data", "axes fraction"), color="grey")
@@ -56,11 +53,8 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def phase_changes(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     """Return the first epoch and the name of each phase of a history but the first."""
-    return [
-        (after["epoch"], after["phase"])
-        for before, after in itertools.pairwise(rows)
-        if before["phase"] != after["phase"]
-    ]
+    pairs = itertools.pairwise(rows)
+    return [(after["epoch"], after["phase"]) for before, after in pairs if before["phase"] != after["phase"]]
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -91,8 +85,7 @@ def heat_map(
 ) -> Axes:
     """Draw values, float [R, C] in [0, top], as colours, with a text in each cell, or without any and without names."""
     axes = figure.subplots()
-    drawn = axes.imshow(values, cmap=cmap, vmin=0, vmax=top, aspect="auto")
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+    figure.colorbar(axes.imshow(values, cmap=cmap, vmin=0, vmax=top, aspect="auto"), ax=axes, shrink=0.8, label=label)
     if texts is not None:
         axes.set_xticks(range(len(columns)), map(plain, columns), rotation=45, ha="right")
         axes.set_yticks(range(len(rows)), map(plain, rows))
@@ -105,9 +98,9 @@ def heat_map(
 def gallery(images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 5, size: float = 2.0) -> Figure:
     """Return images, each uint8 [H, W, 3] or None for a gap, under their titles; size: of one, in inches."""
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(size * columns, 1.08 * size * rows), layout="constrained", dpi=110)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, image, title in zip(grid, images, titles, strict=False):
@@ -118,33 +111,26 @@ def gallery(images: Sequence[np.ndarray | None], titles: Sequence[str], columns:
 
 
 def plain(name: str) -> str:
-    """Return a class's name as matplotlib writes it as it is: a $ would begin a formula."""
+    """Return a name for matplotlib to write as it is: a $ would begin a formula."""
     return name.replace("$", r"\$")
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-@contextlib.contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
-    """Let a class's name in another script be drawn as boxes without a word about each letter."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
     content = io.BytesIO()
-    with _without_glyph_warnings():
-        FigureCanvasAgg(figure).print_png(content)
+    _render(figure).print_png(content)
     atomic_write(path, content.getvalue())
 
 
 def pixels(figure: Figure) -> np.ndarray:
     """Return a figure as uint8 [H, W, 3]."""
+    return np.asarray(_render(figure).buffer_rgba())[..., :3].copy()
+
+
+def _render(figure: Figure) -> FigureCanvasAgg:
+    """Return the drawn figure, without a warning for each letter of a class that the font lacks."""
     canvas = FigureCanvasAgg(figure)
-    with _without_glyph_warnings():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return canvas

@@ -1,10 +1,11 @@
-"""Tables of text, the header first: on a terminal, in Markdown, HTML and CSV."""
+"""Tables of text, the header first: for a terminal, Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +13,16 @@ Table = list[list[str]]
 
 
 def of(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
-    """Return a table of records; columns: by heading, `key:format` of a value, where None is written as –."""
-    parts = [column.partition(":")[::2] for column in columns.values()]
-    return [list(columns), *([number(row[key], form) for key, form in parts] for row in rows)]
+    """Return a table of records; columns: by heading, the key of a value, or `key:format`."""
+    formats = [column.partition(":")[::2] for column in columns.values()]
+    return [list(columns), *([text_of(row[key], form) for key, form in formats] for row in rows)]
 
 
-def number(value: Any, form: str = ".4f") -> str:
-    """Return a value as text, – for None."""
-    return "–" if value is None else format(value, form)
+def text_of(value: Any, form: str = "") -> str:
+    """Return a value as text: – for None, a float without a format in its shortest form."""
+    if value is None:
+        return "–"
+    return format(value, form or ("g" if isinstance(value, float) else ""))
 
 
 def as_text(table: Sequence[Sequence[str]], *, numbers_right: bool = True) -> str:
@@ -39,15 +42,25 @@ def as_markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def as_html(table: Sequence[Sequence[str]]) -> str:
-    """Return a table in HTML, which document.page makes sortable."""
-    head, *rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-                   for tag, row in zip(["th", *["td"] * (len(table) - 1)], table, strict=True)]  # fmt: skip
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    """Return a table in HTML, sortable within document.page."""
+    tags = ["th", *["td"] * (len(table) - 1)]
+    rows = [
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in zip(tags, table, strict=True)
+    ]
+    head, *body = [f"<tr>{row}</tr>" for row in rows]
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def as_csv(table: Sequence[Sequence[str]]) -> str:
-    """Return a table as CSV."""
+def as_csv(table: Sequence[Sequence[Any]]) -> str:
+    """Return a table of texts or values as CSV: "" for None and nan, at most ten digits, lists as JSON."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
+    csv.writer(text, lineterminator="\n").writerows([[_csv_cell(value) for value in row] for row in table])
     return text.getvalue()
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return value if isinstance(value, str) else json.dumps(value)

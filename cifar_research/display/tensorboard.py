@@ -22,15 +22,12 @@ from cifar_research.runtime.errors import WriteError
 class Writer:
     """Writes one run's events into `folder`.
 
-    resume_step: the step that a run goes on from, None for one from the start; what an interrupted process
-    wrote in this folder after that step is then hidden.
+    resume_step: the step that a run continues from, None for one from the start; events that an interrupted process
+    wrote in this folder after that step are then hidden.
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         self.folder = str(folder)
-        with self._told():
-            # As bytes, since TensorFlow takes no name that is no text.
-            self._writer = tf.summary.create_file_writer(os.fsencode(folder))
         self._is_profiling = False
         # At a session's start TensorBoard drops older events from its step on. The first start in a folder
         # counts as no restart, so a new run has to write one as well. tf.summary has no function for this.
@@ -39,17 +36,18 @@ class Writer:
             step=0 if resume_step is None else resume_step + 1,
             session_log=SessionLog(status=SessionLog.START),
         )
-        with self._told():
+        with self._errors():
+            # As bytes, since TensorFlow rejects names that are not valid text.
+            self._writer = tf.summary.create_file_writer(os.fsencode(folder))
             tf.raw_ops.ImportEvent(writer=self._writer._resource, event=start.SerializeToString())
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         """Raise WriteError, as other files do, where TensorFlow cannot write."""
         try:
             yield
         except tf.errors.OpError as error:
-            # "… <file>; No space left on device", and what follows from it.
-            reason = str(error).splitlines()[0].rpartition("; ")[2]
+            reason = str(error).splitlines()[0].rpartition("; ")[2]  # "… <file>; No space left on device"
             raise WriteError(
                 errno.EIO, f"{self.folder}: TensorBoard's events cannot be written ({reason}); make room, or set "
                 "tensorboard.enabled=false"
@@ -57,7 +55,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _writing(self, step: int | None = None) -> Iterator[None]:
-        with self._told(), self._writer.as_default(step=step):  # which writes all at its end
+        with self._errors(), self._writer.as_default(step=step):  # flushes at its end
             yield
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -73,8 +71,8 @@ class Writer:
 
     def images(self, name: str, images: np.ndarray, step: int) -> None:
         """Write uint8 images, [H, W, 3] or [N, H, W, 3]."""
+        batch = images.reshape(-1, *images.shape[-3:])
         with self._writing(step):
-            batch = images if images.ndim == 4 else images[np.newaxis]
             tf.summary.image(name, batch, max_outputs=len(batch))
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -91,46 +89,45 @@ class Writer:
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], *, with_columns: bool = True) -> None:
         """Write what the HParams page shows: settings by dotted key, and the outcomes to compare them by.
 
-        A null is left out, since it would break its column's type, and a list is written as text. To be
-        called once in a run's folder, when the run has ended. with_columns: say which columns there are, which
-        TensorBoard takes from any one run; a sweep names those of its runs itself (comparison/hparams.py).
+        A null is left out, since it would break its column's type, and a list is written as text. with_columns: also
+        write which columns there are; in a sweep its own folder has them (comparison/hparams.py).
         """
-        kept = {
+        settings = {
             key: value if isinstance(value, (bool, int, float)) else report.as_text(value)
             for key, value in values.items()
             if value is not None
         }
+        # An empty domain gives a column its type, and does not hide other runs' values.
+        domains = {key: hparams_api.Discrete([], dtype=type(value)) for key, value in settings.items()}
+        # The outcomes have tags of their own: the page shows a tag's last value, which is rarely the best epoch's.
+        outcomes = {f"hparams/{tag}": value for tag, value in metrics.items()}
         with self._writing(0):
             if with_columns:
-                # A domain of no values gives a column its type, and leaves other runs of the folder their values.
                 hparams_api.hparams_config(
-                    hparams=[
-                        hparams_api.HParam(key, hparams_api.Discrete([], dtype=type(value)))
-                        for key, value in kept.items()
-                    ],
+                    hparams=[hparams_api.HParam(key, domain) for key, domain in domains.items()],
                     metrics=[hparams_api.Metric(f"hparams/{tag}", display_name=tag) for tag in metrics],
                 )
-            hparams_api.hparams(kept)
-            # Under tags of their own: the page shows a tag's last value, the best epoch is rarely the last.
-            for tag, value in metrics.items():
-                tf.summary.scalar(f"hparams/{tag}", value)
+            hparams_api.hparams(settings)
+        self.scalars(0, outcomes)
 
     def profile_start(self) -> None:
-        """Begin a profile, which lands in the folder."""
+        """Start a profile, which is written into the folder."""
         tf.profiler.experimental.start(os.fsencode(self.folder))
         self._is_profiling = True
 
     def profile_stop(self) -> None:
-        """Write the profile; nothing happens if none was begun."""
+        """Write the profile, if one was started."""
         if self._is_profiling:
             self._is_profiling = False
             tf.profiler.experimental.stop()
 
     def flush(self) -> None:
-        with self._told():
+        """Write what is buffered."""
+        with self._errors():
             self._writer.flush()
 
     def close(self) -> None:
-        self.profile_stop()  # of a run that ended before the last of the steps chosen
-        with self._told():
+        """Write what is buffered, and a profile that is still running."""
+        self.profile_stop()
+        with self._errors():
             self._writer.close()
