@@ -63,7 +63,7 @@ def ask(url, body=None, seconds=90):
 
 def test_hparams_page_shows_the_sweep_by_what_varies(tmp_path, chromium):
     grid = ["-m", "optimizer.learning_rate=0.01,0.001", "loss=categorical_crossentropy,mean_squared_error"]
-    # A value that is not there in all cells, which would break a column's type.
+    # A value that is not there in all jobs, which would break a column's type.
     grid += ["training.patience=null,2", "tensorboard.enabled=true", "training.epochs=1"]
     words = [sys.executable, "-m", "cifar_research.train", *SMALL, *grid, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     finish(tmp_path, command=words)

@@ -15,7 +15,7 @@ from cifar_research.data import cifar, datasets
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import report, reproduction, run_folder
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runtime import folders
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import resume
@@ -151,7 +151,7 @@ def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
         tmp_path / "sweep" / "a" / "report.json",
         {"status": "completed", "config": made, "data": {"found_in": str(folder), "fingerprint": fingerprint}},
     )
-    Ledger(tmp_path / "sweep", ["seed=1,2"], [Cell("a", ["seed=1"], made)], []).write()
+    Ledger(tmp_path / "sweep", ["seed=1,2"], [Job("a", ["seed=1"], made)], []).write()
     word = f"data.dir='{tmp_path / 'mine'}'"
     assert word in resume.expand(["resume=sweep"])
     assert word not in resume.expand(["resume=sweep", "data.dir=other"])

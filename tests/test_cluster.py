@@ -218,7 +218,7 @@ def test_numbers_out_of_range_are_refused(factory, settings, message):
 
 def test_a_job_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_path):
     words = [*SMALL, *LONG, f"hydra.run.dir={tmp_path / 'run'}"]
-    process = worker.spawn(worker.Job(words, tmp_path / "run", None), 1)
+    process = worker.spawn(worker.JobCommand(words, tmp_path / "run", None), 1)
     wait_for(lambda: (tmp_path / "run" / "history.csv").exists(), process, seconds=120)
     process.send_signal(signal.SIGUSR2)  # SLURM's, for the parent
     time.sleep(0.5)
@@ -246,5 +246,5 @@ def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
 
     monkeypatch.setattr(worker, "spawn", lambda *arguments: Process())
     (tmp_path / ray_launcher._STOP).touch()
-    assert ray_launcher._run(worker.Job([], tmp_path, None), 1, str(tmp_path)) == 143
+    assert ray_launcher._run(worker.JobCommand([], tmp_path, None), 1, str(tmp_path)) == 143
     assert told == [1]

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from cifar_research import config
 from cifar_research.config.overrides import quoted
 from cifar_research.runs import ledger
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import resume
 from cifar_research.sweeps.ledger import Ledger
@@ -59,8 +59,8 @@ def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
     ]
     (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
-    cell = Cell("a", ["seed=5", *words[1:]], {"augmentation": {}, "data": {"name": "synthetic", "dir": None}})
-    Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [cell], []).write()
+    job = Job("a", ["seed=5", *words[1:]], {"augmentation": {}, "data": {"name": "synthetic", "dir": None}})
+    Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [job], []).write()
     assert resume.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
     assert ledger.read(tmp_path)[1][0].overrides == ["seed=5"]
 

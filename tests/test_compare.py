@@ -21,7 +21,7 @@ from cifar_research.comparison import figures, runs, tables
 from cifar_research.config.identity import option_names
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import report
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
 
@@ -163,9 +163,9 @@ def test_failed_diverged_and_pruned_are_rows(tmp_path):
     write_run(tmp_path / "bad", ["seed=1", "optimizer.learning_rate=9"], status="diverged")
     write_run(tmp_path / "weak", ["seed=1", "optimizer.learning_rate=8"], accuracy=0.9, status="pruned")
     planned = [
-        Cell("dead", ["optimizer.learning_rate=7"], made("optimizer.learning_rate=7"), "failed", "killed by X"),
-        Cell("fine", ["seed=1"], made("seed=1"), "running"),
-        Cell("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
+        Job("dead", ["optimizer.learning_rate=7"], made("optimizer.learning_rate=7"), "failed", "killed by X"),
+        Job("fine", ["seed=1"], made("seed=1"), "running"),
+        Job("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
     ]
     Ledger(tmp_path, [], planned, []).write()
     found = {row["learning_rate"]: (row["rank"], row["state"]) for row in table_of(tmp_path)}
@@ -195,7 +195,7 @@ def test_options_have_the_names_that_were_typed(tmp_path):
     for flip in ("none", "flip"):
         write_option(tmp_path / flip, [f"augmentation={flip}"], augmentation=flip, model="first_version")
     write_option(tmp_path / "wide", ["augmentation=flip", "model=wide"], augmentation="flip", model="wide")
-    planned = [Cell(name, words, made(*words), "failed") for name, words in (
+    planned = [Job(name, words, made(*words), "failed") for name, words in (
         ("none", ["augmentation=none"]), ("dead", ["augmentation=slides"]))]  # fmt: skip
     Ledger(tmp_path, [], planned, []).write()
     found, _ = runs.find([str(tmp_path)])
@@ -294,8 +294,8 @@ def test_main_effects(tmp_path):
 def test_the_studys_grid_stands_beside_the_study(tmp_path):
     words = ["sweep=hyperparameters"]
     jobs = list(Plan.of(parse_sweep(words)).grid())
-    for i, cell in enumerate(jobs):
-        write_run(tmp_path / cell.folder, cell.overrides, base=cell.config, accuracy=0.5 + i / 100)
+    for i, job in enumerate(jobs):
+        write_run(tmp_path / job.folder, job.overrides, base=job.config, accuracy=0.5 + i / 100)
     found, _ = runs.find([str(tmp_path)])
     header, *rows = tables.study_table(found)
     assert len(rows) == 24 and header[5:9] == ["ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS"]
@@ -305,7 +305,7 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
     assert best[:5] == ["mean_squared_error", "0.001", "0.3", "adam", "avg"] and best[10:] == [
         "0.9796", "0.8329", "0.0033", "0.0268",
     ]  # fmt: skip
-    assert tables.study_table(found[:5])[6][6] == "–"  # a cell that is missing
+    assert tables.study_table(found[:5])[6][6] == "–"  # a job that is missing
     command.write(tmp_path, found)
     assert "## Beside the study" in (tmp_path / "leaderboard.md").read_text()
     for place, more in enumerate((["data=synthetic"], ["backbone.batch_norm=false"], ["data.train_size=500"])):

@@ -29,7 +29,7 @@ def test_command_composes(command):
     parsed = parse_command(words)
     if isinstance(parsed, SweepSettings):
         plan = Plan.of(parsed)
-        search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every cell
+        search.space(plan) if "perspectives" in command else plan.grid()  # each composes and checks every job
     else:
         config.parse_composed(parsed)
 

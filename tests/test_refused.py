@@ -145,7 +145,7 @@ SWEEPS = {
     "value": (["-m", "training.epochs=0,1", NEW_SWEEP], "training.epochs"),
     "without a folder": (["-m", "training.epochs=0,1"], "training.epochs"),
     "data": (["-m", "seed=1,2", "data=images", "data.dir=nowhere", NEW_SWEEP], "nowhere"),
-    "data of one cell": (["-m", "data=images", "data.dir=pets,nowhere", NEW_SWEEP], "nowhere"),
+    "data of one job": (["-m", "data=images", "data.dir=pets,nowhere", NEW_SWEEP], "nowhere"),
     "data of a search": (["-m", *SPACE, "sweep.trials=2", "data=images", "data.dir=nowhere", NEW_SWEEP], "nowhere"),
     "jobs": (["-m", "seed=1,2", "hydra.launcher.jobs=0", NEW_SWEEP], "hydra.launcher.jobs"),
     "slurm": (["-m", "seed=1,2", "hydra/launcher=slurm", NEW_SWEEP], "hydra/launcher"),

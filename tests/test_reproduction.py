@@ -135,20 +135,20 @@ def test_another_option_replaces_the_runs(original, words, targets):
     assert list(found["augmentation"]) == list(targets.get("augmentation", made["augmentation"]))
 
 
-def test_a_sweep_of_options_has_a_cell_for_each(original):
+def test_a_sweep_of_options_has_a_job_for_each(original):
     arguments, _ = reproduction.taken(
         ["--from-run", str(original), "-m", "optimizer=adam,sgd", "loss=categorical_crossentropy"]
     )
-    cells = planning.Plan.of(parse_sweep(arguments)).grid()
-    assert [cell.config["optimizer"]["_target_"].rpartition(".")[2] for cell in cells] == ["adam", "sgd"]
-    assert {cell.config["loss"]["_target_"].rpartition(".")[2] for cell in cells} == {"categorical_crossentropy"}
+    jobs = planning.Plan.of(parse_sweep(arguments)).grid()
+    assert [job.config["optimizer"]["_target_"].rpartition(".")[2] for job in jobs] == ["adam", "sgd"]
+    assert {job.config["loss"]["_target_"].rpartition(".")[2] for job in jobs} == {"categorical_crossentropy"}
 
 
 def test_a_sweep_of_seeds_has_its_seeds(original):
     arguments, _ = reproduction.taken(["--from-run", str(original), "sweep=seeds"])
-    cells = planning.Plan.of(parse_sweep(arguments)).grid()
-    assert [cell.config["seed"] for cell in cells] == [0, 1, 2, 3, 4]
-    assert {cell.config["training"]["batch_size"] for cell in cells} == {50}
+    jobs = planning.Plan.of(parse_sweep(arguments)).grid()
+    assert [job.config["seed"] for job in jobs] == [0, 1, 2, 3, 4]
+    assert {job.config["training"]["batch_size"] for job in jobs} == {50}
 
 
 def test_images_may_lie_elsewhere_to_be_verified(tmp_path):

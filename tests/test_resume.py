@@ -17,7 +17,7 @@ from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import checkpoint, report
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import plan
 from cifar_research.sweeps.ledger import Ledger
@@ -307,12 +307,12 @@ def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, wh
     words, done, _ = pets
     (tmp_path / "sweep").mkdir()
     (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
-    cell = Cell("seed=0", [], done["config"], "completed")
-    Ledger(tmp_path / "sweep", [], [cell], []).write()
+    job = Job("seed=0", [], done["config"], "completed")
+    Ledger(tmp_path / "sweep", [], [job], []).write()
     change(tmp_path, what)
     words = [*words, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
     planned = plan.Plan.of(parse_sweep(words)).grid()
     found = Ledger.open(tmp_path / "sweep", [], planned)
     is_same = what == "the same images"
-    assert [cell.state for cell in found.cells] == ["completed" if is_same else "waiting", "waiting"]
-    assert [cell.state for cell in found.others] == ([] if is_same else ["completed"])
+    assert [job.state for job in found.jobs] == ["completed" if is_same else "waiting", "waiting"]
+    assert [job.state for job in found.others] == ([] if is_same else ["completed"])

@@ -77,9 +77,9 @@ def test_nothing_is_proposed_twice_and_the_whole_space_is_enough(tmp_path):
     words = ["optimizer=adam,sgd", "model.dropout=0.1,0.2,0.3", "seed=range(0,3)"]
     source, ledger = open_search(tmp_path, 100, *words)
     folders = []
-    while cell := source.next():
-        folders.append(cell.folder)
-        source._study.tell(source._numbers[cell.folder], 0.1 * cell.config["model"]["dropout"])
+    while job := source.next():
+        folders.append(job.folder)
+        source._study.tell(source._numbers[job.folder], 0.1 * job.config["model"]["dropout"])
     assert len(folders) == len(set(folders)) == 18
     # Another launch finds them all.
     assert open_search(tmp_path, 100, *words)[0].next() is None
@@ -89,16 +89,16 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
     source, ledger = open_search(tmp_path, 12, *SPACE)
     first = []
     for _ in range(5):
-        cell = source.next()
-        first.append(cell.folder)
-        source._study.tell(source._numbers[cell.folder], 0.5)
+        job = source.next()
+        first.append(job.folder)
+        source._study.tell(source._numbers[job.folder], 0.5)
     half_done = source.next()  # and now a kill
     ledger.write()
     source, ledger = open_search(tmp_path, 12, *SPACE)
     again = []
-    while cell := source.next():
-        again.append(cell.folder)
-        source._study.tell(source._numbers[cell.folder], 0.5)
+    while job := source.next():
+        again.append(job.folder)
+        source._study.tell(source._numbers[job.folder], 0.5)
     assert again[0] == half_done.folder
     assert len(again) == 7 and not set(again) & set(first)
     with pytest.raises(ConfigError, match="another space"):
@@ -107,10 +107,10 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
 
 def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):
     source, _ = open_search(tmp_path, 4, "seed=0,1", "augmentation=flip,[flip]")
-    cells_of = []
-    while cell := source.next():
-        cells_of.append(cell.folder)
-    assert len(cells_of) == len(set(cells_of)) == 2
+    jobs_of = []
+    while job := source.next():
+        jobs_of.append(job.folder)
+    assert len(jobs_of) == len(set(jobs_of)) == 2
 
 
 def test_what_crashed_is_repeated_and_what_diverged_is_not(tmp_path):
@@ -123,9 +123,9 @@ def test_what_crashed_is_repeated_and_what_diverged_is_not(tmp_path):
     ledger.write()
     source, ledger = open_search(tmp_path, 3, *SPACE)
     again = []
-    while cell := source.next():
-        again.append(cell.folder)
-        source._study.tell(source._numbers[cell.folder], 0.5)
+    while job := source.next():
+        again.append(job.folder)
+        source._study.tell(source._numbers[job.folder], 0.5)
     assert again[0] == crashed.folder and diverged.folder not in again and len(again) == 2
 
 

@@ -18,7 +18,7 @@ from cifar_research.config import targets, trust
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.data import cifar
 from cifar_research.runs import ledger
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import CheckpointError, ConfigError, DataError
 from cifar_research.sweeps import plan, resume
 from cifar_research.sweeps.launchers import slurm
@@ -194,8 +194,8 @@ def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
     assert resume.expand(["allow_targets=[mine]", f"resume={run_dir}"])[-2] == "allow_targets=[mine]"
 
     made = config.parse([]).content
-    cell = Cell("a", ["seed=1", "allow_targets=[evil_lab]"], made)
-    Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [cell], []).write()
+    job = Job("a", ["seed=1", "allow_targets=[evil_lab]"], made)
+    Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [job], []).write()
     arguments, (found,) = ledger.read(stranger)
     assert found.overrides == ["seed=1"] and resume.expand([f"resume={stranger}"])[0] == "seed=1,2"
     assert not any("evil_lab" in word for word in resume.expand([f"resume={stranger}"]))

@@ -1,4 +1,4 @@
-"""A sweep goes on after whatever stopped it, and a cell that fails is a row and not the end."""
+"""A sweep goes on after whatever stopped it, and a job that fails is a row and not the end."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from rich.console import Console
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.config.sweep import parse_command
 from cifar_research.runs import report, run_folder
-from cifar_research.runs.ledger import Cell, read
+from cifar_research.runs.ledger import Job, read
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import live
 from cifar_research.sweeps import run as sweep
@@ -55,11 +55,11 @@ def own_schedule(folder, source, settings=""):
 
 
 def ledger(folder):
-    return {cell.folder: cell for cell in read(folder / "sweep")[1]}
+    return {job.folder: job for job in read(folder / "sweep")[1]}
 
 
 def states(folder):
-    return {name: cell.state for name, cell in ledger(folder).items()}
+    return {name: job.state for name, job in ledger(folder).items()}
 
 
 def wait_for(what, process, seconds=200):
@@ -90,7 +90,7 @@ def test_the_command_line_replaces_what_a_sweeps_file_varies_whatever_its_pluses
     assert len(plan("sweep=hyperparameters", "++optimizer.learning_rate=0.1")) == 8  # of 24
 
 
-def test_the_studys_grid_has_its_24_cells_in_its_order():
+def test_the_studys_grid_has_its_24_jobs_in_its_order():
     planned = plan("sweep=hyperparameters")
     assert len(planned) == 24
     first = {key: value for key, _, value in (word.partition("=") for word in planned[0].overrides)}
@@ -98,52 +98,52 @@ def test_the_studys_grid_has_its_24_cells_in_its_order():
     keys = ("pooling", "dropout", "learning_rate", "loss")
     found = [
         (
-            cell.config["backbone"]["pooling"],
-            cell.config["model"]["dropout"],
-            cell.config["optimizer"]["learning_rate"],
-            cell.config["loss"]["_target_"].rpartition(".")[2],
+            job.config["backbone"]["pooling"],
+            job.config["model"]["dropout"],
+            job.config["optimizer"]["learning_rate"],
+            job.config["loss"]["_target_"].rpartition(".")[2],
         )
-        for cell in planned
+        for job in planned
     ]
     losses = ("categorical_crossentropy", "mean_squared_error")
     assert found == [
         (p, d, r, loss) for p in ("max", "avg") for d in (0.3, 0.5) for r in (0.005, 0.001, 0.0001) for loss in losses
     ]
-    assert len({cell.folder for cell in planned}) == 24
+    assert len({job.folder for job in planned}) == 24
     assert planned[-1].folder == ",".join(f"{k}={v}" for k, v in zip(keys, map(str, found[-1]), strict=True))
-    assert all(cell.config["model"]["hidden"] == [512, 256] for cell in planned)
+    assert all(job.config["model"]["hidden"] == [512, 256] for job in planned)
 
 
 def test_sweeps_compose_with_experiments_and_overrides():
     planned = plan("sweep=seeds", "experiment=wide", "optimizer.learning_rate=0.001")
-    assert [cell.config["seed"] for cell in planned] == [0, 1, 2, 3, 4]
-    assert {cell.config["optimizer"]["learning_rate"] for cell in planned} == {0.001}
-    assert {cell.config["name"] for cell in planned} == {"wide"}
-    assert [cell.folder for cell in plan("sweep=seeds", "seed=7,8")] == ["seed=7", "seed=8"]
+    assert [job.config["seed"] for job in planned] == [0, 1, 2, 3, 4]
+    assert {job.config["optimizer"]["learning_rate"] for job in planned} == {0.001}
+    assert {job.config["name"] for job in planned} == {"wide"}
+    assert [job.folder for job in plan("sweep=seeds", "seed=7,8")] == ["seed=7", "seed=8"]
     assert len(plan("sweep=hyperparameters", "experiment=enlarged", "model.dropout=0.4")) == 12
 
 
-def test_keys_of_an_option_that_only_the_cells_choose():
+def test_keys_of_an_option_that_only_the_jobs_choose():
     planned = plan("sweep=backbones", "backbone.image_size=64", "training=scratch,fine_tuning")
-    assert len(planned) == 6 and {cell.config["backbone"]["image_size"] for cell in planned} == {64}
+    assert len(planned) == 6 and {job.config["backbone"]["image_size"] for job in planned} == {64}
     with pytest.raises(ConfigError, match="backbone=vgg16.*image_sise"):
         plan("backbone=vgg16,resnet50", "backbone.image_sise=64", "model=linear")
 
 
 def test_folders_are_named_after_what_varies():
-    assert [cell.folder for cell in plan("model.dropout=0.1,0.2", "backbone.dropout=0.1", "seed=1")] == [
+    assert [job.folder for job in plan("model.dropout=0.1,0.2", "backbone.dropout=0.1", "seed=1")] == [
         "dropout=0.1",
         "dropout=0.2",
     ]
-    names = [cell.folder for cell in plan("model.dropout=0,0.2", "backbone.dropout=0.1,0.2")]
+    names = [job.folder for job in plan("model.dropout=0,0.2", "backbone.dropout=0.1,0.2")]
     assert names[0] == "model.dropout=0,backbone.dropout=0.1"
-    names = [cell.folder for cell in plan("backbone.filters=[8,8],[16,16,16]", "seed=1,2")]
+    names = [job.folder for job in plan("backbone.filters=[8,8],[16,16,16]", "seed=1,2")]
     assert names[0] == "filters=8,8,seed=1" and len(set(names)) == 4
-    long = [cell.folder for cell in plan(f"model.hidden={','.join(str([8] * n) for n in range(1, 90, 40))}")]
+    long = [job.folder for job in plan(f"model.hidden={','.join(str([8] * n) for n in range(1, 90, 40))}")]
     assert len(set(long)) == 3 and all(len(name) <= 255 for name in long)
 
 
-def test_cells_that_compute_the_same_are_one():
+def test_jobs_that_compute_the_same_are_one():
     assert len(plan("seed=1,1,2", "augmentation=flip,[flip]")) == 2
 
 
@@ -177,12 +177,12 @@ def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
     assert not (tmp_path / "s").exists()
 
 
-def test_folders_of_images_are_a_cell_each(tmp_path):
+def test_folders_of_images_are_a_job_each(tmp_path):
     (tmp_path / "sweep").mkdir()
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {data: images, data.dir: 'a,b'}}}\n"
-    (tmp_path / "sweep" / "mine.yaml").write_text(text)  # of which a cell alone tells that they are folders
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)  # of which a job alone tells that they are folders
     found = plan(f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine")
-    assert [cell.config["data"]["dir"] for cell in found] == ["a", "b"]
+    assert [job.config["data"]["dir"] for job in found] == ["a", "b"]
 
 
 def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
@@ -204,7 +204,7 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
 
 
-def test_settings_that_no_cell_would_see_are_refused(tmp_path):
+def test_settings_that_no_job_would_see_are_refused(tmp_path):
     (tmp_path / "my_conf" / "sweep").mkdir(parents=True)
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\ntraining: {epochs: 3}\n"
     (tmp_path / "my_conf" / "sweep" / "mine.yaml").write_text(text)
@@ -214,7 +214,7 @@ def test_settings_that_no_cell_would_see_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
+def test_six_jobs_with_a_kill_a_crash_and_a_divergence(lab):
     grid = ["-m", "schedule.how=fine,die,diverge", "seed=0,1", "sweep.retries=0"]
     process = start(lab, *grid)
     wait_for(lambda: (lab / "sweep" / "how=fine,seed=1" / "history.csv").exists(), process)
@@ -227,7 +227,7 @@ def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
 
     done = finish(lab, *grid, code=1)
     assert "2 completed, 2 diverged, 2 failed" in done.stdout
-    assert "1 of 6 cells are complete, 1 begun, 4 new" in done.stdout
+    assert "1 of 6 jobs are complete, 1 begun, 4 new" in done.stdout
     assert complete.stat().st_mtime_ns == before
     assert "Continuing from step" in (lab / "sweep" / "how=fine,seed=1" / "output.log").read_text()
     assert states(lab) == {
@@ -247,7 +247,7 @@ def test_six_cells_with_a_kill_a_crash_and_a_divergence(lab):
     assert f"allow_targets=[my_lab] resume={lab / 'sweep'}" in command
     base = ["allow_targets=[my_lab]", f"resume={lab / 'sweep'}"]
     done = finish(lab, command=[*base, "schedule.how=fine,diverge", "seed=0,1,2"])
-    assert "4 of 6 cells are complete, 0 begun, 2 new" in done.stdout and "2 of an earlier grid" in done.stdout
+    assert "4 of 6 jobs are complete, 0 begun, 2 new" in done.stdout and "2 of an earlier grid" in done.stdout
     assert "4 completed" not in done.stdout and "3 completed, 3 diverged" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in reports} == reports
     assert ledger(lab)["how=die,seed=1"].is_planned is False
@@ -268,7 +268,7 @@ def test_reasons_and_retries(lab):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("retries", [0, 1])
-def test_on_error_stop_begins_no_other_cell(lab, retries):
+def test_on_error_stop_begins_no_other_job(lab, retries):
     finish(lab, "-m", "schedule.how=raise,fine", "sweep.on_error=stop", f"sweep.retries={retries}", code=1)
     assert states(lab) == {"how=raise": "failed", "how=fine": "waiting"}
 
@@ -316,7 +316,7 @@ def test_workers_are_replaced_and_share_the_cores(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
+def test_a_job_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
     own_schedule(
         tmp_path,
         "import os\n"
@@ -338,7 +338,7 @@ def test_a_cell_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
     assert set(states(tmp_path).values()) == {"completed"}
 
 
-def test_a_cell_that_ends_as_a_stale_process_would_is_not_begun_for_ever(tmp_path):
+def test_a_job_that_ends_as_a_stale_process_would_is_not_begun_for_ever(tmp_path):
     own_schedule(tmp_path, "import os\ndef breaks():\n    return lambda *of_training: os._exit(75)\n")
     finish(tmp_path, "-m", "seed=0,1", "sweep.retries=0", code=1)
     assert set(states(tmp_path).values()) == {"failed"}
@@ -355,22 +355,21 @@ def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
     before = (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns
     assert "2 completed" in finish(tmp_path, *grid).stdout
     assert (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns == before
-    # Another config in the same folder: its cells get folders of their own.
+    # Another config in the same folder: its jobs get folders of their own.
     finish(tmp_path, *grid, "training.batch_size=50")
     assert len(list((tmp_path / "sweep").glob("seed=0-*/report.json"))) == 1
 
 
 def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
     found = [
-        cell.config["optimizer"]["_target_"].rpartition(".")[2]
-        for cell in plan("optimizer=glob(*,exclude=[muon,lion])")
+        job.config["optimizer"]["_target_"].rpartition(".")[2] for job in plan("optimizer=glob(*,exclude=[muon,lion])")
     ]
     assert found == ["adam", "adamw", "rmsprop", "sgd"]
     (tmp_path / "schedule").mkdir()
     text = "_target_: cifar_research.optimization.schedules.constant\nwarmup_epochs: 1\nwarmup_steps: 0\n"
     (tmp_path / "schedule" / "chilly.yaml").write_text(text)
     words = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=glob(c*)", "training.epochs=20"]
-    assert [cell.folder for cell in plan(*words)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
+    assert [job.folder for job in plan(*words)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
     (tmp_path / "sweep").mkdir()
     params = "hydra: {mode: MULTIRUN, sweeper: {params: {schedule: 'glob(co*)'}}}\n"
     (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\n{params}")
@@ -386,10 +385,10 @@ def test_glob_of_nothing_is_refused(word, part):
         plan(word)
 
 
-def test_cells_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
+def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["data=images", "data.dir=${hydra:runtime.cwd}/pets", "data.classes=[true,null],['001',1e3]"]
-    found = [cell.config["data"] for cell in plan(*words)]
+    found = [job.config["data"] for job in plan(*words)]
     assert [one["classes"] for one in found] == [["true", "null"], ["001", "1e3"]]
     assert {one["dir"] for one in found} == {f"{tmp_path}/pets"}
     assert str(parse_sweep(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"]).folder) == "s/seed=1,2"
@@ -428,9 +427,9 @@ def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, mo
     rows = [row | {"val_loss": loss, "val_accuracy": accuracy} for loss, accuracy in [(2.0, 0.5), (1.0, 0.25)]]
     report.write_history(tmp_path / "run" / "history.csv", rows)
     training = {"monitor": monitor, "epochs": 3, "phases": {"scratch": {"epochs": None}}}
-    cell = Cell("run", [], {"training": training}, "completed")
+    job = Job("run", [], {"training": training}, "completed")
     launcher = type("Launcher", (), {"slots": 1, "is_queued": lambda self, key: False})()
     file = io.StringIO()
-    with live.Live(tmp_path, [cell], launcher, 1, Console(file=file, width=200)) as display:
-        display.ended(cell)
+    with live.Live(tmp_path, [job], launcher, 1, Console(file=file, width=200)) as display:
+        display.ended(job)
     assert f"run: completed, validation accuracy {expected:.4f} in its best epoch" in file.getvalue()

@@ -13,7 +13,7 @@ from typing import Any
 
 from cifar_research.config.identity import OPTION_GROUPS, PLUGIN_GROUPS, Identity, option_names
 from cifar_research.runs import ledger, report
-from cifar_research.runs.ledger import LEDGER, Cell
+from cifar_research.runs.ledger import LEDGER, Job
 from cifar_research.runtime.errors import ReportError
 
 _OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra"}  # of a run; they hold no other run
@@ -112,7 +112,7 @@ def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: list[str]) -> None:
     """Add the runs of a folder: the jobs of its sweep, in the grid's order, and the run that it is itself."""
-    jobs: dict[Path, Cell | None] = {}
+    jobs: dict[Path, Job | None] = {}
     if LEDGER in files:
         try:
             _, listed = ledger.read(folder) or ([], [])
@@ -126,7 +126,7 @@ def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: l
             runs[path.resolve()] = run
 
 
-def _run(folder: Path, job: Cell | None, warnings: list[str]) -> Run | None:
+def _run(folder: Path, job: Job | None, warnings: list[str]) -> Run | None:
     """Return a run from its report, or else from its sweep; None if neither knows it."""
     content = None
     try:

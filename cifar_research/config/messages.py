@@ -107,7 +107,7 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     override = parse_override(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
-        return f"{word}: takes one value, and says how all cells are run; give one"
+        return f"{word}: takes one value, and says how all jobs are run; give one"
     if not override.is_choice_sweep() or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
     value = ",".join(getattr(one, "text", None) or str(one) for one in override.value().list)

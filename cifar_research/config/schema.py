@@ -105,7 +105,7 @@ class TensorBoardConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep goes about its cells; a run alone takes no notice of it."""
+    """How a sweep goes about its jobs; a run alone takes no notice of it."""
 
     on_error: str = "continue"
     retries: int = 1

@@ -60,7 +60,7 @@ def _are_folders(override: Any) -> bool:
 
 
 def is_of_sweep(key: str) -> bool:
-    """Say whether a key of Hydra's own says how a sweep is run, or where options lie; its cells take no others."""
+    """Say whether a key of Hydra's own says how a sweep is run, or where options lie; its jobs take no others."""
     return re.fullmatch(r"hydra(/launcher|\.(mode|searchpath|sweep\.dir|(launcher|sweeper)(\..+)?))", key) is not None
 
 

@@ -18,7 +18,7 @@ STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
 
 
 @dataclass
-class Cell:
+class Job:
     """One run of a sweep: the words of its command line, and how it went.
 
     folder: its name in the sweep's folder; config: as composed; is_planned: false for one of an earlier grid.
@@ -41,20 +41,20 @@ class Cell:
         return Identity(self.config)
 
 
-def read(folder: Path) -> tuple[list[str], list[Cell]] | None:
-    """Return the arguments and the cells of the sweep in a folder, None if there is none; ReportError if damaged."""
+def read(folder: Path) -> tuple[list[str], list[Job]] | None:
+    """Return the arguments and the jobs of the sweep in a folder, None if there is none; ReportError if damaged."""
     path = folder / LEDGER
     try:
         content = json.loads(path.read_bytes())
-        cells = [Cell(**cell) for cell in content["cells"]]
+        jobs = [Job(**job) for job in content["cells"]]
         arguments = content["arguments"]
         if not all(isinstance(word, str) for word in arguments):
             raise TypeError("its arguments are no words")
-        for cell in cells:
-            if cell.state not in STATES or not isinstance(cell.config["augmentation"], dict):
-                raise TypeError(f"its cell {cell.folder} is incomplete")
-            cell.overrides = trust.of_a_file(cell.overrides)
-        return arguments, cells
+        for job in jobs:
+            if job.state not in STATES or not isinstance(job.config["augmentation"], dict):
+                raise TypeError(f"its job {job.folder} is incomplete")
+            job.overrides = trust.of_a_file(job.overrides)
+        return arguments, jobs
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -82,7 +82,7 @@ class Original:
         there, here = self.report["hardware"], result["hardware"]
         if there["cpu"] != here["cpu"]:
             return f" The processor was {there['cpu']}, and is {here['cpu']}."
-        if there["device"] != here["device"]:  # a cell of a sweep has its share of the cores
+        if there["device"] != here["device"]:  # a job of a sweep has its share of the cores
             return f" It ran on {there['device']}, and this one on {here['device']}."
         return ""
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cifar_research.config import phases
 from cifar_research.runs import report
-from cifar_research.runs.ledger import COMPLETE, STATES, Cell
+from cifar_research.runs.ledger import COMPLETE, STATES, Job
 from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.launchers import Launcher
 from cifar_research.sweeps.launchers.worker import LOG
@@ -36,7 +36,7 @@ class Live:
     """
 
     def __init__(
-        self, folder: Path, jobs: Sequence[Cell], launcher: Launcher, total: int, console: Console | None = None
+        self, folder: Path, jobs: Sequence[Job], launcher: Launcher, total: int, console: Console | None = None
     ) -> None:
         self._console = console or Console(highlight=False)
         self._folder, self._jobs, self._launcher, self._total = folder, jobs, launcher, total
@@ -67,7 +67,7 @@ class Live:
             self._drawn = now
             self._live.update(self._table(), refresh=True)
 
-    def ended(self, job: Cell) -> None:
+    def ended(self, job: Job) -> None:
         """Show that a job has ended."""
         seconds = time.monotonic() - self._started.pop(job.folder, time.monotonic())
         if job.is_complete:
@@ -81,7 +81,7 @@ class Live:
                 f"[{done}/{self._total}] {job.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._time_left()}"
             )
 
-    def retry(self, job: Cell) -> None:
+    def retry(self, job: Job) -> None:
         """Show that a job will be tried again."""
         if not self._live:
             self.message(f"{job.folder}: will be tried again")
@@ -91,7 +91,7 @@ class Live:
         self._console.print(Text(text), soft_wrap=True)
         self._console.file.flush()
 
-    def summary(self, failed: Sequence[Cell], next_commands: Sequence[str]) -> None:
+    def summary(self, failed: Sequence[Job], next_commands: Sequence[str]) -> None:
         """Print how many jobs ended in each state, why some failed, and what to type next."""
         counts = Counter(job.state for job in self._jobs)
         states = [*COMPLETE, "failed", "stopped", "waiting"]
@@ -124,10 +124,10 @@ class Live:
             table.caption = f"and {len(self._jobs) - len(urgent)} more"
         return table
 
-    def _state(self, job: Cell) -> str:
+    def _state(self, job: Job) -> str:
         return "queued" if job.state == "running" and self._launcher.is_queued(job.folder) else job.state
 
-    def _progress(self, job: Cell) -> tuple[str, float | None]:
+    def _progress(self, job: Job) -> tuple[str, float | None]:
         """Return `3/10` and the validation accuracy of the best epoch so far, from the run's history.csv."""
         training = job.config["training"]
         try:

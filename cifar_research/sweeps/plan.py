@@ -1,4 +1,4 @@
-"""The cells of a sweep: which there are, and what their folders are called. How they went is in ledger.py."""
+"""The jobs of a sweep: which there are, and what their folders are called. How they went is in ledger.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cifar_research import config
 from cifar_research.config import messages, trust
 from cifar_research.config.overrides import HYDRA_ERRORS, with_globs_expanded, with_texts
 from cifar_research.config.sweep import SweepSettings
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError
 
 _LONGEST_NAME = 120
@@ -23,7 +23,7 @@ _LONGEST_NAME = 120
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep's command line says: the words that all its cells have, and those with several values, as parsed."""
+    """What a sweep's command line says: the words that all its jobs have, and those with several values, as parsed."""
 
     fixed: list[str]
     swept: list[Any]
@@ -54,17 +54,17 @@ class Plan:
             found[key] = word, override
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
-            raise ConfigError("allow_targets: takes one list for all cells of a sweep, allow_targets=[my_lab]")
+            raise ConfigError("allow_targets: takes one list for all jobs of a sweep, allow_targets=[my_lab]")
         return cls(
             [word for word, override in found.values() if not override.is_sweep_override()],
             [override for _, override in found.values() if override.is_sweep_override()],
             context,
         )
 
-    def grid(self) -> list[Cell]:
-        """Return a cell for each combination, the last key varying fastest; two that compute the same are one.
+    def grid(self) -> list[Job]:
+        """Return a job for each combination, the last key varying fastest; two that compute the same are one.
 
-        ConfigError, naming the cell, if one of them could not work.
+        ConfigError, naming the job, if one of them could not work.
         """
         for override in self.swept:
             if not override.is_discrete_sweep():
@@ -73,36 +73,36 @@ class Plan:
                     "sweep.trials=<how many>"
                 )
         choices = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in self.swept]
-        cells: dict[str, Cell] = {}
+        jobs: dict[str, Job] = {}
         folders: set[str] = set()
         for row in itertools.product(*choices):
-            cell = self.cell(row)
-            digest = cell.identity.hash
-            if cell.folder in folders:
-                cell.folder = f"{cell.folder}-{digest}"
-            folders.add(cell.folder)
-            if cells.setdefault(digest, cell) is not cell:
-                self._refuse_free(cell)
-        return list(cells.values())
+            job = self.job(row)
+            digest = job.identity.hash
+            if job.folder in folders:
+                job.folder = f"{job.folder}-{digest}"
+            folders.add(job.folder)
+            if jobs.setdefault(digest, job) is not job:
+                self._refuse_free(job)
+        return list(jobs.values())
 
-    def _refuse_free(self, cell: Cell) -> None:
-        """Refuse keys that vary and change nothing, where a cell is one that there is already."""
+    def _refuse_free(self, job: Job) -> None:
+        """Refuse keys that vary and change nothing, where a job is one that there is already."""
         for override in self.swept:
-            if cell.identity.is_free(override.key_or_group):
+            if job.identity.is_free(override.key_or_group):
                 raise ConfigError(
-                    f"{override.input_line}: changes nothing that a run computes, so that these cells would be one; give "
+                    f"{override.input_line}: changes nothing that a run computes, so that these jobs would be one; give "
                     "one value, and a sweep for each"
                 )
 
-    def cell(self, row: Sequence[str]) -> Cell:
-        """Return the cell with these values of what varies; ConfigError, naming it, if it could not work."""
+    def job(self, row: Sequence[str]) -> Job:
+        """Return the job with these values of what varies; ConfigError, naming it, if it could not work."""
         name = _folder_name(row or self.fixed)
         overrides = [*self.fixed, *row]
         try:
             settings = config.parse([*overrides, *self.context])
         except ConfigError as error:
             raise ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
-        return Cell(name, overrides, settings.content)
+        return Job(name, overrides, settings.content)
 
 
 def _parse(words: Sequence[str]) -> list[Any]:
@@ -113,15 +113,15 @@ def _parse(words: Sequence[str]) -> list[Any]:
 
 
 def _refuse_lost_words(arguments: Sequence[str]) -> None:
-    """Refuse what neither the sweep nor its cells would see."""
+    """Refuse what neither the sweep nor its jobs would see."""
     for word, override in zip(arguments, _parse(arguments), strict=True):
         key = override.key_or_group
         if not re.match(r"(sweep|hydra)\b", key):
             continue
         if override.is_sweep_override():
-            raise ConfigError(f"{word}: takes one value, and says how all cells are run; give one")
+            raise ConfigError(f"{word}: takes one value, and says how all jobs are run; give one")
         if key.startswith("hydra") and not trust.is_of_sweep(key):
-            raise ConfigError(f"{word}: is not taken by a sweep, whose cells have folders and logs of their own")
+            raise ConfigError(f"{word}: is not taken by a sweep, whose jobs have folders and logs of their own")
 
 
 def _folder_name(row: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from cifar_research.config import trust
 from cifar_research.config.overrides import quoted, with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import ledger, report, reproduction
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runs.overrides import run_words
 from cifar_research.runtime.errors import ConfigError, ReportError
 
@@ -53,16 +53,16 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
 
 
-def _data_of_a_sweep(folder: Path, found: Sequence[Cell], words: Sequence[str]) -> list[str]:
+def _data_of_a_sweep(folder: Path, found: Sequence[Job], words: Sequence[str]) -> list[str]:
     """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
-    names = {cell.config["data"]["name"] for cell in found if cell.config["data"]["dir"] is None}
+    names = {job.config["data"]["name"] for job in found if job.config["data"]["dir"] is None}
     is_said = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in words)
     if is_said or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
         return []
-    for cell in found:
+    for job in found:
         with contextlib.suppress(ReportError):  # which the sweep itself will tell
-            if ended := report.read_report(folder / cell.folder / "report.json"):
-                return reproduction.where_the_data_is(ended, frozenset(), folder / cell.folder)
+            if ended := report.read_report(folder / job.folder / "report.json"):
+                return reproduction.where_the_data_is(ended, frozenset(), folder / job.folder)
     return []
 
 

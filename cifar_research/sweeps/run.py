@@ -1,7 +1,7 @@
 """A sweep: many runs of one command, in one folder, that goes on after whatever stopped it.
 
-The story is in `run`. A cell of the sweep is the command line of one run, so that what a sweep did can be repeated
-cell by cell; the cells' own folders tell what came out, and `cells.json` what was planned and how it went.
+The story is in `run`. A job of the sweep is the command line of one run, so that what a sweep did can be repeated
+job by job; the jobs' own folders tell what came out, and `cells.json` what was planned and how it went.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cifar_research.config.sweep import SweepSettings
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.runs import report
-from cifar_research.runs.ledger import LEDGER, Cell, read
+from cifar_research.runs.ledger import LEDGER, Job, read
 from cifar_research.runtime import locks, programs
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cifar_research.sweeps.launchers import Launcher
 
 _POLL_SECONDS = 0.5
-_REPORT_EVERY_CELLS = 10
+_REPORT_EVERY_JOBS = 10
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
@@ -50,10 +50,10 @@ def for_help(arguments: Sequence[str]) -> list[str]:
 
 
 def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
-    """Run every cell that this command line spans and that is not complete; return the exit code.
+    """Run every job that this command line spans and that is not complete; return the exit code.
 
     0: all have ended; 1: some failed; 128 and the signal's number: stopped, to continue by `resume=`. unlocks: see
-    locks.Lock. Before anything is written, ConfigError if a cell's config, the launcher or the folder could not work,
+    locks.Lock. Before anything is written, ConfigError if a job's config, the launcher or the folder could not work,
     DataError if there is no data, LockedError if another sweep runs in the folder.
     """
     folder, launcher, trials = settings.folder, settings.launcher, settings.sweep.trials
@@ -74,21 +74,21 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
         launcher.open(folder)
         ledger = Ledger.open(folder, settings.overrides, planned)
         if launcher.is_on_this_machine:
-            _check_data(ledger.cells if space is None else [plan.cell(row) for row in search.corners(space)])
+            _check_data(ledger.jobs if space is None else [plan.job(row) for row in search.corners(space)])
         started.enter_context(_undone_if_refused(keep, ledger))
         ledger.write()
         for line in ledger.news:
             console.tell(line)
         source = (
-            Grid(ledger.cells) if space is None else search.Search(folder, space, trials, settings.seed, plan, ledger)
+            Grid(ledger.jobs) if space is None else search.Search(folder, space, trials, settings.seed, plan, ledger)
         )
-        live = Live(folder, ledger.cells, launcher, trials or len(ledger.cells))
+        live = Live(folder, ledger.jobs, launcher, trials or len(ledger.jobs))
         _write_columns(folder, ledger)
         with stop_signals() as stop, live:
-            _run_cells(source, ledger, launcher, live, settings.sweep, stop, [locks.UNLOCK] if unlocks else [])
+            _run_jobs(source, ledger, launcher, live, settings.sweep, stop, [locks.UNLOCK] if unlocks else [])
         problem = _write_report(folder)
         live.summary(_failed(ledger), _next_commands(folder, ledger, source))
-        if problem and any(cell.is_complete for cell in ledger.cells):
+        if problem and any(job.is_complete for job in ledger.jobs):
             console.error(f"{folder}: its leaderboard could not be written: {problem}")
     if stop.signal:
         return 128 + stop.signal
@@ -98,7 +98,7 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
 @contextlib.contextmanager
 def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
     """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only it can tell."""
-    from cifar_research.comparison import hparams  # which reads a sweep's cells
+    from cifar_research.comparison import hparams  # which reads a sweep's jobs
 
     there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
     before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE, "study.db")}
@@ -107,9 +107,9 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
         yield
     except ConfigError:
         new = set(ledger.folder.iterdir()) - there
-        has_job = any(cell.is_complete or cell.attempts > 1 for cell in ledger.cells)
+        has_job = any(job.is_complete or job.attempts > 1 for job in ledger.jobs)
         # A job that was taken has made its folder, or waits in the cluster's queue.
-        has_job |= any(ledger.folder / cell.folder in new for cell in ledger.cells)
+        has_job |= any(ledger.folder / job.folder in new for job in ledger.jobs)
         if not has_job and not any((path / "jobs.json").exists() for path in new):
             keep(False)
             for path, content in before.items():
@@ -120,24 +120,24 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
 
 
 class Grid:
-    """Hands out the cells of a grid that are not complete, in its order."""
+    """Hands out the jobs of a grid that are not complete, in its order."""
 
     learns = False  # so that a cluster may have them all at once
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._waiting = deque(cell for cell in cells if not cell.is_complete)
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._waiting = deque(job for job in jobs if not job.is_complete)
 
-    def next(self) -> Cell | None:
+    def next(self) -> Job | None:
         return self._waiting.popleft() if self._waiting else None
 
-    def tell(self, cell: Cell) -> None:
+    def tell(self, job: Job) -> None:
         """See search.Search.tell."""
 
-    def trial_of(self, cell: Cell) -> None:
+    def trial_of(self, job: Job) -> None:
         """See search.Search.trial_of."""
 
 
-def _run_cells(
+def _run_jobs(
     source: Grid | search.Search,
     ledger: Ledger,
     launcher: Launcher,
@@ -148,45 +148,45 @@ def _run_cells(
 ) -> None:
     """Hand out what the source has, and write down what came of it, until all have ended or a signal came.
 
-    flags: more words for each cell's command line.
+    flags: more words for each job's command line.
     """
-    again: deque[Cell] = deque()
-    running: dict[str, Cell] = {}
+    again: deque[Job] = deque()
+    running: dict[str, Job] = {}
     is_stopping = False
     while True:
         while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
-            # With on_error=stop nothing else is begun before it is clear whether a cell has failed for good.
+            # With on_error=stop nothing else is begun before it is clear whether a job has failed for good.
             stops = settings.on_error == "stop"
             if stops and any(one.attempts > 1 for one in running.values()):
                 break
-            cell = (None if stops and again else source.next()) or (again.popleft() if again else None)
-            if cell is None:
+            job = (None if stops and again else source.next()) or (again.popleft() if again else None)
+            if job is None:
                 break
-            if cell.is_complete:  # its run had ended when a kill came
-                source.tell(cell)
+            if job.is_complete:  # its run had ended when a kill came
+                source.tell(job)
                 continue
-            cell.attempts += 1
-            ledger.update(cell, "running")
-            running[cell.folder] = cell
-            run_dir = ledger.folder / cell.folder
+            job.attempts += 1
+            ledger.update(job, "running")
+            running[job.folder] = job
+            run_dir = ledger.folder / job.folder
             place = f"hydra.run.dir={quoted(str(run_dir))}"
-            # A preset of the cell's own may choose another launcher, which has this cell already.
-            arguments = [*cell.overrides, *ledger.context, "hydra/launcher=local", place, *flags]
-            launcher.start(cell.folder, arguments, run_dir, source.trial_of(cell))
+            # A preset of the job's own may choose another launcher, which has this job already.
+            arguments = [*job.overrides, *ledger.context, "hydra/launcher=local", place, *flags]
+            launcher.start(job.folder, arguments, run_dir, source.trial_of(job))
         if not running:
             return
         for key, code in launcher.wait(_POLL_SECONDS).items():
-            cell = running.pop(key)
-            state, reason = _outcome(ledger.folder / cell.folder, code, is_stopping)
-            ledger.update(cell, state, reason)
+            job = running.pop(key)
+            state, reason = _outcome(ledger.folder / job.folder, code, is_stopping)
+            ledger.update(job, state, reason)
             # A mistake in the config is there the next time, too.
-            if state == "failed" and code != 2 and cell.attempts <= settings.retries and not is_stopping:
-                again.append(cell)
-                live.retry(cell)
+            if state == "failed" and code != 2 and job.attempts <= settings.retries and not is_stopping:
+                again.append(job)
+                live.retry(job)
                 continue
-            source.tell(cell)
-            live.ended(cell)
-            if sum(one.is_complete for one in ledger.cells) % _REPORT_EVERY_CELLS == 0:
+            source.tell(job)
+            live.ended(job)
+            if sum(one.is_complete for one in ledger.jobs) % _REPORT_EVERY_JOBS == 0:
                 _write_report(ledger.folder)
             if state == "failed" and settings.on_error == "stop" and not is_stopping:
                 is_stopping = True
@@ -199,7 +199,7 @@ def _run_cells(
 
 
 def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | None]:
-    """Return the state of a cell whose process has ended, and why if it failed; its own report is what counts."""
+    """Return the state of a job whose process has ended, and why if it failed; its own report is what counts."""
     killed = -code if code < 0 else code - 128
     try:
         found = report.read_report(run_dir / "report.json")
@@ -226,18 +226,18 @@ def _write_report(folder: Path) -> str | None:
 
 def _write_columns(folder: Path, ledger: Ledger) -> None:
     """Name TensorBoard's columns before a run does, if it is known what will vary, which a search learns as it goes."""
-    from cifar_research.comparison import hparams, runs  # which read a sweep's cells
+    from cifar_research.comparison import hparams, runs  # which read a sweep's jobs
 
-    if ledger.cells:
+    if ledger.jobs:
         hparams.write(folder, runs.find([str(folder)])[0])
 
 
-def _failed(ledger: Ledger) -> list[Cell]:
-    return [cell for cell in ledger.cells if cell.state == "failed"]
+def _failed(ledger: Ledger) -> list[Job]:
+    return [job for job in ledger.jobs if job.state == "failed"]
 
 
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
-    is_done = all(cell.is_complete for cell in ledger.cells) and source.next() is None
+    is_done = all(job.is_complete for job in ledger.jobs) and source.next() is None
     # What is not taken from the folder, see trust, is to be said again.
     kept = trust.of_a_file(ledger.arguments)
     allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
@@ -246,7 +246,7 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
 
 
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:
-    """Refuse the folder of a run, or of a sweep of the other kind, whose cells would count as this one's."""
+    """Refuse the folder of a run, or of a sweep of the other kind, whose jobs would count as this one's."""
     if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
         raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
@@ -255,12 +255,12 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
         raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 
 
-def _check_data(cells: Sequence[Cell]) -> None:
-    """Raise DataError if data of the cells cannot be loaded; once of each place, however it is split."""
+def _check_data(jobs: Sequence[Job]) -> None:
+    """Raise DataError if data of the jobs cannot be loaded; once of each place, however it is split."""
     places = {}
-    for cell in cells:
-        data = cell.config["data"]
-        if not cell.is_complete:
+    for job in jobs:
+        data = job.config["data"]
+        if not job.is_complete:
             places.setdefault(tuple(data.get(key) for key in ("name", "dir", "download", "cache_dir")), data)
     for data in places.values():
         datasets.load(data_section(data))

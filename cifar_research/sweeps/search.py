@@ -1,4 +1,4 @@
-"""A search: cells proposed one after another, by what came of those before, and runs that end when hopeless."""
+"""A search: jobs proposed one after another, by what came of those before, and runs that end when hopeless."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cifar_research import config
 from cifar_research.config.sweep import takes_whole_numbers
 from cifar_research.display import console
 from cifar_research.runs import report
-from cifar_research.runs.ledger import Cell
+from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
@@ -70,8 +70,8 @@ class Search:
             self._repeated.add(number)
         self._study.set_user_attr("repeated", sorted(self._repeated))
 
-    def next(self) -> Cell | None:
-        """Return the next cell, None if the trials are done or the whole space has been tried."""
+    def next(self) -> Job | None:
+        """Return the next job, None if the trials are done or the whole space has been tried."""
         while self._begun or self.num_trials < self._trials:
             try:
                 trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
@@ -79,18 +79,18 @@ class Search:
                 self._study.tell(error.number, state=TrialState.FAIL)
                 break
             try:
-                cell = self._plan.cell([f"{key}={_word(value)}" for key, value in trial.params.items()])
+                job = self._plan.job([f"{key}={_word(value)}" for key, value in trial.params.items()])
             except ConfigError as error:  # values that do not go together
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 console.error(str(error))
                 continue
-            cell = self._ledger.add(cell)
+            job = self._ledger.add(job)
             # Another trial of other words computes the same, and has not ended, or not well.
-            if cell.folder in self._numbers and not cell.is_complete:
+            if job.folder in self._numbers and not job.is_complete:
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 continue
-            self._numbers[cell.folder] = trial.number
-            return cell
+            self._numbers[job.folder] = trial.number
+            return job
         return None
 
     @property
@@ -101,24 +101,24 @@ class Search:
             for trial in self._study.get_trials(deepcopy=False)
         )
 
-    def tell(self, cell: Cell) -> None:
-        """Let the search know how a cell has ended; one that was stopped stays open."""
-        number = self._numbers[cell.folder]
-        if cell.state == "failed":
+    def tell(self, job: Job) -> None:
+        """Let the search know how a job has ended; one that was stopped stays open."""
+        number = self._numbers[job.folder]
+        if job.state == "failed":
             self._study.set_user_attr("crashed", [*self._study.user_attrs.get("crashed", []), number])
-        if cell.state in ("failed", "diverged"):
+        if job.state in ("failed", "diverged"):
             self._study.tell(number, state=TrialState.FAIL)
-        elif cell.state == "pruned":
+        elif job.state == "pruned":
             self._study.tell(number, state=TrialState.PRUNED)
-        elif cell.state == "completed":
-            found = report.read_report(self._ledger.folder / cell.folder / "report.json")
+        elif job.state == "completed":
+            found = report.read_report(self._ledger.folder / job.folder / "report.json")
             # No validation image may be left of a small data set.
             value = found["val"] and found["val"]["accuracy"]
             self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
-    def trial_of(self, cell: Cell) -> tuple[str, int] | None:
+    def trial_of(self, job: Job) -> tuple[str, int] | None:
         """Return the study's address and the trial's number, for the run to report its epochs."""
-        return self._url, self._numbers[cell.folder]
+        return self._url, self._numbers[job.folder]
 
 
 def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
@@ -175,7 +175,7 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
                 raise ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
             found[key] = IntDistribution(math.ceil(one.low), math.floor(one.high), log=one.log)
     for row in corners(found):
-        data = plan.cell(row).config["data"]
+        data = plan.job(row).config["data"]
         if data["val_fraction"] == 0 and data["validation"] == "holdout":
             raise ConfigError(
                 "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
@@ -184,7 +184,7 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
 
 
 def corners(space: Mapping[str, BaseDistribution]) -> list[list[str]]:
-    """Return the words of cells that have each choice, and each end of each interval, once or more."""
+    """Return the words of jobs that have each choice, and each end of each interval, once or more."""
     first = {key: _ends(one)[0] for key, one in space.items()}
     rows = [first | {key: value} for key, one in space.items() for value in _ends(one)]
     return [[f"{key}={_word(value)}" for key, value in row.items()] for row in rows]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cifar_research import config
-from cifar_research.config import job, messages
+from cifar_research.config import hydra_job, messages
 from cifar_research.config.composition import Composed
 from cifar_research.config.identity import option_names
 from cifar_research.display import console
@@ -41,7 +41,7 @@ def exit_code(arguments: Sequence[str], work: Callable[[], int]) -> int:
 
     arguments: the command line, for messages. Logging is as it was afterwards.
     """
-    with job.logging_kept():
+    with hydra_job.logging_kept():
         logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
         try:
             return work()
@@ -69,7 +69,7 @@ def train(
     unlocks: bool = False,
 ) -> int:
     """Train the one run of a command line, and return the exit code; is_hopeless, unlocks: see `run`."""
-    with job.of(composed) as this:
+    with hydra_job.of(composed) as this:
         parsed = config.parse_composed(composed)
         if parsed.training.strategy == "multi_worker" and not any(
             word.startswith("hydra.run.dir=") for word in composed.overrides

@@ -16,7 +16,7 @@ from pathlib import Path
 from cifar_research.config import targets
 from cifar_research.runtime import environment
 from cifar_research.sweeps.launchers import worker
-from cifar_research.sweeps.launchers.worker import Job
+from cifar_research.sweeps.launchers.worker import JobCommand
 
 
 def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:
@@ -37,7 +37,7 @@ class _Worker:
     pipe: connection.Connection
     runs: int = 0
     key: str | None = None  # of its job; None while it is idle
-    job: Job | None = None
+    job: JobCommand | None = None
 
     def exit_code(self) -> int | None:
         """Return the exit code of the worker's job, None while it runs."""
@@ -78,9 +78,9 @@ class Local:
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         idle = [index for index in range(self.slots) if index not in self._workers or not self._workers[index].key]
-        self._start(idle[0], key, Job(arguments, run_dir, trial))
+        self._start(idle[0], key, JobCommand(arguments, run_dir, trial))
 
-    def _start(self, index: int, key: str, job: Job) -> None:
+    def _start(self, index: int, key: str, job: JobCommand) -> None:
         if index in self._workers and not self._workers[index].process.is_alive():
             self._workers.pop(index).end()
         if index not in self._workers:

@@ -12,7 +12,7 @@ from cifar_research.config import targets
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
-from cifar_research.sweeps.launchers.worker import Job
+from cifar_research.sweeps.launchers.worker import JobCommand
 
 _NODE_FAILURES = 20  # of one job, before it counts as failed
 _STOP = ".stop"  # in a run's folder, which all nodes see: a cancellation does not always reach a task that runs
@@ -70,7 +70,7 @@ class Ray:
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         (run_dir / _STOP).unlink(missing_ok=True)
-        reference = self._task.remote(Job(arguments, run_dir.absolute(), trial), self._cpus, os.getcwd())
+        reference = self._task.remote(JobCommand(arguments, run_dir.absolute(), trial), self._cpus, os.getcwd())
         self._running[reference] = (key, run_dir)
 
     def is_queued(self, key: str) -> bool:
@@ -106,7 +106,7 @@ class Ray:
             self._library = None
 
 
-def _run(job: Job, cpus: int, folder: str) -> int:
+def _run(job: JobCommand, cpus: int, folder: str) -> int:
     """Run a job in a process beside Ray's own, so that its end is not the node's."""
     process, is_stopping = worker.spawn(job, cpus, folder), False
     while True:

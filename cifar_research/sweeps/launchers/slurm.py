@@ -24,7 +24,7 @@ from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.files import atomic_write
 from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
-from cifar_research.sweeps.launchers.worker import STOPPED, Job
+from cifar_research.sweeps.launchers.worker import STOPPED, JobCommand
 
 LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and each job's SLURM id
 _JOBS = "jobs.json"
@@ -82,7 +82,7 @@ class Slurm:
     def __init__(self, jobs: int, requeues: int, cpus: int, parameters: dict[str, Any]) -> None:
         self.slots = jobs
         self._requeues, self._cpus, self._parameters = requeues, cpus, parameters
-        self._waiting: dict[str, Job] = {}  # by key: not yet submitted
+        self._waiting: dict[str, JobCommand] = {}  # by key: not yet submitted
         self._ids: dict[str, str] = {}  # the SLURM ids of the jobs that run or are queued
         self._known_ids: dict[str, str] = {}  # the same, with those of earlier launches and those that have ended
         self._run_dirs: dict[str, Path] = {}
@@ -113,7 +113,7 @@ class Slurm:
         if is_alive and key not in self._run_dirs:  # of an earlier launch
             self._ids[key] = known_id
         else:
-            self._waiting[key] = Job(arguments, run_dir.absolute(), trial)
+            self._waiting[key] = JobCommand(arguments, run_dir.absolute(), trial)
         self._run_dirs[key] = run_dir
 
     def is_queued(self, key: str) -> bool:
@@ -215,7 +215,7 @@ class Slurm:
 class SlurmJob:
     """A job on a node, in a process beside this one, which gets SLURM's signals; submitit pickles it."""
 
-    def __init__(self, job: Job, cpus: int, logs: Path) -> None:
+    def __init__(self, job: JobCommand, cpus: int, logs: Path) -> None:
         self._job, self._cpus, self._logs = job, cpus, logs
         self._process: subprocess.Popen | None = None
 

@@ -27,7 +27,7 @@ _PREDECESSOR_SECONDS = 60  # to wait for an earlier process of the same run, whi
 _SAVE_SECONDS = 60
 
 
-class Job(NamedTuple):
+class JobCommand(NamedTuple):
     """A run of a sweep; trial: the address of a search's study and a trial's number in it."""
 
     arguments: list[str]
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     trial: tuple[str, int] | None
 
 
-def run(job: Job) -> int:
+def run(job: JobCommand) -> int:
     """Train as `cifar-train` with the job's arguments would, and return the exit code; output goes to output.log."""
     _redirect_output(job.run_dir)
     from cifar_research.config import compose
@@ -95,7 +95,7 @@ def add_error(run_dir: Path, message: str) -> None:
         file.write(f"error: {message}\n")
 
 
-def spawn(job: Job, cores: int, folder: str | None = None) -> subprocess.Popen:
+def spawn(job: JobCommand, cores: int, folder: str | None = None) -> subprocess.Popen:
     """Start a job in a process that uses so many cores, and that saves and stops when this process ends.
 
     folder: the working directory of the sweep, for the user's modules and relative paths; None is this process's.
@@ -131,4 +131,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends it to every process of a job, for the parent
     stop_after(lambda: os.read(0, 1))
     _arguments, _run_dir, _trial = json.loads(sys.argv[1])
-    sys.exit(run(Job(_arguments, Path(_run_dir), _trial and (_trial[0], _trial[1]))))
+    sys.exit(run(JobCommand(_arguments, Path(_run_dir), _trial and (_trial[0], _trial[1]))))

@@ -22,7 +22,7 @@ from cifar_research.runtime.files import atomic_write
 
 
 @dataclass
-class Job:
+class HydraJob:
     """One run as Hydra sets it up. config: with Hydra's own section; run_dir: absolute."""
 
     config: DictConfig
@@ -56,7 +56,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def of(composed: Composed) -> Iterator[Job]:
+def of(composed: Composed) -> Iterator[HydraJob]:
     """Yield the job of a command line, within which HydraConfig and hydra.job.env_set hold; nothing is written.
 
     Logging, the working directory and the environment are as before afterwards.
@@ -76,7 +76,7 @@ def of(composed: Composed) -> Iterator[Job]:
             stack.enter_context(env_override(whole.hydra.job.env_set))
         except OmegaConfBaseException as error:
             raise ConfigError(messages.explain(error, list(composed.overrides))) from error
-        yield Job(whole, run_dir, stack.enter_context(_held_log()))
+        yield HydraJob(whole, run_dir, stack.enter_context(_held_log()))
 
 
 @contextlib.contextmanager
