@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.config import messages, phases, schema, targets
+from cifar_research.config.contracts import Backbone, Head
 from cifar_research.config.identity import flatten
 from cifar_research.runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cifar_research.config.settings import Settings
 
 _MOST = 2**31 - 1
 # By key: whether each end belongs to the range, the lowest and the highest value.
@@ -151,13 +149,14 @@ def _warmup(content: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def image_size_problems(settings: Settings) -> list[str]:
+def image_size_problems(
+    data: schema.DataConfig, plan: Sequence[phases.Phase], backbone: Backbone, head: Head
+) -> list[str]:
     """Return why the backbone or head cannot take images of the sizes that the data and the phases have."""
-    size, backbone = settings.data.image_size, settings.backbone
-    least = backbone.min_image_size
-    if settings.data.standardize and backbone.standardizes:
+    size, least = data.image_size, backbone.min_image_size
+    if data.standardize and backbone.standardizes:
         return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
-    for phase in settings.phases:
+    for phase in plan:
         if phase.image_size is None:
             continue
         key = f"training.phases.{phase.name}.image_size: {phase.image_size}"
@@ -168,7 +167,7 @@ def image_size_problems(settings: Settings) -> list[str]:
             ]
         if phase.image_size != size and not backbone.takes_any_size:
             return [f"{key} needs a backbone that takes images of any size (takes_any_size); leave it out"]
-        if not settings.head.pools:
+        if not head.pools:
             return [f"{key} needs a head that takes maps of any size; set model.pooling=avg or max"]
     if size < least:
         return [
@@ -177,30 +176,29 @@ def image_size_problems(settings: Settings) -> list[str]:
     return []
 
 
-def data_problems(settings: Settings, num_train: int, num_val: int) -> list[str]:
+def data_problems(content: Mapping[str, Any], num_train: int, num_val: int) -> list[str]:
     """Return what is wrong with a config for so many training and validation images, a sentence each."""
-    size, problems = settings.training.batch_size, []
-    steps_an_epoch = num_train // size if settings.data.drop_remainder else -(-num_train // size)
+    size, plan, problems = content["training"]["batch_size"], phases.plan(content), []
+    steps_an_epoch = num_train // size if content["data"]["drop_remainder"] else -(-num_train // size)
     if not steps_an_epoch:
         return [
             f"data.drop_remainder: true leaves no batch of {size} in {num_train} training images; set "
             "training.batch_size lower"
         ]
-    first_profiled = settings.tensorboard.profile_start_step or 0
-    if first_profiled >= (steps := steps_an_epoch * settings.total_epochs):
+    first_profiled = content["tensorboard"]["profile_start_step"] or 0
+    if first_profiled >= (steps := steps_an_epoch * sum(phase.epochs for phase in plan)):
         problems.append(
             f"tensorboard.profile_start_step: {first_profiled} is not among the {steps} steps of this run; give an "
             "earlier one"
         )
-    if settings.training.patience is not None and not num_val:
+    if content["training"]["patience"] is not None and not num_val:
         problems.append(
             "training.patience: early stopping watches validation, and no image is left for it; give more training "
             "images, or set training.patience=null"
         )
-    warmup = settings.content["schedule"].get("warmup_steps")
-    for number, phase in enumerate(settings.phases):
-        span = phases.schedule_span(settings.phases, number)
-        steps = steps_an_epoch * sum(settings.phases[n].epochs for n in span)
+    warmup = content["schedule"].get("warmup_steps")
+    for number, phase in enumerate(plan):
+        steps = steps_an_epoch * sum(plan[n].epochs for n in phases.schedule_span(plan, number))
         if isinstance(warmup, int) and warmup >= steps:
             problems.append(
                 f"schedule.warmup_steps: {warmup} leaves nothing of the {steps} steps of phase {phase.name}; make it "

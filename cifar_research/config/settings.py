@@ -104,7 +104,7 @@ def parse_composed(composed: Composed) -> Settings:
     first, own = parsed.phases[0], targets.parameters(content["backbone"], composed.allowed).get("weights")
     _refuse(
         [
-            *rules.image_size_problems(parsed),
+            *rules.image_size_problems(parsed.data, parsed.phases, parsed.backbone, parsed.head),
             *phases.random_backbone_problems(first, content["backbone"], own and own.default),
         ]
     )

@@ -134,7 +134,7 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
         raise DataError(f"{error}. This run found its data in {found_in}") from error
     if checkpoint is not None:
         run_folder.check_images(before, data)
-    if problems := rules.data_problems(settings, len(data.train), len(data.val)):
+    if problems := rules.data_problems(settings.content, len(data.train), len(data.val)):
         raise ConfigError("\n".join(problems))
     return data
 
