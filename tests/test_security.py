@@ -180,7 +180,7 @@ def test_a_sweeps_file_cannot_allow_code_or_set_hydra(stranger):
 def test_the_launchers_node_is_checked(stranger):
     node = OmegaConf.create({"_target_": "evil_lab.evil"})
     assert "hydra.launcher._target_: 'evil_lab.evil'" in targets.check("hydra.launcher", node)[0]
-    with pytest.raises(ValueError, match="a line of its own"):
+    with pytest.raises(ValueError, match="is not one line of options"):
         slurm.slurm(sbatch={"comment": "x\nrm -rf ~"})
 
 
