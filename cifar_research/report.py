@@ -62,7 +62,8 @@ def summary(runs: Sequence[Run]) -> str:
     """Return what the command shows: the leaderboard with its notes, the main effects, and the study's table."""
     lines = []
     for section in _sections(runs):
-        lines += ["", section.heading, *(part if isinstance(part, str) else as_text(part) for part in section.parts)]
+        parts = [part for part in section.parts if isinstance(part, (str, list))]
+        lines += ["", section.heading, *(part if isinstance(part, str) else as_text(part) for part in parts)]
     return "\n".join([*lines[2:], ""])
 
 

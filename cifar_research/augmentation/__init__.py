@@ -125,7 +125,7 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         from cifar_research.augmentation import draws, geometry
 
-        limits = [pixels if fraction is None else round(fraction * size) for size in images.shape[1:3]]
+        limits = [round((fraction or 0) * size) if pixels is None else pixels for size in images.shape[1:3]]
         steps = draws.positions(images, seed, [2 * limit + 1 for limit in limits])
         offsets = steps - [float(limit) for limit in limits]
         return geometry.translate(images, offsets, padding=padding), targets

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 _LEVEL = 0.05
+Key = TypeVar("Key")  # a seed, or what else tells a setting's runs apart
 
 
 def t_half_width(values: Sequence[float]) -> float:
@@ -19,7 +21,7 @@ def t_half_width(values: Sequence[float]) -> float:
     return float(stats.t.ppf(1 - _LEVEL / 2, len(values) - 1) * std / math.sqrt(len(values)))
 
 
-def t_test(first: Mapping[int, float], second: Mapping[int, float]) -> float:
+def t_test(first: Mapping[Key, float], second: Mapping[Key, float]) -> float:
     """Return the two-sided p-value for two settings' values by seed; nan if either has fewer than two, or no spread.
 
     Paired if the seeds are the same, since a seed is the same split for both; else Welch's.
@@ -58,8 +60,8 @@ def is_tie(first: Mapping[int, float], second: Mapping[int, float], num_first: i
     """
     if t_test(first, second) > _LEVEL:
         return True
-    means = (float(np.mean(list(values.values()))) for values in (first, second))
-    return is_within_binomial(*means, num_first, num_second)
+    mean_first, mean_second = (float(np.mean(list(values.values()))) for values in (first, second))
+    return is_within_binomial(mean_first, mean_second, num_first, num_second)
 
 
 def _std(values: Sequence[float]) -> float:

@@ -90,9 +90,9 @@ def leaderboard(runs: Sequence[Run]) -> list[Row]:
     """
     scored, rows = scored_rows(runs), []
     for number, row in enumerate(scored, 1):
-        accuracies = ({run.seed: run.val_accuracy for run in other.runs} for other in (scored[0], row))
-        num_images = (other.runs[0].score("data/sizes/val") for other in (scored[0], row))
-        is_tie = number > 1 and statistics.is_tie(*accuracies, *num_images)
+        best, own = ({run.seed: run.val_accuracy for run in other.runs} for other in (scored[0], row))
+        num_best, num_own = (other.runs[0].score("data/sizes/val") for other in (scored[0], row))
+        is_tie = number > 1 and statistics.is_tie(best, own, num_best, num_own)
         rows.append(Row(row.runs, 1 if is_tie else number, is_tie))
     return rows + _rows([run for run in _distinct(runs) if not run.is_scored])
 

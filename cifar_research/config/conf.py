@@ -25,7 +25,9 @@ def compose(overrides: Sequence[str] = (), mode: RunMode = RunMode.RUN) -> DictC
     Hydra's errors pass.
     """
     with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
-        return GlobalHydra.instance().hydra.compose_config("config", list(overrides), run_mode=mode, from_shell=False)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None  # initialize_config_dir has made it
+        return hydra.compose_config("config", list(overrides), run_mode=mode, from_shell=False)
 
 
 def options(group: str, overrides: Sequence[str]) -> list[str]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 
 class _Contract:
+    if TYPE_CHECKING:
+
+        def __init__(self, function: Callable[..., Any]) -> None: ...
+
     @classmethod
     def of(cls, value: Any) -> Self:
         """Return what a factory has returned as this type: itself, or a plain function with the defaults."""

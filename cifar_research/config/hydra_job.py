@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import messages
 from cifar_research.config.composition import Composed
+from cifar_research.config.identity import without_hydra
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.files import atomic_write
 
@@ -47,7 +48,7 @@ class HydraJob:
         if hydra.output_subdir is not None:
             folder = self.run_dir / hydra.output_subdir
             folder.mkdir(parents=True, exist_ok=True)
-            own = OmegaConf.masked_copy(self.config, [key for key in self.config if key != "hydra"])
+            own = without_hydra(self.config)
             files = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
             for name, content in files.items():
                 atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
@@ -92,25 +93,35 @@ def logging_kept() -> Iterator[None]:
         for handler in root.handlers:
             if not any(handler in handlers for _, handlers, _, _ in loggers):
                 handler.close()
-        for logger, logger.handlers, level, logger.disabled in loggers:
+        for logger, handlers, level, is_disabled in loggers:
+            logger.handlers, logger.disabled = handlers, is_disabled
             logger.setLevel(level)
         logging.disable(switches[0])
         logging.raiseExceptions = switches[1]
 
 
+class _Holder(logging.Handler):
+    """A handler that keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @contextlib.contextmanager
 def _held_log() -> Iterator[list[logging.LogRecord]]:
     """Show warnings, and yield a list of all that is logged until the run's own log is there."""
-    records: list[logging.LogRecord] = []
-    holder, shown, root = logging.Handler(), logging.StreamHandler(), logging.getLogger()
-    holder.emit = records.append
+    holder, shown, root = _Holder(), logging.StreamHandler(), logging.getLogger()
     shown.setLevel(logging.WARNING)
     shown.setFormatter(logging.Formatter("warning: %(message)s"))
     root.setLevel(logging.INFO)
     for handler in (holder, shown):
         root.addHandler(handler)
     try:
-        yield records
+        yield holder.records
     finally:
         for handler in (holder, shown):
             root.removeHandler(handler)

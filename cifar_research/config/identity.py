@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -25,6 +25,26 @@ _FREE_KEYS = (
     "training.log_every_steps", "tensorboard", "sweep", "allow_targets",
 )  # fmt: skip
 _MISSING = object()
+Section = TypeVar("Section")  # a dataclass of schema.py
+
+
+def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Return a section of a composed config, or all of it, as a plain mapping."""
+    content = OmegaConf.to_container(node, resolve=resolve)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a composed config without Hydra's own section."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def section(node: DictConfig, kind: type[Section]) -> Section:
+    """Return a section of a composed config as its dataclass."""
+    value = OmegaConf.to_object(node)
+    assert isinstance(value, kind)
+    return value
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:

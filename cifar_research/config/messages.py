@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cifar_research.config import conf, targets, trust
 from cifar_research.config import overrides as grammar
 from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
-from cifar_research.config.overrides import parse_override, quoted, typed
+from cifar_research.config.overrides import parse_override, quoted, read_override, typed
 
 # Those that choose another config, see trust.py.
 _HYDRAS_OPTIONS = (
@@ -49,9 +50,9 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
         if parse_override(word) is None:
             return _unreadable(word)
     for word in overrides:
-        if parse_override(word).is_sweep_override():
+        if read_override(word).is_sweep_override():
             return several_values(word, overrides)
-    groups = [word for word in overrides if is_group(parse_override(word).key_or_group)]
+    groups = [word for word in overrides if is_group(read_override(word).key_or_group)]
     for word in groups:
         if sentence := _wrong_group(word, overrides):
             return sentence
@@ -72,7 +73,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
 
 def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     """Say what is wrong with the choice of an option, as in optimizer=null."""
-    override = parse_override(word)
+    override = read_override(word)
     group = override.key_or_group
     if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
         return None
@@ -104,13 +105,14 @@ def _options_with(group: str, key: str) -> list[str]:
 
 def several_values(word: str, overrides: Sequence[str]) -> str:
     """Say what may be done with several values for a key, where one run takes one."""
-    override = parse_override(word)
+    override = read_override(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
         return f"{word}: takes one value, and says how all jobs are run; give one"
-    if not override.is_choice_sweep() or "(" in value:
+    sweep = override.value()
+    if not isinstance(sweep, ChoiceSweep) or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
-    value = ",".join(getattr(one, "text", None) or str(one) for one in override.value().list)
+    value = ",".join(getattr(one, "text", None) or str(one) for one in sweep.list)
     takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
     ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
     if takes_list or key == "augmentation":
@@ -122,7 +124,7 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
     """Say why an override does not go into what the ones before it compose."""
-    override = parse_override(word)
+    override = read_override(word)
     key, value = override.key_or_group, word.partition("=")[2]
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -184,17 +186,17 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
         else []
     )
     listed = conf.options(parent, overrides) if parent and is_group(parent) else []
-    choices = [str(OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}"))]
-    choices += [word for word in overrides if word.startswith(f"{parent}=")]
-    if last in listed and last not in re.split(r"\W+", " ".join(choices)):
+    chosen = [str(OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}"))]
+    chosen += [word for word in overrides if word.startswith(f"{parent}=")]
+    if last in listed and last not in re.split(r"\W+", " ".join(chosen)):
         return f"{told}; choose {parent}={last} first"
     if (parent or rest) and (close := targets.closest(last, [*own, *hidden])):
         full = ".".join([*parts[:depth], close, *rest])
         if rest and not (isinstance(node[close], DictConfig) and rest[0] in node[close]):
             return told + unknown_key(full, value, cfg, overrides).removeprefix(f"{full}: there is no such key")
         return f"{told}; did you mean {_word(full if close in own else f'+{full}', value)}?"
-    if not rest and (full := meant(last, cfg)):
-        return f"{told}; did you mean {' or '.join(_word(one, value) for one in full)}?"
+    if not rest and (keys := meant(last, cfg)):
+        return f"{told}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
     last = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     for group in [parent] if listed else [] if parent else conf.groups():
         if not rest and (having := _options_with(group, last)):

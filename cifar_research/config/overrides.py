@@ -6,10 +6,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,22 +17,26 @@ from cifar_research.config import conf, schema
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 
-def parse_override(word: str) -> Any:
+def read_override(word: str) -> Override:
+    """Return an override as Hydra reads it; one of HYDRA_ERRORS if it cannot."""
+    return OverridesParser.create().parse_override(word)
+
+
+def parse_override(word: str) -> Override | None:
     """Return an override as Hydra reads it, None if it cannot."""
     try:
-        return OverridesParser.create().parse_override(word)
+        return read_override(word)
     except HYDRA_ERRORS:
         return None
 
 
 def _text_keys() -> set[str]:
     """Return the keys of the framework's sections, and of Hydra's, that take any text or a list of texts."""
-    sections = {"": [schema.Config], "data.": [schema.CifarConfig, schema.ImagesConfig, schema.SyntheticConfig]}
+    settings = [("", field) for field in fields(schema.Config)]
+    settings += [("data.", field) for section in schema.DATA_SECTIONS.values() for field in fields(section)]
     typed = {
         f"{prefix}{field.name}"
-        for prefix, classes in sections.items()
-        for one in classes
-        for field in fields(one)
+        for prefix, field in settings
         if re.match(r"(list\[)?str\b", str(field.type)) and field.name != "validation"
     }
     return typed | {"backbone.weights", "hydra.run.dir", "hydra.sweep.dir", "hydra.job.name"}
@@ -59,9 +62,10 @@ def _with_texts(word: str) -> str:
     def quoted_atom(found: re.Match[str]) -> str:
         text = found[0].strip()
         override = parse_override(f"key={text}") if text and found[0][0] not in "'\"" else None
-        is_text = override is None or override.is_sweep_override() or isinstance(override.value(), str)
+        if override is None or override.is_sweep_override() or isinstance(override.value(), str):
+            return found[0]
         in_list = value.count("[", 0, found.start()) > value.count("]", 0, found.start())
-        if is_text or (override.value() is None and not in_list):
+        if override.value() is None and not in_list:
             return found[0]
         return found[0].replace(text, quoted(text))
 
@@ -86,14 +90,15 @@ def with_globs_expanded(words: Sequence[str], overrides: Sequence[str]) -> list[
     expanded = []
     for word in words:
         override = parse_override(word)
-        if override is None or not isinstance(override.value(), Glob):
+        glob = None if override is None else override.value()
+        if override is None or not isinstance(glob, Glob):
             expanded.append(word)
             continue
         group = override.key_or_group
         names = sorted(conf.options(group, overrides))
         if not names:
             raise ValueError(f"{word}: glob picks options of a group, and {group} is not one; list the values")
-        matched = override.value().filter(names)
+        matched = glob.filter(names)
         if not matched:
             raise ValueError(f"{word}: no option of {group} matches; it has {', '.join(names)}")
         expanded.append(f"{override.get_key_element()}={','.join(quoted_if_needed(name) for name in matched)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,11 @@ def problems(training: Mapping[str, Any]) -> list[str]:
     if not training["phases"]:
         return ["training.phases: there is none, so nothing would be trained; choose training=scratch, or add one"]
     problems = []
-    ranges = {"epochs": ("[]", 1), "learning_rate": ("(]", 0), "learning_rate_decay_by_depth": ("(]", 0, 1)}
+    ranges = {
+        "epochs": ("[]", 1, math.inf),
+        "learning_rate": ("(]", 0, math.inf),
+        "learning_rate_decay_by_depth": ("(]", 0, 1),
+    }
     choices = {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}
     for name, phase in training["phases"].items():
         key = f"training.phases.{name}"

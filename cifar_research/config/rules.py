@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.config import messages, phases, schema, targets
 from cifar_research.config.contracts import Backbone, Head
-from cifar_research.config.identity import flatten
+from cifar_research.config.identity import flatten, plain
 from cifar_research.runtime.errors import ConfigError
 
 _MOST = 2**31 - 1
@@ -53,7 +53,7 @@ _CHOICES = {
 
 def unknown_keys(config: DictConfig) -> list[str]:
     """Return what is wrong with keys that a + on the command line has added to the framework's own sections."""
-    data = OmegaConf.get_type(config.data)
+    data = OmegaConf.get_type(config.data) or schema.DataConfig
     sections = {
         "": schema.Config,
         "data": data,
@@ -66,7 +66,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
     problems = []
     for prefix, section in sections.items():
         valid = {entry.name for entry in fields(section)} | ({"hydra"} if not prefix else set())
-        for key in config[prefix] if prefix else config:
+        for key in map(str, config[prefix] if prefix else config):
             if key not in valid:
                 full = f"{prefix}.{key}" if prefix else key
                 problems.append(messages.unknown_key(full, str(OmegaConf.select(config, full)), _without(config, full)))
@@ -78,7 +78,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
 
 
 def _without(config: DictConfig, key: str) -> DictConfig:
-    rest = OmegaConf.to_container(config, resolve=False)
+    rest = plain(config, resolve=False)
     section, _, last = key.rpartition(".")
     del (rest[section] if section else rest)[last]
     return OmegaConf.create(rest)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-SECTIONS = ("data", "training", "evaluation", "features", "tensorboard")  # of one run
 VIEWS = ("none", "flip", "flip_shift")  # of test-time augmentation
 
 
@@ -27,7 +26,11 @@ class DataConfig:
     classes: list[str] | None = None
     standardize: bool = False
     drop_remainder: bool = False
-    image_size: ClassVar[int] = 32  # pixels, height and width
+
+    @property
+    def image_size(self) -> int:
+        """Pixels, height and width."""
+        return 32
 
 
 @dataclass(frozen=True)

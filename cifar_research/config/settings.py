@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.contracts import Backbone, Head, Transform
-from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names
+from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, section, without_hydra
 from cifar_research.config.overrides import parse_override
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError
@@ -80,9 +80,9 @@ def parse_composed(composed: Composed) -> Settings:
     """Return the settings of a composed command line; ConfigError, a line for each problem."""
     if several := next(filter(_has_several_values, composed.overrides), None):
         raise ConfigError(messages.several_values(several, composed.overrides))
-    config = OmegaConf.masked_copy(composed.config, [key for key in composed.config if key != "hydra"])
+    config = without_hydra(composed.config)
     try:
-        content = OmegaConf.to_container(config, resolve=True)
+        content = plain(config)
         missing = sorted(OmegaConf.missing_keys(config))
     except OmegaConfBaseException as error:
         raise ConfigError(messages.explain(error, [])) from error
@@ -90,7 +90,6 @@ def parse_composed(composed: Composed) -> Settings:
     _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
     built, problems = _plugins(content, composed.allowed)
     _refuse([*rules.combinations(content), *problems])
-    sections = {name: OmegaConf.to_object(config[name]) for name in schema.SECTIONS}
     parsed = Settings(
         name=content["name"],
         seed=content["seed"],
@@ -98,14 +97,18 @@ def parse_composed(composed: Composed) -> Settings:
         content=content,
         options=_options(composed),
         allowed=composed.allowed,
-        **sections,
+        data=section(config.data, schema.DataConfig),
+        training=section(config.training, schema.TrainingConfig),
+        evaluation=section(config.evaluation, schema.EvaluationConfig),
+        features=section(config.features, schema.FeaturesConfig),
+        tensorboard=section(config.tensorboard, schema.TensorBoardConfig),
         **built,
     )
     first, own = parsed.phases[0], targets.parameters(content["backbone"], composed.allowed).get("weights")
     _refuse(
         [
             *rules.image_size_problems(parsed.data, parsed.phases, parsed.backbone, parsed.head),
-            *phases.random_backbone_problems(first, content["backbone"], own and own.default),
+            *phases.random_backbone_problems(first, content["backbone"], None if own is None else own.default),
         ]
     )
     return parsed
@@ -182,16 +185,15 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     config = compose([option, *keys]).config
     _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
     _refuse(rules.unknown_keys(config))
-    section = OmegaConf.to_object(config.data)
+    data = section(config.data, schema.DataConfig)
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
     changes: dict[str, Any] = {}
-    if section.name == own["name"]:
+    if data.name == own["name"]:
         # Not the place of a cache, since the report may be a stranger's.
         changes |= {key: value for key, value in own.items() if key not in given | {"cache_dir"}}
-    elif isinstance(section, schema.ImagesConfig) and "image_size" not in given:
+    elif isinstance(data, schema.ImagesConfig) and "image_size" not in given:
         changes["image_size"] = schema.data_section(own).image_size
     changes |= {"drop_remainder": False, "train_size": None}  # nothing is trained
-    section = schema.data_section(vars(section), **changes)
-    data = dict(vars(section))
-    _refuse([*rules.out_of_range({"data": data}), *rules.folder_problems(data)])
-    return section
+    data = schema.data_section(vars(data), **changes)
+    _refuse([*rules.out_of_range({"data": vars(data)}), *rules.folder_problems(vars(data))])
+    return data

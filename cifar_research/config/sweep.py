@@ -12,7 +12,7 @@ from omegaconf import DictConfig, IntegerNode, OmegaConf
 
 from cifar_research.config import rules, schema, targets
 from cifar_research.config.composition import Composed, compose
-from cifar_research.config.identity import flatten
+from cifar_research.config.identity import flatten, plain, section
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.runtime.errors import ConfigError
 
@@ -52,17 +52,16 @@ def _compose(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
 def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettings:
     """Return the settings of a sweep; ConfigError if they cannot work. arguments: its overrides."""
     config = composed.config
-    content = OmegaConf.to_container(config.sweep, resolve=True)
-    if problems := rules.out_of_range({"sweep": content}):
+    if problems := rules.out_of_range({"sweep": plain(config.sweep)}):
         raise ConfigError("\n".join(problems))
     _refuse_lost_settings(config, arguments)
     return SweepSettings(
         overrides=tuple(arguments),
-        sweep=OmegaConf.to_object(config.sweep),
+        sweep=section(config.sweep, schema.SweepConfig),
         seed=config.seed,
         folder=Path(config.hydra.sweep.dir),
         launcher=_launcher(config.hydra.launcher, composed.allowed),
-        params=OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}), resolve=True),
+        params=plain(config.hydra.sweeper.get("params") or OmegaConf.create({})),
     )
 
 
@@ -90,7 +89,7 @@ def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
     """Return what the config's section hydra.launcher describes; ConfigError if it cannot be built."""
     if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
         raise ConfigError("hydra/launcher: Hydra's own are not used; choose hydra/launcher=local, slurm or ray")
-    launcher, problems = targets.build("hydra.launcher", OmegaConf.to_container(node, resolve=True), allowed)
+    launcher, problems = targets.build("hydra.launcher", plain(node), allowed)
     if problems:
         raise ConfigError("\n".join(problems))
     return launcher

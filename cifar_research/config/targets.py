@@ -114,8 +114,8 @@ def name(target: str) -> str:
 
 def said(error: BaseException) -> str:
     """Return what an error of a user's code says, in a line, and where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if "site-packages" not in frame.filename] or stack
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{place}"

@@ -69,7 +69,7 @@ def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -
         for split in filter(source.splits.get, _SPLITS):
             for name, array in zip(names[split], source.splits[split], strict=True):
                 array = np.ascontiguousarray(array)
-                digest.update(array)
+                digest.update(array.data)
                 with needs(array.nbytes):
                     np.save(target / f"{name}.npy", array, allow_pickle=False)
         facts = {"classes": source.classes, "note": source.note, "left_out": source.left_out}
@@ -159,4 +159,4 @@ def _read(target: Path) -> tuple[Arrays, Facts]:
 
 
 def _crc32(path: Path) -> int:
-    return zlib.crc32(np.memmap(path, np.uint8, "r"))
+    return zlib.crc32(np.memmap(path, np.uint8, "r").data)

@@ -11,7 +11,7 @@ import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Layout:
     archive: str
     sha256: str
     names: str
-    md5: dict[str, str | None]
+    md5: Mapping[str, str | None]
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -215,12 +215,12 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
             for entry in tar:
                 if not (entry.isreg() or entry.isdir()) or entry.name.startswith("/") or ".." in entry.name.split("/"):
                     raise ValueError(f"{entry.name} is a link, a device or outside of its folder")
-                member = wanted.get(entry.name.removeprefix("./"))
-                if member is None or not entry.isreg():
+                member, file = wanted.get(entry.name.removeprefix("./")), tar.extractfile(entry)
+                if member is None or file is None:  # None of a folder
                     continue
                 if entry.size > _MEMBER_BYTES:
                     raise ValueError(f"{entry.name} claims {entry.size:,} bytes, more than any published file")
-                contents[member] = tar.extractfile(entry).read()
+                contents[member] = file.read()
         if missing := sorted(set(wanted.values()) - contents.keys()):
             raise ValueError(f"it has no {', '.join(missing)}")
     except Exception as error:  # a damaged archive may raise any kind

@@ -131,8 +131,7 @@ def _source(data: DataConfig, found_in: str | None) -> Source:
         case "cifar10" | "cifar100":
             return cifar.load(data.name, data.dir, root, cast(CifarConfig, data).download, found_in)
         case "images":
-            source = image_folders.load(cast(ImagesConfig, data), root)
-            return replace(source, found_in=str(Path(data.dir).expanduser().absolute()))
+            return image_folders.load(cast(ImagesConfig, data), root)
         case "synthetic":
             return _synthetic(cast(SyntheticConfig, data), root)
     raise DataError(f"data.name: {data.name!r} is not a data set")

@@ -35,6 +35,7 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
     sorted by name. Damaged images are left out; more than the share max_damaged of all, and more than one, are refused.
     DataError names the folder or the file that is missing, empty or unreadable.
     """
+    assert data.dir is not None  # see rules.folder_problems
     try:
         folder = cache.existing_folder(data.dir, "data.dir")
         left_out: LeftOut = defaultdict(list)
@@ -51,10 +52,10 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
     if "val" in listed and "test" not in listed:
         notes.append(f"there is no test/, so data.test_fraction={data.test_fraction} of train/ is the test set")
     all_left_out = {why: sorted(os.path.relpath(name, folder) for name in names) for why, names in left_out.items()}
-    all_left_out = {why: names for why, names in (all_left_out | source.left_out).items() if names}
+    all_left_out = {why: names for why, names in {**all_left_out, **source.left_out}.items() if names}
     for why, names in all_left_out.items():
         log.info("%s: left out, %s: %s", folder, why, image_files.first(names, 1_000))
-    return replace(source, note="; ".join(notes) or None, left_out=all_left_out)
+    return replace(source, note="; ".join(notes) or None, found_in=str(folder), left_out=all_left_out)
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:

@@ -11,10 +11,10 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 from PIL.Image import Transpose
 
 from cifar_research.runtime.errors import ImageError
@@ -145,7 +145,7 @@ def _pixels(image: Image.Image, size: int, file: File | None = None) -> np.ndarr
     image.load()
     turn = None
     with contextlib.suppress(Exception):  # damaged EXIF raises many kinds
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     values = None
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
@@ -170,7 +170,8 @@ def _pixels(image: Image.Image, size: int, file: File | None = None) -> np.ndarr
 
 def _raw_mode(image: Image.Image) -> str:
     """Return the stored mode of an image that is not loaded yet, such as RGB;16B, or ""."""
-    args: Any = image.tile[0].args if len(getattr(image, "tile", ())) == 1 else ""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    args = tiles[0].args if len(tiles) == 1 else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 

@@ -34,6 +34,8 @@ _EPOCH_WIDTHS = (5, 8, 8, 8, 8, 9, 8)
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     """Return a file name's undecodable byte as it is, and ? for a letter that cannot be encoded."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     letter = error.object[error.start]
     is_byte = "\udc80" <= letter <= "\udcff"
     return letter.encode("ascii", "surrogateescape") if is_byte else "?", error.start + 1
@@ -130,8 +132,10 @@ class Display:
     def start(self, total_steps: int, initial_step: int, epochs: int, monitor: str = "accuracy") -> None:
         """Start the progress bar; monitor: the validation metric that chooses the best epoch."""
         self._epochs, self._monitor = epochs, monitor
-        fields = {"epoch": 1, "epochs": epochs, "phase": "", "figures": "tracing the step …"}
-        self._bar.add_task("", total=total_steps, completed=initial_step, **fields)
+        figures = "tracing the step …"
+        self._bar.add_task(
+            "", total=total_steps, completed=initial_step, epoch=1, epochs=epochs, phase="", figures=figures
+        )
         self._bar.start()
 
     def phase(self, name: str, title: str, unit: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_research.display.tables import Table, as_html, as_markdown
 from cifar_research.runtime.files import atomic_write
@@ -16,8 +16,7 @@ from cifar_research.runtime.files import atomic_write
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-    Part = str | Table | Path | plotly.graph_objects.Figure
-
+Part: TypeAlias = "str | Table | Path | plotly.graph_objects.Figure"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222 }
 div.wide { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; font-size: 13px }

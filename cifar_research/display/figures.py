@@ -95,7 +95,9 @@ def heat_map(
     return axes
 
 
-def gallery(images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 5, size: float = 2.0) -> Figure:
+def gallery(
+    images: np.ndarray | Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 5, size: float = 2.0
+) -> Figure:
     """Return images, each uint8 [H, W, 3] or None for a gap, under their titles; size: of one, in inches."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)

@@ -81,7 +81,7 @@ def compare(
     """
     groups = [group(logits, labels, own) for logits, own in zip((first, second), seeds, strict=True)]
     is_first, is_second = (vote(logits)[0] == labels for logits in (first, second))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, name in enumerate(classes):
         mine = labels == number
         num, table = int(mine.sum()), _fourfold(is_first[mine], is_second[mine])
@@ -94,7 +94,7 @@ def compare(
     table = _fourfold(is_first, is_second)
     # Runs that share a seed within a group are not paired.
     is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
-    keys = seeds if is_paired else [[(number, i) for i in range(len(own))] for number, own in enumerate(seeds)]
+    keys = [[seed if is_paired else (number, i) for i, seed in enumerate(own)] for number, own in enumerate(seeds)]
     by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
     p_of_seeds = statistics.t_test(*by_seed)
     return {

@@ -89,7 +89,7 @@ def _snow(images: np.ndarray, strength: tuple[float, ...], rng: Rng) -> np.ndarr
     grown = _resampled(field[:, :few, :few, None], _linear(np.linspace(0, few - 1, size), few))[..., 0]
     flakes = grown * deviation + mean
     flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))[..., None]
-    angles = rng.uniform(-3 * math.pi / 4, -math.pi / 4, num)
+    angles = rng.uniform(-3 * math.pi / 4, -math.pi / 4, len(images))
     flakes = _filtered(flakes, _streaks(angles, int(radius), spread, _scale(images)))
     grey = images @ np.array([0.299, 0.587, 0.114], np.float32)
     pale = share * images + (1 - share) * np.maximum(images, grey[..., None] * 1.5 + 0.5)

@@ -53,7 +53,9 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
     has_own_splits = all(own.get(key) == getattr(section, key, None) for key in _SPLIT_KEYS)
     if has_own_splits and data.fingerprint == report["data"]["fingerprint"]:
         return data, None
-    return data, f"images_{Path(data.found_in).resolve().name}" if data.name == "images" else data.name
+    if data.name != "images" or data.found_in is None:
+        return data, data.name
+    return data, f"images_{Path(data.found_in).resolve().name}"
 
 
 def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:

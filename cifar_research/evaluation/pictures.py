@@ -68,7 +68,7 @@ def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, pr
             heat = gradcam.enlarged(gradcam.maps(classifier.model, inputs, classes), classifier.image_shape[:2])
         except ValueError:
             return None
-        overlays = np.uint8(0.55 * grey + 0.45 * 255 * colormaps["jet"](heat)[..., :3])
+        overlays = (0.55 * grey + 0.45 * 255 * colormaps["jet"](heat)[..., :3]).astype(np.uint8)
         panels += [overlay if shown else None for overlay, shown in zip(overlays, is_shown, strict=True)]
         titles += [f"for {classifier.classes[number]}{'' if warm.any() else ', none'}"
                    for number, warm in zip(classes, heat, strict=True)]  # fmt: skip

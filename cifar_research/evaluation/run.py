@@ -109,15 +109,15 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
             begin(run.name)
             columns = [report["data"]["classes"].index(name) for name in data.classes]
             logits[run] = trained.load(run, allow_targets=trust.allowances(overrides)).logits(pixels)[:, columns]
-    groups = [np.stack([logits[run] for run in group]) for group in (first, second)]
-    seeds = [[runs[run]["seed"] for run in group] for group in (first, second)]
-    result = against.compare(*groups, labels, data.classes, seeds) | {
+    logits_first, logits_second = (np.stack([logits[run] for run in group]) for group in (first, second))
+    seeds = [runs[run]["seed"] for run in first], [runs[run]["seed"] for run in second]
+    result = against.compare(logits_first, logits_second, labels, data.classes, seeds) | {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
         "data": {
             "name": data.name, "fingerprint": data.fingerprint, "note": "; ".join(filter(None, notes)) or None,
         },
         "classes": list(data.classes),
-        "differences": against.differences(*groups, labels),
+        "differences": against.differences(logits_first, logits_second, labels),
     }  # fmt: skip
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     name = f"against_{_name(second)}"

@@ -75,7 +75,7 @@ def _shape(value: Any) -> list[int | None]:
     return list(getattr(value, "shape", ()))
 
 
-def _name(function: Callable) -> str:
+def _name(function: Callable[..., Any]) -> str:
     """Return the name of the factory that has returned a function."""
     name = str(getattr(function, "__qualname__", type(function).__name__)).partition(".<locals>")[0]
     return f"{getattr(function, '__module__', '')}.{name}"

@@ -14,7 +14,7 @@ def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
     """-sum_k targets_k log softmax(logits)_k, in nats; smoothed targets as in Szegedy et al. 2016."""
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
-    def loss(logits, targets):
+    def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax_cross_entropy_with_logits(_smooth(targets, label_smoothing), logits)
 
     return loss
@@ -24,7 +24,7 @@ def mean_squared_error(*, label_smoothing: float = 0.0) -> Loss:
     """mean_k (softmax(logits)_k - targets_k)^2, the Brier score over K (Brier 1950)."""
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
-    def loss(logits, targets):
+    def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         difference = tf.math.squared_difference(tf.nn.softmax(logits), _smooth(targets, label_smoothing))
         return tf.reduce_mean(difference, axis=-1)
 

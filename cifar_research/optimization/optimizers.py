@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from cifar_research.config.targets import check_range
 from cifar_research.runtime.lazy import tf
 
-Update = Callable[["tf.Variable", Sequence["tf.Variable"], "tf.Tensor", "tf.Tensor", "tf.Tensor"], None]
+Slots = Sequence["tf.Variable"]  # of one weight
+Update = Callable[["tf.Variable", Slots, "tf.Tensor", "tf.Tensor", "tf.Tensor"], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Optimizer:
     def apply(
         self,
         weights: Sequence[tf.Variable],
-        slots: Sequence[Sequence[tf.Variable]],
+        slots: Sequence[Slots],
         gradients: Sequence[tf.Tensor],
         learning_rates: Sequence[tf.Tensor],
         steps: Sequence[tf.Tensor],
@@ -75,8 +76,9 @@ def adam(
     clip_norm: float | None = None,
 ) -> Optimizer:
     """Adam (Kingma and Ba 2015), in the form of its section 2: bias correction moved into the learning rate."""
-    settings = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "clip_norm": clip_norm}
-    return adamw(learning_rate=learning_rate, weight_decay=0.0, **settings)
+    return adamw(
+        learning_rate=learning_rate, weight_decay=0, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, clip_norm=clip_norm
+    )
 
 
 def adamw(
@@ -92,12 +94,12 @@ def adamw(
     check_range("(]", 0, epsilon=epsilon)
     check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
-    def update(weight, slots, gradient, learning_rate, step):
+    def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         mean, variance = (slot.handle for slot in slots)
         powers = {"beta1_power": beta_1**step, "beta2_power": beta_2**step}
         settings = {"beta1": beta_1, "beta2": beta_2, "epsilon": epsilon}
         tf.raw_ops.ResourceApplyAdam(
-            var=weight.handle, m=mean, v=variance, lr=learning_rate, grad=gradient, **powers, **settings
+            var=weight.handle, m=mean, v=variance, lr=rate, grad=gradient, **powers, **settings
         )
 
     return Optimizer(learning_rate, ("mean", "variance"), update, weight_decay, clip_norm)
@@ -118,11 +120,11 @@ def sgd(
     """
     _check_momentum(momentum, nesterov)
 
-    def update(weight, slots, gradient, learning_rate, step):
+    def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         if slots:
-            _momentum_step(weight, slots[0], gradient, learning_rate, momentum, nesterov)
+            _momentum_step(weight, slots[0], gradient, rate, momentum, nesterov)
         else:
-            tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=learning_rate, delta=gradient)
+            tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=rate, delta=gradient)
 
     return Optimizer(learning_rate, ("momentum",) if momentum else (), update, weight_decay, clip_norm, bias_scale)
 
@@ -150,10 +152,10 @@ def muon(
     check_range("(]", 0, other_scale=other_scale)
     check_range("[]", 1, 20, iterations=iterations)
 
-    def update(weight, slots, gradient, learning_rate, step):
+    def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         (slot,) = slots
         if weight.shape.rank != 4:
-            _momentum_step(weight, slot, gradient, learning_rate * other_scale, momentum, nesterov)
+            _momentum_step(weight, slot, gradient, rate * other_scale, momentum, nesterov)
             return
         velocity = slot * momentum + gradient
         _assign(slot, velocity)
@@ -161,7 +163,7 @@ def muon(
         filters = weight.shape[-1]
         matrix = orthogonalized(tf.reshape(direction, [-1, filters]), iterations)
         normed = weight * (filters**0.5 / (tf.norm(weight) + 1e-7))
-        _assign(weight, normed - learning_rate * tf.reshape(matrix, weight.shape))
+        _assign(weight, normed - rate * tf.reshape(matrix, weight.shape))
 
     return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm, bias_scale)
 
@@ -199,11 +201,11 @@ def rmsprop(
     check_range("(]", 0, epsilon=epsilon)
     check_range("[)", 0, 1, rho=rho, momentum=momentum)
 
-    def update(weight, slots, gradient, learning_rate, step):
+    def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         mean_square, velocity = (slot.handle for slot in slots)
         settings = {"rho": rho, "momentum": momentum, "epsilon": epsilon}
         tf.raw_ops.ResourceApplyRMSProp(
-            var=weight.handle, ms=mean_square, mom=velocity, lr=learning_rate, grad=gradient, **settings
+            var=weight.handle, ms=mean_square, mom=velocity, lr=rate, grad=gradient, **settings
         )
 
     return Optimizer(learning_rate, ("mean_square", "momentum"), update, clip_norm=clip_norm)
@@ -220,10 +222,10 @@ def lion(
     """Lion (Chen et al. 2023): w -= r sign(b1 m + (1 - b1) g); m = b2 m + (1 - b2) g."""
     check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
-    def update(weight, slots, gradient, learning_rate, step):
+    def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         (momentum,) = slots
         direction = tf.sign(beta_1 * momentum + (1 - beta_1) * gradient)
-        _subtract(weight, learning_rate * direction)
+        _subtract(weight, rate * direction)
         _subtract(momentum, (1 - beta_2) * (momentum - gradient))
 
     return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm)
@@ -235,13 +237,13 @@ def _check_momentum(momentum: float, nesterov: bool) -> None:
         raise ValueError("nesterov: true needs a momentum above 0; set nesterov=false or momentum=0.9")
 
 
-def _momentum_step(weight, slot, gradient, learning_rate, momentum: float, nesterov: bool) -> None:
+def _momentum_step(
+    weight: tf.Variable, slot: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor, momentum: float, nesterov: bool
+) -> None:
     """Update a weight in Keras's form: v = m v - r g; w += v, or m v - r g with Nesterov."""
 
     settings = {"momentum": momentum, "use_nesterov": nesterov}
-    tf.raw_ops.ResourceApplyKerasMomentum(
-        var=weight.handle, accum=slot.handle, lr=learning_rate, grad=gradient, **settings
-    )
+    tf.raw_ops.ResourceApplyKerasMomentum(var=weight.handle, accum=slot.handle, lr=rate, grad=gradient, **settings)
 
 
 # Under a strategy, the methods of variables would reduce over the replicas again; these change this replica's copy.

@@ -24,7 +24,7 @@ def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_st
     """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017)."""
     check_range("[]", 0, 1, final_fraction=final_fraction)
 
-    def factor(step, begin, total_steps, steps_per_epoch):
+    def factor(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
         share = tf.clip_by_value((step - begin) / max(total_steps - begin, 1), 0.0, 1.0)
         return final_fraction + (1 - final_fraction) * (0.5 * (1 + tf.cos(math.pi * share)))
 
@@ -38,7 +38,7 @@ def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fr
     """
     check_range("[]", 0, 1, peak_at=peak_at, initial_fraction=initial_fraction, final_fraction=final_fraction)
 
-    def schedule(step, total_steps, steps_per_epoch):
+    def schedule(step: tf.Tensor, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
         peak = peak_at * total_steps
         up = initial_fraction + (1 - initial_fraction) * step / max(peak, 1e-6)
         down = 1 - (1 - final_fraction) * (step - peak) / max(total_steps - peak, 1e-6)
@@ -56,12 +56,11 @@ def step_decay(
     warmup_steps: int = 0,
 ) -> Schedule:
     """factor^n after n whole periods; a period is in epochs or, if given, in steps."""
-    _check_period(factor, every_epochs, every_steps)
+    period = _period(factor, every_epochs, every_steps)
 
-    def decayed(step, begin, total_steps, steps_per_epoch):
-        period = every_steps or every_epochs * steps_per_epoch
+    def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
         # A traced quotient is a product with 1 / period, which may fall short of a whole number by a rounding.
-        periods = tf.floor(tf.cast(step, tf.float64) / period + 1e-9)
+        periods = tf.floor(tf.cast(step, tf.float64) / period(steps_per_epoch) + 1e-9)
         return factor ** tf.cast(periods, tf.float32)
 
     return _after_warmup(warmup_epochs, warmup_steps, decayed)
@@ -76,10 +75,10 @@ def exponential(
     warmup_steps: int = 0,
 ) -> Schedule:
     """factor^(step / period), smoothly; a period is in epochs or, if given, in steps."""
-    _check_period(factor, every_epochs, every_steps)
+    period = _period(factor, every_epochs, every_steps)
 
-    def decayed(step, begin, total_steps, steps_per_epoch):
-        return factor ** (step / (every_steps or every_epochs * steps_per_epoch))
+    def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
+        return factor ** (step / period(steps_per_epoch))
 
     return _after_warmup(warmup_epochs, warmup_steps, decayed)
 
@@ -101,7 +100,7 @@ def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float,
     if epochs and steps:
         raise ValueError(f"warmup_steps: {steps} contradicts warmup_epochs={epochs}; set one of them")
 
-    def schedule(step, total_steps, steps_per_epoch):
+    def schedule(step: tf.Tensor, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
         begin = steps or epochs * steps_per_epoch
         ramp = tf.minimum((step + 1) / begin, 1.0) if begin > 0 else tf.ones_like(step)
         return ramp * factor(step, begin, total_steps, steps_per_epoch)
@@ -109,8 +108,12 @@ def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float,
     return schedule
 
 
-def _check_period(factor: float, epochs: float | None, steps: int | None) -> None:
+def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[[int], float]:
+    """Return the function steps_per_epoch -> the period in steps; ValueError if there is none."""
     check_range("(]", 0, 1, factor=factor)
     check_range("(]", 0, every_epochs=epochs, every_steps=steps)
-    if epochs is None and steps is None:
+    if steps is not None:
+        return lambda steps_per_epoch: steps
+    if epochs is None:
         raise ValueError("every_epochs: null and every_steps=null leave no period; set one of them")
+    return lambda steps_per_epoch: epochs * steps_per_epoch

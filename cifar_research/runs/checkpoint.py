@@ -34,7 +34,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically: a magic line, the SHA-256 of the rest, and the rest, a numpy .npz."""
     buffer = io.BytesIO()
     meta = np.frombuffer(json.dumps(checkpoint.meta).encode(), np.uint8)
-    np.savez(buffer, **checkpoint.arrays, **{"meta.json": meta})
+    arrays = {**checkpoint.arrays, "meta.json": meta}
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # any name might be that of its other argument, a bool
     payload = buffer.getvalue()
     atomic_write(path, MAGIC + hashlib.sha256(payload).digest() + payload)
 

@@ -36,9 +36,9 @@ class Original:
     def differences(self) -> list[str]:
         """Return what differs here from where it was made and may change its results, a sentence each."""
         here, there = dict(report.versions()), dict(self.report["versions"])
-        git = report.git(Path(__file__).parent), self.report["git"]
-        if all(git):
-            here["the checkout"], there["the checkout"] = (one["commit"][:12] for one in git)
+        git_here, git_there = report.git(Path(__file__).parent), self.report["git"]
+        if git_here and git_there:
+            here["the checkout"], there["the checkout"] = git_here["commit"][:12], git_there["commit"][:12]
         return [
             f"{name} is {here.get(name, 'missing')} here and was {version} in {self.folder}; results may differ"
             for name, version in there.items()

@@ -30,11 +30,11 @@ def begun(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Che
     """
     ended = report.read_report(run_dir / "report.json")
     checkpoints = Checkpoints(run_dir / "checkpoints", settings.training.keep_checkpoints)
-    has_ended = ended is not None and ended["status"] != "stopped"
-    if has_ended and not extension.is_asked_for(before := Identity(ended["config"]), settings.identity):
+    final = ended if ended is not None and ended["status"] != "stopped" else None
+    if final is not None and not extension.is_asked_for(before := Identity(final["config"]), settings.identity):
         before.require_same(settings.identity, run_dir)
-        _check_moved(settings.data, ended)
-        return ended, None
+        _check_moved(settings.data, final)
+        return final, None
     checkpoint = checkpoints.latest()
     if checkpoint is not None:
         before = Identity(checkpoint.meta["config"])
@@ -42,8 +42,8 @@ def begun(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Che
             extension.check(before, settings, run_dir, checkpoint.meta, ended)
         else:
             before.require_same(settings.identity, run_dir)
-    elif has_ended:
-        extension.check(Identity(ended["config"]), settings, run_dir, None, ended)
+    elif final is not None:
+        extension.check(Identity(final["config"]), settings, run_dir, None, final)
     elif ended is not None or (run_dir / "history.csv").exists():  # both are written after a checkpoint
         raise CheckpointError(
             f"{checkpoints.folder}: this run was begun and its checkpoints are gone; restore them from a backup, or "

@@ -43,4 +43,4 @@ class WriteError(OSError):
     """A file that cannot be written; the message names its path."""
 
     def __str__(self) -> str:
-        return self.strerror  # OSError's own puts «[Errno 28]» before the message
+        return str(self.strerror)  # OSError's own puts «[Errno 28]» before the message

@@ -137,7 +137,8 @@ class Live:
         scored = [row for row in rows if row["val_accuracy"] is not None]
         is_loss = training["monitor"] == "loss"
         best = max(scored, key=lambda row: -row["val_loss"] if is_loss else row["val_accuracy"], default=None)
-        return f"{len(rows)}/{sum(phase.epochs for phase in phases.plan(job.config))}", best and best["val_accuracy"]
+        accuracy = None if best is None else best["val_accuracy"]
+        return f"{len(rows)}/{sum(phase.epochs for phase in phases.plan(job.config))}", accuracy
 
     def _time_left(self) -> str:
         left = self._total - sum(job.is_complete or job.state == "failed" for job in self._jobs)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from cifar_research import config
 from cifar_research.config import messages, trust
@@ -26,7 +27,7 @@ class Plan:
     """What a sweep's command line says: the words that all its jobs have, and those with several values, as parsed."""
 
     fixed: list[str]
-    swept: list[Any]
+    swept: list[Override]
     context: list[str]  # where options lie, and the sweep's own settings
 
     @classmethod
@@ -105,7 +106,7 @@ class Plan:
         return Job(name, overrides, settings.content)
 
 
-def _parse(words: Sequence[str]) -> list[Any]:
+def _parse(words: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(words))
     except HYDRA_ERRORS as error:

@@ -34,22 +34,21 @@ def expand(arguments: Sequence[str]) -> list[str]:
     end = places[0]
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = ledger.read(folder)
-    is_sweep = sweep is not None
-    if not is_sweep and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
+    if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume: {folder} is one run, and -m makes many; leave -m and lists of values out")
     try:
-        words = trust.of_a_file(sweep[0] if is_sweep else run_words(folder))
+        words = trust.of_a_file(run_words(folder) if sweep is None else sweep[0])
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
     words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
-    if is_sweep:
+    if sweep is not None:
         words += _data_of_a_sweep(folder, sweep[1], [*words, *arguments])
         words.append("hydra.mode=MULTIRUN")  # it may have been a sweep by -m alone
     # Among the other overrides, before them what was given then, so that what is given now wins.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
         begin -= 1
-    key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+    key = "hydra.run.dir" if sweep is None else "hydra.sweep.dir"
     return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
 
 

@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifar_research.config import trust
 from cifar_research.config.overrides import quoted, without_sweeps
@@ -80,7 +80,9 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
         for line in ledger.news:
             console.tell(line)
         source = (
-            Grid(ledger.jobs) if space is None else search.Search(folder, space, trials, settings.seed, plan, ledger)
+            Grid(ledger.jobs)
+            if trials is None or space is None
+            else search.Search(folder, space, trials, settings.seed, plan, ledger)
         )
         live = Live(folder, ledger.jobs, launcher, trials or len(ledger.jobs))
         _write_columns(folder, ledger)
@@ -257,7 +259,7 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
 
 def _check_data(jobs: Sequence[Job]) -> None:
     """Raise DataError if data of the jobs cannot be loaded; once of each place, however it is split."""
-    places = {}
+    places: dict[tuple[Any, ...], dict[str, Any]] = {}
     for job in jobs:
         data = job.config["data"]
         if not job.is_complete:

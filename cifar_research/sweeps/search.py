@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
+from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -32,6 +33,7 @@ optuna.logging.set_verbosity(logging.WARNING)
 STUDY = "study.db"
 _RANDOM_TRIALS = 10  # before the search has seen enough to learn from
 _TRIES = 100
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 class Search:
@@ -113,7 +115,7 @@ class Search:
         elif job.state == "completed":
             found = report.read_report(self._ledger.folder / job.folder / "report.json")
             # No validation image may be left of a small data set.
-            value = found["val"] and found["val"]["accuracy"]
+            value = found["val"]["accuracy"] if found and found["val"] else None
             self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
     def trial_of(self, job: Job) -> tuple[str, int] | None:
@@ -156,7 +158,7 @@ def _escaped(folder: Path) -> str:
     return re.sub(r"[%?#{}]", lambda found: quote(found[0]), str(folder.absolute() / STUDY))
 
 
-def space(plan: Plan) -> dict[str, BaseDistribution]:
+def space(plan: Plan) -> dict[str, Distribution]:
     """Return what each swept key may be: a list or choice, a range, or an interval, `tag(log, interval(a, b))`.
 
     ConfigError if nothing varies, or if one of the values could not work.
@@ -183,7 +185,7 @@ def space(plan: Plan) -> dict[str, BaseDistribution]:
     return found
 
 
-def corners(space: Mapping[str, BaseDistribution]) -> list[list[str]]:
+def corners(space: Mapping[str, Distribution]) -> list[list[str]]:
     """Return the words of jobs that have each choice, and each end of each interval, once or more."""
     first = {key: _ends(one)[0] for key, one in space.items()}
     rows = [first | {key: value} for key, one in space.items() for value in _ends(one)]
@@ -194,18 +196,20 @@ def _described(space: Mapping[str, BaseDistribution]) -> str:
     return json.dumps({key: repr(value) for key, value in space.items()}, sort_keys=True)
 
 
-def _ends(one: BaseDistribution) -> list[Any]:
+def _ends(one: Distribution) -> list[Any]:
     return list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
 
 
-def _distribution(override: Any) -> BaseDistribution:
+def _distribution(override: Override) -> Distribution:
     sweep = override.value()
-    if not override.is_interval_sweep():
+    if not isinstance(sweep, IntervalSweep):
         return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
-    is_log = "log" in sweep.tags
-    kind = IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else FloatDistribution
+    low, high, is_log = sweep.start, sweep.end, "log" in sweep.tags
+    assert low is not None and high is not None  # of an interval
     try:
-        return kind(sweep.start, sweep.end, log=is_log)
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=is_log)
+        return FloatDistribution(low, high, log=is_log)
     except ValueError as error:
         raise ConfigError(f"{override.key_or_group}: {error}") from error
 
@@ -259,9 +263,8 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
     """Yield every combination of a space of choices; nothing of one that has an interval."""
-    if not all(isinstance(one, CategoricalDistribution) for one in space.values()):
-        return
-    for values in itertools.product(*(one.choices for one in space.values())):
+    choices = [one.choices for one in space.values() if isinstance(one, CategoricalDistribution)]
+    for values in itertools.product(*choices) if len(choices) == len(space) else ():
         yield dict(zip(space, values, strict=True))
 
 

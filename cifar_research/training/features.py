@@ -139,7 +139,7 @@ def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
     return layers[1], keras.Model(layers[1].output, head.output)
 
 
-def _memory_map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _memory_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """Make a .npy file and map it, whole on the disk: writing where there is no room left would kill the process."""
     kept = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):
@@ -159,7 +159,8 @@ def _code(section: Mapping[str, Any]) -> str | None:
         return None
     factory = inspect.unwrap(getattr(importlib.import_module(module), name))
     try:
-        return hashlib.sha256(Path(inspect.getsourcefile(factory)).read_bytes()).hexdigest()[:16]
+        file = inspect.getsourcefile(factory)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     except (OSError, TypeError):
         return None
 
@@ -172,5 +173,5 @@ def _values(section: Mapping[str, Any]) -> list[str]:
 def _digest(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256(json.dumps([[str(array.dtype), array.shape] for array in arrays]).encode())
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:16]

@@ -159,15 +159,16 @@ def prepared(
         "seed": state.seed,
         "initial_step": step,
         "total_steps": total_steps,
-        "drop_remainder": drop_remainder,
     }
     device, strategy = environment.prefetch_device, environment.strategy
     if device is not None and training.jit_compile and batches.fits_on_device(split):
-        rows = batches.training_rows(split, **settings, steps_per_call=training.steps_per_call)
+        rows = batches.training_rows(
+            split, **settings, steps_per_call=training.steps_per_call, drop_remainder=drop_remainder
+        )
         return one_program(state, batches.reader_on_device(split, device)), rows
 
     def pipeline(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-        return batches.training(split, **settings, context=context, device=device)
+        return batches.training(split, **settings, drop_remainder=drop_remainder, context=context, device=device)
 
     several = strategy.num_replicas_in_sync > 1
     source = strategy.distribute_datasets_from_function(pipeline) if several else pipeline()

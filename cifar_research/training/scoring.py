@@ -38,7 +38,9 @@ class Evaluation:
         dataset = batches.evaluation(split, batch_size=self._batch_size, device=self._device)
         if self._call is None:  # with the sizes of batches left open, since the last one is often smaller
             state, forward = self._state, self._forward
-            self._call = tf.function(lambda *batch: eval_step(state, *batch, forward), dataset.element_spec)
+            self._call = tf.function(
+                lambda inputs, labels: eval_step(state, inputs, labels, forward), dataset.element_spec
+            )
         with averaged_weights(self._state):
             scored = [self._call(inputs, labels) for inputs, labels in dataset]
         losses = np.concatenate([losses.numpy() for losses, _ in scored])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -17,7 +17,7 @@ from cifar_research.training.state import HOST, TrainState
 
 # Sums over images, float64 [3]: of the losses, of the correct predictions, of the images. Added up one step after the
 # other, so that they do not depend on where a call of many steps begins or a run is resumed.
-Totals = tf.Tensor
+Totals: TypeAlias = tf.Tensor
 
 
 def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor) -> Totals:
@@ -74,16 +74,17 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
     gradients = tape.gradient(objective, state.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradients = [_all_sum(context, gradient) for gradient in gradients]
 
-    def apply() -> None:
+    def apply() -> int:
         rate = state.learning_rate(step)
         rates = [rate if scale == 1 else rate * scale for scale in state.scales]
         updates = {first: step - first + 1 for first in state.optimizer_first_steps}
         counts = [updates[first] for first in state.optimizer_first_steps]
         state.optimizer.apply(state.weights, state.slots, gradients, rates, counts)
+        return 0
 
     if state.precision == "float16":
         gradients = [gradient / state.loss_scale for gradient in gradients]
-        tf.cond(_rescale(state, gradients), lambda: (apply(), 0)[1], lambda: 0)
+        tf.cond(_rescale(state, gradients), apply, lambda: 0)
     else:
         apply()
     if state.ema_decay:
@@ -128,7 +129,7 @@ def many_steps(state: TrainState, strategy: tf.distribute.Strategy) -> Callable[
     """Return the traced call: (iterator, num_steps int32, totals) -> totals with those of num_steps steps added."""
 
     @tf.function(reduce_retracing=True)
-    def call(iterator, num_steps, totals):
+    def call(iterator: Iterator[Any], num_steps: tf.Tensor, totals: Totals) -> Totals:
         for _ in tf.range(num_steps):
             of_replicas = strategy.run(train_step, args=(state, *next(iterator)))
             totals += strategy.reduce(tf.distribute.ReduceOp.SUM, of_replicas, axis=None)
@@ -146,7 +147,7 @@ def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Ca
     """
 
     @tf.function(jit_compile=True)
-    def program(first, element, totals):
+    def program(first: tf.Tensor, element: tf.Tensor, totals: Totals) -> Totals:
         for number in tf.range(tf.shape(element)[0]):
             seeds = _Seeds.at(state, first + tf.cast(number, tf.int64))
             inputs, targets = state.forward.train(*read(element[number]), seeds.augmentation, seeds.epoch)
@@ -154,7 +155,7 @@ def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Ca
         return totals
 
     @tf.function(reduce_retracing=True)
-    def call(iterator, num_steps, totals):
+    def call(iterator: Iterator[Any], num_steps: tf.Tensor, totals: Totals) -> Totals:
         end = state.step + tf.cast(num_steps, tf.int64)
         while state.step < end:
             (element,) = next(iterator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
@@ -25,7 +25,7 @@ def pretrained(
     min_image_size: int = 32,
     batch_norm: Literal["inference", "train"] | None = None,
     upper_blocks: str,
-    options: dict | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Backbone:
     """A model of keras.applications without its top: `keras.applications.<module>.<application>`.
 
@@ -65,7 +65,7 @@ def pretrained(
     )
 
 
-def _application(module: str, name: str, image_size: int, options: dict, weights: str | None) -> keras.Model:
+def _application(module: str, name: str, image_size: int, options: dict[str, Any], weights: str | None) -> keras.Model:
     """Return a model of keras.applications without its top; WeightsError if it refuses the options."""
 
     factory = getattr(getattr(keras.applications, module, None), name, None)

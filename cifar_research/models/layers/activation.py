@@ -46,7 +46,7 @@ def _fused(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     backward = tf.function(slope, jit_compile=True, autograph=False)
 
     @tf.custom_gradient
-    def apply(inputs: tf.Tensor):
+    def apply(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         return forward(inputs), lambda gradient: backward(inputs, gradient)
 
     # Traced once a shape: each graph that calls tf.custom_gradient stays in memory for good.

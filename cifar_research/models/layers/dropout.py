@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -27,7 +28,7 @@ class Dropout(keras.layers.Layer):
     With training=True outside of `random_seed` it raises ValueError.
     """
 
-    def __init__(self, rate: float, noise_shape: Sequence[int | None] | None = None, **kwargs) -> None:
+    def __init__(self, rate: float, noise_shape: Sequence[int | None] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rate, self.noise_shape = rate, noise_shape
 
@@ -50,7 +51,7 @@ class Dropout(keras.layers.Layer):
         mask = tf.cast(tf.reshape(kept, shape), inputs.dtype)
         return inputs * mask * tf.cast(1 / (1 - self.rate), inputs.dtype)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "noise_shape": self.noise_shape}
 
 

@@ -24,7 +24,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     statistics, and leaves them as they are.
     """
 
-    def call(self, inputs: tf.Tensor, training: bool = False, mask=None) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None) -> tf.Tensor:
         if not isinstance(inputs, tf.Tensor) or not self.center:
             return super().call(inputs, training=training, mask=mask)
         training = bool(training and self.trainable)

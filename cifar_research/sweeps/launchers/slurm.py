@@ -44,7 +44,7 @@ def slurm(
     cpus: int = 4,
     gpus: int = 0,
     memory_gb: float | None = None,
-    sbatch: dict | None = None,
+    sbatch: dict[str, Any] | None = None,
 ) -> Slurm:
     """Run each job as a SLURM job, at most `jobs` at once, in an array where several are submitted together.
 
@@ -217,7 +217,7 @@ class SlurmJob:
 
     def __init__(self, job: JobCommand, cpus: int, logs: Path) -> None:
         self._job, self._cpus, self._logs = job, cpus, logs
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
         import submitit

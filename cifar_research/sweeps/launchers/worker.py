@@ -95,7 +95,7 @@ def add_error(run_dir: Path, message: str) -> None:
         file.write(f"error: {message}\n")
 
 
-def spawn(job: JobCommand, cores: int, folder: str | None = None) -> subprocess.Popen:
+def spawn(job: JobCommand, cores: int, folder: str | None = None) -> subprocess.Popen[bytes]:
     """Start a job in a process that uses so many cores, and that saves and stops when this process ends.
 
     folder: the working directory of the sweep, for the user's modules and relative paths; None is this process's.
