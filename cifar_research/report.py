@@ -93,7 +93,7 @@ def best_command(runs: Sequence[Run]) -> str:
         )
     folder = rows[0].runs[0].folder
     try:
-        return shlex.join([programs.program("train"), *overrides.run_words(folder)])
+        return shlex.join([programs.program("train"), *overrides.read_overrides(folder)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
 

@@ -41,7 +41,7 @@ def command(arguments: Sequence[str]) -> int:
 def _done(arguments: Sequence[str]) -> int:
     """Show, sweep or train as the arguments say, and return the exit code."""
     unlocks = locks.UNLOCK in arguments
-    arguments, original = reproduction.taken([word for word in arguments if word != locks.UNLOCK])
+    arguments, original = reproduction.parse_arguments([word for word in arguments if word != locks.UNLOCK])
     if problem := messages.flags(arguments):
         raise ConfigError(problem)
     arguments = sweep.for_help(resume.expand(arguments))

@@ -121,25 +121,27 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     # A run that goes on, one that is repeated, one that is evaluated.
     again = train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert again["weights_sha256"] == done["weights_sha256"] and again["data"] == done["data"]
-    words, _ = reproduction.taken(["--from-run", str(tmp_path)])
+    words, _ = reproduction.parse_arguments(["--from-run", str(tmp_path)])
     assert f"data.dir='{folder}'" in words
     assert evaluation.load(done, [])[1] is None
     # Elsewhere is looked only if something else says so.
-    assert "data.dir='elsewhere'" in reproduction.taken(["--from-run", str(tmp_path), "data.dir='elsewhere'"])[0]
-    ended, checkpoint = run_folder.begun(settings, tmp_path / "run")
+    assert (
+        "data.dir='elsewhere'" in reproduction.parse_arguments(["--from-run", str(tmp_path), "data.dir='elsewhere'"])[0]
+    )
+    ended, checkpoint = run_folder.earlier_state(settings, tmp_path / "run")
     assert ended is not None and checkpoint is None
     (tmp_path / "run" / "report.json").unlink()
     folder.rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"no cifar10 in .*This run found its data in {folder}"):
         train_run(settings, tmp_path / "run", console.Display(quiet=True))
-    assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
+    assert not [w for w in reproduction.parse_arguments(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
     # Others in its place are others.
     lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     victim = folder / "test_batch.bin"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    with pytest.raises(ConfigError, match=f"begun with the images of fingerprint \\w+ in {folder}, and those found"):
+    with pytest.raises(ConfigError, match=f"started with the images of fingerprint \\w+ in {folder}, and those found"):
         train_run(settings, tmp_path / "run", console.Display(quiet=True))
-    assert not [w for w in reproduction.taken(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
+    assert not [w for w in reproduction.parse_arguments(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
 
 
 def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):

@@ -183,12 +183,12 @@ def test_bad_config_is_refused(line, parts):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--seed=1", "--seed=1: settings are written without dashes; write seed=1"),
-        ("-m --seed=1,2", "--seed=1,2: settings are written without dashes; write seed=1,2"),
+        ("--seed=1", "--seed=1: write settings without dashes: seed=1"),
+        ("-m --seed=1,2", "--seed=1,2: write settings without dashes: seed=1,2"),
         ("--epochs 3", "write training.epochs=3"),
         ("--resume run --batch-size seed=1", "write resume=run training.batch_size=…"),
         ("--lr=3 --optimizer adam", "write optimizer.learning_rate=3 optimizer=adam"),
-        ("--config-dir x --seed=1", "--config-dir: is not taken; more options come from hydra.searchpath="),
+        ("--config-dir x --seed=1", "--config-dir: is not supported; add options with hydra.searchpath="),
     ],
 )
 def test_flags_are_answered_with_what_to_write(line, message):

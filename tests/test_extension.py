@@ -109,12 +109,12 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
         last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best})
     )
     with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
-        run_folder.begun(config.parse([*all_words, *words]), folder)
+        run_folder.earlier_state(config.parse([*all_words, *words]), folder)
     # What it tells to type composes the run that is meant.
     _, _, line = str(raised.value).partition("from the start is ")
     program, *arguments = shlex.split(line)
     assert program == programs.program("train")
-    again = config.parse(reproduction.taken(arguments)[0])
+    again = config.parse(reproduction.parse_arguments(arguments)[0])
     assert not config.parse([*all_words, *words]).identity.differences(again.identity)
 
 

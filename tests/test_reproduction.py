@@ -94,7 +94,7 @@ def test_verdicts(tmp_path, repeated, code, part):
 )
 def test_the_words_compose_the_config(words):
     made = config.parse(words).content
-    again = config.parse(reproduction._words(made)).content
+    again = config.parse(reproduction._overrides(made)).content
     assert again == made and list(again["augmentation"]) == list(made["augmentation"])
     assert list(again["training"]["phases"]) == list(made["training"]["phases"])
 
@@ -124,7 +124,7 @@ def test_another_option_replaces_the_runs(original, words, targets):
             check(found[key], value) if isinstance(value, dict) else None
             assert isinstance(value, dict) or found[key] == value, key
 
-    arguments, _ = reproduction.taken(["--from-run", str(original), *words])
+    arguments, _ = reproduction.parse_arguments(["--from-run", str(original), *words])
     found = config.parse(arguments).content
     check(found, targets)
     made = report.read_report(original / "report.json")["config"]
@@ -136,7 +136,7 @@ def test_another_option_replaces_the_runs(original, words, targets):
 
 
 def test_a_sweep_of_options_has_a_job_for_each(original):
-    arguments, _ = reproduction.taken(
+    arguments, _ = reproduction.parse_arguments(
         ["--from-run", str(original), "-m", "optimizer=adam,sgd", "loss=categorical_crossentropy"]
     )
     jobs = planning.Plan.of(parse_sweep(arguments)).grid()
@@ -145,7 +145,7 @@ def test_a_sweep_of_options_has_a_job_for_each(original):
 
 
 def test_a_sweep_of_seeds_has_its_seeds(original):
-    arguments, _ = reproduction.taken(["--from-run", str(original), "sweep=seeds"])
+    arguments, _ = reproduction.parse_arguments(["--from-run", str(original), "sweep=seeds"])
     jobs = planning.Plan.of(parse_sweep(arguments)).grid()
     assert [job.config["seed"] for job in jobs] == [0, 1, 2, 3, 4]
     assert {job.config["training"]["batch_size"] for job in jobs} == {50}

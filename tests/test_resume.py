@@ -210,7 +210,7 @@ def test_other_images_are_refused(copied):
     for path in checkpoints(copied):
         checkpoint.write(path, checkpoint.Checkpoint(found.arrays, found.meta | {"fingerprint": "of other images"}))
     done = finish(copied, code=2)
-    assert "data: this run was begun with the images of fingerprint of other images" in done.stderr
+    assert "data: this run started with the images of fingerprint of other images" in done.stderr
 
 
 def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -298,7 +298,7 @@ def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, wha
         assert again["config"]["data"]["dir"] == str(here if is_ended else there)
         assert evaluation.load(done, [f"data.dir={there}"])[1] is None
     else:
-        with pytest.raises(ConfigError, match="begun with the (images|classes).* or choose another hydra.run.dir"):
+        with pytest.raises(ConfigError, match="started with the (images|classes).* or choose another hydra.run.dir"):
             go_on(run, words, there)
 
 

@@ -167,7 +167,7 @@ def test_jobs_that_compute_the_same_are_one():
         (["name=a,b", "seed=1,2"], ["name=a,b", "changes nothing that a run computes"]),
         (["seed=1,2", "--cfg", "job"], ["--cfg", "remove -m"]),
         (["seed=1,2", "--version"], ["--version: a sweep does not take this; remove it or -m"]),
-        (["--seed=1,2"], ["--seed=1,2: settings are written without dashes; write seed=1,2"]),
+        (["--seed=1,2"], ["--seed=1,2: write settings without dashes: seed=1,2"]),
     ],
 )
 def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
@@ -227,7 +227,7 @@ def test_six_jobs_with_a_kill_a_crash_and_a_divergence(lab):
 
     done = finish(lab, *grid, code=1)
     assert "2 completed, 2 diverged, 2 failed" in done.stdout
-    assert "1 of 6 jobs are complete, 1 begun, 4 new" in done.stdout
+    assert "1 of 6 jobs are complete, 1 started, 4 new" in done.stdout
     assert complete.stat().st_mtime_ns == before
     assert "Continuing from step" in (lab / "sweep" / "how=fine,seed=1" / "output.log").read_text()
     assert states(lab) == {
@@ -247,7 +247,7 @@ def test_six_jobs_with_a_kill_a_crash_and_a_divergence(lab):
     assert f"allow_targets=[my_lab] resume={lab / 'sweep'}" in command
     base = ["allow_targets=[my_lab]", f"resume={lab / 'sweep'}"]
     done = finish(lab, command=[*base, "schedule.how=fine,diverge", "seed=0,1,2"])
-    assert "4 of 6 jobs are complete, 0 begun, 2 new" in done.stdout and "2 of an earlier grid" in done.stdout
+    assert "4 of 6 jobs are complete, 0 started, 2 new" in done.stdout and "2 of an earlier grid" in done.stdout
     assert "4 completed" not in done.stdout and "3 completed, 3 diverged" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in reports} == reports
     assert ledger(lab)["how=die,seed=1"].is_planned is False

@@ -1,4 +1,4 @@
-"""A command that trains one run, set up as Hydra would: its folder, log and .hydra/, which are written by `begin`."""
+"""One run set up as Hydra would: its folder, its log and .hydra/, all written by `begin`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class HydraJob:
         for record in self._records:
             logger = logging.getLogger(record.name)
             for handler in logging.getLogger().handlers:
-                # The terminal has had it.
+                # The terminal has shown it.
                 is_wanted = logger.isEnabledFor(record.levelno) and record.levelno >= handler.level
                 if is_wanted and type(handler) is not logging.StreamHandler:
                     handler.handle(record)

@@ -1,4 +1,4 @@
-"""Identity: what of a config decides what a run computes, and in which words reports show it."""
+"""Identity: which values of a config decide what a run computes, and how reports show them."""
 
 from __future__ import annotations
 

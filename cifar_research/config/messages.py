@@ -1,7 +1,7 @@
-"""Mistakes on a command line or in a file of settings, in sentences for whoever made them.
+"""Messages for command lines and config files that do not compose: the key, its value, and what to do.
 
-The words of the command line are composed one after another: the first that fails is the mistake, and is held against
-what the words before it compose. Only what lies in a file is found by the text of Hydra's error.
+The overrides are composed one after another: the first that fails is wrong, and is compared with what the ones before it
+compose. Only an error in a file is recognised by the text of Hydra's message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cifar_research.config.overrides import parse_override, quoted, read_overrid
 _HYDRAS_OPTIONS = (
     "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun", "--run", "-r",
 )  # fmt: skip
-# What the field calls a key, where that is not its own last part.
+# Usual names of a key that are not its own last part.
 _ABBREVIATIONS = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
     "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
@@ -40,12 +40,12 @@ _OPTIONS = {"ce": "categorical_crossentropy", "xent": "categorical_crossentropy"
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Return sentences that name the key, the value and the nearest valid name, for an error of Hydra or OmegaConf."""
+    """Return a message with the key, its value and the nearest valid name, for an error of Hydra or OmegaConf."""
     return wrong_override(overrides) or _in_a_file(error, overrides)
 
 
 def wrong_override(overrides: Sequence[str]) -> str | None:
-    """Say what is wrong with the first override that does not compose, None if all do."""
+    """Return what is wrong with the first override that does not compose, None if all do."""
     for word in overrides:
         if parse_override(word) is None:
             return _unreadable(word)
@@ -60,7 +60,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
     before = [word for word in overrides if word.startswith("hydra.searchpath=") or word in groups]
     try:
         cfg = conf.compose(before)
-    except Exception:  # noqa: BLE001 — any kind, of a file: not a word's mistake
+    except Exception:  # noqa: BLE001 — any kind: the error is in a file
         return None
     for word in [word for word in overrides if word not in before]:
         try:
@@ -72,18 +72,18 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
 
 
 def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
-    """Say what is wrong with the choice of an option, as in optimizer=null."""
+    """Return what is wrong with the choice of an option, as in optimizer=null; None if nothing is."""
     override = read_override(word)
     group = override.key_or_group
     if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
         return None
     if override.is_add() and f"~{group}" not in overrides and group in conf.compose().hydra.runtime.choices:
-        return f"{group}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
+        return f"{group}: has a value already; remove the +: {typed(word.lstrip('+'))}"
     value = override.value()
     listed = conf.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if option is None and group in ("experiment", "sweep"):
-            return f"{group}: null is no option; leave {typed(word)} out"
+            return f"{group}: null is not an option; remove {typed(word)}"
         if not isinstance(option, str) or option not in listed:
             return _no_option(group, option, listed)
     return None
@@ -104,11 +104,11 @@ def _options_with(group: str, key: str) -> list[str]:
 
 
 def several_values(word: str, overrides: Sequence[str]) -> str:
-    """Say what may be done with several values for a key, where one run takes one."""
+    """Return what to do about several values for a key of one run."""
     override = read_override(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
-        return f"{word}: takes one value, and says how all jobs are run; give one"
+        return f"{word}: takes one value for all jobs; give one"
     sweep = override.value()
     if not isinstance(sweep, ChoiceSweep) or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
@@ -123,7 +123,7 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
-    """Say why an override does not go into what the ones before it compose."""
+    """Return why an override does not fit the config that the ones before it compose."""
     override = read_override(word)
     key, value = override.key_or_group, word.partition("=")[2]
     parent, _, last = key.rpartition(".")
@@ -132,17 +132,17 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
     is_added = override.is_add() or override.is_force_add()
     if is_added and not is_there and re.match(r"training\.phases\.\w", key):
         whole = typed(f"++training.phases={{{key.split('.')[2]}:{{trainable:all}}}}")
-        return f"{key}: a new phase is given whole, with all its settings in one word: {whole}"
+        return f"{key}: give a new phase with all its settings in one override: {whole}"
     if not is_there and not is_added:
         return unknown_key(key, value, cfg, overrides)
     if override.is_add() and is_there:
-        return f"{key}: has a value already; leave the + out: {typed(word.lstrip('+'))}"
-    found = re.search(r"full_key: (\S+)", str(error.__cause__))
-    return _other_kind(found[1] if found else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
+        return f"{key}: has a value already; remove the +: {typed(word.lstrip('+'))}"
+    full = re.search(r"full_key: (\S+)", str(error.__cause__))
+    return _other_kind(full[1] if full else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
 
 
 def missing(key: str) -> str:
-    """Say that a key or group has no value."""
+    """Return the message for a key or group without a value."""
     if not is_group(key):
         return f"{key}: has no value; give one: {key}=…"
     default = conf.compose().hydra.runtime.choices[key]
@@ -150,13 +150,13 @@ def missing(key: str) -> str:
 
 
 def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
-    """Say what kind of value a key takes; word: the override with another one; reason: OmegaConf's."""
+    """Return the message for a value of the wrong type; reason: OmegaConf's."""
     value, now = word.partition("=")[2], OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
     if isinstance(now, ListConfig) or "ListConfig" in reason:
         inner = "" if value == "null" else value
         return f"{key}: takes a list, not {value}; give {typed(f'{key}=[{inner}]')}"
     if re.fullmatch(r"training\.phases\.\w+", key) and value == "null":
-        return f"{key}: null is not a valid phase; leave it out with ~{key}"
+        return f"{key}: null is not a valid phase; remove it with ~{key}"
     if isinstance(now, DictConfig):
         return f"{key}: takes settings of its own, not {value}; it has {', '.join(map(str, now))}"
     if value == "null":
@@ -171,8 +171,8 @@ def _plain(value: Any) -> str:
 
 
 def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequence[str] = ()) -> str:
-    """Name the key that was meant by an unknown one; value: what it was given, None if that is not known."""
-    told = f"{key}: there is no such key"
+    """Return the message for an unknown key, with the one that was probably meant; value: None if not known."""
+    problem = f"{key}: there is no such key"
     parts = key.split(".")
     depth = len(parts) - 1
     while depth and not isinstance(OmegaConf.select(cfg, ".".join(parts[:depth])), DictConfig):
@@ -189,35 +189,35 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     chosen = [str(OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}"))]
     chosen += [word for word in overrides if word.startswith(f"{parent}=")]
     if last in listed and last not in re.split(r"\W+", " ".join(chosen)):
-        return f"{told}; choose {parent}={last} first"
+        return f"{problem}; choose {parent}={last} first"
     if (parent or rest) and (close := targets.closest(last, [*own, *hidden])):
         full = ".".join([*parts[:depth], close, *rest])
         if rest and not (isinstance(node[close], DictConfig) and rest[0] in node[close]):
-            return told + unknown_key(full, value, cfg, overrides).removeprefix(f"{full}: there is no such key")
-        return f"{told}; did you mean {_word(full if close in own else f'+{full}', value)}?"
+            return problem + unknown_key(full, value, cfg, overrides).removeprefix(f"{full}: there is no such key")
+        return f"{problem}; did you mean {_word(full if close in own else f'+{full}', value)}?"
     if not rest and (keys := meant(last, cfg)):
-        return f"{told}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
+        return f"{problem}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
     last = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     for group in [parent] if listed else [] if parent else conf.groups():
         if not rest and (having := _options_with(group, last)):
-            choices = " or ".join(f"{group}={one}" for one in having)
-            return f"{told} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
-    return f"{told}{targets.nearest(last, [*own, *hidden])}"
+            choices = " or ".join(f"{group}={option}" for option in having)
+            return f"{problem} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
+    return f"{problem}{targets.nearest(last, [*own, *hidden])}"
 
 
 def meant(name: str, cfg: DictConfig) -> list[str]:
-    """Return the keys and groups of a config that a name without its section may stand for."""
+    """Return the keys and groups that a name without its section may stand for."""
     flat = flatten(OmegaConf.to_container(cfg, resolve=False))
     keys = [key for key in flat if not re.match(r"hydra\.|_|.*\._", key)]
     known = {*conf.groups(), *keys, "hydra.run.dir"}
     if (full := _ABBREVIATIONS.get(name, "")) in known:
         return [full]
-    last: dict[str, list[str]] = {one: [one] for one in (*conf.groups(), "experiment", "sweep")}
+    last: dict[str, list[str]] = {group: [group] for group in (*conf.groups(), "experiment", "sweep")}
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
-    found = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.75), [])
+    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.75), [])
     # A key of the whole training stands for those of its phases.
-    return [key for key in found if ".phases." not in key] or found
+    return [key for key in keys if ".phases." not in key] or keys
 
 
 def _word(key: str, value: str | None) -> str:
@@ -225,7 +225,7 @@ def _word(key: str, value: str | None) -> str:
 
 
 def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
-    """Say what is wrong in a file of settings, by the text of Hydra's error."""
+    """Return what is wrong in a config file, by the text of Hydra's error."""
     text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
@@ -241,7 +241,7 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _context(overrides: Sequence[str]) -> DictConfig:
-    """Return what the chosen options compose, or no option at all if what is wrong lies in one of them."""
+    """Return what the chosen options compose; the defaults if one of them has an error."""
     try:
         return conf.compose(_groups(overrides))
     except Exception:  # noqa: BLE001 — any kind, of a file
@@ -249,16 +249,16 @@ def _context(overrides: Sequence[str]) -> DictConfig:
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that choose options, each one."""
+    """Return the overrides that choose one option each."""
     chosen = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
     return grammar.without_sweeps(chosen)
 
 
 def flags(arguments: Sequence[str]) -> str | None:
-    """Return what is wrong with the words of a command line that begin with a dash, None if nothing is."""
+    """Return what is wrong with the flags of a command line, None if nothing is."""
     refused = trust.refused_flags(arguments)
     if hydras := [word for word in refused if word.partition("=")[0] in _HYDRAS_OPTIONS]:
-        return f"{' '.join(hydras)}: is not taken; more options come from hydra.searchpath=[file://<folder>]"
+        return f"{' '.join(hydras)}: is not supported; add options with hydra.searchpath=[file://<folder>]"
     if not refused:
         return None
     cfg, write = conf.compose(), []
@@ -269,22 +269,22 @@ def flags(arguments: Sequence[str]) -> str | None:
             value = following[0]
         is_known = name == "resume" or ("." in name and OmegaConf.select(cfg, name) is not None)
         write.append(f"{name if is_known else (meant(name, cfg) or [name])[0]}={value or '…'}")
-    return f"{' '.join(refused)}: settings are written without dashes; write {' '.join(write)}"
+    return f"{' '.join(refused)}: write settings without dashes: {' '.join(write)}"
 
 
 def _unreadable(word: str) -> str:
-    """Say what in a word is not in the grammar of Hydra's command line, with the word to type for it if there is one."""
+    """Return why Hydra cannot read an override, with the one to type if there is one."""
     key, is_pair, value = word.partition("=")
-    told = f"{word!r} is not an override, key=value"
+    problem = f"{word!r} is not an override, key=value"
     if not is_pair:
-        return f"{told}; put = between a key and its value, as in seed=1"
+        return f"{problem}; put = between a key and its value, as in seed=1"
     if parse_override(f"{key}=1") is None:
-        return f"{told}: {key!r} is not a valid key"
+        return f"{problem}: {key!r} is not a valid key"
     whole = f"{key}={quoted(value)}"
     if value[0] in "[{":
-        parts = [part.strip() for part in value[1:-1].split(",")]
-        inner = ",".join(part if parse_override(f"{key}={part}") else quoted(part) for part in parts)
+        items = [item.strip() for item in value[1:-1].split(",")]
+        inner = ",".join(item if parse_override(f"{key}={item}") else quoted(item) for item in items)
         whole = f"{key}={value[0]}{inner}{value[-1]}"
     if parse_override(whole) is None:
-        return f"{told}: its value cannot be read; close its brackets, and put a text in quotes, key='text'"
+        return f"{problem}: its value cannot be read; close its brackets, and put a text in quotes, key='text'"
     return f"{key.lstrip('+')}: {value!r} needs quotes; give {typed(whole)}"

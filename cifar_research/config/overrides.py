@@ -59,36 +59,36 @@ def _with_texts(word: str) -> str:
     if not value or "{" in value or not (name in TEXT_KEYS or conf.is_group(name)):
         return word
 
-    def quoted_atom(found: re.Match[str]) -> str:
-        text = found[0].strip()
-        override = parse_override(f"key={text}") if text and found[0][0] not in "'\"" else None
+    def quoted_atom(atom: re.Match[str]) -> str:
+        text = atom[0].strip()
+        override = parse_override(f"key={text}") if text and atom[0][0] not in "'\"" else None
         if override is None or override.is_sweep_override() or isinstance(override.value(), str):
-            return found[0]
-        in_list = value.count("[", 0, found.start()) > value.count("]", 0, found.start())
+            return atom[0]
+        in_list = value.count("[", 0, atom.start()) > value.count("]", 0, atom.start())
         if override.value() is None and not in_list:
-            return found[0]
-        return found[0].replace(text, quoted(text))
+            return atom[0]
+        return atom[0].replace(text, quoted(text))
 
     whole = re.sub(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[^][,(){}'\"]+", quoted_atom, value)
     return word if whole == value or parse_override(f"{key}={whole}") is None else f"{key}={whole}"
 
 
-def without_sweeps(words: Sequence[str]) -> list[str]:
-    """Return the words without those that give a key several values, but for Hydra's own keys, which take one."""
+def without_sweeps(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that have several values, but with Hydra's own."""
     return [
         word
-        for word in words
-        if (found := parse_override(word)) is None or not found.is_sweep_override() or found.is_hydra_override()
+        for word in overrides
+        if (parsed := parse_override(word)) is None or not parsed.is_sweep_override() or parsed.is_hydra_override()
     ]
 
 
-def with_globs_expanded(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the words with `glob(…)` replaced by the group's options that it matches; ValueError if there are none.
+def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return overrides with `glob(…)` replaced by the options that it matches; ValueError if there are none.
 
     overrides: the whole command line, whose hydra.searchpath counts.
     """
     expanded = []
-    for word in words:
+    for word in swept:
         override = parse_override(word)
         glob = None if override is None else override.value()
         if override is None or not isinstance(glob, Glob):

@@ -24,7 +24,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
-# Those that hold factories and nothing that would run or fetch what it is told.
+# Modules with factories, none of which runs or fetches what its settings name.
 _PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
     f"{_PACKAGE}.{name}"
@@ -112,7 +112,7 @@ def name(target: str) -> str:
     return target.rpartition(".")[2] if target.startswith(f"{_PACKAGE}.") else target
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return what an error of a user's code says, in a line, and where it was raised."""
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if "site-packages" not in frame.filename] or stack
@@ -142,7 +142,7 @@ def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> 
     except InstantiationException as error:
         cause = error.__cause__
         if not (isinstance(cause, ValueError) or cause is None):
-            return None, [f"{key}: {target}: {said(cause)}"]
+            return None, [f"{key}: {target}: {error_text(cause)}"]
         reason = str(cause or error).replace("\n", " ")
         is_of_setting = reason.partition(":")[0] in inspect.signature(factory).parameters
         return None, [f"{key}.{reason}" if is_of_setting else f"{key}: {reason}"]
@@ -158,7 +158,7 @@ def _factory(target: str) -> tuple[Callable[..., Any], str | None]:
         return factory, f"cannot import {target!r} ({error}); is its folder on PYTHONPATH?"
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
         if not isinstance(error, AttributeError) or module not in sys.modules:
-            return factory, f"cannot import {target!r}: {said(error)}"
+            return factory, f"cannot import {target!r}: {error_text(error)}"
         public = [name for name, value in vars(sys.modules[module]).items() if inspect.isfunction(value)]
         return factory, f"module {module!r} has no {name!r}{nearest(name, public)}"
     if not callable(factory):

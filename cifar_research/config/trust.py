@@ -1,4 +1,4 @@
-"""Who may say which code runs: the command line, and no file; see targets.py for what a `_target_` may be."""
+"""What only the command line may set, and no file: which code runs. See targets.py for `_target_`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cifar_research.config.overrides import parse_override
 _KEY = "allow_targets"
 _LOGGING = ("job_logging", "hydra_logging")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# Hydra's options that show something and run nothing. The others choose another config than conf/, which would escape
-# the schema, or read a pickle.
+# Hydra's flags that only show something. The others choose another config than conf/, which would bypass the schema,
+# or read a pickle.
 _SHOWING = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i",
     "--shell-completion", "-sc", "--multirun", "-m",
@@ -23,23 +23,23 @@ _SHOWING = (
 
 
 def allowances(overrides: Sequence[str]) -> list[str]:
-    """Return what the words of a command line allow a `_target_` to name."""
-    found: Any = []
+    """Return the packages that the overrides of a command line allow a `_target_` to name."""
+    allowed: Any = []
     for word in overrides:
         override = parse_override(word)
         if override is not None and override.key_or_group == _KEY:
-            found = [] if override.is_delete() else override.value()
-    return found if isinstance(found, list) else [found]
+            allowed = [] if override.is_delete() else override.value()
+    return allowed if isinstance(allowed, list) else [allowed]
 
 
-def of_a_file(words: Sequence[str]) -> list[str]:
-    """Return the words that a file gives for a command line, but for those that only who types it may say.
+def of_a_file(overrides: Sequence[str]) -> list[str]:
+    """Return a file's overrides without those that only the user may give.
 
-    Whom it allows to be called, and Hydra's own, except for how a sweep is run and in which folders options lie: anything
-    else there would be imported.
+    Those are allow_targets and Hydra's own, except for how a sweep is run and which folders hold options: anything else
+    would be imported.
     """
-    kept = []
-    for word in words:
+    trusted = []
+    for word in overrides:
         override = parse_override(word)
         key = "" if override is None else override.key_or_group
         if key.partition(".")[0] == _KEY:
@@ -48,29 +48,29 @@ def of_a_file(words: Sequence[str]) -> list[str]:
             continue
         if key == "hydra.searchpath" and not _are_folders(override):
             continue
-        kept.append(word)
-    return kept
+        trusted.append(word)
+    return trusted
 
 
 def _are_folders(override: Any) -> bool:
-    places = None if override.is_delete() or override.is_sweep_override() else override.value()
-    return isinstance(places, list) and all(
-        isinstance(place, str) and (place.startswith("file://") or "://" not in place) for place in places
+    paths = None if override.is_delete() or override.is_sweep_override() else override.value()
+    return isinstance(paths, list) and all(
+        isinstance(path, str) and (path.startswith("file://") or "://" not in path) for path in paths
     )
 
 
 def is_of_sweep(key: str) -> bool:
-    """Say whether a key of Hydra's own says how a sweep is run, or where options lie; its jobs take no others."""
+    """Return whether a key of Hydra's own is about how a sweep is run or where options are; jobs take no others."""
     return re.fullmatch(r"hydra(/launcher|\.(mode|searchpath|sweep\.dir|(launcher|sweeper)(\..+)?))", key) is not None
 
 
 def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Return what in a composed config only the command line may say and a file says, a sentence each."""
-    allowed, found = allowances(overrides), list(OmegaConf.select(cfg, _KEY) or [])
-    if found != allowed:
+    """Return what a file sets that only the command line may set, a sentence each."""
+    allowed, composed = allowances(overrides), list(OmegaConf.select(cfg, _KEY) or [])
+    if composed != allowed:
         return [
-            f"{_KEY}: {found} comes from a file, and a config cannot allow its own code to run; if you trust it, give "
-            f"{_KEY}=[{','.join(map(str, found))}] on the command line, or set {targets.ALLOWING_VARIABLE}"
+            f"{_KEY}: {composed} comes from a file, and a config cannot allow its own code to run; if you trust it, give "
+            f"{_KEY}=[{','.join(map(str, composed))}] on the command line, or set {targets.ALLOWING_VARIABLE}"
         ]
     for name in allowed:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
@@ -79,33 +79,33 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def refused_flags(arguments: Sequence[str]) -> list[str]:
-    """Return Hydra's own options on a command line that would go round the checks of a config."""
+    """Return Hydra's flags on a command line that would bypass the checks of a config."""
     return [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in _SHOWING]
 
 
 def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Return what Hydra itself would run or set for a file: callbacks, handlers of logs, environment variables."""
-    found = ["hydra.callbacks: are not run by this command; remove them"] if hydra.get("callbacks") else []
+    """Return what Hydra itself would run or set for a file: callbacks, log handlers, environment variables."""
+    problems = ["hydra.callbacks: are not run by this command; remove them"] if hydra.get("callbacks") else []
     for section in _LOGGING:
         content = OmegaConf.to_container(hydra[section]) if section in hydra else {}
-        found += [problem for key, value in _leaves(f"hydra.{section}", content) for problem in _odd(key, value)]
-    said = [override.key_or_group for word in overrides if (override := parse_override(word)) is not None]
-    if hydra.job.get("env_set") and not any(key.startswith("hydra.job.env_set") for key in said):
-        found.append(
+        problems += [problem for key, value in _leaves(f"hydra.{section}", content) for problem in _foreign(key, value)]
+    keys = [override.key_or_group for word in overrides if (override := parse_override(word)) is not None]
+    if hydra.job.get("env_set") and not any(key.startswith("hydra.job.env_set") for key in keys):
+        problems.append(
             f"hydra.job.env_set: a file sets {', '.join(hydra.job.env_set)}, and environment variables may choose what "
             "runs; set them before the command"
         )
-    return found
+    return problems
 
 
-def _odd(key: str, value: Any) -> list[str]:
-    """Return what is wrong with an entry of logging's dictionary, which can name any callable of any module."""
+def _foreign(key: str, value: Any) -> list[str]:
+    """Return what is wrong with an entry of a logging config, which can name any callable of any module."""
     last, text = key.rpartition(".")[2], str(value)
     is_foreign_class = last in ("class", "()") and not (last == "class" and text.startswith("logging."))
     is_foreign_object = text.startswith("ext://") and text not in _STREAMS
     is_hidden = "${" in text and last != "filename"
     if is_foreign_class or is_foreign_object or is_hidden:
-        return [f"{key}: {text!r} names code outside of Python's logging, which a file may not; leave it out"]
+        return [f"{key}: {text!r} names code outside of Python's logging, which a file may not; remove it"]
     return []
 
 

@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 18
 def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_seconds: float = 30) -> None:
     """Download `url` to `path` if that is missing and the file's SHA-256 is `sha256`.
 
-    What arrives is kept in `path`.part, so that the next attempt, or the next run, goes on from there; a file that is
+    What arrives is kept in `path`.part, so that the next attempt, or the next run, continues from there; a file that is
     complete and wrong is removed. Two processes fetch it once. DataError, with the address, if it cannot be fetched.
     """
     try:
@@ -57,7 +57,7 @@ def _fetch(url: str, path: Path, sha256: str, attempts: int, timeout_seconds: fl
             part.unlink()
             problem = f"the file has the SHA-256 {digest} and not the published {sha256}; it was removed"
     raise DataError(
-        f"{url} could not be downloaded: {problem}. Try again (it goes on where it stopped), or fetch the file "
+        f"{url} could not be downloaded: {problem}. Try again (it continues where it stopped), or fetch the file "
         "yourself and give its folder as data.dir"
     )
 

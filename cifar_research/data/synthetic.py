@@ -9,7 +9,7 @@ CLASSES = (
     "horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard", "dots",
 )  # fmt: skip
 SIZE = 32
-VERSION = 1  # another drawing is another data set: count up, and caches are made anew
+VERSION = 1  # another drawing is another data set: count up, and caches are rebuilt
 
 
 def draw(num_images: int, seed: int, split: int) -> tuple[np.ndarray, np.ndarray]:

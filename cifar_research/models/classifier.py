@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cifar_research.config.contracts import Backbone, Head
-from cifar_research.config.targets import said
+from cifar_research.config.targets import error_text
 from cifar_research.runtime.errors import WeightsError
 from cifar_research.runtime.lazy import keras, tf
 
@@ -68,7 +68,7 @@ def _as_weights_error(problem: str) -> Iterator[None]:
     except WeightsError:
         raise
     except Exception as error:  # noqa: BLE001 — a user's own code may raise any kind
-        raise WeightsError(f"{problem}: {said(error)}") from error
+        raise WeightsError(f"{problem}: {error_text(error)}") from error
 
 
 def _shape(value: Any) -> list[int | None]:

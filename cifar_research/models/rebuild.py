@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def network(
-    found: dict[str, Any], run: Path, precision: str | None = None, allowed: frozenset[str] | None = None
+    report: dict[str, Any], run: Path, precision: str | None = None, allowed: frozenset[str] | None = None
 ) -> keras.Model:
     """Return the classifier of a run: float [B, H, W, C] -> logits [B, K].
 
     found: the run's report; precision: float32, bfloat16 or float16, to compute in; None: as the run did; allowed: see
     targets.allowed, None: what the environment allows. RunError if the folder has no weights that fit.
     """
-    content = found["config"]
+    content = report["config"]
     size = schema.data_section(content["data"]).image_size
     try:
         backbone, head = settings.network(content, targets.allowed() if allowed is None else allowed)
@@ -36,11 +36,11 @@ def network(
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
     try:
-        model = classifier(backbone, head, (size, size, 3), len(found["data"]["classes"]))
-        if model.count_params() != found["parameters"]["total"]:
+        model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
+        if model.count_params() != report["parameters"]["total"]:
             raise RunError(
                 f"{run}: its config now gives a model of {model.count_params():,} parameters, and it trained one of "
-                f"{found['parameters']['total']:,}; put its config, or the code of its model, back"
+                f"{report['parameters']['total']:,}; put its config, or the code of its model, back"
             )
         with warnings.catch_warnings():  # Keras tells of lists of layers that it has loaded by another name
             warnings.simplefilter("ignore", UserWarning)
@@ -58,16 +58,16 @@ def network(
     return model
 
 
-def is_whole(found: dict[str, Any]) -> bool:
+def is_whole(report: dict[str, Any]) -> bool:
     """Say whether a report has all that is read here, of the type that it must have."""
     types = {
         "data.classes": list, "parameters.total": int, "test.accuracy": float, "config_hash": str, "config.name": str,
         "config.data.standardize": bool, "config.training.precision": str, "config.backbone": dict, "config.model": dict,
     }  # fmt: skip
-    for key, wanted in types.items():
-        value: Any = found
+    for key, expected in types.items():
+        value: Any = report
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(value, wanted):
+        if not isinstance(value, expected):
             return False
-    return found["config"]["training"]["precision"] in environments.POLICIES
+    return report["config"]["training"]["precision"] in environments.POLICIES

@@ -1,4 +1,4 @@
-"""Checkpoints: one file each, written whole or not at all, and never believed without its checksum."""
+"""Checkpoints: one file each, written whole or not at all, and read only if its checksum matches."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _best_of(path: Path) -> int | None:
 class Checkpoints:
     """The checkpoints of a run: the last few steps, and the best weights that they speak of.
 
-    `step-N.ckpt` holds all a run needs to go on; its meta["best"] names the `best-N.ckpt` with the best weights by
+    `step-N.ckpt` holds all that a run needs to continue; its meta["best"] names the `best-N.ckpt` with the best weights by
     validation so far, written before it, so that a kill between the two leaves both usable.
     """
 
@@ -128,7 +128,7 @@ class Checkpoints:
         if problems:
             raise CheckpointError(
                 "No checkpoint of this run can be used: " + "; ".join(problems) + ". Restore one from a backup, or "
-                f"start anew in another hydra.run.dir; nothing in {self.folder} was changed"
+                f"start over in another hydra.run.dir; nothing in {self.folder} was changed"
             )
         return None
 

@@ -19,7 +19,7 @@ STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
 
 @dataclass
 class Job:
-    """One run of a sweep: the words of its command line, and how it went.
+    """One run of a sweep: its overrides and its state.
 
     folder: its name in the sweep's folder; config: as composed; is_planned: false for one of an earlier grid.
     """
@@ -49,7 +49,7 @@ def read(folder: Path) -> tuple[list[str], list[Job]] | None:
         jobs = [Job(**job) for job in content["cells"]]
         arguments = content["arguments"]
         if not all(isinstance(word, str) for word in arguments):
-            raise TypeError("its arguments are no words")
+            raise TypeError("its arguments are not texts")
         for job in jobs:
             if job.state not in STATES or not isinstance(job.config["augmentation"], dict):
                 raise TypeError(f"its job {job.folder} is incomplete")

@@ -120,13 +120,13 @@ def weights_sha256(model: keras.Model) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results may depend on."""
-    found = {"python": platform.python_version()}
+    versions_by_package = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions_by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            versions_by_package[package] = "unknown"
+    return versions_by_package
 
 
 def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
@@ -143,9 +143,9 @@ def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
 def git(folder: Path) -> dict[str, Any] | None:
     """Return the commit of the checkout that `folder` belongs to and whether it has changes; None if none."""
 
-    def ask(*words: str) -> str:
+    def ask(*arguments: str) -> str:
         # Without locks: the jobs of a sweep must not wait for each other.
-        command = ["git", "--no-optional-locks", *words]
+        command = ["git", "--no-optional-locks", *arguments]
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=5, check=True
         )

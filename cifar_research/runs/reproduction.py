@@ -1,4 +1,4 @@
-"""`--from-run FOLDER`: a run again, from its report.json alone; `--verify`: whether it came out the same."""
+"""`--from-run FOLDER`: repeat a run from its report.json alone; `--verify`: compare the results."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from cifar_research.runtime.errors import ConfigError, DataError
 
 _FEWEST = 10  # test images from which the interval of a difference holds
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
-# The name, which data=… says, and where the caches of one machine lie.
+# The name, which data=… sets, and the cache folder of one machine.
 _LEFT_OUT = ("data.name", "data.cache_dir")
 
 
 @dataclass(frozen=True)
 class Original:
-    """The run to repeat. report: what is in its report.json; is_verified: whether to compare with it at the end."""
+    """The run to repeat. report: the content of report.json; is_verified: whether to compare with it at the end."""
 
     folder: Path
     report: dict[str, Any]
     is_verified: bool
 
     def differences(self) -> list[str]:
-        """Return what differs here from where it was made and may change its results, a sentence each."""
+        """Return which versions differ here and may change the results, a sentence each."""
         here, there = dict(report.versions()), dict(self.report["versions"])
         git_here, git_there = report.git(Path(__file__).parent), self.report["git"]
         if git_here and git_there:
@@ -46,14 +46,14 @@ class Original:
         ]
 
     def check(self, identity: Identity, run_dir: Path) -> None:
-        """Raise ConfigError if a command would go on in the original's own folder, or verify another config."""
+        """Raise ConfigError if a command would continue in the original's own folder, or verify another config."""
         if run_dir.resolve() == self.folder.resolve():
             raise ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
         if self.is_verified and (changed := Identity(self.report["config"]).differences(identity)):
-            raise ConfigError(f"{changes_text(changed)}\n--verify: this is another config; leave these out")
+            raise ConfigError(f"{changes_text(changed)}\n--verify: this is another config; remove these overrides")
 
     def verdict(self, result: Mapping[str, Any]) -> tuple[int, str]:
-        """Return the exit code and the sentence that say whether a run came out as the original did.
+        """Return the exit code and the sentence about whether a run has the original's results.
 
         Identical: the same losses and the same weights. Within noise: the 95 % interval of the difference of the two
         test accuracies, of as many independent images each, covers 0, or there are too few images for one.
@@ -64,17 +64,17 @@ class Original:
         if all(same) and result["weights_sha256"] == self.report["weights_sha256"]:
             return IDENTICAL, f"Identical: losses, accuracies and all weights are those of {self.folder}, to the bit."
         accuracies, sizes = zip(
-            *((one["test"]["accuracy"], one["data"]["sizes"]["test"]) for one in (result, self.report)), strict=True
+            *((run["test"]["accuracy"], run["data"]["sizes"]["test"]) for run in (result, self.report)), strict=True
         )
-        told = f"test accuracy {accuracies[0]:.4f}, {accuracies[1]:.4f} in {self.folder}"
-        other = self._other_cause(result)
+        text = f"test accuracy {accuracies[0]:.4f}, {accuracies[1]:.4f} in {self.folder}"
+        cause = self._other_cause(result)
         if min(sizes) < _FEWEST:
-            return WITHIN_NOISE, f"Not identical: {told}; {min(sizes)} test images are too few to say more.{other}"
+            return WITHIN_NOISE, f"Not identical: {text}; {min(sizes)} test images are too few to say more.{cause}"
         low, high = difference_interval(*accuracies, *sizes)
-        told += f"; the 95 % interval of the difference is {low:.4f} to {high:.4f}"
+        text += f"; the 95 % interval of the difference is {low:.4f} to {high:.4f}"
         if low <= 0 <= high:
-            return WITHIN_NOISE, f"Within noise, not identical: {told}.{other}"
-        return DIFFERENT, f"Not reproduced: {told}, without 0.{other}"
+            return WITHIN_NOISE, f"Within noise, not identical: {text}.{cause}"
+        return DIFFERENT, f"Not reproduced: {text}, without 0.{cause}"
 
     def _other_cause(self, result: Mapping[str, Any]) -> str:
         if result["data"]["fingerprint"] != self.report["data"]["fingerprint"]:
@@ -87,8 +87,8 @@ class Original:
         return ""
 
 
-def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
-    """Return the arguments with the words that repeat a run for `--from-run FOLDER`, before those given, and the run.
+def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
+    """Return the arguments with the overrides that repeat a run in place of `--from-run FOLDER`, and the run.
 
     ConfigError or ReportError if there is no run to repeat.
     """
@@ -104,92 +104,92 @@ def taken(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
             raise ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
         return rest, None
     path = Path(given.from_run)
-    found = report.read_report(path / "report.json")
-    if found is None:
+    original = report.read_report(path / "report.json")
+    if original is None:
         raise ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
-    if given.verify and found["status"] != "completed":
-        raise ConfigError(f"--verify: {path} was not completed but {found['status']}; leave --verify out")
+    if given.verify and original["status"] != "completed":
+        raise ConfigError(f"--verify: {path} was not completed but {original['status']}; leave --verify out")
     try:
         chosen = _chosen(rest)
-        words = [*_words(found["config"], chosen), *where_the_data_is(found, chosen, path)]
-        return [*words, *rest], Original(path, found, given.verify)
+        overrides = [*_overrides(original["config"], chosen), *data_dir_override(original, chosen, path)]
+        return [*overrides, *rest], Original(path, original, given.verify)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--from-run: the config in {path / 'report.json'} is no run's ({error!r})") from error
+        raise ConfigError(f"--from-run: the config in {path / 'report.json'} is not a run's ({error!r})") from error
 
 
-def where_the_data_is(found: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
-    """Return data.dir=… if nothing else says where the data is, and the run's lies where the run found it."""
-    own, found_in = found["config"]["data"], found["data"]["found_in"]
+def data_dir_override(original: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
+    """Return data.dir=… if nothing else says where the data is and the run's is still where the run found it."""
+    own, found_in = original["config"]["data"], original["data"]["found_in"]
     is_given = os.path.isdir(str(own.get("dir"))) or (own["name"] != "images" and os.environ.get("CIFAR_DATA_DIR"))
     if not found_in or is_given or {"data", "data.dir"} & chosen:
         return []
     folder = str(cifar.folder_of(found_in))
     try:
         data = datasets.load(data_section(own, dir=folder, cache_dir=None, download=False))
-        is_same = data.fingerprint == found["data"]["fingerprint"]
+        is_same = data.fingerprint == original["data"]["fingerprint"]
     except DataError:
         is_same = False
     if not is_same:
-        console.note(f"{run}: found its data in {found_in}, where it is no longer; data.dir=<folder> says where it is")
+        console.note(f"{run}: found its data in {found_in}, which no longer has it; set data.dir=<folder>")
         return []
     console.note(f"The data is in {folder}, where {run} found it")
     return [f"data.dir={quoted(folder)}"]
 
 
 def _chosen(rest: Sequence[str]) -> set[str]:
-    """Return the keys and groups that the command line chooses anew, or the sweep that it names."""
+    """Return the keys and groups that the command line or its sweep option sets."""
     keys = {word.lstrip("+~").partition("=")[0] for word in rest if "=" in word or word.startswith("~")}
     if "sweep" in keys:
-        words = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
-        keys |= set(sweep.swept_keys(words))
+        overrides = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
+        keys |= set(sweep.swept_keys(overrides))
     if "experiment" in keys and "experiment=null" not in rest:
-        raise ConfigError("--from-run: experiment= would replace all that is to be repeated; leave one of them out")
+        raise ConfigError("--from-run: experiment= would replace everything that is repeated; remove one of them")
     return keys
 
 
-def _words(made: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]:
-    """Return the command line that composes a config, whatever files it was composed from.
+def _overrides(content: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]:
+    """Return the overrides that compose a config, whatever files it was composed from.
 
-    chosen: keys and groups that are to be others. All of such a group is its option's, but of `training` its phases and
-    their epochs alone.
+    chosen: keys and groups that have other values. Such a group has all values of its option; of `training`, the phases
+    and their epochs only.
     """
-    data, training = made["data"], dict(made["training"])
+    data, training = content["data"], dict(content["training"])
     is_elsewhere = data["name"] != "images" and not Path(str(data["dir"])).is_dir()
     left_out = {*_LEFT_OUT, "data.dir"} if is_elsewhere else set(_LEFT_OUT)
     sections = {"data": data, "training": training}
     phases = training.pop("phases")
-    words = [f"name={_word(made['name'])}", f"seed={_word(made['seed'])}"]
+    overrides = [f"name={_text(content['name'])}", f"seed={_text(content['seed'])}"]
     for group in (*PLUGIN_GROUPS, "augmentation"):
         # Values win over options, wherever they stand.
-        words += [] if group in chosen else [f"~{group}", f"+{group}={_word(made[group])}"]
+        overrides += [] if group in chosen else [f"~{group}", f"+{group}={_text(content[group])}"]
     if "training" in chosen:
         del training["epochs"]
     else:
         # Together, since Hydra adds no phase alone; a dictionary is merged with what is there, which would keep its place.
-        words += ["~training.phases.scratch", f"++training.phases={_word(phases)}"]
+        overrides += ["~training.phases.scratch", f"++training.phases={_text(phases)}"]
     if "data" in chosen:
         del sections["data"]
     else:
-        words.append(f"data={data['name']}")
-    sections |= {name: made[name] for name in ("evaluation", "features", "tensorboard")}
+        overrides.append(f"data={data['name']}")
+    sections |= {name: content[name] for name in ("evaluation", "features", "tensorboard")}
     for section, settings in sections.items():
-        words += [
-            f"{section}.{key}={_word(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out
+        overrides += [
+            f"{section}.{key}={_text(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out
         ]
     # A sweep's file gives way to what the command line says.
-    return [word for word in words if word.partition("=")[0] not in chosen]
+    return [word for word in overrides if word.partition("=")[0] not in chosen]
 
 
-def _word(value: Any) -> str:
-    """Return a value in the grammar of Hydra's command line; ConfigError if it has no word for a key."""
+def _text(value: Any) -> str:
+    """Return a value in the grammar of Hydra's command line; ConfigError for a key that it cannot express."""
     if isinstance(value, Mapping):
         for key in value:
             override = parse_override(f"key={{{key}:1}}")
             if override is None or override.is_sweep_override() or override.value() != {key: 1}:
                 raise ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
-        return "{" + ",".join(f"{key}:{_word(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_word, value)) + "]"
+        return "[" + ",".join(map(_text, value)) + "]"
     if isinstance(value, str):
         return quoted(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

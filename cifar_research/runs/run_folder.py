@@ -22,8 +22,8 @@ from cifar_research.runtime.errors import CheckpointError, ConfigError, DataErro
 log = logging.getLogger(__name__)
 
 
-def begun(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Checkpoint | None]:
-    """Return the report of a run that has ended in this folder, else the checkpoint that it goes on from.
+def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+    """Return the report of a run that has ended in this folder, else the checkpoint that it continues from.
 
     ConfigError if they are of a config that differs in what matters; CheckpointError if there was a checkpoint and none
     can be used; None, None in a new folder.
@@ -46,8 +46,8 @@ def begun(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Che
         extension.check(Identity(final["config"]), settings, run_dir, None, final)
     elif ended is not None or (run_dir / "history.csv").exists():  # both are written after a checkpoint
         raise CheckpointError(
-            f"{checkpoints.folder}: this run was begun and its checkpoints are gone; restore them from a backup, or "
-            "start anew in another hydra.run.dir"
+            f"{checkpoints.folder}: this run has started and its checkpoints are gone; restore them from a backup, or "
+            "start over in another hydra.run.dir"
         )
     return None, checkpoint
 
@@ -59,25 +59,25 @@ def _check_moved(section: DataConfig, ended: dict[str, Any]) -> None:
 
 
 def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
-    """Raise ConfigError if the images are not those that a run has begun with.
+    """Raise ConfigError if the images are not those that a run started with.
 
     before: their fingerprint and classes, and where they were found, as a checkpoint or a report says.
     """
     if before["fingerprint"] != data.fingerprint:
         raise ConfigError(
-            f"data: this run was begun with the images of fingerprint {before['fingerprint']} in {before['found_in']}, and "
-            f"those found now in {data.found_in} have {data.fingerprint}; give the data.dir it had, or choose another "
+            f"data: this run started with the images of fingerprint {before['fingerprint']} in {before['found_in']}, and "
+            f"those found now in {data.found_in} have {data.fingerprint}; restore its data.dir, or choose another "
             "hydra.run.dir"
         )
     if list(data.classes) != before["classes"]:
         raise ConfigError(
-            f"data: this run was begun with the classes {', '.join(before['classes'])}, and the same images now have "
+            f"data: this run started with the classes {', '.join(before['classes'])}, and the same images now have "
             f"{', '.join(data.classes)}; give the classes their names back, or choose another hydra.run.dir"
         )
 
 
 def reopen(run_dir: Path) -> bool:
-    """Remove what a run that goes on to more epochs says of fewer, and say whether there was any."""
+    """Remove the report of a run that continues to more epochs; return whether there was one."""
     ended = report.read_report(run_dir / "report.json")
     if ended is None or ended["status"] == "stopped":
         return False
@@ -87,17 +87,17 @@ def reopen(run_dir: Path) -> bool:
     return True
 
 
-def mend_history(run_dir: Path, ended: dict[str, Any]) -> None:
+def repair_history(run_dir: Path, ended: dict[str, Any]) -> None:
     """Write history.csv of a run that has ended again, from its last checkpoint, if it is damaged or gone."""
     path, checkpoints = run_dir / "history.csv", Checkpoints(run_dir / "checkpoints", keep=1)
     try:
         report.read_history(path, ended["history_sha256"])
     except ReportError:
         with contextlib.suppress(CheckpointError):
-            found = checkpoints.latest()
-            if found is not None and found.meta["step"] == ended["steps"]:
-                report.write_history(path, found.meta["history"])
-                log.warning("%s: it was damaged, and is written anew from %s", path, checkpoints.folder)
+            checkpoint = checkpoints.latest()
+            if checkpoint is not None and checkpoint.meta["step"] == ended["steps"]:
+                report.write_history(path, checkpoint.meta["history"])
+                log.warning("%s: was damaged; it is rewritten from %s", path, checkpoints.folder)
 
 
 @contextlib.contextmanager

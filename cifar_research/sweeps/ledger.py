@@ -19,10 +19,10 @@ from cifar_research.runtime.files import atomic_write
 
 @dataclass
 class Ledger:
-    """What a sweep's folder knows of its jobs; written anew, whole, at each change.
+    """The jobs of a sweep and their states; the whole file is rewritten at each change.
 
-    arguments: the sweep's own words; jobs: those of its grid, in order; others: of an earlier grid in this folder;
-    news: lines for the user about what was found.
+    arguments: the sweep's overrides; jobs: those of its grid, in order; others: of an earlier grid in this folder;
+    news: lines for the user.
     """
 
     folder: Path
@@ -36,17 +36,17 @@ class Ledger:
 
     @property
     def context(self) -> list[str]:
-        """Return where options lie and whom the command allows to be called, which a job's own words may lack."""
+        """Return the overrides that name folders of options and allowed packages, which a job's own may lack."""
         return [word for word in self.arguments if word.startswith(("hydra.searchpath=", "allow_targets="))]
 
     @classmethod
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Job] | None) -> Ledger:
-        """Hold the planned jobs against what the folder has already, all of which stays if planned is None.
+        """Compare the planned jobs with those that the folder has, all of which stay if planned is None.
 
         Nothing is written before `write`.
         """
-        found = read(folder)
-        known = found[1] if found else []
+        existing = read(folder)
+        known = existing[1] if existing else []
         _follow_images(folder, known, planned or [])
         by_hash = {job.identity.hash: job for job in known}
         ledger = cls(folder, list(arguments), [], known, [], {}, by_hash, {job.folder for job in known})
@@ -54,12 +54,12 @@ class Ledger:
             ledger.add(job)
         for job in ledger.others:
             job.is_planned = False
-        if found:
+        if existing:
             ledger.news = ledger._news()
         return ledger
 
     def add(self, job: Job) -> Job:
-        """Take a job in; one that computes the same as another of the folder is that one, and keeps its folder."""
+        """Add a job; one that computes the same as another of the folder is that one, and keeps its folder."""
         digest = job.identity.hash
         if digest in self._by_hash:
             return self._by_hash[digest]
@@ -71,7 +71,7 @@ class Ledger:
         elif job.folder in self._folders or _is_of_another(self.folder / job.folder, digest):
             job.folder = f"{job.folder}-{digest}"
         job.state, job.reason = _found_state(self.folder / job.folder, job)
-        job.attempts, job.is_planned = 0, True  # each launch gives a job its retries anew
+        job.attempts, job.is_planned = 0, True  # each launch allows a job its retries again
         self.jobs.append(job)
         self._by_hash[digest] = job
         self._folders.add(job.folder)
@@ -89,41 +89,41 @@ class Ledger:
         complete = sum(job.is_complete for job in self.jobs)
         added = [job for job in self.jobs if job.state == "waiting" and not (self.folder / job.folder).exists()]
         begun = len(self.jobs) - complete - len(added)
-        lines = [f"{self.folder}: {complete} of {len(self.jobs)} jobs are complete, {begun} begun, {len(added)} new."]
+        lines = [f"{self.folder}: {complete} of {len(self.jobs)} jobs are complete, {begun} started, {len(added)} new."]
         if self.others:
             lines.append(f"{len(self.others)} of an earlier grid stay in the folder and are not run.")
         return lines
 
 
 def _is_of_another(run_dir: Path, digest: str) -> bool:
-    """Say whether a folder holds the report of a run that computes something else."""
+    """Return whether a folder has the report of a run that computes something else."""
     try:
-        found = report.read_report(run_dir / "report.json")
+        ended = report.read_report(run_dir / "report.json")
     except ReportError:
-        return False  # which the job will say itself
-    return found is not None and Identity(found["config"]).hash != digest
+        return False  # the job reports it itself
+    return ended is not None and Identity(ended["config"]).hash != digest
 
 
 def _found_state(run_dir: Path, known: Job) -> tuple[str, str | None]:
-    """Return how a job of an earlier launch stands; its report outlives a ledger that a kill left behind."""
+    """Return the state of a job of an earlier launch; its report counts more than a ledger that a kill left."""
     try:
-        found = report.read_report(run_dir / "report.json")
+        ended = report.read_report(run_dir / "report.json")
     except ReportError as error:
         return "failed", str(error)
-    if found is not None:
-        reason = known.reason if found["status"] == known.state else None
-        return found["status"], reason
+    if ended is not None:
+        reason = known.reason if ended["status"] == known.state else None
+        return ended["status"], reason
     return ("stopped" if known.state in ("running", *COMPLETE) else known.state), known.reason
 
 
 def _follow_images(folder: Path, known: Sequence[Job], planned: Sequence[Job]) -> None:
-    """Let the known jobs of a folder of images that has moved be of where it is now, if it holds the same images."""
+    """Give known jobs the new data.dir of a folder of images that has moved, if it has the same images."""
     before, now = ({job.config["data"]["dir"] for job in jobs} for jobs in (known, planned))
     if len(before) != 1 or len(now) != 1 or before == now or planned[0].config["data"]["name"] != "images":
         return
     fingerprint = None
     for job in known:
-        with contextlib.suppress(ReportError):  # which the job will say itself
+        with contextlib.suppress(ReportError):  # the job reports it itself
             ended = report.read_report(folder / job.folder / "report.json")
             fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
     if fingerprint != datasets.load(data_section(planned[0].config["data"])).fingerprint:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: which there are, and what their folders are called. How they went is in ledger.py."""
+"""The jobs of a sweep and the names of their folders; their states are in ledger.py."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ _LONGEST_NAME = 120
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep's command line says: the words that all its jobs have, and those with several values, as parsed."""
+    """The overrides that all jobs of a sweep share, and those with several values, as parsed."""
 
     fixed: list[str]
     swept: list[Override]
-    context: list[str]  # where options lie, and the sweep's own settings
+    context: list[str]  # folders of options, and the sweep's own settings
 
     @classmethod
     def of(cls, settings: SweepSettings) -> Plan:
         """Read hydra.sweeper.params and the overrides; a key on the command line replaces what params give it."""
         params, arguments = settings.params, settings.overrides
-        _refuse_lost_words(arguments)
+        _refuse_lost_overrides(arguments)
         for key in params:
             if re.match(r"[+~\s]*(allow_targets|hydra)\b", str(key)):
                 raise ConfigError(
-                    f"hydra.sweeper.params: {key} is not for a sweep's file to say; give it on the command line"
+                    f"hydra.sweeper.params: {key} cannot be set by a sweep's file; give it on the command line"
                 )
-        words = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
-        words += [word for word in arguments if not re.match(r"[+~]*(sweep|hydra)\b", word)]
+        overrides = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
+        overrides += [word for word in arguments if not re.match(r"[+~]*(sweep|hydra)\b", word)]
         try:
-            words = with_globs_expanded(with_texts(words), arguments)
+            overrides = with_globs_expanded(with_texts(overrides), arguments)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        found: dict[str, tuple[str, Any]] = {}
-        for word, override in zip(words, _parse(words), strict=True):
+        by_key: dict[str, tuple[str, Any]] = {}
+        for word, override in zip(overrides, _parse(overrides), strict=True):
             key = override.get_key_element().removeprefix("++")
-            if key in found and found[key][0].startswith("++") and not word.startswith("++"):
+            if key in by_key and by_key[key][0].startswith("++") and not word.startswith("++"):
                 word = f"++{word}"  # what it replaces has added the key
                 (override,) = _parse([word])
-            found[key] = word, override
+            by_key[key] = word, override
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
-        if any(override.is_sweep_override() for key, (_, override) in found.items() if key == "allow_targets"):
+        if any(override.is_sweep_override() for key, (_, override) in by_key.items() if key == "allow_targets"):
             raise ConfigError("allow_targets: takes one list for all jobs of a sweep, allow_targets=[my_lab]")
         return cls(
-            [word for word, override in found.values() if not override.is_sweep_override()],
-            [override for _, override in found.values() if override.is_sweep_override()],
+            [word for word, override in by_key.values() if not override.is_sweep_override()],
+            [override for _, override in by_key.values() if override.is_sweep_override()],
             context,
         )
 
@@ -73,7 +73,10 @@ class Plan:
                     f"{override.input_line}: a grid takes lists of values, key=a,b,c; an interval is for a search, "
                     "sweep.trials=<how many>"
                 )
-        choices = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in self.swept]
+        choices = [
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            for override in self.swept
+        ]
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
         for row in itertools.product(*choices):
@@ -87,7 +90,7 @@ class Plan:
         return list(jobs.values())
 
     def _refuse_free(self, job: Job) -> None:
-        """Refuse keys that vary and change nothing, where a job is one that there is already."""
+        """Reject keys that vary and change nothing, so that two jobs would be one."""
         for override in self.swept:
             if job.identity.is_free(override.key_or_group):
                 raise ConfigError(
@@ -106,27 +109,27 @@ class Plan:
         return Job(name, overrides, settings.content)
 
 
-def _parse(words: Sequence[str]) -> list[Override]:
+def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(list(words))
+        return OverridesParser.create().parse_overrides(list(overrides))
     except HYDRA_ERRORS as error:
-        raise ConfigError(messages.explain(error, list(words))) from error
+        raise ConfigError(messages.explain(error, list(overrides))) from error
 
 
-def _refuse_lost_words(arguments: Sequence[str]) -> None:
-    """Refuse what neither the sweep nor its jobs would see."""
+def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
+    """Reject overrides that neither the sweep nor its jobs would see."""
     for word, override in zip(arguments, _parse(arguments), strict=True):
         key = override.key_or_group
         if not re.match(r"(sweep|hydra)\b", key):
             continue
         if override.is_sweep_override():
-            raise ConfigError(f"{word}: takes one value, and says how all jobs are run; give one")
+            raise ConfigError(f"{word}: takes one value for all jobs; give one")
         if key.startswith("hydra") and not trust.is_of_sweep(key):
-            raise ConfigError(f"{word}: is not taken by a sweep, whose jobs have folders and logs of their own")
+            raise ConfigError(f"{word}: has no effect in a sweep, whose jobs have their own folders and logs")
 
 
 def _folder_name(row: Sequence[str]) -> str:
-    """Return `pooling=max,dropout=0.3` for words that vary, fit for a file system."""
+    """Return `pooling=max,dropout=0.3` for overrides that vary, fit for a file system."""
     pairs = [word.lstrip("+~").partition("=")[::2] for word in row]
     last = [key.rpartition(".")[2] for key, _ in pairs]
     parts = [f"{end if last.count(end) == 1 else key}={value}" for (key, value), end in zip(pairs, last, strict=True)]

@@ -13,7 +13,7 @@ from cifar_research.config.overrides import quoted, with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import ledger, report, reproduction
 from cifar_research.runs.ledger import Job
-from cifar_research.runs.overrides import run_words
+from cifar_research.runs.overrides import read_overrides
 from cifar_research.runtime.errors import ConfigError, ReportError
 
 
@@ -25,43 +25,49 @@ def expand(arguments: Sequence[str]) -> list[str]:
     shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
     """
     arguments = [_with_home(argument) for argument in with_texts(arguments)]
-    places = [place for place, argument in enumerate(arguments) if argument.startswith("resume=")]
-    if not places:
+    indices = [index for index, argument in enumerate(arguments) if argument.startswith("resume=")]
+    if not indices:
         return arguments
     rivals = [a for a in arguments if a.startswith(("resume=", "hydra.run.dir=", "hydra.sweep.dir="))]
     if len(rivals) > 1:
         raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
-    end = places[0]
+    end = indices[0]
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = ledger.read(folder)
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume: {folder} is one run, and -m makes many; leave -m and lists of values out")
     try:
-        words = trust.of_a_file(run_words(folder) if sweep is None else sweep[0])
+        overrides = trust.of_a_file(read_overrides(folder) if sweep is None else sweep[0])
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
-    words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
+    overrides = [word for word in overrides if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
     if sweep is not None:
-        words += _data_of_a_sweep(folder, sweep[1], [*words, *arguments])
-        words.append("hydra.mode=MULTIRUN")  # it may have been a sweep by -m alone
+        overrides += _data_of_a_sweep(folder, sweep[1], [*overrides, *arguments])
+        overrides.append("hydra.mode=MULTIRUN")  # it may have been a sweep by -m alone
     # Among the other overrides, before them what was given then, so that what is given now wins.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
         begin -= 1
     key = "hydra.run.dir" if sweep is None else "hydra.sweep.dir"
-    return [*arguments[:begin], *words, *arguments[begin:end], f"{key}={quoted(str(folder))}", *arguments[end + 1 :]]
+    return [
+        *arguments[:begin],
+        *overrides,
+        *arguments[begin:end],
+        f"{key}={quoted(str(folder))}",
+        *arguments[end + 1 :],
+    ]
 
 
-def _data_of_a_sweep(folder: Path, found: Sequence[Job], words: Sequence[str]) -> list[str]:
+def _data_of_a_sweep(folder: Path, jobs: Sequence[Job], overrides: Sequence[str]) -> list[str]:
     """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
-    names = {job.config["data"]["name"] for job in found if job.config["data"]["dir"] is None}
-    is_said = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in words)
-    if is_said or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
+    names = {job.config["data"]["name"] for job in jobs if job.config["data"]["dir"] is None}
+    is_given = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in overrides)
+    if is_given or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
         return []
-    for job in found:
+    for job in jobs:
         with contextlib.suppress(ReportError):  # which the sweep itself will tell
             if ended := report.read_report(folder / job.folder / "report.json"):
-                return reproduction.where_the_data_is(ended, frozenset(), folder / job.folder)
+                return reproduction.data_dir_override(ended, frozenset(), folder / job.folder)
     return []
 
 

@@ -1,7 +1,7 @@
-"""A sweep: many runs of one command, in one folder, that goes on after whatever stopped it.
+"""A sweep: many runs of one command in one folder, which continues after whatever stopped it.
 
-The story is in `run`. A job of the sweep is the command line of one run, so that what a sweep did can be repeated
-job by job; the jobs' own folders tell what came out, and `cells.json` what was planned and how it went.
+The story is in `run`. A job is the command line of one run, so that it can be repeated by itself. Results are in the
+jobs' own folders; `cells.json` has the plan and the states.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _REPORT_EVERY_JOBS = 10
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with which Hydra can show its help: a sweep's without -m and words with several values."""
+    """Return a command line with which Hydra can show its help: a sweep's without -m and overrides with several values."""
     if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
         return list(arguments)
     return without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
@@ -99,7 +99,7 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
 
 @contextlib.contextmanager
 def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
-    """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only it can tell."""
+    """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only the cluster knows."""
     from cifar_research.comparison import hparams  # which reads a sweep's jobs
 
     there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
@@ -122,7 +122,7 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
 
 
 class Grid:
-    """Hands out the jobs of a grid that are not complete, in its order."""
+    """Yields the jobs of a grid that are not complete, in its order."""
 
     learns = False  # so that a cluster may have them all at once
 
@@ -148,9 +148,9 @@ def _run_jobs(
     stop: StopRequest,
     flags: Sequence[str] = (),
 ) -> None:
-    """Hand out what the source has, and write down what came of it, until all have ended or a signal came.
+    """Start the jobs of the source and record their states, until all have ended or a signal came.
 
-    flags: more words for each job's command line.
+    flags: for each job's command line.
     """
     again: deque[Job] = deque()
     running: dict[str, Job] = {}
@@ -159,7 +159,7 @@ def _run_jobs(
         while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
             # With on_error=stop nothing else is begun before it is clear whether a job has failed for good.
             stops = settings.on_error == "stop"
-            if stops and any(one.attempts > 1 for one in running.values()):
+            if stops and any(job_running.attempts > 1 for job_running in running.values()):
                 break
             job = (None if stops and again else source.next()) or (again.popleft() if again else None)
             if job is None:
@@ -171,9 +171,9 @@ def _run_jobs(
             ledger.update(job, "running")
             running[job.folder] = job
             run_dir = ledger.folder / job.folder
-            place = f"hydra.run.dir={quoted(str(run_dir))}"
+            folder_override = f"hydra.run.dir={quoted(str(run_dir))}"
             # A preset of the job's own may choose another launcher, which has this job already.
-            arguments = [*job.overrides, *ledger.context, "hydra/launcher=local", place, *flags]
+            arguments = [*job.overrides, *ledger.context, "hydra/launcher=local", folder_override, *flags]
             launcher.start(job.folder, arguments, run_dir, source.trial_of(job))
         if not running:
             return
@@ -188,7 +188,7 @@ def _run_jobs(
                 continue
             source.tell(job)
             live.ended(job)
-            if sum(one.is_complete for one in ledger.jobs) % _REPORT_EVERY_JOBS == 0:
+            if sum(job_running.is_complete for job_running in ledger.jobs) % _REPORT_EVERY_JOBS == 0:
                 _write_report(ledger.folder)
             if state == "failed" and settings.on_error == "stop" and not is_stopping:
                 is_stopping = True
@@ -201,14 +201,14 @@ def _run_jobs(
 
 
 def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | None]:
-    """Return the state of a job whose process has ended, and why if it failed; its own report is what counts."""
+    """Return the state of a job whose process has ended, and why it failed; its own report counts most."""
     killed = -code if code < 0 else code - 128
     try:
-        found = report.read_report(run_dir / "report.json")
+        ended = report.read_report(run_dir / "report.json")
     except ReportError as error:
         return "failed", str(error)
-    if found is not None and found["status"] != "stopped":
-        return found["status"], f"loss not finite at step {found['steps']}" if found["status"] == "diverged" else None
+    if ended is not None and ended["status"] != "stopped":
+        return ended["status"], f"loss not finite at step {ended['steps']}" if ended["status"] == "diverged" else None
     if is_stopping and (code < 0 or killed in (signal.SIGTERM, signal.SIGINT)):
         return "stopped", None
     if killed in set(signal.Signals):
@@ -219,9 +219,9 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
 
 def _write_report(folder: Path) -> str | None:
     """Write leaderboard and figures, in a process of its own, whose memory is gone afterwards; return why it cannot."""
-    words = [sys.executable, "-m", "cifar_research.report", str(folder), "--write"]
+    arguments = [sys.executable, "-m", "cifar_research.report", str(folder), "--write"]
     done = subprocess.run(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
     )
     return (done.stderr.strip().splitlines() or ["no reason was given"])[-1] if done.returncode else None
 
@@ -240,7 +240,7 @@ def _failed(ledger: Ledger) -> list[Job]:
 
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
     is_done = all(job.is_complete for job in ledger.jobs) and source.next() is None
-    # What is not taken from the folder, see trust, is to be said again.
+    # What is not read from the folder, see trust, must be given again.
     kept = trust.of_a_file(ledger.arguments)
     allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
     again = [] if is_done else [f"{programs.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
@@ -248,11 +248,11 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
 
 
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:
-    """Refuse the folder of a run, or of a sweep of the other kind, whose jobs would count as this one's."""
+    """Reject the folder of a run, or of a sweep of the other kind, whose jobs would count as this one's."""
     if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
         raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
-    if (found := read(folder)) and found[1] and was_search != is_search:
+    if (existing := read(folder)) and existing[1] and was_search != is_search:
         kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
         raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 

@@ -1,4 +1,4 @@
-"""A search: jobs proposed one after another, by what came of those before, and runs that end when hopeless."""
+"""A search: each job is proposed from the results of those before, and hopeless runs end early."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Search:
         )
         _refuse_other(folder, self._space, self._study.user_attrs.get("space", _described(self._space)))
         self._study.set_user_attr("space", _described(self._space))
-        found = self._study.get_trials()
+        trials_before = self._study.get_trials()
         # Another seed after each restart: the same one would propose the same trials again.
-        self._study.sampler = _Unseen(self._space, seed + len(found))
+        self._study.sampler = _Unseen(self._space, seed + len(trials_before))
         self._numbers: dict[str, int] = {}
         # What a kill has left half done goes on first; what has crashed is tried once more.
-        self._begun = deque(trial for trial in found if trial.state is TrialState.RUNNING)
+        self._begun = deque(trial for trial in trials_before if trial.state is TrialState.RUNNING)
         self._repeated = set(self._study.user_attrs.get("repeated", []))
         for trial in self._begun.copy():
             if trial.params.keys() != self._space.keys():  # the kill came while it was being drawn
@@ -68,7 +68,7 @@ class Search:
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 self._repeated.add(trial.number)
         for number in set(self._study.user_attrs.get("crashed", [])) - self._repeated:
-            self._study.enqueue_trial(found[number].params)
+            self._study.enqueue_trial(trials_before[number].params)
             self._repeated.add(number)
         self._study.set_user_attr("repeated", sorted(self._repeated))
 
@@ -104,7 +104,7 @@ class Search:
         )
 
     def tell(self, job: Job) -> None:
-        """Let the search know how a job has ended; one that was stopped stays open."""
+        """Tell the search the result of a job; one that was stopped stays open."""
         number = self._numbers[job.folder]
         if job.state == "failed":
             self._study.set_user_attr("crashed", [*self._study.user_attrs.get("crashed", []), number])
@@ -113,9 +113,9 @@ class Search:
         elif job.state == "pruned":
             self._study.tell(number, state=TrialState.PRUNED)
         elif job.state == "completed":
-            found = report.read_report(self._ledger.folder / job.folder / "report.json")
+            ended = report.read_report(self._ledger.folder / job.folder / "report.json")
             # No validation image may be left of a small data set.
-            value = found["val"]["accuracy"] if found and found["val"] else None
+            value = ended["val"]["accuracy"] if ended and ended["val"] else None
             self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
     def trial_of(self, job: Job) -> tuple[str, int] | None:
@@ -131,21 +131,21 @@ def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
     query = "SELECT value_json FROM study_user_attributes WHERE key = 'space'"
     try:
         with contextlib.closing(sqlite3.connect(f"file:{_escaped(folder)}?mode=ro", uri=True)) as study:
-            found = study.execute(query).fetchone()
+            described = study.execute(query).fetchone()
     except sqlite3.OperationalError:  # it was killed before it had a space, or has a journal, which opening it reads
         return
     except sqlite3.DatabaseError as error:
         raise ReportError(
             f"{path}: is damaged ({error}); restore it from a backup, or choose another hydra.sweep.dir"
         ) from error
-    if found is not None:
-        _refuse_other(folder, space, json.loads(found[0]))
+    if described is not None:
+        _refuse_other(folder, space, json.loads(described[0]))
 
 
 def _refuse_other(folder: Path, space: Mapping[str, BaseDistribution], known: str) -> None:
     if known != _described(space):
         raise ConfigError(
-            f"{folder}: its search is over another space, {known}; give that one again, or choose another hydra.sweep.dir"
+            f"{folder}: its search is over another space, {known}; use that one, or choose another hydra.sweep.dir"
         )
 
 
@@ -155,7 +155,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 
 def _escaped(folder: Path) -> str:
     # What addresses and Optuna give a meaning to, and no more: not every SQLAlchemy reads all escapes back.
-    return re.sub(r"[%?#{}]", lambda found: quote(found[0]), str(folder.absolute() / STUDY))
+    return re.sub(r"[%?#{}]", lambda character: quote(character[0]), str(folder.absolute() / STUDY))
 
 
 def space(plan: Plan) -> dict[str, Distribution]:
@@ -163,32 +163,38 @@ def space(plan: Plan) -> dict[str, Distribution]:
 
     ConfigError if nothing varies, or if one of the values could not work.
     """
-    found = {override.get_key_element(): _distribution(override) for override in plan.swept}
-    if not found:
+    distributions = {override.get_key_element(): _distribution(override) for override in plan.swept}
+    if not distributions:
         raise ConfigError(
             "sweep.trials: nothing varies here; give a key several values, key=a,b or key=interval(a,b), or choose "
             "sweep=perspectives"
         )
-    chosen = [f"{key}={one.choices[0]}" for key, one in found.items() if isinstance(one, CategoricalDistribution)]
+    chosen = [
+        f"{key}={distribution.choices[0]}"
+        for key, distribution in distributions.items()
+        if isinstance(distribution, CategoricalDistribution)
+    ]
     composed = config.compose([*plan.fixed, *chosen, *plan.context])
-    for key, one in found.items():  # Hydra makes the ends of interval(8,64) floats
-        if isinstance(one, FloatDistribution) and takes_whole_numbers(composed, key):
-            if math.ceil(one.low) > math.floor(one.high):
-                raise ConfigError(f"{key}: there is no whole number from {one.low:g} to {one.high:g}")
-            found[key] = IntDistribution(math.ceil(one.low), math.floor(one.high), log=one.log)
-    for row in corners(found):
+    for key, distribution in distributions.items():  # Hydra makes the ends of interval(8,64) floats
+        if isinstance(distribution, FloatDistribution) and takes_whole_numbers(composed, key):
+            if math.ceil(distribution.low) > math.floor(distribution.high):
+                raise ConfigError(f"{key}: there is no whole number from {distribution.low:g} to {distribution.high:g}")
+            distributions[key] = IntDistribution(
+                math.ceil(distribution.low), math.floor(distribution.high), log=distribution.log
+            )
+    for row in corners(distributions):
         data = plan.job(row).config["data"]
         if data["val_fraction"] == 0 and data["validation"] == "holdout":
             raise ConfigError(
                 "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
             )
-    return found
+    return distributions
 
 
 def corners(space: Mapping[str, Distribution]) -> list[list[str]]:
-    """Return the words of jobs that have each choice, and each end of each interval, once or more."""
-    first = {key: _ends(one)[0] for key, one in space.items()}
-    rows = [first | {key: value} for key, one in space.items() for value in _ends(one)]
+    """Return the overrides of jobs that have each choice, and each end of each interval, at least once."""
+    first = {key: _ends(distribution)[0] for key, distribution in space.items()}
+    rows = [first | {key: value} for key, distribution in space.items() for value in _ends(distribution)]
     return [[f"{key}={_word(value)}" for key, value in row.items()] for row in rows]
 
 
@@ -196,8 +202,12 @@ def _described(space: Mapping[str, BaseDistribution]) -> str:
     return json.dumps({key: repr(value) for key, value in space.items()}, sort_keys=True)
 
 
-def _ends(one: Distribution) -> list[Any]:
-    return list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
+def _ends(distribution: Distribution) -> list[Any]:
+    return (
+        list(distribution.choices)
+        if isinstance(distribution, CategoricalDistribution)
+        else [distribution.low, distribution.high]
+    )
 
 
 def _distribution(override: Override) -> Distribution:
@@ -240,7 +250,7 @@ class _Unseen(optuna.samplers.BaseSampler):
         return self._space
 
     def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Mapping[str, Any]) -> dict[str, Any]:
-        seen = {_key(one.params) for one in study.get_trials(deepcopy=False) if one.number != trial.number}
+        seen = {_key(other.params) for other in study.get_trials(deepcopy=False) if other.number != trial.number}
         for attempt in range(_TRIES):
             params = self._tpe.sample_relative(study, trial, self._space) if attempt < _TRIES // 2 else {}
             if len(params) < len(self._space):
@@ -263,7 +273,9 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
     """Yield every combination of a space of choices; nothing of one that has an interval."""
-    choices = [one.choices for one in space.values() if isinstance(one, CategoricalDistribution)]
+    choices = [
+        distribution.choices for distribution in space.values() if isinstance(distribution, CategoricalDistribution)
+    ]
     for values in itertools.product(*choices) if len(choices) == len(space) else ():
         yield dict(zip(space, values, strict=True))
 

@@ -55,9 +55,9 @@ def run(
     run_dir, is_chief = Path(run_dir), environments.is_chief(settings.training.strategy)
     display = display or console.Display(quiet=not is_chief)
     with run_folder.only_process_in(run_dir, is_chief, unlocks) as keep, environments.precision_kept():
-        ended, checkpoint = run_folder.begun(settings, run_dir)
+        ended, checkpoint = run_folder.earlier_state(settings, run_dir)
         if ended is not None:
-            run_folder.mend_history(run_dir, ended)
+            run_folder.repair_history(run_dir, ended)
             display.message(f"{run_dir}: this run has ended already, {ended['status']}.")
             return ended
         # Data before TensorFlow: what is missing or damaged is reported at once.

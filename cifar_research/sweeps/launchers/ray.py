@@ -51,7 +51,7 @@ class Ray:
             library.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, library.exceptions.RayError) as error:
             raise ConfigError(
-                f"hydra.launcher.address: no Ray cluster answers at {self._address} ({targets.said(error)}); start one with "
+                f"hydra.launcher.address: no Ray cluster answers at {self._address} ({targets.error_text(error)}); start one with "
                 "ray start --head, and set RAY_AUTH_MODE=token here too if it was started so"
             ) from error
         self._library = library

@@ -51,7 +51,7 @@ def slurm(
     A SLURM job has so many cpus, gpus and GB of memory (null: the cluster's default) for so many minutes. At its time
     limit, or when the cluster takes the node back, the run saves, and is requeued (up to `requeues` times for its time
     limit) and resumed. sbatch: more of sbatch's options, by their long names. All nodes must see the sweep's folder. If
-    the command is killed, its SLURM jobs go on, and the next launch finds them.
+    the command is killed, its SLURM jobs continue, and the next launch finds them.
     """
     targets.check_range("[]", 1, jobs=jobs, minutes=minutes, cpus=cpus)
     targets.check_range("[]", 0, requeues=requeues, gpus=gpus)
