@@ -21,6 +21,7 @@ from scipy.special import softmax
 
 from cifar_research import config
 from cifar_research import evaluate as command
+from cifar_research.config.settings import evaluation_data
 from cifar_research.data import datasets, synthetic
 from cifar_research.display import console, document
 from cifar_research.evaluation import against, calibration, corruptions, gradcam, images, scores
@@ -488,7 +489,7 @@ def test_the_readmes_commands_are_understood():
     for line in lines:
         given = command.argument_parser().parse_intermixed_args(shlex.split(line))
         words = [word for word in given.runs if images.is_override(word)]
-        images._section({"name": "cifar10"}, 32, words)
+        evaluation_data({"data": {"name": "cifar10"}}, words)
 
 
 def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):

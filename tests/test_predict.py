@@ -16,6 +16,7 @@ from PIL import Image
 
 import cifar_research
 from cifar_research import predict
+from cifar_research.config.schema import data_section
 from cifar_research.data import datasets, images
 from cifar_research.inference import prediction
 from cifar_research.runtime.errors import ImageError
@@ -29,7 +30,7 @@ def classifier(finished_run):
 @pytest.fixture(scope="module")
 def png_folder(classifier, tmp_path_factory):
     """The run's test images as PNG files, a folder a class."""
-    folder, test = tmp_path_factory.mktemp("png"), datasets.load(classifier.config.data).test
+    folder, test = tmp_path_factory.mktemp("png"), datasets.load(data_section(classifier.report["config"]["data"])).test
     for row in test.indices:
         place = folder / classifier.classes[test.labels[row]]
         place.mkdir(exist_ok=True)

@@ -46,6 +46,12 @@ def plan(content: Mapping[str, Any]) -> tuple[Phase, ...]:
     )
 
 
+def total_epochs(training: Mapping[str, Any]) -> int:
+    """Return the epochs of all phases together; training: the config's section."""
+    epochs = [phase["epochs"] for phase in training["phases"].values()]
+    return sum(training["epochs"] if own is None else own for own in epochs)
+
+
 def schedule_span(phases: Sequence[Phase], number: int) -> range:
     """Return the numbers of the phases that share one schedule with the phase of this number."""
     first, last = number, number + 1

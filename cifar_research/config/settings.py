@@ -53,7 +53,7 @@ class Settings:
     @property
     def total_epochs(self) -> int:
         """The epochs of all phases together."""
-        return sum(phase.epochs for phase in self.phases)
+        return phases.total_epochs(self.content["training"])
 
     @property
     def kept_views(self) -> int:

@@ -138,7 +138,7 @@ class Live:
         is_loss = training["monitor"] == "loss"
         best = max(scored, key=lambda row: -row["val_loss"] if is_loss else row["val_accuracy"], default=None)
         accuracy = None if best is None else best["val_accuracy"]
-        return f"{len(rows)}/{sum(phase.epochs for phase in phases.plan(job.config))}", accuracy
+        return f"{len(rows)}/{phases.total_epochs(job.config['training'])}", accuracy
 
     def _time_left(self) -> str:
         left = self._total - sum(job.is_complete or job.state == "failed" for job in self._jobs)
