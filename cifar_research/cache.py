@@ -14,7 +14,7 @@ from cifar_research.runtime.errors import DataError
 
 @console.command
 def main() -> None:
-    """The command line. Exit codes: 0 done, 1 something could not be deleted, 2 a name that is not there."""
+    """List or delete caches. Exit codes: 0 done, 1 not deleted, 2 an unknown name."""
     parser = argparse.ArgumentParser(prog="cifar-cache", description="List what is cached, or delete it.")
     parser.add_argument("--dir", help="the folder, as data.cache_dir; else $CIFAR_CACHE_DIR or the user's cache folder")
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")

@@ -17,7 +17,7 @@ from cifar_research.runtime import environment
 
 
 def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:
-    """Write a PNG of training images before and after the augmentation that these overrides compose."""
+    """Write a PNG of training images before and after the augmentation of these overrides."""
     settings = config.parse(overrides)
     train = datasets.load(settings.data).train
     environment.prepare(settings.training, settings.seed)

@@ -45,7 +45,7 @@ def weights_for(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
-        "from omegaconf import OmegaConf; section = config.parse(sys.argv[2:]).config.backbone\n"
+        "from omegaconf import OmegaConf; section = config.compose(sys.argv[2:]).config.backbone\n"
         "section = OmegaConf.to_container(section, resolve=True)\n"
         "keras.utils.set_random_seed(0)\n"
         "targets.build('backbone', section, frozenset())[0].build((32, 32, 3)).save_weights(sys.argv[1])"

@@ -1,10 +1,12 @@
 """What the header of a run says, and how its phases and their speed are called."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from cifar_research import config
+from cifar_research.config import phases as config_phases
 from cifar_research.data import datasets
 from cifar_research.display import header
 from cifar_research.runtime import environment
@@ -34,15 +36,16 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
         (["backbone=airbench"], "random, whitening from the training images"),
         (["backbone=vgg16"], "ImageNet, from Keras"),
         (["backbone=vgg16", "backbone.weights=none"], "random"),
-        (["backbone.weights=some.weights.h5"], "from some.weights.h5"),
-        (["backbone.weights=outputs"], "from the run outputs"),
+        ({"weights": "some.weights.h5"}, "from some.weights.h5"),
+        ({"weights": "outputs"}, "from the run outputs"),
         (["~backbone.weights"], "as it is built"),
     ],
 )
 def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    assert header._weights_text(config.parse(words).content["backbone"]) == expected
+    section = words if isinstance(words, dict) else config.parse(words).content["backbone"]
+    assert header._weights_text(section) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,8 @@ def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
     ],
 )  # fmt: skip
 def test_phases_and_their_speed(words, titles, pace):
-    settings = config.parse(words)
+    with mock.patch.object(config_phases, "random_backbone_problems", return_value=[]):
+        settings = config.parse(words)
     phases = [header.phase(settings, number) for number in range(len(titles))]
     assert [title for _, title, _ in phases] == titles
     speeds = {0: [10.0, None, 20.0, 30.0], 1: [3.0]}

@@ -476,7 +476,7 @@ def test_cutmix_targets_equal_the_pasted_area():
 def test_every_option_gives_all_parameters_and_works(option):
     settings = config.parse([f"augmentation={option}"])
     for name, node in settings.content["augmentation"].items():
-        factory = getattr(augmentation, node._target_.rpartition(".")[2])
+        factory = getattr(augmentation, node["_target_"].rpartition(".")[2])
         assert name == factory.__name__
         assert set(node) - {"_target_"} == set(inspect.signature(factory).parameters)
     images, _ = apply(augmentation.compose(settings.transforms))

@@ -143,7 +143,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
 
 
 def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
-    made = config.config.parse([]).content
+    made = config.parse([]).content
     folder = lay_out(tmp_path / "mine", "cifar10", 1, archive=True)
     fingerprint = datasets.load(config.parse([f"data.dir={tmp_path / 'mine'}"]).data).fingerprint
     (tmp_path / "sweep" / "a").mkdir(parents=True)

@@ -28,7 +28,8 @@ from cifar_research.sweeps.plan import Plan
 
 @functools.cache
 def composed(*words):
-    return config.parse(list(words)).content
+    whole = config.compose(list(words)).config
+    return OmegaConf.to_container(OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]), resolve=True)
 
 
 def made(*words):

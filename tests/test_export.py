@@ -15,6 +15,7 @@ from PIL import Image
 
 import cifar_research
 from cifar_research import config, export
+from cifar_research.config.schema import data_section
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.inference import exporting, formats
@@ -88,7 +89,7 @@ def classifier(finished_run):
 
 @pytest.fixture(scope="module")
 def some_images(classifier):
-    test = datasets.load(classifier.config.data).test
+    test = datasets.load(data_section(classifier.report["config"]["data"])).test
     return test.images[test.indices]
 
 
@@ -131,7 +132,7 @@ def test_loads_and_agrees_where_this_package_is_not(call, finished_run, classifi
 
 @pytest.mark.parametrize("kind", ["litert", "onnx"])
 def test_quantized_is_smaller_and_as_accurate(call, finished_run, classifier, kind, tmp_path):
-    test = datasets.load(classifier.config.data).test
+    test = datasets.load(data_section(classifier.report["config"]["data"])).test
     sizes = {}
     for more in ([], ["--quantize"]):
         code, out, err = call(finished_run, "--format", kind, "--output", tmp_path / "out", *more)

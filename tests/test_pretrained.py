@@ -68,7 +68,7 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"])
 def test_it_computes_what_the_application_computes(backbone):
-    settings = config.parse([*SIZE_32, f"backbone={backbone}", "backbone.image_size=64"])
+    settings = config.parse([*SIZE_32, "training=scratch", f"backbone={backbone}", "backbone.image_size=64"])
     ours, section = settings.backbone.build((32, 32, 3)), settings.content["backbone"]
     home = getattr(keras.applications, section["module"])
     theirs = getattr(home, section["application"])(include_top=False, weights=None, input_shape=(64, 64, 3))
@@ -80,7 +80,7 @@ def test_it_computes_what_the_application_computes(backbone):
 
 
 def test_batch_norm_and_dropout_are_ours():
-    backbone = config.parse([*SIZE_32, "backbone=efficientnet_v2_b0"]).backbone
+    backbone = config.parse([*SIZE_32, "training=scratch", "backbone=efficientnet_v2_b0"]).backbone
     found = classifier.leaves(backbone.build((32, 32, 3)))
     assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
     for kind, ours in (

@@ -55,8 +55,11 @@ def made(tmp_path_factory):
                 pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).save(f"pets/{name}/{number}.png")
         assert train.command([*SMALL, "hydra.run.dir=run"]) == 0
-        assert command.train([*SMALL, "training.epochs=2", "hydra.run.dir=stopped"], is_hopeless=stop) == 143
-        assert command.train([*PETS, "hydra.run.dir=pets_run"], is_hopeless=stop) == 143
+        assert (
+            command.train(config.compose([*SMALL, "training.epochs=2", "hydra.run.dir=stopped"]), is_hopeless=stop)
+            == 143
+        )
+        assert command.train(config.compose([*PETS, "hydra.run.dir=pets_run"]), is_hopeless=stop) == 143
         words = [*SMALL, "seed=1,2"]
         for name in ("grid", "search", "grid_damaged"):
             Path(name).mkdir()

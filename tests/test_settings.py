@@ -13,7 +13,7 @@ from cifar_research.sweeps.plan import Plan
 
 TINY = [
     "data=synthetic", "data.train_images=40", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[8]",
-    "augmentation=[flip,shift]", "training.epochs=1", "training.threads=1", "tensorboard.enabled=false",
+    "augmentation=[flip,shift]", "training.epochs=1", "tensorboard.enabled=false",
 ]  # fmt: skip
 
 

@@ -165,8 +165,8 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
         (["data.dir=a,b"], ["data.dir=a,b", "changes nothing that a run computes"]),
         (["name=a,b", "seed=1,2"], ["name=a,b", "changes nothing that a run computes"]),
-        (["seed=1,2", "--cfg", "job"], ["--cfg", "leave -m out"]),
-        (["seed=1,2", "--version"], ["--version: a sweep does not take this; leave it or -m out"]),
+        (["seed=1,2", "--cfg", "job"], ["--cfg", "remove -m"]),
+        (["seed=1,2", "--version"], ["--version: a sweep does not take this; remove it or -m"]),
         (["--seed=1,2"], ["--seed=1,2: settings are written without dashes; write seed=1,2"]),
     ],
 )
@@ -196,10 +196,10 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
         (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
     ):
         with pytest.raises(ConfigError, match=part):
-            sweep.run([*words, f"hydra.sweep.dir={tmp_path / name}"])
+            sweep.run(parse_sweep([*words, f"hydra.sweep.dir={tmp_path / name}"]))
     (tmp_path / "grid" / "study.db").touch()
     with pytest.raises(ConfigError, match="holds a search, and this is a grid"):
-        sweep.run(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"])
+        sweep.run(parse_sweep(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"]))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
 

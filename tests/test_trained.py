@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 import cifar_research
 from cifar_research import config
+from cifar_research.config.schema import data_section
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.runs.report import read_report, write_report
@@ -36,7 +37,7 @@ def copy(finished_run, tmp_path):
 
 
 def images_of_test(classifier):
-    test = datasets.load(classifier.config.data).test
+    test = datasets.load(data_section(classifier.report["config"]["data"])).test
     return test.images[test.indices], test.labels[test.indices]
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: batch transforms (images, targets, seed) -> (images, targets) that draw from the seed alone.
+"""Augmentation: batch transforms (images, targets, seed) -> (images, targets).
 
 images: float32 [B, H, W, C] in [0, 1], H, W and C known when traced; targets: float32 [B, K], rows sum to 1;
 seed: int32 [2]. What happens to an image depends on the seed and on its position in the batch, with mixup and
@@ -32,7 +32,7 @@ Interpolation = Literal["nearest", "bilinear"]
 
 
 def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """Return one transform that applies these in order, each with its own seed; of none, the identity.
+    """Return one transform that applies these in order, each with its own seed.
 
     It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, for transforms that
     depend on the epoch; without it, they get `seed`.
@@ -56,7 +56,7 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
 
 
 def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarray:
-    """Return rows of images, and below each row the same images augmented, as one picture uint8 [H', W', 3].
+    """Return a picture, uint8 [H', W', 3], of rows of images, each above its images augmented.
 
     before, after: float [N, H, W, 3] in [0, 1], N at least 1.
     """
@@ -92,7 +92,7 @@ def _flip(axis: int, probability: float) -> BatchTransform:
 
 
 def alternating_flip() -> Transform:
-    """Mirror a random half of the images left and right in the first epoch, the others in the next, and so on.
+    """Mirror a random half of the images in the first epoch, the others in the next, and so on.
 
     So every two epochs see each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6). The halves depend on the
     run's seed and on an image's own pixels: give it before transforms that change them.

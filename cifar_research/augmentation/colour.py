@@ -15,7 +15,7 @@ def adjust_brightness(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
 
 def adjust_contrast(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    """Blend image i, RGB, with its mean grey: 0 is that grey all over, 1 the image, above 1 more contrast."""
+    """Blend image i, RGB, with its mean grey: 0 is that grey, 1 the image, above 1 more contrast."""
     factors = factors[:, None, None, None]
     grey = tf.reduce_sum(tf.reduce_mean(images, axis=[1, 2], keepdims=True) * LUMA, axis=-1, keepdims=True)
     return tf.clip_by_value(factors * images + (1 - factors) * grey, 0, 1)

@@ -12,7 +12,7 @@ _QUANTILES = 4097  # of a distribution, between which its draws are interpolated
 
 
 def uniform(images: tf.Tensor, seed: tf.Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
-    """Draw float32 [B, *shape] from [low, high); a row's numbers do not depend on how many rows there are."""
+    """Draw float32 [B, *shape] from [low, high); a row's numbers do not depend on B."""
     return tf.random.stateless_uniform([tf.shape(images)[0], *shape], seed, low, high)
 
 
@@ -28,7 +28,7 @@ def order(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
-    """Draw one number from Beta(alpha, alpha) by its quantiles, since XLA has no gamma distribution to make it from."""
+    """Draw from Beta(alpha, alpha) by its quantiles, since XLA has no gamma distribution."""
     quantiles = stats.beta.ppf(np.linspace(0, 1, _QUANTILES), alpha, alpha).astype(np.float32)
     position = tf.random.stateless_uniform([], seed) * (_QUANTILES - 1)
     below = tf.floor(position)
@@ -38,7 +38,7 @@ def beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
 
 
 def box(images: tf.Tensor, alpha: float, share_seed: tf.Tensor, centre_seed: tf.Tensor) -> tf.Tensor:
-    """Draw a box as for `mixing.paste`, its share of the area from Beta(alpha, alpha), centred anywhere."""
+    """Draw a box for `mixing.paste`, centred anywhere, with a Beta(alpha, alpha) share of the area."""
     sizes = tf.constant(images.shape[1:3].as_list(), tf.float32)
     extents = sizes * tf.sqrt(beta(alpha, share_seed))
     starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2

@@ -20,7 +20,7 @@ def flip(images: tf.Tensor, chosen: tf.Tensor, *, axis: int) -> tf.Tensor:
 
 @_compiled
 def is_in_first_half(images: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return for each image, bool [B], in which half its pixels put it; weights: int32 [H, W, C] in [1, 2**16)."""
+    """Return which half an image's pixels put it in, bool [B]; weights: int32 [H, W, C]."""
     grey = tf.cast(tf.round(images * 255), tf.int32)
     # A sum of products, whose bits from the middle up depend on all pixels and on the weights.
     sums = tf.reduce_sum(grey * weights, axis=[1, 2, 3])
@@ -62,7 +62,7 @@ def rotate(
 def magnify(
     images: tf.Tensor, factors: tf.Tensor, *, interpolation: str = "bilinear", padding: str = "edge"
 ) -> tf.Tensor:
-    """Enlarge image i about its centre by factors[i], float32 [B] above 0, and keep its size in pixels."""
+    """Enlarge image i about its centre by factors[i], float32 [B] above 0."""
     zeros = tf.zeros_like(factors)
     # 1 / factors would become this in a graph, and differ from the division in the last bit.
     inverses = tf.math.reciprocal(factors)
@@ -70,7 +70,7 @@ def magnify(
 
 
 def shrink(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Return images [B, size, size, C] of which each pixel is the mean of those it covers, in parts perhaps."""
+    """Return images [B, size, size, C] of which each pixel is the mean of the area it covers."""
 
     def shares(length: int) -> np.ndarray:
         """Return how much of each of the new pixels, in rows, lies in which of the old ones."""
@@ -84,8 +84,9 @@ def shrink(images: tf.Tensor, size: int) -> tf.Tensor:
 
 @_compiled
 def _project(images: tf.Tensor, matrix: tf.Tensor, interpolation: str, padding: str) -> tf.Tensor:
-    """Let (x, y), seen from the centre, show what was at (a x + b y, c x + d y); matrix: a, b, c, d [B, 4].
+    """Let (x, y), from the centre, show what was at (a x + b y, c x + d y).
 
+    matrix: a, b, c, d [B, 4].
     interpolation: bilinear or nearest. padding: edge or zeros, see `translate`.
     """
     height, width = images.shape[1:3]

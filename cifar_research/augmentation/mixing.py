@@ -6,7 +6,9 @@ import tensorflow as tf
 
 
 def erase(images: tf.Tensor, corners: tf.Tensor, *, size: int) -> tf.Tensor:
-    """Set a square of image i to grey, 0.5; corners: whole numbers [B, 2], its first row and column, may lie outside.
+    """Set a square of image i to grey, 0.5.
+
+    corners: whole numbers [B, 2], its first row and column; it may lie outside of the image.
 
     The paper sets it to zero after taking out the training set's mean; 0.5 stands for that mean here.
     """
@@ -41,9 +43,9 @@ def paste(images: tf.Tensor, targets: tf.Tensor, *, box: tf.Tensor, order: tf.Te
 
 
 def _spans(images: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return which rows, bool [N, H], and columns, bool [N, W], lie between starts and ends, whole float32 [N, 2].
+    """Return the rows, bool [N, H], and columns, bool [N, W], between starts and ends.
 
-    As floats, since TensorFlow compares int32 in the host's memory, also where images are on a GPU.
+    These are float32 [N, 2], since TensorFlow compares int32 in the host's memory, also where images are on a GPU.
     """
     rows, columns = (tf.range(size, dtype=tf.float32) for size in images.shape[1:3])
     return (
@@ -53,7 +55,7 @@ def _spans(images: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor) -> tuple[tf.Te
 
 
 def _replace(images: tf.Tensor, replacement: tf.Tensor | float, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Put `replacement`, images or a number, where rows, bool [B|1, H], and columns, bool [B|1, W], meet."""
+    """Put images or a number where rows, bool [B|1, H], and columns, bool [B|1, W], meet."""
     height, width, channels = images.shape[1:]
     images = tf.reshape(images, [-1, height, width * channels])
     if tf.is_tensor(replacement):

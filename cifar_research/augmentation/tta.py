@@ -1,4 +1,4 @@
-"""Test-time augmentation: a network's logits averaged over an image, its mirror image and shifts of both."""
+"""Test-time augmentation: logits averaged over an image, its mirror image and shifts."""
 
 from __future__ import annotations
 

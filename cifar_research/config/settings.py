@@ -183,7 +183,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     if any(word.startswith("data.name=") for word in keys):
         raise ConfigError("data.name: goes with its option's keys; choose data=OPTION instead")
     config = compose([option, *keys]).config
-    _refuse([messages.missing(key) for key in OmegaConf.missing_keys(config) if key.startswith("data")])
+    _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
     _refuse(rules.unknown_keys(config))
     data = section(config.data, schema.DataConfig)
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}

@@ -1,1 +1,1 @@
-"""Data: found or fetched, decoded once into a memory map, and handed out as batches by tf.data."""
+"""Data: found or downloaded, decoded once into a memory map, split, and read in batches."""

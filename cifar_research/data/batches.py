@@ -26,7 +26,7 @@ def smallest(num_images: int, batch_size: int, drop_remainder: bool) -> int:
 def indices(
     step: tf.Tensor, num_images: int, batch_size: int, steps: int, seed: int, count: tf.Tensor | int = 1
 ) -> tf.Tensor:
-    """Return which images of the split make the batches of `count` steps of an epoch from `step` on: int64 [B].
+    """Return the images of `count` batches of an epoch from `step` on: int64 [B].
 
     An epoch, of `steps` batches, is a permutation of the split keyed by (seed, epoch), so that nothing has to be
     remembered between steps: the batch after a resume is the batch that would have come.
@@ -79,7 +79,7 @@ def training_rows(
     steps_per_call: int,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
-    """Yield which rows of the split's arrays make the batches of `training`, as (int64 [steps, B],).
+    """Yield the rows of the split's arrays in the batches of `training`: (int64 [steps, B],).
 
     steps: as many as have one size and are of one call; a call is of steps_per_call steps, or ends with the epoch.
     """
@@ -102,7 +102,7 @@ def training_rows(
 
 
 def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
-    """Yield (images, labels) of every image of the split, once, in order; the last batch may be smaller."""
+    """Yield (images, labels) of all of the split, in order; the last batch may be smaller."""
     read = _reader(split)
 
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -112,12 +112,12 @@ def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> t
 
 
 def fits_on_device(split: Split) -> bool:
-    """Return whether a split is small enough to be kept on a GPU, whose free memory TensorFlow does not report."""
+    """Return whether a split is small enough to be kept on a GPU."""
     return split.images.nbytes <= _MOST_ON_DEVICE
 
 
 def reader_on_device(split: Split, device: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Copy a split to the device, and return the function (rows of its arrays, int64 [B]) -> their images and labels."""
+    """Copy a split to the device; return the function (rows int64 [B]) -> images and labels."""
     with tf.device(device):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
     return lambda rows: (tf.gather(images, rows), tf.gather(labels, rows))
@@ -138,13 +138,13 @@ def _reader(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tuple[tf.Ten
 
 
 def _rows(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tf.Tensor]:
-    """Return the function (which images of the split, epoch) -> their rows in its arrays, int64 [B]."""
+    """Return the function (images of the split, epoch) -> their rows in its arrays, int64 [B]."""
     indices, rows_a_view = _tensor(split.indices), len(split.images) // split.views
     return lambda chosen, epoch: tf.gather(indices, chosen) + tf.cast(epoch % split.views * rows_a_view, tf.int64)
 
 
 def _tensor(array: np.ndarray) -> tf.Tensor:
-    """Return an array as a tensor that is the same memory, if it lies as TensorFlow needs it: memory maps of .npy do."""
+    """Return an array as a tensor, of the same memory if it is aligned, as memory maps are."""
     if array.ctypes.data % _ALIGNMENT or not (array.flags.c_contiguous and array.flags.writeable):
         with tf.device("/CPU:0"):  # where tf.data works
             return tf.constant(array)

@@ -1,4 +1,4 @@
-"""Decoded data sets and features on disk: memory-mapped, checksummed, written once, replaced when damaged."""
+"""Data sets and features on disk: memory-mapped, checksummed, replaced when damaged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Source:
 
 
 def existing_folder(path: str | Path, key: str) -> Path:
-    """Return the absolute path of a folder, its ~ filled in; DataError, naming `key`, if it is not a directory."""
+    """Return a folder's absolute path, its ~ filled in; DataError, naming `key`, if it is missing."""
     folder, hint = folders.expanded(path, key).absolute(), ""
     if folder.is_dir():
         return folder
@@ -83,7 +83,7 @@ def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -
 def load_arrays(
     folder: Path, name: str, identity: Any, names: Sequence[str], make: Callable[[Path], Facts]
 ) -> tuple[Arrays, Facts]:
-    """Return arrays by name, memory-mapped from a cache in `folder` that `make` fills if it is missing, and its facts.
+    """Return arrays by name, memory-mapped from a cache that `make` fills, and its facts.
 
     identity: whatever the arrays depend on, as JSON knows it: other files or settings, another cache. make: writes
     <name>.npy of some of `names` into the folder it is given, and returns facts for JSON. A damaged cache is replaced,
@@ -141,7 +141,7 @@ def _write(target: Path, names: Sequence[str], make: Callable[[Path], Facts]) ->
 
 
 def _read(target: Path) -> tuple[Arrays, Facts]:
-    """Return the cache; FileNotFoundError if it or one of its files is missing, ValueError if it is damaged."""
+    """Return the cache; FileNotFoundError if a file is missing, ValueError if one is damaged."""
     try:
         facts, arrays = files.loads((target / "meta.json").read_bytes()), {}
         for name, expected in facts["files"].items():

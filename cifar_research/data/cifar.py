@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: found in any of their published layouts, or downloaded, and decoded.
+"""CIFAR-10 and CIFAR-100: found in one of their published layouts or downloaded, and decoded.
 
 Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html; SHA-256 of the archives as in
 `keras.datasets` and `tensorflow_datasets`; MD5 of the batches as in `torchvision.datasets`.
@@ -100,7 +100,7 @@ LAYOUTS = {
 def locate(
     name: str, data_dir: str | None, cache_root: Path, download: bool, found_in: str | None = None
 ) -> tuple[Layout, Path]:
-    """Return where the data set is: (layout, its folder or archive), downloading the archive if nothing is there.
+    """Return the data set's layout and its folder or archive, which is downloaded if missing.
 
     `data_dir`, or else $CIFAR_DATA_DIR, is the only place looked at if it is given. Otherwise that is `found_in`, where
     the run found it before, if it is still there; then come `cache_root`/data, Keras's cache and the official address.
@@ -237,7 +237,7 @@ def parsed(parse: Callable[..., Any], content: bytes, path: str, *settings: Any)
 
 
 def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
-    """Return images and labels of the binary layout: a row is the label, or the coarse and the fine one, and pixels."""
+    """Return images and labels of rows: the label, or the coarse and the fine one, and pixels."""
     num_labels = 2 if is_fine else 1
     rows = np.frombuffer(content, np.uint8).reshape(-1, num_labels + _PIXELS)
     return _checked(rows[:, num_labels:], rows[:, num_labels - 1], num_classes)

@@ -19,7 +19,7 @@ from cifar_research.runtime.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of a source: images uint8 [N, H, W, C] and labels int64 [N] of all of it, and the numbers of the rows.
+    """Some rows, by their indices, of images uint8 [N, H, W, C] and labels int64 [N].
 
     Kept apart so that the images stay the memory map that every run on the machine shares. Of a backbone's features,
     images are float32 [views N, ...] and labels may be targets float32 [views N, K]: `views` copies, one an epoch.
@@ -39,7 +39,7 @@ class Split:
         return Split(self.images, labels, self.indices[labels[self.indices] >= 0])
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of each channel, float32 [C], of pixels scaled to [0, 1]."""
+        """Return each channel's mean and standard deviation, float32 [C], of pixels in [0, 1]."""
         height, width, channels = self.images.shape[1:]
         at_once = min(2_000, 2_000 * 32 * 32 // (height * width) or 1)
         sums = np.zeros((2, channels))

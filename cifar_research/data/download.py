@@ -1,4 +1,4 @@
-"""Fetch a published file: resumed when broken off, verified before it is used, put in place atomically."""
+"""Download a published file: resumed when broken off, and verified before it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 18
 
 
 def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_seconds: float = 30) -> None:
-    """Download `url` to `path`, unless it is there, and put it in place only if its SHA-256 is `sha256`.
+    """Download `url` to `path` if that is missing and the file's SHA-256 is `sha256`.
 
     What arrives is kept in `path`.part, so that the next attempt, or the next run, goes on from there; a file that is
     complete and wrong is removed. Two processes fetch it once. DataError, with the address, if it cannot be fetched.

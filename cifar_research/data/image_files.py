@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and why others are not used: the same for training, evaluation and prediction."""
+"""Which files of a folder are images, and why others are not used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LeftOut = dict[str, list[str]]
 
 
 def find(folder: Path) -> tuple[list[Path], LeftOut]:
-    """Return the images in a folder and below it, by their suffix, sorted, and what is left out.
+    """Return the images in a folder and below it, sorted, and what is left out.
 
     Links to folders are followed, and each folder is read once. Hidden names and those of the system are skipped.
     """
@@ -70,7 +70,7 @@ def is_visible(name: str) -> bool:
 
 
 def reason(path: Path) -> str | None:
-    """Return why a file is not an image that can be used, by its suffix and its kind; None if it is one."""
+    """Return why a file cannot be used as an image, by its suffix and kind; None if it can."""
     readable, known = _suffixes()
     suffix = path.suffix.lower()
     if suffix not in readable:
@@ -90,7 +90,7 @@ def _suffixes() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def summary(num_used: int, left_out: Mapping[str, int]) -> str:
-    """Return how many images are used, and how many files are not by their reasons, as one line."""
+    """Return as one line how many images are used and how many files are left out, by reason."""
     counts = []
     for why, number in sorted(left_out.items(), key=lambda item: -item[1]):
         plural = re.sub(r"^(folder|broken link|image)\b", r"\1s", why)

@@ -1,4 +1,4 @@
-"""Folders of images as a data set: a subfolder a class, with folders for training, validation and test or without."""
+"""Folders of images as a data set: a folder for each class, in folders of splits or not."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Classes = dict[str, list[Path]]
 
 
 def load(data: ImagesConfig, cache_root: Path) -> Source:
-    """Return the images of data.dir/{train,val,test}/<class>/, or of data.dir/<class>/ with a share held out for test.
+    """Return the images of data.dir/{train,val,test}/<class>/, or of data.dir/<class>/.
 
-    The images of a class are all those below its folder. Without val/ the source has no validation images; with val/ and
-    without test/ a share of train/ is held out for test. Any mode becomes RGB; any size becomes image_size x image_size.
-    Classes are sorted by name. Damaged images are left out; more than the share max_damaged of all, and more than one,
-    are refused. DataError names the folder or the file that is missing, empty or unreadable.
+    Of the latter a share is held out for test. The images of a class are all those below its folder. Without val/ the
+    source has no validation images; with val/ and without test/ a share of train/ is held out for test. Classes are
+    sorted by name. Damaged images are left out; more than the share max_damaged of all, and more than one, are refused.
+    DataError names the folder or the file that is missing, empty or unreadable.
     """
     assert data.dir is not None  # see rules.folder_problems
     try:
@@ -59,7 +59,7 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of classes: of `train` with `val` or `test` or both, or of `train` alone, the folder itself."""
+    """Return the folders of classes by split: `train` alone is the folder itself."""
     folders = {name: folder / name for name in ("train", "test") if (folder / name).is_dir()}
     val = [folder / name for name in _VALIDATION if _holds_only_folders(folder / name)]
     if "train" in folders and ("test" in folders or val and _holds_only_folders(folder / "train")):
@@ -74,13 +74,13 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _holds_only_folders(folder: Path) -> bool:
-    """Return whether a folder holds classes; otherwise it may be the class of that name, such as train."""
+    """Return whether a folder holds classes, and is not itself a class of the name train."""
     visible = [path for path in folder.iterdir() if image_files.is_visible(path.name)] if folder.is_dir() else []
     return any(path.is_dir() for path in visible) and all(path.is_dir() or image_files.reason(path) for path in visible)
 
 
 def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]) -> Classes:
-    """Return the images of each class folder, sorted; add to what is left out, and to the notes what looks like a mistake."""
+    """Return the images of each class folder, sorted; add to left_out and notes."""
     classes: Classes = {}
     merged = []
     for path in sorted(path for path in folder.iterdir() if image_files.is_visible(path.name)):
@@ -186,7 +186,7 @@ def _decoded_or_cached(
 
 
 def _decode(classes: Classes, size: int) -> tuple[Labelled, list[tuple[Path, str]]]:
-    """Return images and labels, and the damaged files with the reason; DataError for one that the system cannot read."""
+    """Return images and labels, and damaged files with the reason; DataError if one is unreadable."""
     files = [(label, path) for label, paths in enumerate(classes.values()) for path in paths]
     pixels, labels, damaged = [], [], []
     with images.without_warnings(), ThreadPoolExecutor() as pool:

@@ -91,7 +91,7 @@ def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore what Pillow warns of while images are decoded, in any thread: large images and damaged metadata."""
+    """Ignore Pillow's warnings of large images and damaged metadata, in any thread."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -99,7 +99,7 @@ def without_warnings() -> Iterator[None]:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that are looked for in a file: those of ours that the installed Pillow reads."""
+    """Return the formats that images may have: those of _FORMATS that this Pillow reads."""
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
 
@@ -140,7 +140,7 @@ def _opened(file: File, size: int) -> np.ndarray:
 
 
 def _pixels(image: Image.Image, size: int, file: File | None = None) -> np.ndarray:
-    """Return an opened image as RGB of this size; file: where it comes from, if it can be opened again."""
+    """Return an opened image as RGB of this size; file: its source, if it can be reopened."""
     raw_mode = _raw_mode(image)
     image.load()
     turn = None
@@ -169,16 +169,16 @@ def _pixels(image: Image.Image, size: int, file: File | None = None) -> np.ndarr
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return in which mode an image that is not loaded yet is stored, such as RGB;16B; empty if it does not say."""
+    """Return the stored mode of an image that is not loaded yet, such as RGB;16B, or ""."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     args = tiles[0].args if len(tiles) == 1 else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.ndarray:
-    """Return the values uint16 [h, w, C] of an image with 16 bits a channel, of which Pillow keeps the upper byte.
+    """Return the values uint16 [h, w, C] of an image with 16 bits a channel.
 
-    Decoded once more in the other order of bytes, it keeps the lower one.
+    Pillow keeps the upper byte; decoded once more in the other order of bytes, it keeps the lower one.
     """
     high = np.asarray(image, np.uint16)
     kind, order = raw_mode.split(";16")
@@ -197,7 +197,7 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.nda
 
 
 def _without_metadata(file: File) -> bytes | None:
-    """Return a PNG or JPEG file with nothing but what its pixels and its orientation need; None of other files."""
+    """Return a PNG or JPEG file with its pixels and orientation alone; None for other files."""
     if isinstance(file, (str, Path)):
         content = Path(file).read_bytes()
     else:

@@ -24,7 +24,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def subset(rows: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Return `size` of the rows, as many of each class as its share of them, in order; labels are those of all rows."""
+    """Return `size` of the rows, in order, by the shares of their classes; labels are of all rows."""
     classes, counts = np.unique(labels[rows], return_counts=True)
     if not len(classes) <= size <= len(rows):
         raise DataError(

@@ -31,7 +31,7 @@ def test_a_nan_in_the_weights_ends_the_run_and_leaves_the_best_ones(tmp_path, mo
     settings = config.parse([*SMALL, *more, f"+schedule.step={step}"])
     folder = tmp_path / "run"
     kept = []
-    found = train_run(settings, folder, console.Display(quiet=True), lambda row: kept.append(_best(folder)))
+    found = train_run(settings, folder, console.Display(quiet=True), is_hopeless=lambda row: kept.append(_best(folder)))
     assert found["status"] == "diverged" and found["test"] is None and found["weights_sha256"] is None
     # The update of this step makes the weights nan, the loss of the next one shows it.
     assert step < found["steps"] <= step + 1 + max(interval, steps_per_call)

@@ -85,7 +85,7 @@ def test_a_preset_of_whatever_kind_works_or_is_refused(tmp_path, text):
     path.write_bytes(f"# @package _global_\n{text}\n".encode(errors="surrogatepass"))
     began = time.monotonic()
     try:
-        config.parse([f"hydra.searchpath=[file://{tmp_path}]", "experiment=theirs"], with_hydra=True)
+        config.parse([f"hydra.searchpath=[file://{tmp_path}]", "experiment=theirs"])
     except ConfigError as error:
         assert str(error).strip() and "Traceback" not in str(error)
     assert time.monotonic() - began < SECONDS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
-from cifar_research.models.backbones.cnn import Activation, Initialization, initializer
+from cifar_research.models.backbones.cnn import Activation, Initialization, check_filters, initializer
 from cifar_research.runtime.lazy import keras
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def airbench(
     The model: float [B, H, W, C] in, float [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded
     down, after n blocks.
     """
-    check_range("[]", 1, filters=min(filters, default=0))
+    check_filters(filters)
     check_range("[]", 1, 8, whitening_size=whitening_size)
     check_range("(]", 0, whitening_epsilon=whitening_epsilon)
     check_range("[)", 0, 1, batch_norm_momentum=batch_norm_momentum)

@@ -33,7 +33,8 @@ def cnn(
     weights: `none`, a .weights.h5 file, or a run folder.
     The model: float [B, H, W, C] in, float [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks.
     """
-    check_range("[]", 1, filters=min(filters, default=0), convolutions=convolutions, kernel_size=kernel_size)
+    check_filters(filters)
+    check_range("[]", 1, convolutions=convolutions, kernel_size=kernel_size)
     check_range("[)", 0, 1, dropout=dropout)
     loading.check(weights)
 
@@ -64,6 +65,12 @@ def cnn(
         is_by_image=not batch_norm,
         upper_blocks=f"block{len(filters)}_conv1",
     )
+
+
+def check_filters(filters: list[int]) -> None:
+    """Raise ValueError if there is no block, or one without channels."""
+    if min(filters, default=0) < 1:
+        raise ValueError(f"filters: {filters} must be a list of numbers, each at least 1")
 
 
 def initializer(name: Initialization) -> keras.Initializer:
