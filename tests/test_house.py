@@ -1,6 +1,11 @@
-"""Imports go down: each package imports from its own row of docs/architecture.md or from rows below, and none in a circle."""
+"""Imports go down: each package imports from its own row of docs/architecture.md or from rows below, and none in a circle.
+
+Types are checked, as strictly as pyproject.toml says.
+"""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -57,3 +62,10 @@ def test_no_circle():
         TopologicalSorter({name: imports(name) - {name} for name in FILES}).prepare()
     except CycleError as error:
         raise AssertionError(f"these import each other: {' -> '.join(error.args[1])}") from None
+
+
+def test_types():
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "cifar_research"], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

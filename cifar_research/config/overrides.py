@@ -90,7 +90,7 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
     expanded = []
     for word in swept:
         override = parse_override(word)
-        glob = None if override is None else override.value()
+        glob: object = None if override is None else override.value()  # Hydra's type leaves Glob out
         if override is None or not isinstance(glob, Glob):
             expanded.append(word)
             continue
