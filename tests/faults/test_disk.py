@@ -14,7 +14,7 @@ from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.runs import checkpoint
 from cifar_research.runtime.errors import DataError, WriteError
-from cifar_research.training.run import save_weights
+from cifar_research.training.outputs import save_weights
 
 is_root = hasattr(os, "geteuid") and os.geteuid() == 0
 needs_root = pytest.mark.skipif(
