@@ -92,7 +92,7 @@ def test_damaged_folder_is_refused_with_its_path(run_dir, name, content):
 
 
 def test_no_run_and_two_folders_are_refused(tmp_path, run_dir):
-    with pytest.raises(ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
         resume.expand([f"resume={tmp_path}"])
     with pytest.raises(ConfigError, match="contradict each other"):
         resume.expand([f"resume={run_dir}", "hydra.run.dir=other"])

@@ -24,7 +24,7 @@ BAD = [
     ("tensorboard.enabled=null", ["tensorboard.enabled: takes true or false, not null"]),
     ("name=null", ["name: takes a text, not null"]),
     ("tensorboard=3", ["tensorboard: takes settings of its own, not 3; it has enabled, histograms"]),
-    ("training=combined training.phases.head=null", ["leave it out with ~training.phases.head"]),
+    ("training=combined training.phases.head=null", ["remove it with ~training.phases.head"]),
     ("+training.phases.b.epochs=3", ["training.phases.b.epochs:", '"++training.phases={b:{trainable:all}}"']),
     ("data.classes=circle", ['data.classes: takes a list, not circle; give "data.classes=[circle]"']),
     ("allow_targets=null", ['allow_targets: takes a list, not null; give "allow_targets=[]"']),
@@ -185,9 +185,9 @@ def test_bad_config_is_refused(line, parts):
     [
         ("--seed=1", "--seed=1: write settings without dashes: seed=1"),
         ("-m --seed=1,2", "--seed=1,2: write settings without dashes: seed=1,2"),
-        ("--epochs 3", "write training.epochs=3"),
-        ("--resume run --batch-size seed=1", "write resume=run training.batch_size=…"),
-        ("--lr=3 --optimizer adam", "write optimizer.learning_rate=3 optimizer=adam"),
+        ("--epochs 3", ": training.epochs=3"),
+        ("--resume run --batch-size seed=1", ": resume=run training.batch_size=…"),
+        ("--lr=3 --optimizer adam", ": optimizer.learning_rate=3 optimizer=adam"),
         ("--config-dir x --seed=1", "--config-dir: is not supported; add options with hydra.searchpath="),
     ],
 )

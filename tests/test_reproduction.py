@@ -180,8 +180,8 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
         (["--from-run", "{original}", "seed=x"], "seed"),
         (["--from-run", "{original}", "--verify", "schedule=step_decay"], "this is another config"),
         (["--from-run", "{original}", "--verify", "~augmentation"], "augmentation"),
-        (["--from-run", "{original}", "experiment=wide"], "would replace all that is to be repeated"),
-        (["--from-run", "{original}", "sweep=hyperparameters"], "would replace all that is to be repeated"),
+        (["--from-run", "{original}", "experiment=wide"], "would replace everything that is repeated"),
+        (["--from-run", "{original}", "sweep=hyperparameters"], "would replace everything that is repeated"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(original, tmp_path, words, part):
@@ -199,4 +199,4 @@ def test_a_report_cannot_allow_its_own_code(original, tmp_path):
     assert done.returncode == 2 and "allow_targets=[os]" in done.stderr and not (tmp_path / "ran").exists()
     report.write_report(tmp_path / "report.json", found | {"config": {"augmentation": {}, "data": 3, "training": {}}})
     done = command("--from-run", tmp_path, cwd=tmp_path)
-    assert done.returncode == 2 and "is no run's" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "is not a run's" in done.stderr and "Traceback" not in done.stderr

@@ -160,7 +160,7 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=1,2", "hydra.launcher.job=2"], ["hydra.launcher", "job", "jobs"]),
         (["sweep=seeds,hyperparameters"], ["sweep=seeds,hyperparameters", "takes one value"]),
         (["seed=1,2", "hydra.launcher.jobs=1,2"], ["hydra.launcher.jobs=1,2", "takes one value"]),
-        (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "not taken by a sweep"]),
+        (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "has no effect in a sweep"]),
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
         (["data.dir=a,b"], ["data.dir=a,b", "changes nothing that a run computes"]),
