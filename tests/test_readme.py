@@ -25,6 +25,7 @@ from PIL import Image
 
 from cifar_research import config
 from cifar_research.config import messages
+from cifar_research.config.composition import compose
 from cifar_research.config.sweep import MULTIRUN, SweepSettings, parse_command
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import search
@@ -41,6 +42,7 @@ OTHERS = {
     "mkdir", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scp", "source", "squeue",
     "srun", "tar", "tensorboard", "wsl",
 }  # fmt: skip
+PLACEHOLDER = "placeholder"  # stands for <…>
 FLAGS_OF_TRAIN = {"--from-run", "--verify", "--unlock"}  # taken before the rest is composed
 
 
@@ -110,9 +112,9 @@ LINES = [
 def words_of(line):
     """Return the commands of a line of bash, each as its words, without redirections and variables in front."""
     # What stands for a value that the reader has: dropped from key=<value>, but for folders of data, which some options need.
-    line = re.sub(r"(?<=data\.dir=)<[^<>|;&]+>", "placeholder", line)
+    line = re.sub(r"(?<=data\.dir=)<[^<>|;&]+>", PLACEHOLDER, line)
     line = re.sub(r"(?<!\S)'?[\w.+~/]+=<[^<>|;&]+>'?", "", line)
-    line = re.sub(r"<[^<>|;&\n]+>", "placeholder", line)
+    line = re.sub(r"<[^<>|;&\n]+>", PLACEHOLDER, line)
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     commands, skips = [[]], False
@@ -130,7 +132,7 @@ def words_of(line):
 
 def parse_train(words):
     """Compose what a command of training composes, and check every job of a sweep; ConfigError if it cannot work."""
-    words = [word for word in words if "$" not in word]  # a variable of the shell
+    words = [word for word in words if "$" not in word and word != PLACEHOLDER]  # "$" is of a variable of the shell
     for name in FLAGS_OF_TRAIN & set(words):
         position = words.index(name)
         del words[position : position + (2 if name == "--from-run" else 1)]
@@ -138,8 +140,7 @@ def parse_train(words):
     if problem := messages.flags(words):
         raise ConfigError(problem)
     if any(word.startswith("-") and word not in MULTIRUN for word in words):  # --help, --cfg job
-        words = [word for word in words if "=" in word and not word.startswith("-")]
-        words = [word for word in words if not word.startswith("install=")]
+        return compose([word for word in words if "=" in word and not word.startswith(("-", "install="))])
     parsed = parse_command(words)
     if not isinstance(parsed, SweepSettings):
         return config.parse_composed(parsed)
@@ -183,7 +184,11 @@ def test_every_block_names_its_language(page):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "searchpath" not in line.values[0]])
-def test_command_works(line, monkeypatch):
+def test_command_works(line, monkeypatch, request, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for weights in re.findall(r"backbone\.weights=([\w./-]+/[\w./-]+)", line):
+        (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / weights).symlink_to(request.getfixturevalue("finished_run"))
     for words in words_of(line):
         module, arguments = command_of(words)
         if module == "train":
