@@ -38,12 +38,12 @@ MAX_MEDIAN, MAX_WORDS = 15, 35  # of the sentences of a page, in words
 SMALL = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
 COMMANDS = ("train", "evaluate", "predict", "export", "report", "cache", "preview")  # modules with a command line
 OTHERS = {
-    "bash", "cat", "cd", "cp", "curl", "done", "echo", "eval", "export", "find", "for", "git", "grep", "kill", "ls",
-    "mkdir", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scp", "source", "squeue",
-    "srun", "tar", "tensorboard", "wsl",
+    "[", "bash", "cat", "cd", "cp", "curl", "done", "echo", "eval", "export", "find", "for", "git", "grep", "kill", "ls",
+    "mkdir", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scontrol", "scp", "source",
+    "squeue", "srun", "tar", "tensorboard", "wsl",
 }  # fmt: skip
 PLACEHOLDER = "placeholder"  # stands for <…>
-FLAGS_OF_TRAIN = {"--from-run", "--verify", "--unlock"}  # taken before the rest is composed
+TAKEN_FIRST = {"--verify", "--unlock", PLACEHOLDER}  # not a part of what is composed
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def words_of(line):
     """Return the commands of a line of bash, each as its words, without redirections and variables in front."""
     # What stands for a value that the reader has: dropped from key=<value>, but for folders of data, which some options need.
     line = re.sub(r"(?<=data\.dir=)<[^<>|;&]+>", PLACEHOLDER, line)
-    line = re.sub(r"(?<!\S)'?[\w.+~/]+=<[^<>|;&]+>'?", "", line)
+    line = re.sub(r"(?<!\S)'?(?!resume=)[\w.+~/]+=<[^<>|;&]+>'?", "", line)
     line = re.sub(r"<[^<>|;&\n]+>", PLACEHOLDER, line)
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
@@ -132,11 +132,13 @@ def words_of(line):
 
 def parse_train(words):
     """Compose what a command of training composes, and check every job of a sweep; ConfigError if it cannot work."""
-    words = [word for word in words if "$" not in word and word != PLACEHOLDER]  # "$" is of a variable of the shell
-    for name in FLAGS_OF_TRAIN & set(words):
-        position = words.index(name)
-        del words[position : position + (2 if name == "--from-run" else 1)]
-    words = [word for word in words if not word.startswith("resume=")]
+    if "--from-run" in words:
+        position = words.index("--from-run")
+        words = words[:position] + words[position + 2 :]
+    # "$" is of a variable of the shell.
+    words = [word for word in words if word not in TAKEN_FIRST and "$" not in word]
+    if any(word.startswith("resume=") for word in words):  # of a sweep, perhaps
+        words = [word for word in words if not word.startswith(("resume=", "sweep."))]
     if problem := messages.flags(words):
         raise ConfigError(problem)
     if any(word.startswith("-") and word not in MULTIRUN for word in words):  # --help, --cfg job
