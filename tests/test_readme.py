@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/test_readme.py    # count the sentences of each page
 
-A page's blocks stand for one session in one folder: `outputs/…` in a Python block is a completed run, `photos/` and the
+A page's blocks stand for one session in one folder: what a Python block loads is a completed run, `photos/` and the
 files named like images are images, and runs are made small.
 """
 
@@ -230,7 +230,7 @@ def write_files(page, folder):
             path = folder / match[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
-                file.write(block.text)
+                file.write(block.text[match.end() :])  # Hydra reads its own comment in the first line alone
 
 
 ADDITIONS = [
@@ -284,8 +284,8 @@ def make_folder(code, finished_run, folder):
     for text in re.findall(r"""["']([^"'\s*{}]+)["']""", code):
         if re.search(r"\.(jpe?g|png|webp)$", text) and not text.startswith(("outputs/", "/")):
             names.append(text)
-        elif re.fullmatch(r"outputs/[^/]+/[^/]+/?", text) and not (folder / text).exists():
-            shutil.copytree(finished_run, folder / text)
+    for text in set(re.findall(r"""load\(["']([^"']+)["']""", code)):
+        shutil.copytree(finished_run, folder / text)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / name)
