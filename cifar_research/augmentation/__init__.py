@@ -71,12 +71,18 @@ def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarr
 
 
 def horizontal_flip(*, probability: float = 0.5) -> BatchTransform:
-    """Mirror left and right, each image with this probability."""
+    """Mirror left and right, each image with this probability.
+
+    probability: The share of images that is mirrored.
+    """
     return _flip(2, probability)
 
 
 def vertical_flip(*, probability: float = 0.5) -> BatchTransform:
-    """Mirror top and bottom, each image with this probability."""
+    """Mirror top and bottom, each image with this probability.
+
+    probability: The share of images that is mirrored.
+    """
     return _flip(1, probability)
 
 
@@ -113,7 +119,9 @@ def alternating_flip() -> Transform:
 def shift(*, pixels: int | None = None, fraction: float | None = None, padding: Padding = "edge") -> BatchTransform:
     """Move each image by whole pixels, uniform in [-limit, limit], along each axis.
 
-    The limit is `pixels`, or `fraction` of the axis rounded to pixels; the other of the two is None.
+    pixels: The limit in pixels; null if `fraction` gives it.
+    fraction: The limit as a share of the height or width, rounded to pixels; null if `pixels` gives it.
+    padding: What fills the uncovered border: the edge's pixels, a mirror image, or zeros.
     """
     if pixels is None and fraction is None:
         raise ValueError("pixels: null and fraction=null leave no limit; give one of them")
@@ -134,7 +142,11 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
 
 
 def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> BatchTransform:
-    """Pad each side and cut the original size out at a place drawn for each image (He et al. 2016)."""
+    """Pad each side and cut the original size out at a place drawn for each image (He et al. 2016).
+
+    padding_pixels: How many pixels each side is padded by.
+    padding: What the padding holds: the edge's pixels, a mirror image, or zeros.
+    """
     check_range("[]", 0, padding_pixels=padding_pixels)
     # That is a shift, by up to the padding, of what lies inside the frame and of what the padding shows.
     return shift(pixels=padding_pixels, padding=padding)
@@ -143,7 +155,12 @@ def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> BatchTransfo
 def rotation(
     *, degrees: float = 15.0, interpolation: Interpolation = "bilinear", padding: ProjectionPadding = "edge"
 ) -> BatchTransform:
-    """Rotate each image about its centre by an angle uniform in [-degrees, degrees]."""
+    """Rotate each image about its centre by an angle uniform in [-degrees, degrees].
+
+    degrees: The largest angle, either way.
+    interpolation: How pixel values between pixels are computed.
+    padding: What fills the uncovered corners: the edge's pixels, or zeros.
+    """
     check_range("[]", 0, 180, degrees=degrees)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -162,7 +179,13 @@ def zoom(
     interpolation: Interpolation = "bilinear",
     padding: ProjectionPadding = "edge",
 ) -> BatchTransform:
-    """Magnify each image about its centre by a factor uniform in [low, high]; below 1 it shrinks."""
+    """Magnify each image about its centre by a factor uniform in [low, high]; below 1 it shrinks.
+
+    low: The smallest factor.
+    high: The largest factor.
+    interpolation: How pixel values between pixels are computed.
+    padding: What fills the uncovered border: the edge's pixels, or zeros.
+    """
     check_range("(]", 0, high=high)
     check_range("(]", 0, high, low=low)
 
@@ -176,17 +199,26 @@ def zoom(
 
 
 def brightness(*, amount: float = 0.2) -> BatchTransform:
-    """Multiply each image by a factor uniform in [1 - amount, 1 + amount]."""
+    """Multiply each image by a factor uniform in [1 - amount, 1 + amount].
+
+    amount: The largest relative change.
+    """
     return _jitter("brightness", amount)
 
 
 def contrast(*, amount: float = 0.2) -> BatchTransform:
-    """Scale each image's distance from its own mean grey by a factor uniform in [1 - amount, 1 + amount]."""
+    """Scale each image's distance from its own mean grey by a factor uniform in [1 - amount, 1 + amount].
+
+    amount: The largest relative change.
+    """
     return _jitter("contrast", amount)
 
 
 def saturation(*, amount: float = 0.2) -> BatchTransform:
-    """Scale each pixel's distance from its own grey by a factor uniform in [1 - amount, 1 + amount]."""
+    """Scale each pixel's distance from its own grey by a factor uniform in [1 - amount, 1 + amount].
+
+    amount: The largest relative change.
+    """
     return _jitter("saturation", amount)
 
 
@@ -203,7 +235,10 @@ def _jitter(name: str, amount: float) -> BatchTransform:
 
 
 def cutout(*, size: int = 8) -> BatchTransform:
-    """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017)."""
+    """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017).
+
+    size: The square's side in pixels.
+    """
     check_range("[]", 1, size=size)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -216,7 +251,10 @@ def cutout(*, size: int = 8) -> BatchTransform:
 
 
 def mixup(*, alpha: float = 0.2) -> BatchTransform:
-    """Blend the batch with itself reordered, by a weight from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    """Blend the batch with itself reordered, by a weight from Beta(alpha, alpha) (Zhang et al. 2018).
+
+    alpha: Both parameters of the beta distribution; larger blends more evenly.
+    """
     check_range("(]", 0, alpha=alpha)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -235,6 +273,8 @@ def cutmix(*, alpha: float = 1.0) -> BatchTransform:
     """Paste into each image a box of a partner from the same batch, at the same place (Yun et al. 2019).
 
     One box a batch, its share of the area from Beta(alpha, alpha), centred anywhere and cut at the sides.
+
+    alpha: Both parameters of the beta distribution; 1 draws every share equally often.
     """
     check_range("(]", 0, alpha=alpha)
 

@@ -9,6 +9,13 @@ from typing import Any
 
 from cifar_research.config import targets
 
+RANGES = {
+    "epochs": ("[]", 1, math.inf),
+    "learning_rate": ("(]", 0, math.inf),
+    "learning_rate_decay_by_depth": ("(]", 0, 1),
+}
+CHOICES = {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -67,21 +74,15 @@ def problems(training: Mapping[str, Any]) -> list[str]:
     if not training["phases"]:
         return ["training.phases: there is none, so nothing would be trained; choose training=scratch, or add one"]
     problems = []
-    ranges = {
-        "epochs": ("[]", 1, math.inf),
-        "learning_rate": ("(]", 0, math.inf),
-        "learning_rate_decay_by_depth": ("(]", 0, 1),
-    }
-    choices = {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}
     for name, phase in training["phases"].items():
         key = f"training.phases.{name}"
         if phase is None:
             problems.append(f"{key}: null is not a valid phase; remove it with ~{key}")
             continue
-        for setting, limits in ranges.items():
+        for setting, limits in RANGES.items():
             if problem := targets.range_problem(phase[setting], *limits):
                 problems.append(f"{key}.{setting}: {problem}")
-        for setting, valid in choices.items():
+        for setting, valid in CHOICES.items():
             if phase[setting] not in valid:
                 problems.append(f"{key}.{setting}: {targets.choice_problem(phase[setting], valid)}")
         if phase["image_size"] is not None and phase["trainable"] == "none":

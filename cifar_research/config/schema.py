@@ -1,4 +1,7 @@
-"""The sections of the config, with their types and defaults; Hydra holds presets and the command line against them."""
+"""The sections of the config, with their types and defaults; Hydra holds presets and the command line against them.
+
+The comment behind a key, or above it, is its sentence in docs/configuration.md (scripts/config_tables).
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ VIEWS = ("none", "flip", "flip_shift")  # of test-time augmentation
 class DataConfig:
     """What every data set takes; `val` is held out from the training images, stratified, by `split_seed`."""
 
-    name: str = MISSING
-    dir: str | None = None
-    cache_dir: str | None = None
-    val_fraction: float = 0.1
-    validation: str = "holdout"
-    split_seed: int = 0
-    train_size: int | None = None
-    classes: list[str] | None = None
-    standardize: bool = False
-    drop_remainder: bool = False
+    name: str = MISSING  # The data set; data=OPTION chooses it.
+    dir: str | None = None  # The folder with the images; null searches the usual places.
+    cache_dir: str | None = None  # Where decoded images and features are kept; null is the cache folder.
+    val_fraction: float = 0.1  # The share of the training images that is held out for validation.
+    validation: str = "holdout"  # Validate on held-out training images, or on the test images.
+    split_seed: int = 0  # Chooses which training images are held out.
+    train_size: int | None = None  # Train on so many images, stratified; null is all of them.
+    classes: list[str] | None = None  # Keep these classes, in this order; null is all of them.
+    standardize: bool = False  # Subtract each channel's mean and divide by its standard deviation.
+    drop_remainder: bool = False  # Leave out the last batch of an epoch if it is smaller than the others.
 
     @property
     def image_size(self) -> int:
@@ -35,91 +38,94 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CifarConfig(DataConfig):
-    download: bool = True
+    download: bool = True  # Download the images if they are in none of the usual places.
 
 
 @dataclass(frozen=True)
 class ImagesConfig(DataConfig):
-    image_size: int = 32
-    test_fraction: float = 0.2
-    max_damaged: float = 0.01  # share of the images that may be damaged and are left out; one may be unless it is 0
+    image_size: int = 32  # Resize images to so many pixels, height and width.
+    test_fraction: float = 0.2  # The share that is held out for the test if there is no `test/`.
+    max_damaged: float = 0.01  # The share of the images that may be damaged; one may be, unless this is 0.
 
 
 @dataclass(frozen=True)
 class SyntheticConfig(DataConfig):
-    train_images: int = 10_000
-    test_images: int = 2_000
-    seed: int = 0
+    train_images: int = 10_000  # How many images are drawn for training and validation.
+    test_images: int = 2_000  # How many images are drawn for the test.
+    seed: int = 0  # The seed that the images are drawn from.
 
 
 @dataclass
 class PhaseConfig:
     """One phase of a training. The head is always trained; `trainable` says what of the backbone is, too."""
 
-    epochs: int | None = None  # None: training.epochs
-    learning_rate: float | None = None  # None: optimizer.learning_rate
-    trainable: Any = "all"  # none, all, upper, {last: n}, {from: layer}, or a pattern of layer names
-    learning_rate_decay_by_depth: float = 1.0
-    optimizer: str = "reset"  # or keep: what it has kept of each weight in the phase before
-    schedule: str = "anew"  # or continue: one schedule over this phase and the ones before that it continues
-    image_size: int | None = None  # train on images resized to so many pixels squared; None: as they are
+    epochs: int | None = None  # The phase's epochs; null is `training.epochs`.
+    learning_rate: float | None = None  # The phase's learning rate; null is `optimizer.learning_rate`.
+    # What of the backbone is trained: `none`, `all`, `upper`, `{last: n}`, `{from: layer}` or a pattern of layer names.
+    trainable: Any = "all"
+    learning_rate_decay_by_depth: float = 1.0  # Multiplies the learning rate once for each layer below the head.
+    optimizer: str = "reset"  # `reset` clears the optimizer's state; `keep` takes it over from the phase before.
+    schedule: str = "anew"  # `anew` starts the schedule over; `continue` goes on with that of the phase before.
+    image_size: int | None = None  # Train on images resized to so many pixels squared; null keeps their size.
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
 
-    epochs: int = 10  # of each phase that does not say otherwise
-    phases: dict[str, PhaseConfig] = field(default_factory=dict)
-    batch_size: int = 128
-    eval_batch_size: int = 500
-    steps_per_call: int = 1
-    precision: str = "float32"
-    jit_compile: bool = False
-    deterministic: bool | None = None  # None: on where it is cheap, which is on a CPU without jit_compile
-    threads: int | None = None
-    strategy: str = "none"
-    ema_decay: float | None = None
-    monitor: str = "accuracy"
-    patience: int | None = None
-    keep_checkpoints: int = 2
-    log_every_steps: int = 50
+    epochs: int = 10  # The epochs of each phase that gives none of its own.
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)  # The phases by name, in order.
+    batch_size: int = 128  # Images in a training batch, of all devices together.
+    eval_batch_size: int = 500  # Images in a batch of validation and test; it changes no score.
+    steps_per_call: int = 1  # Training steps in one call of the compiled function; 20 or more is faster.
+    precision: str = "float32"  # The type that layers compute in; weights stay float32.
+    jit_compile: bool = False  # Compile the step with XLA.
+    deterministic: bool | None = None  # Deterministic kernels; null is on for a CPU without jit_compile, else off.
+    threads: int | None = None  # CPU threads that TensorFlow uses; null is its own choice.
+    strategy: str = "none"  # One device, all GPUs of this machine, or several machines given by TF_CONFIG.
+    ema_decay: float | None = None  # Evaluate an exponential moving average of the weights with this decay.
+    monitor: str = "accuracy"  # The validation metric that chooses the best epoch.
+    patience: int | None = None  # Stop a phase after so many epochs without a better one.
+    keep_checkpoints: int = 2  # How many of the latest checkpoints are kept, beside the best.
+    log_every_steps: int = 50  # Steps between two points of TensorBoard's training curves.
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    views: str = "none"  # flip, flip_shift: logits averaged over views of each image, see augmentation/tta.py
+    # Test-time augmentation: average the logits of the image and its mirror image (`flip`), and of shifts (`flip_shift`).
+    views: str = "none"
 
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """How a phase with a frozen backbone comes by its features."""
+    """Whether the features of a frozen backbone are computed once."""
 
-    views: int | None = None  # kept of each image; 0: computed every time; None: 1, and 0 with augmentation
+    # How many augmented versions of each image are kept; 0 keeps none, null is 1, or 0 with augmentation.
+    views: int | None = None
 
 
 @dataclass(frozen=True)
 class TensorBoardConfig:
-    enabled: bool = True
-    histograms: bool = False
-    profile_start_step: int | None = None
-    profile_num_steps: int = 10
+    enabled: bool = True  # Write TensorBoard's files.
+    histograms: bool = False  # Write a histogram of every weight each epoch.
+    profile_start_step: int | None = None  # Profile from this step on; null profiles nothing.
+    profile_num_steps: int = 10  # How many steps are profiled.
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep goes about its jobs; a run alone takes no notice of it."""
+    """How a sweep runs its jobs; a single run does not use it."""
 
-    on_error: str = "continue"
-    retries: int = 1
-    trials: int | None = None  # None: the whole grid; else a search of so many
+    on_error: str = "continue"  # What the sweep does when a job fails for good: run the others, or stop.
+    retries: int = 1  # How often a failed job is tried again.
+    trials: int | None = None  # Search with so many jobs in all; null runs the whole grid.
 
 
 @dataclass
 class Config:
-    name: str = MISSING
-    seed: int = 0
-    # The user's own packages that a _target_ may name. It counts on the command line alone, see targets.py.
+    name: str = MISSING  # Names the folder in `outputs/`; the experiment sets it, else the data set does.
+    seed: int = 0  # Seeds weights, order, augmentation and dropout.
+    # Your own packages that a `_target_` may name; it counts on the command line alone.
     allow_targets: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: Any = MISSING

@@ -22,10 +22,13 @@ def head(
 ) -> Head:
     """Dense layers from a feature map to logits.
 
-    pooling: how [B, h, w, C] becomes a vector: flattened, or its average or maximum over h and w.
-    hidden: units of each hidden dense layer; batch_norm: between each of them and its activation.
-    dropout: once, before the output layer, as in the study. bias: of the output layer.
-    scale: multiplies the logits; a small number keeps early ones small (Jordan 2024, arXiv 2404.00498).
+    pooling: How the feature map [B, h, w, C] becomes a vector: flattened, or its average or maximum over h and w.
+    hidden: The units of each hidden dense layer.
+    dropout: The dropout rate before the output layer.
+    batch_norm: Normalise between each hidden layer and its activation.
+    activation: The activation of the hidden layers.
+    bias: Give the output layer a bias.
+    scale: Multiplies the logits; a small number keeps early ones small (Jordan 2024, arXiv 2404.00498).
     """
     check_range("[]", 1, hidden=min(hidden, default=1))
     check_range("[)", 0, 1, dropout=dropout)

@@ -11,7 +11,10 @@ Loss = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
 
 
 def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
-    """-sum_k targets_k log softmax(logits)_k, in nats; smoothed targets as in Szegedy et al. 2016."""
+    """-sum_k targets_k log softmax(logits)_k, in nats.
+
+    label_smoothing: The share of each target that is spread evenly over all classes (Szegedy et al. 2016).
+    """
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:

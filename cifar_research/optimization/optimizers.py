@@ -75,7 +75,14 @@ def adam(
     epsilon: float = 1e-7,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """Adam (Kingma and Ba 2015), in the form of its section 2: bias correction moved into the learning rate."""
+    """Adam (Kingma and Ba 2015), in the form of its section 2: bias correction moved into the learning rate.
+
+    learning_rate: The peak learning rate, which the schedule multiplies.
+    beta_1: The share that the mean of the gradients keeps at each step.
+    beta_2: The share that the mean of the squared gradients keeps at each step.
+    epsilon: Added to the root in the denominator.
+    clip_norm: Scale the gradients down to this global norm if it is larger; null does not clip.
+    """
     return adamw(
         learning_rate=learning_rate, weight_decay=0, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, clip_norm=clip_norm
     )
@@ -90,7 +97,10 @@ def adamw(
     epsilon: float = 1e-7,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    weight_decay: The decoupled weight decay, not of biases and norms.
+    """
     check_range("(]", 0, epsilon=epsilon)
     check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
@@ -116,7 +126,9 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent, with momentum (Sutskever et al. 2013) if it is not 0.
 
-    bias_scale: multiplies the learning rate of biases and norms (Jordan 2024, arXiv 2404.00498).
+    momentum: The share of the velocity that is kept at each step; 0 keeps none.
+    nesterov: Use Nesterov's momentum.
+    bias_scale: Multiplies the learning rate of biases and norms (Jordan 2024, arXiv 2404.00498).
     """
     _check_momentum(momentum, nesterov)
 
@@ -146,7 +158,10 @@ def muon(
     norm 1 on average, as in the authors' airbench94_muon: this needs a batch normalisation that follows in training,
     which a pretrained network has not. Other weights are updated by SGD with the same momentum, at other_scale times
     the learning rate; those of rank 1 at bias_scale times that.
-    weight_decay: of the other weights of rank 2 and more. iterations: three are enough in practice.
+
+    weight_decay: The decoupled weight decay of dense kernels; convolutions keep their norm.
+    iterations: The Newton-Schulz iterations of each update.
+    other_scale: Multiplies the learning rate of all weights but convolution kernels.
     """
     _check_momentum(momentum, nesterov)
     check_range("(]", 0, other_scale=other_scale)
@@ -197,7 +212,10 @@ def rmsprop(
     epsilon: float = 1e-7,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square."""
+    """RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square.
+
+    rho: The share that the mean of the squared gradients keeps at each step.
+    """
     check_range("(]", 0, epsilon=epsilon)
     check_range("[)", 0, 1, rho=rho, momentum=momentum)
 
@@ -219,7 +237,11 @@ def lion(
     beta_2: float = 0.99,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """Lion (Chen et al. 2023): w -= r sign(b1 m + (1 - b1) g); m = b2 m + (1 - b2) g."""
+    """Lion (Chen et al. 2023): w -= r sign(b1 m + (1 - b1) g); m = b2 m + (1 - b2) g.
+
+    beta_1: The share of the kept mean in the direction of a step, b1.
+    beta_2: The share that the mean of the gradients keeps at each step, b2.
+    """
     check_range("[)", 0, 1, beta_1=beta_1, beta_2=beta_2)
 
     def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:

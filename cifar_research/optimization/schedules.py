@@ -16,12 +16,19 @@ Schedule = Callable[["tf.Tensor", int, int], "tf.Tensor"]
 
 
 def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
-    """1."""
+    """1.
+
+    warmup_epochs: The learning rate rises linearly over so many epochs first.
+    warmup_steps: The warm-up in steps, in place of `warmup_epochs`.
+    """
     return _after_warmup(warmup_epochs, warmup_steps, lambda step, begin, total_steps, steps_per_epoch: 1.0)
 
 
 def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
-    """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017)."""
+    """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017).
+
+    final_fraction: The share of the peak learning rate that is left at the end, f.
+    """
     check_range("[]", 0, 1, final_fraction=final_fraction)
 
     def factor(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
@@ -35,6 +42,10 @@ def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fr
     """A triangle: from initial_fraction straight up to 1 at the share `peak_at` of all steps, then straight down.
 
     The one-cycle policy of Smith and Topin 2018, without its momentum.
+
+    peak_at: The share of all steps at which the peak is reached; 0 starts at the peak.
+    initial_fraction: The share of the peak learning rate at the start.
+    final_fraction: The share of the peak learning rate at the end.
     """
     check_range("[]", 0, 1, peak_at=peak_at, initial_fraction=initial_fraction, final_fraction=final_fraction)
 
@@ -55,7 +66,12 @@ def step_decay(
     warmup_epochs: float = 0.0,
     warmup_steps: int = 0,
 ) -> Schedule:
-    """factor^n after n whole periods; a period is in epochs or, if given, in steps."""
+    """factor^n after n whole periods; a period is in epochs or, if given, in steps.
+
+    factor: Multiplies the learning rate once a period.
+    every_epochs: The period in epochs.
+    every_steps: The period in steps; if given, it counts in place of `every_epochs`.
+    """
     period = _period(factor, every_epochs, every_steps)
 
     def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
@@ -74,7 +90,10 @@ def exponential(
     warmup_epochs: float = 0.0,
     warmup_steps: int = 0,
 ) -> Schedule:
-    """factor^(step / period), smoothly; a period is in epochs or, if given, in steps."""
+    """factor^(step / period), smoothly; a period is in epochs or, if given, in steps.
+
+    factor: Multiplies the learning rate over each period, a little at each step.
+    """
     period = _period(factor, every_epochs, every_steps)
 
     def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:

@@ -27,9 +27,15 @@ def airbench(
 ) -> Backbone:
     """A whitening layer, then blocks of convolution, pooling, normalisation, convolution, normalisation.
 
-    filters: output channels by block. batch_norm_momentum: the share that moving statistics keep.
-    whitening_size: the first layer whitens patches of so many pixels squared (section 3.1), see `whitening`: before the
-    first step, and for good if a phase's `trainable` is {from: block1_conv1}. weights: `none`, a file, or a run folder.
+    filters: The output channels of each block.
+    whitening_size: The first layer whitens patches of so many pixels, height and width (section 3.1).
+    whitening_epsilon: Added to the patches' variances before their root is taken.
+    batch_norm_momentum: The share that moving statistics keep at each step.
+    initialization: How kernels start: `glorot` (Glorot and Bengio 2010), or `dirac`, which passes channels on unchanged.
+    activation: The activation after each normalisation.
+    weights: The first weights: `none`, a weights file, or a run folder.
+
+    The whitening layer is set before the first step, see `whitening`; {from: block1_conv1} never trains it.
     The model: float [B, H, W, C] in, float [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded
     down, after n blocks.
     """

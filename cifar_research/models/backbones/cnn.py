@@ -27,10 +27,16 @@ def cnn(
 ) -> Backbone:
     """Blocks of convolutions, each block ended by 2 x 2 pooling and, if its rate is not 0, dropout.
 
-    filters: output channels by block; `convolutions` of them a block, stride 1, zero-padded.
-    batch_norm: between each convolution and its activation.
-    initialization: `glorot` (Glorot and Bengio 2010), or `dirac`, see layers.Dirac.
-    weights: `none`, a .weights.h5 file, or a run folder.
+    filters: The output channels of each block.
+    convolutions: The convolutions of each block, with stride 1 and zero padding.
+    kernel_size: The height and width of the kernels.
+    pooling: The 2 x 2 pooling that ends each block.
+    batch_norm: Normalise between each convolution and its activation.
+    dropout: The dropout rate at the end of each block.
+    activation: The activation after each convolution.
+    initialization: How kernels start: `glorot` (Glorot and Bengio 2010), or `dirac`, which passes channels on unchanged.
+    weights: The first weights: `none`, a weights file, or a run folder.
+
     The model: float [B, H, W, C] in, float [B, H / 2^n, W / 2^n, filters[-1]] out, n blocks.
     """
     check_filters(filters)

@@ -29,12 +29,17 @@ def pretrained(
 ) -> Backbone:
     """A model of keras.applications without its top: `keras.applications.<module>.<application>`.
 
-    weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or a run folder.
-    image_size: what images are resized to, bilinearly, before the application's own preprocessing.
-    batch_norm: `inference` keeps the moving statistics of the weights, as in fine-tuning; `train` updates those of
-    trained layers, with a momentum of at most 0.9; null is inference with weights, and train without.
-    upper_blocks: the first of the layers that `trainable: upper` means.
-    options: more of the application's own arguments, such as MobileNetV2's alpha.
+    application: The function's name in keras.applications.
+    module: The function's module in keras.applications.
+    weights: The first weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or a run folder.
+    image_size: Images are resized to so many pixels, height and width, before the network's own preprocessing.
+    min_image_size: The smallest `image_size` that the network takes.
+    batch_norm: `inference` keeps all moving statistics; `train` updates those of trained layers; null is `inference` with
+    weights and `train` without.
+    upper_blocks: The first of the layers that `trainable: upper` means.
+    options: More arguments of the function, such as MobileNetV2's alpha.
+
+    Moving statistics are updated with a momentum of at most 0.9.
     The model: float [B, H, W, 3] in [0, 1] in, feature map out.
     """
     check_range("[]", min_image_size, 1024, image_size=image_size)

@@ -20,12 +20,15 @@ from cifar_research.sweeps.launchers.worker import JobCommand
 
 
 def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:
-    """Run so many jobs at once, each in a worker process that is replaced after `runs_per_process` runs.
+    """Run jobs in worker processes on this machine.
 
-    jobs: null is one a GPU (or `runs_per_gpu`), or a single one without GPUs. Each worker sees its own GPU alone
-    (CUDA_VISIBLE_DEVICES), or has an equal share of the cores. A worker is also replaced if the next job needs another
-    setup of TensorFlow (threads, determinism), or if it dies; joblib and concurrent.futures end with their first dead
-    worker instead.
+    jobs: How many jobs run at once; null is `runs_per_gpu` for each GPU, or one without GPUs.
+    runs_per_gpu: How many jobs share a GPU if `jobs` is null.
+    runs_per_process: A worker process is replaced after so many jobs.
+
+    Each worker sees its own GPU alone (CUDA_VISIBLE_DEVICES), or has an equal share of the cores. A worker is also
+    replaced if the next job needs another setup of TensorFlow (threads, determinism), or if it dies; joblib and
+    concurrent.futures end with their first dead worker instead.
     """
     targets.check_range("[]", 1, jobs=jobs, runs_per_gpu=runs_per_gpu, runs_per_process=runs_per_process)
     return Local(jobs, runs_per_gpu, runs_per_process)

@@ -19,11 +19,14 @@ _STOP = ".stop"  # in a run's folder, which all nodes see: a cancellation does n
 
 
 def ray(*, address: str = "auto", jobs: int | None = None, cpus: int = 1, gpus: float = 0) -> Ray:
-    """Run each job as a task with so many cpus and gpus (a fraction shares one), at most `jobs` at once.
+    """Run each job as a task of a Ray cluster.
 
-    address: the cluster's host:port, or auto for this machine's or RAY_ADDRESS; jobs: null is as many as fit the
-    cluster. When a node dies, Ray gives its jobs to another node, which resumes them: all nodes must see the sweep's
-    folder.
+    address: The cluster's host:port; auto is this machine's cluster, or RAY_ADDRESS.
+    jobs: How many jobs run at once; null is as many as fit the cluster.
+    cpus: The CPUs of each job.
+    gpus: The GPUs of each job; a fraction shares one.
+
+    When a node dies, Ray gives its jobs to another node, which resumes them: all nodes must see the sweep's folder.
     """
     targets.check_range("[]", 1, jobs=jobs, cpus=cpus)
     targets.check_range("[]", 0, gpus=gpus)

@@ -46,12 +46,19 @@ def slurm(
     memory_gb: float | None = None,
     sbatch: dict[str, Any] | None = None,
 ) -> Slurm:
-    """Run each job as a SLURM job, at most `jobs` at once, in an array where several are submitted together.
+    """Run each job as a SLURM job, in an array where several are submitted together.
 
-    A SLURM job has so many cpus, gpus and GB of memory (null: the cluster's default) for so many minutes. At its time
-    limit, or when the cluster takes the node back, the run saves, and is requeued (up to `requeues` times for its time
-    limit) and resumed. sbatch: more of sbatch's options, by their long names. All nodes must see the sweep's folder. If
-    the command is killed, its SLURM jobs continue, and the next launch finds them.
+    jobs: How many SLURM jobs run at once.
+    partition: The partition; null is the cluster's default.
+    minutes: The time limit of a SLURM job.
+    requeues: How often a job that has met its time limit is queued again.
+    cpus: The CPUs of each SLURM job.
+    gpus: The GPUs of each SLURM job.
+    memory_gb: The memory of each SLURM job in GB; null is the cluster's default.
+    sbatch: More of sbatch's options, by their long names.
+
+    At its time limit, or when the cluster takes the node back, a run saves; it is then requeued and resumed. All nodes
+    must see the sweep's folder. If the command is killed, its SLURM jobs continue, and the next launch finds them.
     """
     targets.check_range("[]", 1, jobs=jobs, minutes=minutes, cpus=cpus)
     targets.check_range("[]", 0, requeues=requeues, gpus=gpus)

@@ -1,0 +1,43 @@
+"""docs/configuration.md says of every config group, option and key what it is, and is up to date; so is --help."""
+
+import importlib.machinery
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = str(ROOT / "scripts" / "config_tables")
+    loader = importlib.machinery.SourceFileLoader("config_tables", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("config_tables", loader))
+    loader.exec_module(module)
+    return module
+
+
+def test_tables_are_current(script):
+    text = script.PAGE.read_text()
+    assert script.page(text) == text, "docs/configuration.md is stale; run scripts/config_tables"
+
+
+def test_every_option_and_key_has_a_sentence(script):
+    rows = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in script.tables().splitlines() if line.startswith("| `")]
+    assert len(rows) > 150
+    assert [row[0] for row in rows if not all(map(str.strip, row)) or not row[-1].endswith(".")] == []
+
+
+def test_every_group_has_a_sentence_there_and_in_help(script):
+    folders = {path.parent.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").glob("*/**/*.yaml")}
+    template = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"]["help"]["template"]
+    listed = re.findall(r"^(\S+)  +\S", template.partition("== Options")[0], re.MULTILINE)
+    assert set(listed) == set(script.GROUPS) == folders - {"hydra/job_logging"}
+
+
+def test_a_page_without_markers_is_refused(script):
+    with pytest.raises(ValueError, match="has no lines"):
+        script.page("# Configuration\n")
