@@ -28,7 +28,7 @@ from cifar_research.config import messages
 from cifar_research.config.composition import compose
 from cifar_research.config.sweep import MULTIRUN, SweepSettings, parse_command
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import search
+from cifar_research.sweeps import resume, search
 from cifar_research.sweeps.plan import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +143,7 @@ def parse_train(words):
         raise ConfigError(problem)
     if any(word.startswith("-") and word not in MULTIRUN for word in words):  # --help, --cfg job
         return compose([word for word in words if "=" in word and not word.startswith(("-", "install="))])
-    parsed = parse_command(words)
+    parsed = parse_command(resume.expand(words))
     if not isinstance(parsed, SweepSettings):
         return config.parse_composed(parsed)
     plan = Plan.of(parsed)
