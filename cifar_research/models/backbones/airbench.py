@@ -35,9 +35,8 @@ def airbench(
     activation: The activation after each normalisation.
     weights: The first weights: `none`, a weights file, or a run folder.
 
-    The whitening layer is set before the first step, see `whitening`; {from: block1_conv1} never trains it.
-    The model: float [B, H, W, C] in, float [B, h, w, filters[-1]] out, h being (H - whitening_size + 1) / 2^n, rounded
-    down, after n blocks.
+    The whitening layer is set before the first step, see `whitening`; {from: block1_conv1} never trains it. The model:
+    float [B, H, W, C] in, [B, h, w, filters[-1]] out, h = floor((H - whitening_size + 1) / 2^n) after n blocks.
     """
     check_filters(filters)
     check_range("[]", 1, 8, whitening_size=whitening_size)
@@ -56,10 +55,8 @@ def airbench(
         ]
         for block, channels in enumerate(filters, 1):
             for name in (f"block{block}_conv1", f"block{block}_conv2"):
-                kernel = initializer(initialization)
-                stack.append(
-                    layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer=kernel, name=name)
-                )
+                options = {"padding": "same", "use_bias": False, "kernel_initializer": initializer(initialization)}
+                stack.append(layers.Conv2D(channels, 3, **options, name=name))
                 if name.endswith("conv1"):
                     stack.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool"))
                 norm = {"momentum": batch_norm_momentum, "epsilon": 1e-5, "scale": False}
@@ -74,13 +71,8 @@ def airbench(
         else:
             loading.load(model, weights)
 
-    return Backbone(
-        build,
-        load_weights=load_weights,
-        min_image_size=whitening_size - 1 + 2 ** len(filters),
-        takes_any_size=True,
-        upper_blocks=f"block{len(filters)}_conv1",
-    )
+    least, upper = whitening_size - 1 + 2 ** len(filters), f"block{len(filters)}_conv1"
+    return Backbone(build, load_weights, min_image_size=least, takes_any_size=True, upper_blocks=upper)
 
 
 def whitening(images: np.ndarray, size: int, epsilon: float) -> np.ndarray:
