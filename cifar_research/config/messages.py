@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from cifar_research.config import conf, targets, trust
 from cifar_research.config import overrides as grammar
@@ -159,11 +159,20 @@ def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
         return f"{key}: null is not a valid phase; remove it with ~{key}"
     if isinstance(now, DictConfig):
         return f"{key}: takes settings of its own, not {value}; it has {', '.join(map(str, now))}"
-    if value == "null":
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        example = quoted(value) if isinstance(now, str) else _plain(now)
-        return f"{key}: takes {kinds.get(type(now), 'a value')}, not null; give one, as in {typed(f'{key}={example}')}"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    kind = kinds.get(type(now)) or kinds.get(_type(cfg, key))
+    if value == "null" or kind:
+        example = "5" if now is None else quoted(value) if isinstance(now, str) else _plain(now)
+        return f"{key}: takes {kind or 'a value'}, not {value}; give one, as in {typed(f'{key}={example}')}"
     return f"{key}: {reason} (given as {word!r})"
+
+
+def _type(cfg: DictConfig, key: str) -> Any:
+    """Return the type that the schema gives a key."""
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    child = node._get_node(last) if isinstance(node, DictConfig) and last in node else None
+    return child._metadata.ref_type if isinstance(child, Node) else Any
 
 
 def _plain(value: Any) -> str:
