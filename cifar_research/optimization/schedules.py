@@ -115,10 +115,7 @@ def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: i
 
 
 def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float, int, int], tf.Tensor]) -> Schedule:
-    """Return `factor` as a schedule with a warm-up.
-
-    factor: (step, warm-up steps, total_steps, steps_per_epoch) -> its value.
-    """
+    """Return `factor`(step, warm-up steps, total_steps, steps_per_epoch) with a warm-up."""
     check_range("[]", 0, warmup_epochs=epochs, warmup_steps=steps)
     if epochs and steps:
         raise ValueError(f"warmup_steps: {steps} contradicts warmup_epochs={epochs}; set one of them")
