@@ -1,4 +1,4 @@
-"""What several test files share; slow tests last, and of them those of faults, so that a mistake shows early."""
+"""Shared fixtures and helpers; slow tests run last, and among them the fault tests."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from cifar_research.training.run import run as train_run
 
-# A user's own schedule that goes wrong in every way there is.
+# A user's schedule that fails in every possible way.
 MY_LAB = """
 import math, os, pathlib, signal
 
@@ -63,7 +63,7 @@ def weights_for(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """The folder of a completed run that has learnt something, with what a model must bring along."""
+    """The folder of a completed run with a trained model."""
     from cifar_research import config
     from cifar_research.display import console
 
@@ -79,7 +79,7 @@ def finished_run(tmp_path_factory):
     return folder
 
 
-# Gives lines of words to a command, one after another; prints what it said of each.
+# Passes lines of arguments to a command, one after another; prints its output for each.
 REFUSALS = """
 import contextlib, io, json, sys
 from cifar_research import {command}
@@ -97,7 +97,7 @@ for words in json.loads(sys.argv[1]):
 
 
 def refusals(command, lines, folder, before=""):
-    """Return what a command says of each of these lines, all of them in one process that has no TensorFlow."""
+    """Return a command's output for each of these lines, in one process without TensorFlow."""
     code = before + REFUSALS.format(command=command)
     words = [sys.executable, "-c", code, json.dumps(lines)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
@@ -107,7 +107,7 @@ def refusals(command, lines, folder, before=""):
 
 @pytest.fixture(autouse=True)
 def float32():
-    """Begin every test in float32: a run leaves its process with the precision that it had."""
+    """Start every test in float32: a run leaves its own precision behind."""
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
 
@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def like_cudnn(monkeypatch):
-    """Let the normalisation's kernel return what cuDNN's does for one value a channel, a variance of nan."""
+    """Make the normalisation kernel return nan for one value a channel, as cuDNN does."""
     import tensorflow as tf
 
     kernel = tf.raw_ops.FusedBatchNormV3

@@ -63,7 +63,7 @@ class Process:
         return self.wait()
 
     def wait(self, timeout=120):
-        """Return the exit code, minus the signal's number if one has killed it."""
+        """Return the exit code, negative for a signal."""
         self._process.join(timeout)
         assert not self.is_running, f"still running after {timeout} s: {self.said}"
         return self.returncode
@@ -95,7 +95,7 @@ def wait_for(what, process, seconds=120):
 
 
 def _ensure_server():
-    """Start the server, whose environment no process has: each one gets that of its test."""
+    """Start the server; each process gets the environment of its test, not the server's."""
     before = dict(os.environ)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -146,7 +146,7 @@ def _write_to(outputs):
 
 
 def _fork_workers(outputs):
-    """Have this process's sweep begin its workers as forks of the server, instead of by importing TensorFlow anew."""
+    """Have this process's sweep begin its workers as forks of the server, without importing TensorFlow again."""
 
     class Forks:
         Pipe = staticmethod(_context.Pipe)

@@ -1,4 +1,4 @@
-"""What the server of forked.py imports before it forks: everything of a run, and nothing that starts a device."""
+"""Imports of the server of forked.py before it forks; nothing here may start a device."""
 
 import h5py  # noqa: F401
 import keras  # noqa: F401

@@ -1,4 +1,4 @@
-"""The network of airbench94: whitened patches, kernels that pass channels on, its size and its freedom of sizes."""
+"""The airbench network: whitening, Dirac kernels, parameters, image sizes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from cifar_research.training import setup
 
 
 def smooth_images(count):
-    """Neighbouring pixels and channels hang together, as in photographs."""
+    """Return images with correlated pixels and channels, as in photographs."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(count, 18, 18, 1)) + 0.3 * rng.normal(size=(count, 18, 18, 3))
     return sum(np.roll(noise, (i, j), (1, 2)) for i in range(3) for j in range(3))

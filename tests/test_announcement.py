@@ -1,4 +1,4 @@
-"""What the header of a run says, and how its phases and their speed are called."""
+"""The header of a run, its phase titles and its units of speed."""
 
 from pathlib import Path
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Each transform does what its name says, draws from the seed alone, and keeps range, types and shapes."""
+"""Transforms: correct, drawn from the seed alone, with range, types and shapes kept."""
 
 import inspect
 import os
@@ -36,7 +36,7 @@ TRANSFORMS = {
     "cutmix": augmentation.cutmix(alpha=1.0),
     "strong": augmentation.compose(config.parse(["augmentation=[strong,mixup]"]).transforms),
 }
-# What becomes of an image hangs on others with the last three, and on its pixels alone with the first.
+# With the last three, a result depends on other images; with the first, on the image's pixels alone.
 WITHIN_IMAGES = sorted(set(TRANSFORMS) - {"alternating_flip", "mixup", "cutmix", "strong"})
 HEIGHT, WIDTH, CLASSES = 12, 16, 5
 rng = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def test_each_image_has_its_own_draw_that_hangs_on_its_position_alone(name):
     assert different == 2 if "flip" in name else different > 16
     np.testing.assert_array_equal(targets, TARGETS[:32])
     short, _ = apply(TRANSFORMS[name], same[:7], TARGETS[:7])
-    # Not to the bit: a sine may be rounded otherwise where a batch fills a vector register.
+    # Not to the bit: a sine may be rounded differently in a full vector register.
     np.testing.assert_allclose(short, images[:7], atol=1e-5)
 
 
@@ -381,7 +381,7 @@ def test_cutout_area(size):
     assert (hidden | (images == 1).all(-1)).all()
     areas = hidden.sum((1, 2))
     assert areas.max() == size**2
-    # Centred on any pixel: at worst the centre lies in the corner.
+    # Centred on any pixel: at worst in the corner.
     assert areas.min() == (size - size // 2 if size % 2 else size // 2) ** 2
     if size == 1:
         assert (hidden.sum(0) > 0).all()
@@ -396,7 +396,7 @@ def test_blend_arithmetic():
 
 
 def test_paste_arithmetic():
-    box = tf.constant([-2, 3, 4, 7])  # 4 rows of it lie inside, and 4 columns
+    box = tf.constant([-2, 3, 4, 7])  # 4 rows and 4 columns are inside
     order = np.roll(np.arange(37), 1).astype(np.int32)
     mixed, targets = mixing.paste(tf.constant(IMAGES), tf.constant(TARGETS), box=box, order=tf.constant(order))
     expected = IMAGES.copy()
@@ -407,7 +407,7 @@ def test_paste_arithmetic():
 
 
 def constant_images(count):
-    """Images of one value all over and targets that name it: both say what a result is made of."""
+    """Constant images, and targets that identify them: both show the parts of a mixed result."""
     values = np.arange(count, dtype=np.float32) / count
     return np.broadcast_to(values[:, None, None, None], (count, HEIGHT, WIDTH, 3)).copy(), np.eye(
         count, dtype=np.float32

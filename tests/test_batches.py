@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step); an epoch is a permutation; evaluation sees every image once."""
+"""Batches are a function of (seed, step); epochs are permutations; evaluation is complete."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_the_smallest_batch():
 
 
 def test_batches_copied_to_a_device_ahead_of_time_are_the_same():
-    assert training(device="/CPU:0") == training()  # there is no GPU where this is tested
+    assert training(device="/CPU:0") == training()  # runs without a GPU
     assert seen(batches.evaluation(split(), batch_size=7, device="/CPU:0")) == seen(
         batches.evaluation(split(), batch_size=7)
     )
@@ -93,7 +93,7 @@ def test_images_of_a_cache_are_read_where_they_are(tmp_path):
     np.save(tmp_path / "images.npy", split().images)
     images = np.load(tmp_path / "images.npy", mmap_mode="c")  # as the cache maps them
     whole = batches.evaluation(Split(images, np.arange(60), np.arange(60)), batch_size=60)
-    images[7] = 200  # seen only by who reads the same memory
+    images[7] = 200  # visible only in the same memory
     [(read, _)] = whole
     np.testing.assert_array_equal(read[7], np.full((4, 4, 3), 200))
 
@@ -104,7 +104,7 @@ def test_rows_of_many_steps_are_those_of_the_batches(initial_step, drop_remainde
     settings = {"initial_step": initial_step, "drop_remainder": drop_remainder, "total_steps": 12}
     pieces = list(batches.training_rows(split(), batch_size=8, seed=5, steps_per_call=4, **settings))
     rows = [step.tolist() for (of_steps,) in pieces for step in of_steps.numpy()]
-    assert rows == [images for images, _ in training(**settings)]  # whose pixels tell their rows
+    assert rows == [images for images, _ in training(**settings)]  # pixels identify rows
     per_epoch = batches.steps_per_epoch(53, 8, drop_remainder)
     ends = np.cumsum([len(of_steps) for (of_steps,) in pieces]) + initial_step
     assert set(range(per_epoch, 13, per_epoch)) <= set(ends)  # no call goes on into the next epoch

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: every peer trains, ratios are taken within rounds, and no time is asserted."""
+"""The benchmark: every peer trains, ratios are taken within rounds; no time is asserted."""
 
 import json
 import subprocess

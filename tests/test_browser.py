@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a sweep, in a real browser: headless Chromium."""
+"""TensorBoard's view of a sweep in headless Chromium."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def tensorboard(folder):
 
 
 def ask(url, body=None, seconds=90):
-    """Return what the server answers, which it takes a while to."""
+    """Return the server's answer, waiting for it."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
     end = time.monotonic() + seconds
@@ -63,7 +63,7 @@ def ask(url, body=None, seconds=90):
 
 def test_hparams_page_shows_the_sweep_by_what_varies(tmp_path, chromium):
     grid = ["-m", "optimizer.learning_rate=0.01,0.001", "loss=categorical_crossentropy,mean_squared_error"]
-    # A value that is not there in all jobs, which would break a column's type.
+    # A value that some jobs lack, which would change a column's type.
     grid += ["training.patience=null,2", "tensorboard.enabled=true", "training.epochs=1"]
     words = [sys.executable, "-m", "cifar_research.train", *SMALL, *grid, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     finish(tmp_path, command=words)

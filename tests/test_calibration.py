@@ -1,4 +1,4 @@
-"""A temperature is kept only where it was fitted to enough images, and what is too little says so."""
+"""A temperature is used only if it was fitted on enough images."""
 
 import json
 import shutil

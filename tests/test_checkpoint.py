@@ -1,4 +1,4 @@
-"""A checkpoint is whole, proven and recent, or it is not used."""
+"""Only a complete, verified and recent checkpoint is used."""
 
 import logging
 

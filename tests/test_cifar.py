@@ -1,4 +1,4 @@
-"""CIFAR is looked for where it was said to be, and what is missing there is named."""
+"""Where CIFAR is searched for, and messages about missing files."""
 
 import os
 import pwd
@@ -60,7 +60,7 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
     (folder / names).unlink()
     with pytest.raises(DataError, match=f"missing or empty: {test}, {names};"):
         find(given, name)
-    # Another form that is whole will do.
+    # Another complete layout is used.
     other = lay_out(tmp_path / place, name, 1 - which, archive=True)
     assert find(given, name) == other
 
@@ -118,13 +118,13 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     (tmp_path / "run" / "report.json").rename(tmp_path / "report.json")
     monkeypatch.delenv("CIFAR_DATA_DIR")
     assert done["data"]["found_in"] == str(folder)
-    # A run that goes on, one that is repeated, one that is evaluated.
+    # A resumed, a repeated and an evaluated run.
     again = train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert again["weights_sha256"] == done["weights_sha256"] and again["data"] == done["data"]
     words, _ = reproduction.parse_arguments(["--from-run", str(tmp_path)])
     assert f"data.dir='{folder}'" in words
     assert evaluation.load(done, [])[1] is None
-    # Elsewhere is looked only if something else says so.
+    # Other places are searched only if given.
     assert (
         "data.dir='elsewhere'" in reproduction.parse_arguments(["--from-run", str(tmp_path), "data.dir='elsewhere'"])[0]
     )
@@ -135,7 +135,7 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=f"no cifar10 in .*This run found its data in {folder}"):
         train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.parse_arguments(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
-    # Others in its place are others.
+    # Other files in its place are another data set.
     lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     victim = folder / "test_batch.bin"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")

@@ -1,4 +1,4 @@
-"""Classes are matched by name: runs and data sets that count them in another order."""
+"""Runs and data sets with another order of classes: matched by name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`resume=` and ~/ become what Hydra takes."""
+"""Command-line arguments as Hydra gets them: `resume=`, `~/`."""
 
 from pathlib import Path
 

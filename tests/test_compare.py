@@ -1,4 +1,4 @@
-"""Many runs as one table: found, grouped over seeds, ranked with ties, failures shown."""
+"""Tables of many runs: found, grouped over seeds, ranked with ties, failures shown."""
 
 import copy
 import csv
@@ -40,7 +40,7 @@ def made(*words):
 
 
 def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, changes=(), more=()):
-    """Write what a run would have left, with this validation accuracy."""
+    """Write the files of a run with this validation accuracy."""
     base = copy.deepcopy(base) if base else made(*words)
     for section, key, value in changes:
         (base[section] if section else base)[key] = value
@@ -83,7 +83,7 @@ def test_one_row_a_setting_with_interval_over_seeds(tmp_path):
     assert first["val 95 %"] == "± 0.0248"  # 4.3027 x 0.01 / sqrt(3)
     assert (second["rank"], second["n"], second["optimizer"]) == ("2", "1", "adam")
     assert second["val 95 %"] == "[0.2875, 0.3129]"  # Wilson's, of 5,000 images
-    # What only one optimizer has, and a key that is alike in all, is no column.
+    # A key of one optimizer only, or equal in all runs, is not a column.
     assert not {"momentum", "beta_1", "learning_rate", "seed", "batch_size"} & first.keys()
 
 
@@ -102,7 +102,7 @@ def test_other_images_are_another_row(tmp_path):
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "cifar" / fingerprint, [f"seed={seed}"], more={"data": data})
     assert sorted(row["images"] for row in table_of(tmp_path / "cifar")) == ["a", "b"]
-    for fingerprint in "ab":  # as many folders as data sets, of which the table tells nothing
+    for fingerprint in "ab":  # a folder for each data set, which the table does not show
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "two" / fingerprint, ["seed=0", f"data.dir={fingerprint}"], more={"data": data})
     assert sorted(row["images"] for row in table_of(tmp_path / "two")) == ["a", "b"]
@@ -142,8 +142,8 @@ def test_ties_are_marked_by_seeds_and_by_images(tmp_path):
             write_run(tmp_path / f"{name}{seed}", words, accuracy=accuracy)
 
     group("best", (0.80, 0.82, 0.84), 0.1)
-    group("noisy", (0.90, 0.70, 0.77), 0.2)  # far in the mean, and so are its seeds
-    group("near", (0.795, 0.815, 0.835), 0.3)  # always below by the same, but within what 5,000 images tell
+    group("noisy", (0.90, 0.70, 0.77), 0.2)  # a distant mean, and a large spread
+    group("near", (0.795, 0.815, 0.835), 0.3)  # below by a constant, within the noise of 5,000 images
     group("below", (0.75, 0.77, 0.79), 0.4)
     assert [(row["learning_rate"], row["rank"]) for row in table_of(tmp_path)] == [
         ("0.1", "1"),
@@ -286,7 +286,7 @@ def test_main_effects(tmp_path):
         words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
         write_run(tmp_path / f"{seed}{rate}", words, accuracy=accuracy)
     found = tables.effects(runs.find([str(tmp_path)])[0])
-    (low, high) = found["optimizer.learning_rate"]  # all of 0.2 reached the same, which says nothing of their spread
+    (low, high) = found["optimizer.learning_rate"]  # all runs at 0.2 are equal: no spread
     assert low[:2] == ("0.1", pytest.approx(0.5)) and low[2] == pytest.approx(12.706 * 0.1, rel=1e-3) and low[3] == 2
     assert high == ("0.2", pytest.approx(0.7), pytest.approx(math.nan, nan_ok=True), 2)
     assert tables.effects_table(runs.find([str(tmp_path)])[0])[1][-1] == "no spread"
@@ -449,7 +449,7 @@ def test_best_prints_its_command(tmp_path):
     write_run(tmp_path / "a", ["optimizer=sgd", "model.hidden=[8, 8]"], accuracy=0.6)
     write_run(tmp_path / "b", ["optimizer=adam"], accuracy=0.5)
     assert call(str(tmp_path), "--best").stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
-    # Where its options lie is part of the command.
+    # The folder of its options is part of the command.
     (tmp_path / "a" / ".hydra" / "hydra.yaml").write_text(
         "hydra: {overrides: {hydra: ['hydra.searchpath=[file://x]']}}\n"
     )

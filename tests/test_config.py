@@ -1,4 +1,4 @@
-"""A bad config fails before TensorFlow is imported and names the key, the value and the nearest valid name."""
+"""Invalid configs fail before TensorFlow is imported; messages name key, value and remedy."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""docs/configuration.md says of every config group, option and key what it is, and is up to date; so is --help."""
+"""docs/configuration.md and --help describe every config group, option and key."""
 
 import importlib.machinery
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a run shows: on a terminal, in a log, and where letters are missing."""
+"""A run's output on a terminal, in a log and with limited encodings."""
 
 import ast
 import io
@@ -43,7 +43,7 @@ def show(display):
 
 
 def written(report=REPORT, **options):
-    """Return what a display writes to a file that is no terminal."""
+    """Return a display's output to a file that is not a terminal."""
     file = io.StringIO()
     with console.Display(console=Console(file=file), **options) as display:
         display.results(report, Path("run"), [], "2,346 images/s" if report["best_epoch"] else "")

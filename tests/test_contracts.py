@@ -1,4 +1,4 @@
-"""Contracts: what a factory of a user's own promises is what is checked and done."""
+"""The promises of a user's factory are checked and kept."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A batch in parts is the whole batch: the same losses, weights and masks, whatever its size."""
+"""A batch computed in parts equals the whole batch: losses, weights and masks."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Corruptions: drawn from a seed alone, stronger with severity, and what their names say."""
+"""Corruptions: drawn from a seed alone, stronger with severity, as their names say."""
 
 import io
 
@@ -74,7 +74,7 @@ def test_blurs_against_scipy(images):
     assert np.abs(corrupt(images[:1], "defocus_blur", 5)[0] - expected).max() <= 1
     assert kernel.sum() == pytest.approx(1)
     assert kernel == pytest.approx(kernel.T, abs=1e-6) and kernel == pytest.approx(kernel[::-1], abs=1e-6)
-    # A kernel of its own for each image: all light one pixel to the side.
+    # One kernel for each image: shift all light by a pixel.
     shift = np.zeros((2, 3, 3), np.float32)
     shift[0, 1, 2], shift[1, 1, 1] = 1, 1
     moved = corruptions._filtered(images[:2].astype(np.float32), shift)

@@ -1,4 +1,4 @@
-"""Data is found, read whatever its layout, split and cached, or refused in one sentence with its path."""
+"""Data sets: found, read in every layout, split, cached, or rejected with their path."""
 
 import dataclasses
 import hashlib

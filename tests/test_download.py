@@ -1,4 +1,4 @@
-"""A download is resumed when it breaks off, verified before it is used, and refused in a sentence otherwise."""
+"""Downloads: resumed, verified, or rejected with a message."""
 
 import hashlib
 import http.server

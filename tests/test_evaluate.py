@@ -1,4 +1,4 @@
-"""A finished run evaluated and compared: every figure against an independent one, files, page and mistakes."""
+"""Evaluation and comparison of runs, checked against independent figures."""
 
 import copy
 import csv
@@ -64,7 +64,7 @@ def evaluated(runs):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Logits float32 [400, 4] that say something of the labels int64 [400]."""
+    """Logits float32 [400, 4] correlated with the labels int64 [400]."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 400)
     return (rng.normal(size=(400, 4)) + 1.5 * np.eye(4)[labels]).astype(np.float32), labels
@@ -230,7 +230,7 @@ def test_evaluation_equals_what_is_computed_apart(evaluated):
     classifier, data = trained.load(run), datasets.load(config.parse(SMALL).data)
     logits, labels = classifier.logits(data.test.images), data.test.labels
     assert found["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
-    assert found["test"]["accuracy"] > 0.3  # it has learnt something
+    assert found["test"]["accuracy"] > 0.3  # it has learned
     assert found["test"]["accuracy"] == found["reported_accuracy"] == classifier.report["test"]["accuracy"]
     assert found["test"]["loss"] == pytest.approx(classifier.report["test"]["loss"], rel=1e-5)
     assert (found["confusion"] == metrics.confusion_matrix(labels, logits.argmax(1), 10)).all()
@@ -361,7 +361,7 @@ def test_the_runs_own_data_section_is_kept(evaluated):
     data, other = images.load(found, [])
     assert len(data.test) == 300 and other is None
     assert images.load(found, ["data.split_seed=3"])[1] == "synthetic"  # what is then held out was trained on
-    # What was refused for a training, whose batches an evaluation does not have.
+    # Invalid for training only, since evaluation has other batches.
     small = copy.deepcopy(found)
     small["config"]["data"] |= {"train_size": 100, "drop_remainder": True}
     assert images.load(small, [])[1] is None

@@ -1,4 +1,4 @@
-"""cifar-export: what is written is what the run computes, is loaded without this package, or is not kept."""
+"""cifar-export: exports agree with the run and load without this package."""
 
 import dataclasses
 import json

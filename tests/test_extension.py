@@ -1,4 +1,4 @@
-"""A run goes on to more epochs where that gives what so many from the start would have given, or says what does."""
+"""Extending a run equals a longer run, or is rejected."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""A frozen backbone's features: the same as computed every time, kept once, made anew when damaged."""
+"""Features of a frozen backbone: equal to computed ones, cached, rebuilt when damaged."""
 
 import json
 import shutil

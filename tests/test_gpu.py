@@ -1,4 +1,4 @@
-"""A step can be done on a GPU, of which there is none here: TensorFlow's own list of its kernels says so."""
+"""A step can run on a GPU, by TensorFlow's list of kernels; no GPU is needed."""
 
 import math
 

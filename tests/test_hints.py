@@ -1,4 +1,4 @@
-"""Every hint of a message works when it is typed: a table of wrong command lines, and what is made of their messages."""
+"""The hints of messages work when they are typed."""
 
 import re
 import shlex

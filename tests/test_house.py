@@ -1,7 +1,4 @@
-"""Imports go down: each package imports from its own row of docs/architecture.md or from rows below, and none in a circle.
-
-Types are checked, as strictly as pyproject.toml says.
-"""
+"""Imports go down the rows of docs/architecture.md without a circle, and types are checked."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Images of whatever kind are read, folders of them are read whole, and what is left out is counted and named."""
+"""Images of all kinds and folders of them are read; what is left out is counted."""
 
 import io
 import logging
@@ -324,7 +324,7 @@ def test_damaged_images_are_left_out_up_to_a_share(tmp_path, caplog, count, word
             data = load(folder, f"data.max_damaged={word}")
         assert sum(sizes(data)) == 20 - count and data.left_out == {"damaged": count}
         assert "0.png (it is of no format known here)" in caplog.text
-        with pytest.raises(DataError, match="data.max_damaged"):  # by whoever allows less
+        with pytest.raises(DataError, match="data.max_damaged"):  # with a lower limit
             load(folder, "data.max_damaged=0")
     else:
         reason = "'cat' has 0 images" if word == "1" else rf"data.max_damaged: {count} of 20 .*0\.png \("

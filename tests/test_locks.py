@@ -1,4 +1,4 @@
-"""One process at a time: by flock, and without it by a file whose owner may have ended, here or on another machine."""
+"""Locks: by flock, or by a file whose owner may have died, here or elsewhere."""
 
 import errno
 import multiprocessing

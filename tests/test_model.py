@@ -1,4 +1,4 @@
-"""The classifier: what a user's backbone may return, and what is said of anything else."""
+"""The classifier: valid outputs of a user's backbone, and messages about others."""
 
 import pytest
 from test_config import LAB

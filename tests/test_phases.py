@@ -1,4 +1,4 @@
-"""Phases: what each trains, at which rate, and what stays as it was, to the bit."""
+"""Phases: the weights each trains, at which learning rate; others stay equal to the bit."""
 
 import dataclasses
 from unittest import mock

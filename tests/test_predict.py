@@ -1,4 +1,4 @@
-"""cifar-predict: what it finds, how it decodes, what it writes, and what it says of files that are no images."""
+"""cifar-predict: files, decoding, output, and messages about files that are not images."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Every preset and every option composes, passes the check, and takes a step."""
+"""Every preset and option composes, passes the checks and takes a step."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ OPTIONS = [
     for group in ("augmentation", "backbone", "model", "loss", "optimizer", "schedule", "training")
     for path in sorted(Path(config.config_dir(), group).glob("*.yaml"))
 ]
-# What the issue and the study say: all weights, and those that are trained.
+# From the study: all weights, and trained ones.
 PARAMETERS = {
     "first_version": (620_362, 620_362),
     "dropout": (620_362, 620_362),

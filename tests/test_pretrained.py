@@ -1,4 +1,4 @@
-"""Pretrained backbones: where their weights come from, and that every technique takes a step with every augmentation."""
+"""Pretrained backbones: sources of weights; every technique with every augmentation."""
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
                 object.__setattr__(task.preprocessing, "augment", transform)
                 totals = steps.train_step(task, seen.train.images[:4], tf.constant(seen.train.labels[:4])).numpy()
                 assert totals[2] == 4 and np.isfinite(totals).all(), (technique, name)
-            # What autograph makes of it is what runs are made of.
+            # Runs use what autograph makes of it.
             totals = tf.function(lambda a, b, task=task: steps.train_step(task, a, b))(
                 seen.train.images[:4], seen.train.labels[:4]
             )

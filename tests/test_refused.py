@@ -1,4 +1,4 @@
-"""A command that is refused, with exit code 2, leaves every file and folder as it was, byte for byte."""
+"""A rejected command exits with code 2 and leaves every file as it was."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: history.csv, report.json and figures, and the facts that go into them."""
+"""The files of a run: history.csv, report.json and figures."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""A run is repeated from its report alone, and is said to be identical, within noise, or not."""
+"""Repeating a run from its report: identical, within noise, or different."""
 
 import forked
 import numpy as np

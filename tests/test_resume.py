@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or damaged ends as if nothing had happened, or says why it cannot."""
+"""A killed, stopped or damaged run resumes to the same end, or explains why it cannot."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ from cifar_research.sweeps import plan
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.training.run import run as train_run
 
-# Everything that a run remembers: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
+# All state of a run: dropout, augmentation, averages, a schedule, batch normalisation, partial batches.
 OVERRIDES = [
     "data=synthetic", "data.train_images=400", "data.test_images=100", "backbone.filters=[8,8]", "model=wide",
     "model.hidden=[16]", "backbone.batch_norm=true", "augmentation=slides", "schedule=cosine",

@@ -1,4 +1,4 @@
-"""Schedules against curves written by hand."""
+"""Schedules against hand-written curves."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The commands of a clone: they choose a Python, install once, and then stay out of the way."""
+"""The commands of a clone: choose a Python, install once, pass arguments on."""
 
 import os
 import shutil
@@ -131,7 +131,7 @@ def test_the_users_folder_stays_the_current_one(tmp_path):
 
 @pytest.fixture(scope="module")
 def places(finished_run, tmp_path_factory):
-    """A finished run, and a folder with an image whose name is no text, and one whose name is none in ASCII."""
+    """A finished run, and a folder with images whose names are not UTF-8, or not ASCII."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("photos")

@@ -1,4 +1,4 @@
-"""A search proposes nothing twice, goes on to its total, prunes what is hopeless, and outlives what diverges."""
+"""Search: no repeated trial, resumed to its total, pruned, diverged trials survive."""
 
 import json
 import os

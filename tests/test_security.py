@@ -1,4 +1,4 @@
-"""What comes from a stranger runs nothing: batches, archives, configs, folders of runs."""
+"""Nothing from outside is executed: batches, archives, configs, run folders."""
 
 import io
 import json

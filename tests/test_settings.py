@@ -1,4 +1,4 @@
-"""Settings: composed once, each factory called once, frozen, and without a trace in the process."""
+"""Settings: composed once, each factory called once, frozen, without process state."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""One step: equal to Keras's own, traced once, able to memorise, and held to a golden file."""
+"""One step: equal to Keras's, traced once, able to memorise, equal to a golden file."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 def images_and_labels(count, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, count)
-    # Classes differ in brightness and colour, so that there is something to learn.
+    # Classes differ in brightness and colour, so that it can learn.
     images = rng.integers(0, 128, (count, 16, 16, 3)) + labels[:, None, None, None] * np.array([12, 6, 1])
     return images.astype(np.uint8), labels.astype(np.int64)
 
@@ -150,7 +150,7 @@ def test_golden_losses():
     # By SGD at a small rate: a rounding, which differs from processor to processor, must not grow in twenty steps.
     task = make_task(batch_norm=True, dropout=0.3, optimizer=optimizers.sgd(learning_rate=0.003))
     losses = losses_of(task, some_batches(20))
-    if not GOLDEN.exists():  # pytest tests/test_steps.py after deleting the file writes it anew
+    if not GOLDEN.exists():  # delete the file and run pytest tests/test_steps.py to rewrite it
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
         pytest.fail(f"wrote {GOLDEN}; look at it and commit it")

@@ -1,4 +1,4 @@
-"""A sweep goes on after whatever stopped it, and a job that fails is a row and not the end."""
+"""Sweeps resume after any stop; a failed job is a row of the table."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def words(folder, *more, with_dir=True):
 
 
 def start(folder, *more):
-    # Its workers are begun as a user's are: a signal to the group would end a server that they were forked from.
+    # Workers start as a user's do: a signal to the group would end a server they were forked from.
     return forked.Process(words(folder, *more), cwd=folder, workers=False)
 
 
@@ -180,7 +180,7 @@ def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
 def test_folders_of_images_are_a_job_each(tmp_path):
     (tmp_path / "sweep").mkdir()
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {data: images, data.dir: 'a,b'}}}\n"
-    (tmp_path / "sweep" / "mine.yaml").write_text(text)  # of which a job alone tells that they are folders
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)  # only a job shows that these are folders
     found = plan(f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine")
     assert [job.config["data"]["dir"] for job in found] == ["a", "b"]
 
@@ -282,7 +282,7 @@ def test_a_signal_saves_and_leaves_no_process(tmp_path, number, code):
     wait_for(lambda: all((folder / "history.csv").exists() for folder in running), process)
     second = finish(tmp_path, *more, code=2)
     assert "another sweep runs here" in second.stderr
-    os.killpg(process.pid, number)  # as a terminal's Ctrl-C reaches the whole group
+    os.killpg(process.pid, number)  # as Ctrl-C in a terminal signals the whole group
     output, errors = process.communicate(timeout=100)
     assert process.returncode == code, output + errors
     assert "Traceback" not in output + errors and f"resume={tmp_path / 'sweep'}" in output

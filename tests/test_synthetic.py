@@ -1,4 +1,4 @@
-"""The drawn data set is the same every time, and as hard as it should be."""
+"""The synthetic data set is reproducible and as hard as it should be."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ KEYS = list(key for key in config.parse().content["backbone"] if key != "_target
 
 
 def pixels():
-    """A backbone that does nothing."""
+    """A backbone without layers."""
 
     def build(shape):
         import keras

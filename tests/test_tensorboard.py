@@ -1,4 +1,4 @@
-"""What TensorBoard's own readers find in what a run writes for it."""
+"""A run's events as TensorBoard's own readers see them."""
 
 import numpy as np
 import pytest

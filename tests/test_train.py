@@ -1,4 +1,4 @@
-"""From the command line to the report: what a run leaves, shows and says."""
+"""From the command line to the report: files and output of a run."""
 
 import json
 import os
@@ -139,7 +139,7 @@ def test_weights_that_are_left_are_those_that_were_tested(finished):
 
 
 def test_early_stopping_ends_after_patience_without_a_better_epoch(tmp_path):
-    # A rate of nearly nothing: the first epoch stays the best by accuracy.
+    # A tiny learning rate: the first epoch stays the best by accuracy.
     more = ["training.epochs=50", "training.patience=3", "optimizer=sgd", "optimizer.learning_rate=1e-12"]
     found = run(tmp_path, *more)
     assert found["status"] == "completed" and found["best_epoch"] == 1 and found["epochs"] == 4

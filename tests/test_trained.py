@@ -1,4 +1,4 @@
-"""A finished run as a classifier: it scores as its report says, needs no data, and refuses folders in sentences."""
+"""A finished run as a classifier: scores as reported, no data needed, bad folders rejected."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def classifier(finished_run):
 
 @pytest.fixture
 def copy(finished_run, tmp_path):
-    """Return a copy of the run's folder, to be spoilt."""
+    """Return a copy of the run's folder, to be damaged."""
     return shutil.copytree(finished_run, tmp_path / "copy")
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds all that a run needs, and works in another folder."""
+"""The wheel has all that a run needs, and works in another folder."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def test_installed_in_another_folder_it_trains(wheel, tmp_path):
     check([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"])
     site = next((tmp_path / "venv").glob("lib/*/site-packages"))
     check([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel])
-    # The packages it needs come from this environment, itself it does not: here it is installed as editable.
+    # Its requirements come from this environment, where the package itself is editable.
     (site / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = tmp_path / "venv" / "bin" / "python"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

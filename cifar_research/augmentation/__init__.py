@@ -1,12 +1,9 @@
 """Augmentation: batch transforms (images, targets, seed) -> (images, targets).
 
-images: float32 [B, H, W, C] in [0, 1], H, W and C known when traced; targets: float32 [B, K], rows sum to 1;
-seed: int32 [2]. What happens to an image depends on the seed and on its position in the batch, with mixup and
-cutmix on the rest of the batch too.
-
-The factories (`horizontal_flip`, `mixup` ...) are what conf/augmentation names: they check their settings and import
-no TensorFlow. Their transforms draw with draws.py and hand the numbers to geometry.py, colour.py and mixing.py.
-A new transform is one more factory, here or in a module of one's own, and one YAML file that names it.
+images: float32 [B, H, W, C] in [0, 1]; H, W and C are known when traced. targets: float32 [B, K], rows sum to 1.
+seed: int32 [2]. An image's draws depend on the seed and on its position in the batch alone.
+conf/augmentation names the factories (`horizontal_flip`, `mixup`, …), which do not import TensorFlow.
+To add a transform, write one more factory, in any module, and one YAML file that names it.
 
     python -m cifar_research.preview augmentation=slides data=synthetic --out slides.png
 """
@@ -34,8 +31,8 @@ Interpolation = Literal["nearest", "bilinear"]
 def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """Return one transform that applies these in order, each with its own seed.
 
-    It takes a fourth argument, epoch_seed: int32 [2], the run's seed and the number of the epoch, for transforms that
-    depend on the epoch; without it, they get `seed`.
+    Its fourth argument, epoch_seed: int32 [2], is the run's seed and the epoch. Transforms that depend on the epoch get
+    it instead of `seed`, unless it is None.
     """
     ordered = [Transform.of(transform) for transform in transforms.values()]
 
@@ -56,7 +53,7 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
 
 
 def grid(before: np.ndarray, after: np.ndarray, *, columns: int = 8) -> np.ndarray:
-    """Return a picture, uint8 [H', W', 3], of rows of images, each above its images augmented.
+    """Return a picture, uint8 [H', W', 3]: rows of images, each above its augmented version.
 
     before, after: float [N, H, W, 3] in [0, 1], N at least 1.
     """
@@ -98,10 +95,10 @@ def _flip(axis: int, probability: float) -> BatchTransform:
 
 
 def alternating_flip() -> Transform:
-    """Mirror a random half of the images in the first epoch, the others in the next, and so on.
+    """Mirror a random half of the images in one epoch, the other half in the next.
 
-    So every two epochs see each image both ways (Jordan 2024, arXiv 2404.00498, section 3.6). The halves depend on the
-    run's seed and on an image's own pixels: give it before transforms that change them.
+    The halves depend on the run's seed and on an image's pixels: place it before transforms that change them.
+    Source: Jordan 2024, arXiv 2404.00498, section 3.6.
     """
 
     def apply(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -122,6 +119,8 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
     pixels: The limit in pixels; null if `fraction` gives it.
     fraction: The limit as a share of the height or width, rounded to pixels; null if `pixels` gives it.
     padding: What fills the uncovered border: the edge's pixels, a mirror image, or zeros.
+
+    ValueError unless exactly one of `pixels` and `fraction` is given.
     """
     if pixels is None and fraction is None:
         raise ValueError("pixels: null and fraction=null leave no limit; give one of them")
@@ -142,13 +141,13 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
 
 
 def crop(*, padding_pixels: int = 4, padding: Padding = "zeros") -> BatchTransform:
-    """Pad each side and cut the original size out at a place drawn for each image (He et al. 2016).
+    """Pad each side, then crop to the original size at a random position (He et al. 2016).
 
     padding_pixels: How many pixels each side is padded by.
     padding: What the padding holds: the edge's pixels, a mirror image, or zeros.
     """
     check_range("[]", 0, padding_pixels=padding_pixels)
-    # That is a shift, by up to the padding, of what lies inside the frame and of what the padding shows.
+    # Equal to a shift by at most the padding.
     return shift(pixels=padding_pixels, padding=padding)
 
 
@@ -179,7 +178,7 @@ def zoom(
     interpolation: Interpolation = "bilinear",
     padding: ProjectionPadding = "edge",
 ) -> BatchTransform:
-    """Magnify each image about its centre by a factor uniform in [low, high]; below 1 it shrinks.
+    """Scale each image about its centre by a factor uniform in [low, high]; below 1 it shrinks.
 
     low: The smallest factor.
     high: The largest factor.
@@ -207,7 +206,7 @@ def brightness(*, amount: float = 0.2) -> BatchTransform:
 
 
 def contrast(*, amount: float = 0.2) -> BatchTransform:
-    """Scale each image's distance from its own mean grey by a factor uniform in [1 - amount, 1 + amount].
+    """Scale contrast about the mean grey by a factor uniform in [1 - amount, 1 + amount].
 
     amount: The largest relative change.
     """
@@ -215,7 +214,7 @@ def contrast(*, amount: float = 0.2) -> BatchTransform:
 
 
 def saturation(*, amount: float = 0.2) -> BatchTransform:
-    """Scale each pixel's distance from its own grey by a factor uniform in [1 - amount, 1 + amount].
+    """Scale each pixel's saturation by a factor uniform in [1 - amount, 1 + amount].
 
     amount: The largest relative change.
     """
@@ -235,7 +234,7 @@ def _jitter(name: str, amount: float) -> BatchTransform:
 
 
 def cutout(*, size: int = 8) -> BatchTransform:
-    """Grey out a square of size x size pixels, centred anywhere in the image (DeVries and Taylor 2017).
+    """Set a square of size x size pixels to grey, at a random centre (DeVries and Taylor 2017).
 
     size: The square's side in pixels.
     """
@@ -251,7 +250,7 @@ def cutout(*, size: int = 8) -> BatchTransform:
 
 
 def mixup(*, alpha: float = 0.2) -> BatchTransform:
-    """Blend the batch with itself reordered, by a weight from Beta(alpha, alpha) (Zhang et al. 2018).
+    """Blend the batch with itself permuted, by a Beta(alpha, alpha) weight (Zhang et al. 2018).
 
     alpha: Both parameters of the beta distribution; larger blends more evenly.
     """
@@ -270,9 +269,10 @@ def mixup(*, alpha: float = 0.2) -> BatchTransform:
 
 
 def cutmix(*, alpha: float = 1.0) -> BatchTransform:
-    """Paste into each image a box of a partner from the same batch, at the same place (Yun et al. 2019).
+    """Replace a box of each image by the same box of another image of the batch.
 
-    One box a batch, its share of the area from Beta(alpha, alpha), centred anywhere and cut at the sides.
+    One box a batch: its centre is uniform, its share of the area from Beta(alpha, alpha) before it is cropped to the
+    image. The targets are blended by area (Yun et al. 2019).
 
     alpha: Both parameters of the beta distribution; 1 draws every share equally often.
     """

@@ -1,4 +1,4 @@
-"""Random numbers of a batch, from its seed alone: int32 [2]."""
+"""Random numbers of a batch, from a seed, int32 [2]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
-_QUANTILES = 4097  # of a distribution, between which its draws are interpolated
+_QUANTILES = 4097  # draws are interpolated between them
 
 
 def uniform(images: tf.Tensor, seed: tf.Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
@@ -17,8 +17,8 @@ def uniform(images: tf.Tensor, seed: tf.Tensor, *shape: int, low: float = 0.0, h
 
 
 def positions(images: tf.Tensor, seed: tf.Tensor, counts: Sequence[int]) -> tf.Tensor:
-    """Draw whole numbers float32 [B, len(counts)], each at least 0 and below its count."""
-    # The largest uniform below 1 times n is below n in float32 too.
+    """Draw whole numbers float32 [B, len(counts)], each in [0, count)."""
+    # Also in float32, n times the largest number below 1 is below n.
     return tf.floor(uniform(images, seed, len(counts)) * tf.constant(counts, tf.float32))
 
 
@@ -38,7 +38,7 @@ def beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
 
 
 def box(images: tf.Tensor, alpha: float, share_seed: tf.Tensor, centre_seed: tf.Tensor) -> tf.Tensor:
-    """Draw a box for `mixing.paste`, centred anywhere, with a Beta(alpha, alpha) share of the area."""
+    """Draw [top, left, bottom, right] of a box with a Beta(alpha, alpha) share of the area."""
     sizes = tf.constant(images.shape[1:3].as_list(), tf.float32)
     extents = sizes * tf.sqrt(beta(alpha, share_seed))
     starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2

@@ -1,4 +1,4 @@
-"""Images of which pixels are moved: flips, shifts, rotation, zoom; and images made smaller."""
+"""Geometric transforms: flips, shifts, rotation, zoom, downscaling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-# One pass over memory: XLA fuses what draws no random numbers, several times as fast here. On a GPU it also keeps whole
-# numbers there: TensorFlow's own int32 arithmetic is done in the host's memory.
+# XLA fuses these into one pass over memory, several times as fast. On a GPU it also keeps int32 arithmetic there:
+# TensorFlow's own runs on the host.
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
@@ -20,25 +20,25 @@ def flip(images: tf.Tensor, chosen: tf.Tensor, *, axis: int) -> tf.Tensor:
 
 @_compiled
 def is_in_first_half(images: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return which half an image's pixels put it in, bool [B]; weights: int32 [H, W, C]."""
+    """Return which images are in the first half, bool [B]; weights: int32 [H, W, C]."""
     grey = tf.cast(tf.round(images * 255), tf.int32)
-    # A sum of products, whose bits from the middle up depend on all pixels and on the weights.
+    # The middle bits of a sum of products depend on all pixels and weights.
     sums = tf.reduce_sum(grey * weights, axis=[1, 2, 3])
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(sums, 12), 1) == 1
 
 
 @_compiled
 def translate(images: tf.Tensor, offsets: tf.Tensor, *, padding: str = "edge") -> tf.Tensor:
-    """Move image i down by offsets[i, 0] and right by offsets[i, 1]; offsets: whole numbers [B, 2].
+    """Move image i down by offsets[i, 0] and right by offsets[i, 1].
 
-    Beyond the frame: `edge` repeats the outermost pixels, `reflect` mirrors the image without repeating them,
-    as numpy.pad does, `zeros` is black.
+    offsets: whole numbers [B, 2]. padding: `edge` repeats the outermost pixels, `zeros` is black, `reflect` mirrors the
+    image without repeating its edge, as numpy.pad does.
     """
     offsets = tf.cast(offsets, tf.int32)
     rows = tf.range(images.shape[1]) - offsets[:, :1]
     columns = tf.range(images.shape[2]) - offsets[:, 1:]
     if padding == "zeros":
-        # Black is what repeats when the outermost pixels are black.
+        # With a black border, repeating the edge gives black.
         images, rows, columns = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]]), rows + 1, columns + 1
 
     def inside(places: tf.Tensor, size: int) -> tf.Tensor:
@@ -54,7 +54,7 @@ def translate(images: tf.Tensor, offsets: tf.Tensor, *, padding: str = "edge") -
 def rotate(
     images: tf.Tensor, radians: tf.Tensor, *, interpolation: str = "bilinear", padding: str = "edge"
 ) -> tf.Tensor:
-    """Rotate image i about its centre by radians[i], float32 [B], counter-clockwise as it is seen."""
+    """Rotate image i about its centre by radians[i], float32 [B], counter-clockwise."""
     cosines, sines = tf.cos(radians), tf.sin(radians)
     return _project(images, tf.stack([cosines, -sines, sines, cosines], axis=1), interpolation, padding)
 
@@ -64,30 +64,29 @@ def magnify(
 ) -> tf.Tensor:
     """Enlarge image i about its centre by factors[i], float32 [B] above 0."""
     zeros = tf.zeros_like(factors)
-    # 1 / factors would become this in a graph, and differ from the division in the last bit.
+    # A graph turns 1 / factors into this, which differs in the last bit: use it in both modes.
     inverses = tf.math.reciprocal(factors)
     return _project(images, tf.stack([inverses, zeros, zeros, inverses], axis=1), interpolation, padding)
 
 
 def shrink(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Return images [B, size, size, C] of which each pixel is the mean of the area it covers."""
+    """Return images [B, size, size, C], each pixel the mean of the area that it covers."""
 
     def shares(length: int) -> np.ndarray:
-        """Return how much of each of the new pixels, in rows, lies in which of the old ones."""
+        """Return the share of each old pixel in each new one, float32 [size, length]."""
         edges, ends = np.linspace(0, length, size + 1)[:, None], np.arange(1, length + 1)
         inside = np.clip(np.minimum(edges[1:], ends) - np.maximum(edges[:-1], ends - 1), 0, None)
         return (inside * size / length).astype(np.float32)
 
-    # By products of matrices, which XLA and a GPU know; tf.image.resize by area is on processors alone.
+    # Matrix products run under XLA and on a GPU; tf.image.resize by area runs on a CPU only.
     return tf.einsum("ph,bhwc,qw->bpqc", shares(images.shape[1]), images, shares(images.shape[2]))
 
 
 @_compiled
 def _project(images: tf.Tensor, matrix: tf.Tensor, interpolation: str, padding: str) -> tf.Tensor:
-    """Let (x, y), from the centre, show what was at (a x + b y, c x + d y).
+    """Map (x, y), from the centre, to the old pixel at (a x + b y, c x + d y).
 
-    matrix: a, b, c, d [B, 4].
-    interpolation: bilinear or nearest. padding: edge or zeros, see `translate`.
+    matrix: a, b, c, d [B, 4]. interpolation: bilinear or nearest. padding: edge or zeros.
     """
     height, width = images.shape[1:3]
     a, b, c, d = (matrix[:, i, None, None] for i in range(4))
@@ -113,7 +112,7 @@ def _project(images: tf.Tensor, matrix: tf.Tensor, interpolation: str, padding: 
 
 
 def _pixels_at(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Return the pixels [B, h, w, C] at rows and columns, int32, that broadcast to [B, h, w]."""
+    """Return pixels [B, h, w, C] at rows and columns, int32, which broadcast to [B, h, w]."""
     height, width, channels = images.shape[1:]
     first = (tf.range(tf.shape(images)[0]) * (height * width))[:, None, None]
     return tf.gather(tf.reshape(images, [-1, channels]), first + rows * width + columns)

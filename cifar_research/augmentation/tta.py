@@ -12,11 +12,12 @@ Network = Callable[["tf.Tensor", bool], "tf.Tensor"]
 
 
 def averaged(network: Network, kind: str) -> Network:
-    """Return the network that averages logits over views of each image when it does not train.
+    """Return a network that averages logits over views of each image, except in training.
 
     network: (images float32 [B, H, W, C], training) -> logits [B, K].
-    kind: `none` is the network itself; `flip`, the image and its mirror image; `flip_shift`, half of that and a quarter
-    each of the same moved one pixel up and left, and down and right, by reflection: six views (Jordan 2024).
+    kind: `none`: the network itself; `flip`: the image and its mirror image; `flip_shift`: six views (Jordan 2024),
+    those two with half the weight, and both moved by one pixel up and left, and down and right, with a quarter each.
+    Padding is by reflection.
     """
     if kind == "none":
         return network
@@ -31,7 +32,7 @@ def averaged(network: Network, kind: str) -> Network:
             return network(images, True)
         if kind == "flip":
             return mirrored(images)
-        # Not by `translate`, which is compiled, and whose index arithmetic a converter has been seen to get wrong.
+        # Not by `translate`: it is compiled, and a converter got its index arithmetic wrong.
         around = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
         moved = mirrored(around[:, 2:, 2:]) + mirrored(around[:, :-2, :-2])
         return mirrored(images) / 2 + moved / 4

@@ -1,1 +1,1 @@
-"""Many runs side by side: found in their folders, grouped over seeds, ranked with what chance allows to say."""
+"""Compare many runs: find them, group them over seeds, rank them with significance tests."""

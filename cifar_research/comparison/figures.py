@@ -1,4 +1,4 @@
-"""Figures of many runs for report.html: curves, main effects, settings, backbones, techniques; two also as PNGs."""
+"""Figures of many runs for report.html; two of them also as PNGs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.display.tables import text_of
 from cifar_research.runtime.errors import ReportError
 
-History = list[dict[str, Any]]  # the rows of history.csv
+History = list[dict[str, Any]]  # rows of history.csv
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
-_PALE = 0.35  # the opacity of what is in the background
+_PALE = 0.35  # opacity of background lines and bars
 _LEGEND_BELOW = {"orientation": "h", "y": -0.2}
 
 
 def draw(runs: Sequence[Run], folder: Path) -> dict[str, plotly.Figure | Path]:
-    """Return, by heading, the figures that these runs allow; write parallel_coordinates.png and backbones.png."""
+    """Return figures by heading; write parallel_coordinates.png and backbones.png.
+
+    Figures without data are left out.
+    """
     folder.mkdir(exist_ok=True)
     titles, effects, best = varied(runs), tables.effects(runs), tables.best_rows(runs)
     techniques, backbones = (dict.fromkeys(names) for names in zip(*best, strict=True)) if best else ({}, {})
@@ -52,7 +55,7 @@ def draw(runs: Sequence[Run], folder: Path) -> dict[str, plotly.Figure | Path]:
 
 
 def _curves(runs: Sequence[Run], titles: Mapping[str, str]) -> plotly.Figure:
-    """Return validation accuracy by epoch, a line a run in a colour a row; runs without a history are left out."""
+    """Return validation accuracy by epoch: a line a run, a colour a row of the leaderboard."""
     figure = plotly.Figure(
         layout={"yaxis_title": "validation accuracy", "xaxis_title": "epoch", "legend": _LEGEND_BELOW}
     )
@@ -82,7 +85,7 @@ def _effects(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str])
 
 
 def _heat_map(runs: Sequence[Run], effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> plotly.Figure:
-    """Return the mean validation accuracy by the two settings whose values' means lie furthest apart."""
+    """Return the mean validation accuracy by the two settings with the largest effects."""
     spread = {key: np.ptp([row.mean for row in rows]) for key, rows in effects.items()}
     first, second = sorted(spread, key=lambda key: -spread[key])[:2]
     accuracies: dict[tuple[str, str], list[float]] = {}
@@ -98,7 +101,7 @@ def _heat_map(runs: Sequence[Run], effects: Mapping[str, Sequence[Effect]], titl
 
 
 def _parallel(runs: Sequence[Run], titles: Mapping[str, str]) -> plotly.Figure:
-    """Return a line a completed run through its settings to its validation accuracy, coloured by that."""
+    """Return a line a completed run through its settings to its validation accuracy."""
     completed = sorted(tables.completed(runs), key=lambda run: run.val_accuracy)
     accuracies = [run.val_accuracy for run in completed]
     dimensions = []
@@ -112,7 +115,6 @@ def _parallel(runs: Sequence[Run], titles: Mapping[str, str]) -> plotly.Figure:
 
 
 def _static_parallel(parallel: plotly.Figure) -> Figure:
-    """Return the figure of _parallel as a picture."""
     dimensions = parallel.data[0].dimensions
     figure = Figure(figsize=(max(5.0, 1.9 * len(dimensions)), 4.2), layout="constrained", dpi=150)
     axes = figure.subplots()
@@ -134,7 +136,7 @@ def _static_parallel(parallel: plotly.Figure) -> Figure:
 
 
 def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, str]) -> Figure:
-    """Return what backbones reach and cost, a bar a technique: accuracy with its 95 % interval, parameters, seconds."""
+    """Return accuracy, parameters and seconds by backbone, a bar for each technique."""
     has_test = all(row.mean("test/accuracy") is not None for row in best.values())
     path, title = ("test/accuracy", "test accuracy") if has_test else ("val/accuracy", "validation accuracy")
     names = list(dict.fromkeys(backbone for _, backbone in best))
@@ -142,7 +144,7 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
     accuracy, parameters, seconds = panels = figure.subplots(1, 3)
     width = 0.8 / len(colours)
     for (technique, backbone), row in best.items():
-        # Side by side around their backbone's name, with no gap for a technique that it lacks.
+        # Centred on the backbone's name, without gaps for missing techniques.
         beside = [name for name in colours if (name, backbone) in best]
         x = names.index(backbone) + (beside.index(technique) - (len(beside) - 1) / 2) * width
         style = {"width": 0.92 * width, "color": colours[technique], "label": plain(technique)}
@@ -159,7 +161,7 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
     if trainable := [size for row in best.values() if (size := row.runs[0].sizes["trainable"])]:
-        # A head is a hundredth of its backbone: bars start at a power of ten so low that all are visible.
+        # A head has a hundredth of its backbone's parameters: start low enough to show all bars.
         parameters.set(yscale="log")
         parameters.set_ylim(bottom=10 ** math.floor(math.log10(min(trainable) / 2)))
     legend = {text: handle for handle, text in zip(*accuracy.get_legend_handles_labels(), strict=True)}
@@ -168,9 +170,9 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
 
 
 def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figure:
-    """Return validation accuracy by epoch, a panel a backbone: the mean of each technique, its runs thinly behind it.
+    """Return validation accuracy by epoch, a panel a backbone, a colour a technique.
 
-    A dotted line with a phase's name is where the first run begins it.
+    Runs are thin behind their mean; a dotted line marks the first start of a phase.
     """
     histories = _histories(runs)
     columns = min(max(len(histories), 1), 3)
@@ -196,7 +198,7 @@ def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figur
 
 
 def _histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
-    """Return the completed runs' histories by backbone and by technique; a run without one is left out."""
+    """Return completed runs' histories by backbone and technique, without missing ones."""
     histories: dict[str, dict[str, list[History]]] = {}
     for run in tables.completed(runs):
         with contextlib.suppress(ReportError):
@@ -206,23 +208,20 @@ def _histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
 
 
 def mean_curve(histories: Sequence[History]) -> tuple[list[int], list[float]]:
-    """Return the epochs that all runs have, and the mean validation accuracy in each, nan without one.
-
-    Only those epochs, since a mean would jump where a run ends early.
-    """
+    """Return the epochs that all runs have, and the mean validation accuracy in each, or nan."""
     epochs = list(zip(*histories, strict=False))
     means = [float(np.mean(np.array([row["val_accuracy"] for row in rows], float))) for rows in epochs]
     return [rows[0]["epoch"] for rows in epochs], means
 
 
 def phase_starts(histories: Sequence[History]) -> dict[str, int]:
-    """Return the epoch in which the first of these runs begins each phase but the first."""
+    """Return the first epoch in which a run starts each phase, except the first phase."""
     changes = sorted((change for history in histories for change in phase_changes(history)), reverse=True)
     return {phase: epoch for epoch, phase in changes}
 
 
 def levels(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
-    """Return positions on an axis and the names of its ticks; numbers are their own positions, without names."""
+    """Return positions on an axis and tick names; numbers are their own positions, names None."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return [float(value) for value in values], None
     names = list(dict.fromkeys(map(text_of, values)))

@@ -1,7 +1,7 @@
-"""The columns of TensorBoard's HParams page for a whole sweep: what varies comes first.
+"""The columns of TensorBoard's HParams page for a whole sweep, varied settings first.
 
-The page takes its columns from any one run that names some, so the runs of a sweep name none, and the sweep's folder
-does. Without TensorFlow, whose import takes seconds.
+The page uses the columns of any one run that defines some, so a sweep's folder defines them, and its runs do not. It
+works without TensorFlow, whose import takes seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OUTCOMES = ("val/accuracy", "test/accuracy", "val/loss")
 
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
-    """Write which settings of these runs, and which outcomes, are columns, and of which type."""
+    """Write which settings and outcomes of these runs are columns, and their types."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -28,7 +28,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     first = {*varied(runs), "seed"}
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         values = [run.settings[key] for run in runs if key in run.settings]
-        # A null differs from other values, but is in no run's column, whose type it would break.
+        # A null counts as another value, but it would change the column's type, and no run writes one.
         types = {type(value) for value in values} - {type(None)}
         if types:
             differs = key in first and len(set(map(str, values))) > 1
@@ -49,7 +49,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def _type(types: set[type]) -> str:
-    """Return the name of a column's type; lists are text, as each run writes them."""
+    """Return a column's type; lists are text, as each run writes them."""
     if types == {bool}:
         return "DATA_TYPE_BOOL"
     return "DATA_TYPE_FLOAT64" if types <= {int, float} else "DATA_TYPE_STRING"

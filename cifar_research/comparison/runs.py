@@ -1,4 +1,4 @@
-"""Runs as their folders describe them: report.json of each, and cells.json of a sweep for those without one."""
+"""Find runs and read their folders: report.json, or else the sweep's cells.json."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cifar_research.runs import ledger, report
 from cifar_research.runs.ledger import LEDGER, Job
 from cifar_research.runtime.errors import ReportError
 
-_OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra"}  # of a run; they hold no other run
+_OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra"}  # of a run; they contain no other runs
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json.
+    """One run.
 
-    report: None if there is none; settings: see Identity.described; options: names by group, where known.
+    state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json. report: None if missing.
+    settings: see Identity.described. options: option names by config group, where known.
     """
 
     folder: Path
@@ -40,7 +41,7 @@ class Run:
         return Identity(self.config)
 
     def score(self, path: str) -> Any:
-        """Return the report's value at `val/accuracy`, `seconds/total` …, None without it."""
+        """Return the report's value at a path such as `val/accuracy`, or None."""
         value = self.report
         for key in path.split("/"):
             value = value.get(key) if value else None
@@ -48,7 +49,7 @@ class Run:
 
     @property
     def val_accuracy(self) -> float:
-        """Return the validation accuracy of the best epoch, nan without one."""
+        """Return the validation accuracy of the best epoch, or nan."""
         value = self.score("val/accuracy")
         return math.nan if value is None else value
 
@@ -59,12 +60,12 @@ class Run:
 
     @property
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of the run's images, None if it is not known."""
+        """Return the fingerprint of the run's images, or None."""
         return self.score("data/fingerprint")
 
     @property
     def sizes(self) -> dict[str, float | None]:
-        """Return the model's `parameters`, `trainable` and `MFLOP` of a forward pass, None if unknown."""
+        """Return `parameters`, `trainable` and `MFLOP` of a forward pass, each None if unknown."""
         flops = self.score("forward_flops")
         return {
             "parameters": self.score("parameters/total"),
@@ -74,23 +75,23 @@ class Run:
 
     @functools.cached_property
     def group(self) -> tuple[str, str | None]:
-        """Return what completed runs that differ only by their seed share; any other run is a group of its own."""
+        """Return a key that completed runs share if they differ by their seed only."""
         if self.state != "completed":
             return str(self.folder), None
-        # The same images are the same wherever they are.
+        # The fingerprint identifies the images, whatever their folder.
         ignored = {"seed", "data.dir"} if self.fingerprint else {"seed"}
         flat = {key: value for key, value in self.identity.keys.items() if key not in ignored}
         return repr(sorted(flat.items())), self.fingerprint
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the rows of history.csv; ReportError if it is missing, or differs from its digest in the report."""
+        """Return the rows of history.csv; ReportError if it is missing or its digest differs."""
         return report.read_history(self.folder / "history.csv", self.score("history_sha256"))
 
 
 def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Return the runs in and below folders or globs, in order, and warnings about unreadable files.
+    """Return the runs in and below folders or globs, and warnings about unreadable files.
 
-    ReportError if a place does not exist, or if there is no run in any of them.
+    ReportError if a folder does not exist, or if none contains a run.
     """
     runs: dict[Path, Run] = {}
     warnings: list[str] = []
@@ -111,7 +112,7 @@ def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: list[str]) -> None:
-    """Add the runs of a folder: the jobs of its sweep, in the grid's order, and the run that it is itself."""
+    """Add the runs of a folder: its sweep's jobs, in the grid's order, and its own run."""
     jobs: dict[Path, Job | None] = {}
     if LEDGER in files:
         try:
@@ -127,7 +128,7 @@ def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: l
 
 
 def _run(folder: Path, job: Job | None, warnings: list[str]) -> Run | None:
-    """Return a run from its report, or else from its sweep; None if neither knows it."""
+    """Return a run from its report, or else from its sweep; None if neither has it."""
     content = None
     try:
         content = report.read_report(folder / "report.json")
@@ -147,28 +148,27 @@ def _run(folder: Path, job: Job | None, warnings: list[str]) -> Run | None:
 
 
 def _name_options(runs: Sequence[Run]) -> None:
-    """Set each group's value to its option's name as typed, where each run has one that stands for one value.
+    """Replace each group's setting by its option's name, if the names are unambiguous.
 
-    A run without a name has that of the runs with the same value, if there is only one.
+    A run without a name gets that of the runs with the same value, if they agree.
     """
     for group in OPTION_GROUPS:
-        options: dict[str, set[str]] = {}  # by what they stand for
+        options: dict[str, set[str]] = {}  # by value
         for run in runs:
             if group in run.options:
                 options.setdefault(run.settings[group], set()).add(run.options[group])
         unique = {value: next(iter(names)) for value, names in options.items() if len(names) == 1}
         names = [run.options.get(group, unique.get(run.settings[group])) for run in runs]
         num_names = sum(map(len, options.values()))
-        if None not in names and len(set().union(*options.values())) == num_names:  # its transforms may be overridden
+        if None not in names and len(set().union(*options.values())) == num_names:  # transforms may be overridden
             for run, name in zip(runs, names, strict=True):
                 run.settings[group] = name
 
 
 def varied(runs: Sequence[Run]) -> dict[str, str]:
-    """Return {key: title} of the settings that differ between runs, without `seed`, in the order of their configs.
+    """Return {key: title} of the settings that differ between runs, except `seed`.
 
-    A title is the last part of the key, or the whole key if two share that part. A key that varies only with the option
-    of its group is left out.
+    A key that varies with its group's option only is left out. A title is the key, or its last part if unique.
     """
     values: dict[str, dict[str, set[str]]] = {}  # by key and option
     for run in runs:

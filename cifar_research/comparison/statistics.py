@@ -1,4 +1,4 @@
-"""Confidence intervals over seeds, and tests whether two settings differ. scipy.stats takes a second to import."""
+"""Confidence intervals over seeds, and tests of two settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 
 _LEVEL = 0.05
-Key = TypeVar("Key")  # a seed, or what else tells a setting's runs apart
+Key = TypeVar("Key")  # a seed, or another key of a setting's runs
 
 
 def t_half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of a mean by Student's t; nan for fewer than two, or equal, values."""
+    """Return half the 95 % interval of a mean by Student's t; nan without spread."""
     if len(values) < 2 or not (std := _std(values)):
         return math.nan
     from scipy import stats
@@ -22,9 +22,9 @@ def t_half_width(values: Sequence[float]) -> float:
 
 
 def t_test(first: Mapping[Key, float], second: Mapping[Key, float]) -> float:
-    """Return the two-sided p-value for two settings' values by seed; nan if either has fewer than two, or no spread.
+    """Return the two-sided p of a t-test of two settings' values by seed.
 
-    Paired if the seeds are the same, since a seed is the same split for both; else Welch's.
+    Paired if the seeds are the same, otherwise Welch's. nan below two values each, or without spread.
     """
     if min(len(first), len(second)) < 2:
         return math.nan
@@ -38,9 +38,9 @@ def t_test(first: Mapping[Key, float], second: Mapping[Key, float]) -> float:
 
 
 def is_within_binomial(first: float, second: float, num_first: int, num_second: int) -> bool:
-    """Return whether two accuracies on so many images each may differ by chance, at 5 %; True of no images.
+    """Return whether two accuracies on so many images each may differ by chance.
 
-    By the chi-squared test, or by Fisher's exact test where a cell of the expected table is below five.
+    By the chi-squared test at 5 %, or Fisher's exact test if an expected count is below five; True without images.
     """
     if min(num_first, num_second) == 0:
         return True
@@ -54,10 +54,7 @@ def is_within_binomial(first: float, second: float, num_first: int, num_second: 
 
 
 def is_tie(first: Mapping[int, float], second: Mapping[int, float], num_first: int, num_second: int) -> bool:
-    """Return whether two settings' accuracies by seed are within the noise of the seeds or of the scored images.
-
-    With one seed each, only the images' noise is known, so another seed may still decide otherwise.
-    """
+    """Return whether noise of the seeds or of the images may explain two settings' difference."""
     if t_test(first, second) > _LEVEL:
         return True
     mean_first, mean_second = (float(np.mean(list(values.values()))) for values in (first, second))
@@ -65,6 +62,6 @@ def is_tie(first: Mapping[int, float], second: Mapping[int, float], num_first: i
 
 
 def _std(values: Sequence[float]) -> float:
-    """Return the standard deviation of a sample, 0 for what is rounding of accuracies."""
+    """Return the sample's standard deviation, 0 below the rounding errors of accuracies."""
     std = float(np.std(values, ddof=1))
     return std if std > 1e-12 else 0.0

@@ -1,4 +1,4 @@
-"""Ranked rows of runs, and their tables: the leaderboard, the main effects, and the study's own."""
+"""Rank runs, and tabulate them: leaderboard, main effects, the study's table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cifar_research.display.tables import Table, text_of
 from cifar_research.runs.metrics import wilson_interval
 
 _NO_SPREAD = "no spread"
-# Names of trainings with these phases.
+# Techniques by their phases.
 _TECHNIQUES = {
     "scratch": "from scratch",
     "head": "feature extraction",
@@ -27,26 +27,23 @@ _TECHNIQUES = {
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by their seed alone. rank: 1 for the best and all that tie with it; None without a result."""
+    """Runs that differ by their seed only. rank: 1 for the best and its ties, None if unranked."""
 
     runs: list[Run]
     rank: int | None = None
     is_tie: bool = False
 
     def scores(self, path: str) -> list[float]:
-        """Return the runs' values at `val/accuracy`, `seconds/total` …, those that are known."""
+        """Return the runs' values at a path such as `val/accuracy`, without unknown ones."""
         return [value for run in self.runs if (value := run.score(path)) is not None]
 
     def mean(self, path: str) -> float | None:
-        """Return the mean over the runs, None if no run has the value."""
+        """Return the mean over the runs, or None without values."""
         scores = self.scores(path)
         return sum(scores) / len(scores) if scores else None
 
     def bounds(self, path: str) -> tuple[float, float]:
-        """Return the 95 % interval of an accuracy: Student's t over seeds, or Wilson's of one run's images.
-
-        nan if there is no score, or if all seeds have the same.
-        """
+        """Return the 95 % interval of an accuracy, by t over seeds or Wilson's for one run, or nan."""
         scores = self.scores(path)
         if len(scores) == 1:
             return wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
@@ -55,7 +52,7 @@ class Row:
         return mean - half_width, mean + half_width
 
     def interval(self, path: str) -> str:
-        """Return the 95 % interval as text: ± over seeds, or that of one run's images, in brackets."""
+        """Return the 95 % interval as text: ± over seeds, or [low, high] for one run."""
         num_scores = len(self.scores(path))
         if not num_scores:
             return "–"
@@ -66,7 +63,7 @@ class Row:
 
 
 class Effect(NamedTuple):
-    """The completed runs with one value of a setting: their mean validation accuracy, with half its 95 % interval."""
+    """Runs with one value of a setting: mean validation accuracy and half its 95 % interval."""
 
     value: str
     mean: float
@@ -75,7 +72,7 @@ class Effect(NamedTuple):
 
 
 class _Cell(NamedTuple):
-    """A value of the leaderboard. name: of its column in CSV; heading: of its column in text; "" leaves it out."""
+    """A cell of the leaderboard. name: CSV column; heading: text column; "" leaves it out."""
 
     name: str
     heading: str
@@ -84,9 +81,9 @@ class _Cell(NamedTuple):
 
 
 def leaderboard(runs: Sequence[Run]) -> list[Row]:
-    """Return the rows by mean validation accuracy, best first; then those without a result, in their order.
+    """Return rows by mean validation accuracy, best first, then those without a result.
 
-    A row that chance may explain, see statistics.is_tie, has the rank of the best.
+    A row that ties with the best, see statistics.is_tie, has its rank.
     """
     scored, rows = scored_rows(runs), []
     for number, row in enumerate(scored, 1):
@@ -103,7 +100,6 @@ def scored_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
-    """Return the runs as rows, in their order."""
     groups: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
@@ -111,17 +107,17 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs without those completed ones that a later one repeats, with the same seed."""
+    """Return the runs without completed ones that a later run repeats with the same seed."""
     return list({(run.group, run.seed): run for run in runs}.values())
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:
-    """Return the completed runs with a validation accuracy, without those that a later one repeats."""
+    """Return completed runs with a validation accuracy, without repeated ones."""
     return [run for run in _distinct(runs) if run.is_scored]
 
 
 def best_rows(runs: Sequence[Run]) -> dict[tuple[str, str], Row]:
-    """Return the best row, by validation, of each technique and backbone; techniques with a name first."""
+    """Return the best row, by validation, of each technique and backbone."""
     best: dict[tuple[str, str], Row] = {}
     for row in scored_rows(runs):
         best.setdefault((technique(row.runs[0]), row.runs[0].settings["backbone"]), row)
@@ -130,7 +126,7 @@ def best_rows(runs: Sequence[Run]) -> dict[tuple[str, str], Row]:
 
 
 def technique(run: Run) -> str:
-    """Return what a run's way of training is called, its phases' names if it has no other name."""
+    """Return the name of a run's way of training, or else the names of its phases."""
     phases = "+".join(run.config["training"]["phases"])
     if phases == "scratch" and run.settings.get("backbone.weights", "none") != "none":
         return "all weights"
@@ -138,19 +134,19 @@ def technique(run: Run) -> str:
 
 
 def leaderboard_table(runs: Sequence[Run]) -> Table:
-    """Return the leaderboard as text: rank, what varies, what came out."""
+    """Return the leaderboard as text: rank, varied settings, results."""
     rows = [[cell for cell in row if cell.heading] for row in _leaderboard_cells(runs)]
     return [[cell.heading for cell in rows[0]], *([text_of(cell.value, cell.form) for cell in row] for row in rows)]
 
 
 def leaderboard_csv(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the leaderboard for programs: one number per column, settings by their full keys."""
+    """Return the leaderboard for programs: one number a column, settings by their full keys."""
     rows = [[cell for cell in row if cell.name] for row in _leaderboard_cells(runs)]
     return [[cell.name for cell in rows[0]], *([cell.value for cell in row] for row in rows)]
 
 
 def _leaderboard_cells(runs: Sequence[Run]) -> list[list[_Cell]]:
-    """Return the leaderboard's rows, each with the same columns in the same order."""
+    """Return the leaderboard's rows, all with the same columns."""
     titles = varied(runs)
     has_images = len({run.fingerprint for run in runs if run.fingerprint}) > 1
     rows = []
@@ -194,9 +190,9 @@ def _leaderboard_cells(runs: Sequence[Run]) -> list[list[_Cell]]:
 
 
 def effects(runs: Sequence[Run]) -> dict[str, list[Effect]]:
-    """Return, by key of each varied setting, the effect of each of its values.
+    """Return the effect of each value, by key of each varied setting.
 
-    The mean and Student's interval are over all completed runs with the value, whatever else differs.
+    Mean and Student's interval are over all completed runs with the value, whatever their other settings.
     """
     effects_by_key = {}
     for key in varied(runs):
@@ -204,7 +200,7 @@ def effects(runs: Sequence[Run]) -> dict[str, list[Effect]]:
         for run in completed(runs):
             if key in run.settings:
                 accuracies.setdefault(text_of(run.settings[key]), []).append(run.val_accuracy)
-        # Means of a setting with a value of its own in each run, as a search draws it, say nothing.
+        # If each run has another value, as in a random search, means are meaningless.
         if any(len(values) > 1 for values in accuracies.values()):
             effects_by_key[key] = [
                 Effect(value, sum(values) / len(values), statistics.t_half_width(values), len(values))
@@ -231,12 +227,12 @@ _STUDY_KEYS = {
     "dropout": "model.dropout",
     "optimizer": "optimizer",
     "pooling": "backbone.pooling",
-}  # by the study's columns
+}  # by column of the study
 _STUDY_SCORES = ("accuracy", "val_accuracy", "loss_value", "val_loss")
 
 
 def _outside_grid(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that all jobs of the study's grid share: network, images, augmentation and training."""
+    """Return the settings that all jobs of the study's grid share."""
     keys = ("backbone", "model", "augmentation", "training", "data.name", "data.train_size", "data.classes")
     return {
         key: value
@@ -246,9 +242,9 @@ def _outside_grid(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def study_table(runs: Sequence[Run]) -> Table | None:
-    """Return the study's 24 rows beside ours; None if these runs are not of its grid on CIFAR-10.
+    """Return the study's 24 rows beside ours; None if the runs are not of its grid on CIFAR-10.
 
-    Ours is the mean over seeds; ACC and LOSS_VALUE are of training, in the epoch with the best validation.
+    Ours are means over seeds. ACC and LOSS_VALUE are training scores in the best epoch by validation.
     """
     text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text(encoding="utf-8")
     study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))

@@ -1,1 +1,1 @@
-"""Data: found or downloaded, decoded once into a memory map, split, and read in batches."""
+"""Data sets: download, decode and cache them, split them, and read batches."""

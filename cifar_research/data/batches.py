@@ -1,4 +1,4 @@
-"""Batches by tf.data: each a pure function of (seed, step)."""
+"""Batches by tf.data: each is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ import tensorflow as tf
 
 from cifar_research.data.datasets import Split
 
-_MOST_ON_DEVICE = 2**30  # bytes: 50,000 images of 32 x 32 are a seventh of it
-_ALIGNMENT = 64  # bytes: TensorFlow aborts the process if it finds a tensor's memory elsewhere
+_MOST_ON_DEVICE = 2**30  # bytes, seven times CIFAR-10's training images
+_ALIGNMENT = 64  # bytes; TensorFlow aborts the process if a tensor's memory is not aligned
 
 
 def steps_per_epoch(num_images: int, batch_size: int, drop_remainder: bool) -> int:
-    """Return how many batches an epoch has; the last may be smaller unless it is dropped."""
+    """Return the number of batches an epoch; the last may be smaller unless it is dropped."""
     return num_images // batch_size if drop_remainder else -(-num_images // batch_size)
 
 
 def smallest(num_images: int, batch_size: int, drop_remainder: bool) -> int:
-    """Return how many images an epoch's smallest batch has."""
+    """Return the size of an epoch's smallest batch."""
     return batch_size if drop_remainder else num_images % batch_size or batch_size
 
 
 def indices(
     step: tf.Tensor, num_images: int, batch_size: int, steps: int, seed: int, count: tf.Tensor | int = 1
 ) -> tf.Tensor:
-    """Return the images of `count` batches of an epoch from `step` on: int64 [B].
+    """Return the images of `count` batches of an epoch, from `step` on: int64 [B].
 
-    An epoch, of `steps` batches, is a permutation of the split keyed by (seed, epoch), so that nothing has to be
-    remembered between steps: the batch after a resume is the batch that would have come.
+    An epoch has `steps` batches. It is a permutation of the split keyed by (seed, epoch), so there is no state to save.
     """
     epoch, batch = step // steps, step % steps
     first = batch * batch_size
@@ -49,10 +48,10 @@ def training(
     context: tf.distribute.InputContext | None = None,
     device: str | None = None,
 ) -> tf.data.Dataset:
-    """Yield (images uint8 [B, H, W, C], labels int64 [B]) for the steps from initial_step on.
+    """Yield (images uint8 [B, H, W, C], labels int64 [B]) for each step from initial_step on.
 
-    context: which replicas of a strategy this pipeline feeds: each gets its share of the step's batch, one element each.
-    device: where the next batches are copied to ahead of time, "/GPU:0" for example; None leaves them in memory.
+    context: under a strategy, which replicas this pipeline feeds; each gets its share of a batch as one element.
+    device: where batches are prefetched to, such as "/GPU:0"; None keeps them in host memory.
     """
     replicas = 1 if context is None else context.num_replicas_in_sync
     own_replicas = replicas if context is None else replicas // context.num_input_pipelines
@@ -79,9 +78,9 @@ def training_rows(
     steps_per_call: int,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
-    """Yield the rows of the split's arrays in the batches of `training`: (int64 [steps, B],).
+    """Yield the rows in the split's arrays of the batches of `training`: (int64 [steps, B],).
 
-    steps: as many as have one size and are of one call; a call is of steps_per_call steps, or ends with the epoch.
+    An element is the batches of one size in a call. A call has steps_per_call steps, or fewer at an epoch's end.
     """
     steps, rows = steps_per_epoch(len(split), batch_size, drop_remainder), _rows(split)
     full, calls, step = len(split) // batch_size, [], initial_step
@@ -102,7 +101,7 @@ def training_rows(
 
 
 def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
-    """Yield (images, labels) of all of the split, in order; the last batch may be smaller."""
+    """Yield (images, labels) of the whole split, in order; the last batch may be smaller."""
     read = _reader(split)
 
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -112,7 +111,7 @@ def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> t
 
 
 def fits_on_device(split: Split) -> bool:
-    """Return whether a split is small enough to be kept on a GPU."""
+    """Return whether a split is small enough to keep on a GPU."""
     return split.images.nbytes <= _MOST_ON_DEVICE
 
 
@@ -124,10 +123,7 @@ def reader_on_device(split: Split, device: str) -> Callable[[tf.Tensor], tuple[t
 
 
 def _reader(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tuple[tf.Tensor, tf.Tensor]]:
-    """Return the function (which images of the split, epoch) -> those images and their labels.
-
-    It has no Python in it, which would want a core for itself while the last step is still at work.
-    """
+    """Return the function (indices in the split, epoch) -> images, labels; it runs no Python."""
     images, labels, rows = _tensor(split.images), _tensor(split.labels), _rows(split)
 
     def read(chosen: tf.Tensor, epoch: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -138,22 +134,22 @@ def _reader(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tuple[tf.Ten
 
 
 def _rows(split: Split) -> Callable[[tf.Tensor, tf.Tensor | int], tf.Tensor]:
-    """Return the function (images of the split, epoch) -> their rows in its arrays, int64 [B]."""
+    """Return the function (indices in the split, epoch) -> rows in its arrays, int64 [B]."""
     indices, rows_a_view = _tensor(split.indices), len(split.images) // split.views
     return lambda chosen, epoch: tf.gather(indices, chosen) + tf.cast(epoch % split.views * rows_a_view, tf.int64)
 
 
 def _tensor(array: np.ndarray) -> tf.Tensor:
-    """Return an array as a tensor, of the same memory if it is aligned, as memory maps are."""
+    """Return an array as a tensor, without a copy if it is aligned, as memory maps are."""
     if array.ctypes.data % _ALIGNMENT or not (array.flags.c_contiguous and array.flags.writeable):
-        with tf.device("/CPU:0"):  # where tf.data works
+        with tf.device("/CPU:0"):  # where tf.data runs
             return tf.constant(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _prefetched(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:
     options = tf.data.Options()
-    # Batches are ready in a fraction of a millisecond: tuning their pipeline would cost more than it gains.
+    # A batch takes a fraction of a millisecond: autotuning would cost more than it gains.
     options.autotune.enabled = False
     options.deterministic = True
     dataset = dataset.with_options(options)

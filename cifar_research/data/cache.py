@@ -1,4 +1,4 @@
-"""Data sets and features on disk: memory-mapped, checksummed, replaced when damaged."""
+"""Cache of data sets and features: memory-mapped, checksummed, rebuilt when damaged."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ from cifar_research.config import targets
 from cifar_research.runtime import files, folders, locks
 from cifar_research.runtime.errors import DataError
 
-_VERSION = 3  # of the folder's form: of another form, another folder
+_VERSION = 3  # of the folder's format; it is part of the folder's name
 _SPLITS = ("train", "test", "val")
 log = logging.getLogger(__name__)
 
 Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int64 [N]
 Arrays = dict[str, np.ndarray]
-Facts = dict[str, Any]  # as JSON knows them
+Facts = dict[str, Any]  # of JSON types
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as decoded.
+    """A decoded data set.
 
-    splits: `train`, `test` and perhaps `val`; without it validation images are to be held out from `train`.
-    note: what must be said beside results, or None. found_in: the folder or archive that it was read from.
-    left_out: names of files that are not used, by the reason.
+    splits: `train`, `test` and perhaps `val`. note: a caveat to show beside results, or None.
+    found_in: the folder or archive it was read from. left_out: names of unused files, by reason.
     """
 
     splits: Mapping[str, Labelled]
@@ -49,7 +48,7 @@ class Source:
 
 
 def existing_folder(path: str | Path, key: str) -> Path:
-    """Return a folder's absolute path, its ~ filled in; DataError, naming `key`, if it is missing."""
+    """Return a folder's absolute path, ~ expanded; DataError names `key` if it is missing."""
     folder, hint = folders.expanded(path, key).absolute(), ""
     if folder.is_dir():
         return folder
@@ -61,7 +60,7 @@ def existing_folder(path: str | Path, key: str) -> Path:
 
 
 def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -> Source:
-    """Return what `decode` returns, memory-mapped from a cache in `folder`; see `load_arrays`."""
+    """Return the result of `decode`, memory-mapped from a cache in `folder`; see `load_arrays`."""
     names = {split: (f"{split}_images", f"{split}_labels") for split in _SPLITS}
 
     def make(target: Path) -> Facts:
@@ -85,9 +84,8 @@ def load_arrays(
 ) -> tuple[Arrays, Facts]:
     """Return arrays by name, memory-mapped from a cache that `make` fills, and its facts.
 
-    identity: whatever the arrays depend on, as JSON knows it: other files or settings, another cache. make: writes
-    <name>.npy of some of `names` into the folder it is given, and returns facts for JSON. A damaged cache is replaced,
-    with a warning. Two processes that want the same one make it once. DataError if it cannot be written.
+    identity: all that the arrays depend on, of JSON types. make: writes <name>.npy of some of `names` into the folder
+    that it is given, and returns facts of JSON types. A damaged cache is rebuilt with a warning. DataError if it fails.
     """
     key = hashlib.sha256(json.dumps([_VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
     target = folder / f"{name}-{key}"
@@ -111,17 +109,17 @@ def load_arrays(
 
 @contextlib.contextmanager
 def needs(num_bytes: int) -> Iterator[None]:
-    """Add to an OSError how many bytes were to be written."""
+    """Add the number of bytes to be written to the message of an OSError."""
     try:
         yield
     except OSError as error:
-        # numpy leaves out why it wrote less than it was to.
+        # numpy gives no reason when it writes too little.
         reason = error.strerror or os.strerror(errno.ENOSPC)
         raise OSError(error.errno or errno.ENOSPC, f"{reason}; it needs {num_bytes:,} bytes") from error
 
 
 def _write(target: Path, names: Sequence[str], make: Callable[[Path], Facts]) -> None:
-    for remains in target.parent.glob(f".{target.name}.*"):  # of a process that was killed: the lock is ours
+    for remains in target.parent.glob(f".{target.name}.*"):  # of a killed process: we hold the lock
         shutil.rmtree(remains, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -133,7 +131,7 @@ def _write(target: Path, names: Sequence[str], make: Callable[[Path], Facts]) ->
         (temporary / "meta.json").write_bytes(files.dumps({**facts, "files": sizes}))
         temporary.chmod(0o755)
         if target.exists():
-            shutil.rmtree(target)  # it is damaged
+            shutil.rmtree(target)  # damaged
         os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -146,15 +144,15 @@ def _read(target: Path) -> tuple[Arrays, Facts]:
         facts, arrays = files.loads((target / "meta.json").read_bytes()), {}
         for name, expected in facts["files"].items():
             path = target / f"{name}.npy"
-            # All of it, every time: a tenth of a second, and the pages are wanted anyway.
+            # The whole file, every time: it takes a tenth of a second, and reads pages that are needed anyway.
             if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
                 raise ValueError(f"{path.name} has changed")
-            # Copied where written to, and nobody writes: TensorFlow takes no read-only memory for a tensor.
+            # Copy-on-write, and never written: TensorFlow rejects read-only memory for a tensor.
             arrays[name] = np.load(path, mmap_mode="c", allow_pickle=False)
         return arrays, facts
     except OSError:
         raise
-    except Exception as error:  # numpy's reader of headers raises many kinds
+    except Exception as error:  # numpy's header parser raises many types
         raise ValueError(str(error)) from error
 
 

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100: found in one of their published layouts or downloaded, and decoded.
+"""CIFAR-10 and CIFAR-100: find one of the published layouts or download it, and decode it.
 
-Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html; SHA-256 of the archives as in
-`keras.datasets` and `tensorflow_datasets`; MD5 of the batches as in `torchvision.datasets`.
+Layouts, addresses and MD5 sums: https://www.cs.toronto.edu/~kriz/cifar.html. SHA-256 of archives: as in
+`keras.datasets` and `tensorflow_datasets`. MD5 of batches: as in `torchvision.datasets`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from cifar_research.runtime.errors import DataError
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz"
 _PIXELS = 3 * 32 * 32
-_MEMBER_BYTES = 1 << 28  # more than any published member has: a bound on what a hostile archive can unpack to
+_MEMBER_BYTES = 1 << 28  # above any published member; limits what a hostile archive can unpack
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One published form of a data set: a folder of files, and the archive that holds it.
+    """A published form of a data set: a folder of files, and the archive that contains it.
 
-    names: the file of the classes' names. md5: of each file of training images, and last of the test images; None where
-    none is published, which is so where they are not pickled.
+    names: the file of class names. md5: of each file of training images, then of the test images; None where none is
+    published, which is the case for files that are not pickles.
     """
 
     folder: str
@@ -102,8 +102,8 @@ def locate(
 ) -> tuple[Layout, Path]:
     """Return the data set's layout and its folder or archive, which is downloaded if missing.
 
-    `data_dir`, or else $CIFAR_DATA_DIR, is the only place looked at if it is given. Otherwise that is `found_in`, where
-    the run found it before, if it is still there; then come `cache_root`/data, Keras's cache and the official address.
+    If `data_dir`, or else $CIFAR_DATA_DIR, is given, only that folder is searched. Otherwise `found_in` is used if it
+    still exists; then `cache_root`/data, Keras's cache and the official address are tried. DataError if all fail.
     """
     key, given = ("data.dir", data_dir) if data_dir else ("CIFAR_DATA_DIR", os.environ.get("CIFAR_DATA_DIR"))
     if given:
@@ -119,10 +119,10 @@ def locate(
             lacking = [] if path.is_file() else [member for member in layout.members if _is_empty(path / member)]
             if not lacking:
                 return layout, path
-            # The root itself may be an empty folder of that name to download to.
+            # The root may be an empty folder of that name, to download to.
             if path != root or len(lacking) < len(layout.members):
                 incomplete.append(f"{path} is incomplete: missing or empty: {', '.join(lacking)}")
-        if incomplete and (root == roots[0] or not download):  # Keras's own unpacking may have broken off
+        if incomplete and (root == roots[0] or not download):  # Keras may have been interrupted while unpacking
             raise DataError(f"data.dir: {incomplete[0]}; fetch it again")
     if not download or (found_in and not given):
         layouts = ", ".join(layout.folder for layout in LAYOUTS[name])
@@ -137,18 +137,18 @@ def locate(
         )
     layout = LAYOUTS[name][0]
     archive = roots[0] / layout.archive
-    # A mirror's address may differ; the file is verified with the published checksum all the same.
+    # Files of a mirror are verified with the published checksum too.
     fetch(f"{os.environ.get('CIFAR_BASE_URL', BASE_URL)}/{layout.archive}", archive, layout.sha256)
     return layout, archive
 
 
 def folder_of(found_in: str) -> Path:
-    """Return what to give as data.dir for a data set that was found in this folder or archive."""
+    """Return the data.dir for a data set that was found in this folder or archive."""
     return Path(found_in) if Path(found_in).is_dir() else Path(found_in).parent
 
 
 def _candidates(name: str, root: Path) -> Iterator[tuple[Layout, Path]]:
-    """Yield the folders and archives below a root that may hold the data set."""
+    """Yield the folders and archives below a root that may contain the data set."""
     for layout in LAYOUTS[name]:
         if layout.folder in (root.name, root.resolve().name):
             yield layout, root
@@ -163,15 +163,12 @@ def _is_empty(path: Path) -> bool:
 
 
 def load(name: str, data_dir: str | None, cache_root: Path, download: bool, found_in: str | None = None) -> Source:
-    """Return the data set, memory-mapped; DataError if it is missing, damaged or cannot be fetched.
-
-    found_in: see `locate`.
-    """
+    """Return the data set, memory-mapped; DataError if it is missing, damaged or unreadable."""
     try:
         layout, path = locate(name, data_dir, cache_root, download, found_in)
         files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        for file in files:  # before the cache is made, which names its own folder if a file cannot be read
+        for file in files:  # here, since an error while the cache is written names the cache
             file.open("rb").close()
     except OSError as error:
         raise DataError(f"data.dir: {error.filename} cannot be read ({error.strerror}); give another one") from error
@@ -193,7 +190,7 @@ def _decode(name: str, layout: Layout, path: Path) -> Source:
 
 
 def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
-    """Return what must be said beside results if the files are not the published ones."""
+    """Return a caveat to show beside results if the files are not the published ones."""
     if path.is_dir() and not layout.is_pickled:
         return f"{path.name}: unverified, since no checksums are published for the files of this layout"
     if path.is_file() and hash_file(path) == layout.sha256:
@@ -204,10 +201,7 @@ def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
 
 
 def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
-    """Return the expected members of an archive by name; nothing is written.
-
-    An archive that would be dangerous to unpack is refused whole, since it is not a published one.
-    """
+    """Return the expected members of an archive by name; DataError if a member is unsafe."""
     wanted = {f"{layout.folder}/{member}": member for member in layout.members}
     contents: dict[str, bytes] = {}
     try:
@@ -216,28 +210,28 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
                 if not (entry.isreg() or entry.isdir()) or entry.name.startswith("/") or ".." in entry.name.split("/"):
                     raise ValueError(f"{entry.name} is a link, a device or outside of its folder")
                 member, file = wanted.get(entry.name.removeprefix("./")), tar.extractfile(entry)
-                if member is None or file is None:  # None of a folder
+                if member is None or file is None:  # None: a folder
                     continue
                 if entry.size > _MEMBER_BYTES:
                     raise ValueError(f"{entry.name} claims {entry.size:,} bytes, more than any published file")
                 contents[member] = file.read()
         if missing := sorted(set(wanted.values()) - contents.keys()):
             raise ValueError(f"it has no {', '.join(missing)}")
-    except Exception as error:  # a damaged archive may raise any kind
+    except Exception as error:  # a damaged archive may raise any type
         raise DataError(f"{archive}: is incomplete or damaged ({error}); remove it and fetch it again") from error
     return contents
 
 
 def parsed(parse: Callable[..., Any], content: bytes, path: str, *settings: Any) -> Any:
-    """Return what `parse` makes of a file's content; DataError, with its path, if that is damaged."""
+    """Return a file's content as parsed by `parse`; DataError names the path if it is damaged."""
     try:
         return parse(content, *settings)
-    except Exception as error:  # a damaged pickle may raise any kind
+    except Exception as error:  # a damaged pickle may raise any type
         raise DataError(f"{path}: is damaged ({error}); fetch the data set again") from error
 
 
 def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
-    """Return images and labels of rows: the label, or the coarse and the fine one, and pixels."""
+    """Return images and labels of rows: the label, or coarse and fine label, then the pixels."""
     num_labels = 2 if is_fine else 1
     rows = np.frombuffer(content, np.uint8).reshape(-1, num_labels + _PIXELS)
     return _checked(rows[:, num_labels:], rows[:, num_labels - 1], num_classes)
@@ -271,7 +265,7 @@ def _split_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, 
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits plain types and numpy arrays: a pickle can call nothing but these, whatever it says."""
+    """An unpickler that allows plain types and numpy arrays only."""
 
     _ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],

@@ -19,10 +19,10 @@ from cifar_research.runtime.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows, by their indices, of images uint8 [N, H, W, C] and labels int64 [N].
+    """The rows `indices` of images uint8 [N, H, W, C] and labels int64 [N].
 
-    Kept apart so that the images stay the memory map that every run on the machine shares. Of a backbone's features,
-    images are float32 [views N, ...] and labels may be targets float32 [views N, K]: `views` copies, one an epoch.
+    Images stay a memory map that the runs on a machine share. For backbone features, images are float32 [views N, ...],
+    and labels may be targets float32 [views N, K]: `views` copies of the split, one for each epoch in turn.
     """
 
     images: np.ndarray
@@ -34,7 +34,7 @@ class Split:
         return len(self.indices)
 
     def of_classes(self, chosen: Sequence[int]) -> Split:
-        """Return the images of the chosen classes, with labels that count among them."""
+        """Return the images of the chosen classes, with labels numbered in that order."""
         labels = splits.renumbered(self.labels, chosen)
         return Split(self.images, labels, self.indices[labels[self.indices] >= 0])
 
@@ -52,10 +52,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run trains, validates and tests on.
+    """The data to train, validate and test on.
 
-    note: what must be said beside its results, or None. found_in: the folder or archive that it was read from.
-    left_out: how many files of the data set's folder are not used, by the reason.
+    note: a caveat to show beside results, or None. found_in: the folder or archive it was read from.
+    left_out: the number of unused files in the data set's folder, by reason.
     """
 
     name: str
@@ -69,19 +69,17 @@ class Dataset:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def file_summary(self) -> str:
-        """Return how many images are used and how many files are left out, as one line."""
+        """Return as one line how many images are used and how many files are left out."""
         num_val = 0 if self.val.images is self.test.images else len(self.val)
         return image_files.summary(len(self.train) + num_val + len(self.test), self.left_out)
 
 
 def load(data: DataConfig, found_in: str | None = None) -> Dataset:
-    """Return the data set that a config describes; DataError if it cannot be loaded.
+    """Return the data set of a config; DataError if it cannot be loaded.
 
-    found_in: where an earlier process of the run found it, used if neither data.dir nor $CIFAR_DATA_DIR is given.
-
-    Validation images are held out from the training images, the same share of each class, by `split_seed` alone:
-    other runs' seeds hold out the same. Where the source has validation images of its own, they are these. With
-    validation=test they are the test images, as some studies did.
+    found_in: where an earlier process of the run found it, used without data.dir and $CIFAR_DATA_DIR. The validation
+    split is the source's own if it has one. Otherwise it is held out from the training images, stratified, by
+    `split_seed` alone. With validation=test it is the test split.
     """
     source = _source(data, found_in)
     notes = [source.note] if source.note else []
@@ -115,7 +113,7 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
 
 
 def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the numbers of the classes of these names, in the order given."""
+    """Return the numbers of these classes, in the order given."""
     for name in names:
         if name not in classes:
             raise DataError(f"data.classes: there is no class {name!r}{nearest(name, classes)}")
@@ -125,7 +123,6 @@ def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
 
 
 def _source(data: DataConfig, found_in: str | None) -> Source:
-    """Return the data set that `data.name` chooses, decoded and cached."""
     root = folders.root(data.cache_dir)
     match data.name:
         case "cifar10" | "cifar100":

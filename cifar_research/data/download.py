@@ -1,4 +1,4 @@
-"""Download a published file: resumed when broken off, and verified before it is used."""
+"""Download a published file, resumably, and verify its checksum."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CHUNK_BYTES = 1 << 18
 
 
 def fetch(url: str, path: Path, sha256: str, *, attempts: int = 4, timeout_seconds: float = 30) -> None:
-    """Download `url` to `path` if that is missing and the file's SHA-256 is `sha256`.
+    """Download `url` to `path` if it is missing; the file's SHA-256 must be `sha256`.
 
-    What arrives is kept in `path`.part, so that the next attempt, or the next run, continues from there; a file that is
-    complete and wrong is removed. Two processes fetch it once. DataError, with the address, if it cannot be fetched.
+    An incomplete file is kept as `path`.part, and continued by the next attempt or run. A complete file with another
+    checksum is removed. A lock lets one process download it. DataError, with the address or path, if it fails.
     """
     try:
         with locks.held(path.with_name(f"{path.name}.lock")):
@@ -43,7 +43,7 @@ def _fetch(url: str, path: Path, sha256: str, attempts: int, timeout_seconds: fl
             _transfer(url, part, timeout_seconds)
         except urllib.error.HTTPError as error:
             problem = f"the server answered {error.code} {error.reason}"
-            if error.code == 416:  # the part is not the beginning of this file
+            if error.code == 416:  # the part does not belong to this file
                 part.unlink(missing_ok=True)
             elif error.code < 500:
                 break
@@ -63,11 +63,11 @@ def _fetch(url: str, path: Path, sha256: str, attempts: int, timeout_seconds: fl
 
 
 def _transfer(url: str, part: Path, timeout_seconds: float) -> None:
-    """Append to `part` what is still missing of `url`; ConnectionError if not all of it has come."""
+    """Append the rest of `url` to `part`; ConnectionError if it is incomplete."""
     num_bytes = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={num_bytes}-"} if num_bytes else {})
     with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
-        if response.status != 206:  # all of it, since nothing is here or this server cannot resume
+        if response.status != 206:  # the whole file: nothing to resume, or the server cannot
             num_bytes = 0
         length = response.headers.get("Content-Length")
         total = None if length is None else num_bytes + int(length)
@@ -78,7 +78,7 @@ def _transfer(url: str, part: Path, timeout_seconds: float) -> None:
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
             bar = progress.add_task(url.rpartition("/")[2], total=total, completed=num_bytes)
-            while chunk := response.read1(_CHUNK_BYTES):  # what has come, so that a stall loses nothing
+            while chunk := response.read1(_CHUNK_BYTES):  # partial reads, so that a stall loses nothing
                 file.write(chunk)
                 progress.update(bar, advance=len(chunk))
     if total is not None and part.stat().st_size != total:

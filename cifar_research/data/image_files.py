@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and why others are not used."""
+"""Find the images in a folder, and the reasons why other files are not used."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from PIL import Image
 
 from cifar_research.data import images
 
-# Of file systems, archives and photo programs: copies in a small size, or nothing that a user put there.
+# Files and folders of the system, of archivers and of photo programs (thumbnails).
 _SYSTEM = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-# What a folder of a run, a sweep, a report on them, our cache or a virtual environment holds.
+# Names that mark a run, a sweep, a report, this package's cache or a virtual environment.
 _PROGRAM = ({".hydra"}, {"cells.json"}, {"leaderboard.csv"}, {"history.csv", "report.json"},
             {"meta.json", "train_images.npy"}, {"pyvenv.cfg"})  # fmt: skip
 _NO_READER = (".heic", ".heif", ".hif", ".avif", ".webp", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw",
               ".exr", ".dcm")  # fmt: skip
 DAMAGED, NO_READER, RUNS, BROKEN_LINK = "damaged", "(no reader)", "folder of runs", "broken link"
 
-# Names of what is not used, by the reason.
+# Names of unused files and folders, by reason.
 LeftOut = dict[str, list[str]]
 
 
 def find(folder: Path) -> tuple[list[Path], LeftOut]:
     """Return the images in a folder and below it, sorted, and what is left out.
 
-    Links to folders are followed, and each folder is read once. Hidden names and those of the system are skipped.
+    Links to folders are followed; each folder is read once. Hidden names and those of the system are skipped.
     """
     files: list[Path] = []
     left_out: LeftOut = defaultdict(list)
-    # A link to a folder above would lead back here.
+    # The parents too: a link to one would lead back here.
     seen = {_identity(path) for path in (folder, *folder.resolve().parents)}
 
     def is_new(path: str) -> bool:
@@ -70,7 +70,7 @@ def is_visible(name: str) -> bool:
 
 
 def reason(path: Path) -> str | None:
-    """Return why a file cannot be used as an image, by its suffix and kind; None if it can."""
+    """Return why a file cannot be used as an image, by its suffix and type; None if it can."""
     readable, known = _suffixes()
     suffix = path.suffix.lower()
     if suffix not in readable:
@@ -83,7 +83,7 @@ def reason(path: Path) -> str | None:
 
 @functools.cache
 def _suffixes() -> tuple[frozenset[str], frozenset[str]]:
-    """Return the suffixes of images that can be read here, and of all that are known."""
+    """Return the suffixes of images that can be read here, and all known image suffixes."""
     formats, suffixes = images.formats(), Image.registered_extensions()
     readable = frozenset(suffix for suffix, name in suffixes.items() if name in formats)
     return readable, frozenset((*suffixes, *_NO_READER))
@@ -99,11 +99,11 @@ def summary(num_used: int, left_out: Mapping[str, int]) -> str:
 
 
 def first(names: Sequence[str], count: int) -> str:
-    """Return so many of the names, and how many more there are, as text that can be written."""
+    """Return the first `count` names and the number of the others, as printable text."""
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return as_text(", ".join(names[:count])) + more
 
 
 def as_text(name: str) -> str:
-    """Return a file's name as text that can be written, which not all names are."""
+    """Return a file name as text that can be encoded; bytes that are not UTF-8 become escapes."""
     return name.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Folders of images as a data set: a folder for each class, in folders of splits or not."""
+"""A data set of image folders: one folder a class, with or without folders of splits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ Classes = dict[str, list[Path]]
 def load(data: ImagesConfig, cache_root: Path) -> Source:
     """Return the images of data.dir/{train,val,test}/<class>/, or of data.dir/<class>/.
 
-    Of the latter a share is held out for test. The images of a class are all those below its folder. Without val/ the
-    source has no validation images; with val/ and without test/ a share of train/ is held out for test. Classes are
-    sorted by name. Damaged images are left out; more than the share max_damaged of all, and more than one, are refused.
-    DataError names the folder or the file that is missing, empty or unreadable.
+    A class has all images below its folder; classes are sorted by name. Without test/, a stratified share is held out
+    as the test split. Without val/, the source has no validation split. Damaged images are left out; more than one of
+    them, and more than the share max_damaged, is an error. DataError names a missing, empty or unreadable path.
     """
-    assert data.dir is not None  # see rules.folder_problems
+    assert data.dir is not None  # checked by rules.folder_problems
     try:
         folder = cache.existing_folder(data.dir, "data.dir")
         left_out: LeftOut = defaultdict(list)
@@ -59,7 +58,7 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of classes by split: `train` alone is the folder itself."""
+    """Return the folders by split; without folders of splits, `train` is the folder itself."""
     folders = {name: folder / name for name in ("train", "test") if (folder / name).is_dir()}
     val = [folder / name for name in _VALIDATION if _holds_only_folders(folder / name)]
     if "train" in folders and ("test" in folders or val and _holds_only_folders(folder / "train")):
@@ -74,7 +73,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _holds_only_folders(folder: Path) -> bool:
-    """Return whether a folder holds classes, and is not itself a class of the name train."""
+    """Return whether a folder contains class folders and no images."""
     visible = [path for path in folder.iterdir() if image_files.is_visible(path.name)] if folder.is_dir() else []
     return any(path.is_dir() for path in visible) and all(path.is_dir() or image_files.reason(path) for path in visible)
 
@@ -132,7 +131,6 @@ def _check_same_classes(folder: Path, listed: dict[str, Classes]) -> None:
 
 
 def _add_rest(folder: Path, split_folders: Sequence[Path], left_out: LeftOut) -> None:
-    """Add what lies beside the folders of the splits."""
     for path in folder.iterdir():
         if not image_files.is_visible(path.name) or path in split_folders:
             continue
@@ -148,7 +146,7 @@ def _add_rest(folder: Path, split_folders: Sequence[Path], left_out: LeftOut) ->
 def _decoded_or_cached(
     data: ImagesConfig, folder: Path, cache_root: Path, listed: dict[str, Classes], left_out: LeftOut
 ) -> Source:
-    """Return the source of the listed images, from the cache if they are there."""
+    """Return the source of the listed images, from the cache if it has them."""
     files = [path for classes in listed.values() for paths in classes.values() for path in paths]
     stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in (path.stat(),)]
     held_out_for_test = None if "test" in listed else (data.test_fraction, data.split_seed)
@@ -180,13 +178,13 @@ def _decoded_or_cached(
         return Source(splits, names, left_out={image_files.DAMAGED: damaged} if damaged else {})
 
     source = cache.load(cache_root, "images", identity, decode)
-    # Also here: another run may have filled the cache and allowed more.
+    # Again: another run may have filled the cache with a higher limit.
     check(source.left_out.get(image_files.DAMAGED, []))
     return source
 
 
 def _decode(classes: Classes, size: int) -> tuple[Labelled, list[tuple[Path, str]]]:
-    """Return images and labels, and damaged files with the reason; DataError if one is unreadable."""
+    """Return images, labels and damaged files; DataError if one is unreadable."""
     files = [(label, path) for label, paths in enumerate(classes.values()) for path in paths]
     pixels, labels, damaged = [], [], []
     with images.without_warnings(), ThreadPoolExecutor() as pool:
@@ -204,7 +202,7 @@ def _decode(classes: Classes, size: int) -> tuple[Labelled, list[tuple[Path, str
 
 
 def _check_counts(folder: Path, names: Sequence[str], splits: Mapping[str, Labelled]) -> None:
-    """Raise DataError if a class has lost all of its images, or has none to hold out for test."""
+    """Raise DataError if a class has too few images left in a split."""
     for split, (_, labels) in splits.items():
         least = 2 if split == "train" and "test" not in splits else 1
         for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):

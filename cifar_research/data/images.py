@@ -1,4 +1,4 @@
-"""The pixels of one image, whatever its format, mode, bit depth and metadata."""
+"""Decode one image, whatever its format, mode, bit depth and metadata."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from PIL.Image import Transpose
 
 from cifar_research.runtime.errors import ImageError
 
-# Pillow knows more formats: some are read by other programs, others are recognised by nothing but their name.
+# Pillow has more formats: some need external programs, others are recognised by suffix only.
 _FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "HEIF")
-_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # which a build of Pillow may lack
-_DECLARED = ("PPM", "JPEG2000")  # these files say how many bits they use, and Pillow scales them to 16
-# By EXIF's orientation, from 2 on: how the pixels come upright.
+_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # a build of Pillow may lack these
+_DECLARED = ("PPM", "JPEG2000")  # these files state their bit depth, and Pillow scales them to 16 bits
+# By EXIF orientation, from 2 on: the transposition that turns the image upright.
 _TURNS = dict(enumerate((
     Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE, Transpose.ROTATE_270,
     Transpose.TRANSVERSE, Transpose.ROTATE_90,
 ), start=2))  # fmt: skip
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-# Markers of comments and of applications' own segments but for EXIF, in 0xE1, and how colours are coded, in 0xEE.
+# Comments and application segments, except EXIF (0xE1) and the colour transform (0xEE).
 _JPEG_METADATA = {0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xEE}
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,18 @@ File = str | Path | BinaryIO
 
 
 def decode(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """Return the pixels of an image as uint8 [size, size, 3], the way up that its EXIF says.
+    """Return an image as RGB, uint8 [size, size, 3], turned upright by its EXIF orientation.
 
-    source: a file, by its path or open for reading in binary, a PIL image, or an array [h, w] or [h, w, 1 to 4]. Any mode
-    becomes RGB, transparency is composited on white, other numbers than uint8 are scaled as `eight_bits` says, and any
-    size is resized bilinearly without regard to its proportions. ImageError if it cannot be read.
+    source: a path, a file open for binary reading, a PIL image, or an array [h, w] or [h, w, 1 to 4]. Transparency is
+    composited on white, other types than uint8 are scaled by `eight_bits`, and the image is resized bilinearly to a
+    square. ImageError if it cannot be read.
     """
     name = str(source) if isinstance(source, (str, Path)) else getattr(source, "name", None) or type(source).__name__
     try:
         if isinstance(source, np.ndarray):
             return _of_array(source, size)
         return _pixels(source, size) if isinstance(source, Image.Image) else _of_file(source, size, name)
-    except Exception as error:  # Pillow's decoders raise many kinds
+    except Exception as error:  # Pillow's decoders raise many types
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "it is of no format known here"
@@ -56,7 +56,7 @@ def decode(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray:
 
 
 def decoded_or_error(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray | ImageError:
-    """Return what `decode` returns or raises."""
+    """Return the result of `decode`, or its ImageError."""
     try:
         return decode(source, size)
     except ImageError as error:
@@ -66,9 +66,9 @@ def decoded_or_error(source: File | Image.Image | np.ndarray, size: int) -> np.n
 def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
     """Return numbers of any type as uint8, scaled by the range that they use.
 
-    uint8 stays as it is, and false and true become 0 and 255. Of other types the largest number decides: floats up to 1
-    go from 0 to 1, up to 255 is 8 bits, up to 4095 is 12, up to 65535 is 16. limit: the end of the range if it is known.
-    ValueError for numbers below 0, above 65535, not finite, or so small that their range is unclear.
+    uint8 is unchanged, and booleans become 0 and 255. Otherwise the maximum decides the range: floats up to 1, then
+    255, 4095 and 65535. limit: the end of the range, if known. ValueError for numbers that are below 0, above 65535 or
+    not finite, or whose maximum is too small to decide.
     """
     if values.dtype == np.uint8:
         return values
@@ -77,7 +77,7 @@ def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
     lowest, highest = values.min(), values.max()
     if values.dtype.kind not in "fiu" or not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError("its pixels are not finite numbers; convert it to 8 bits")
-    if limit is None and values.dtype.kind == "f" and highest <= 1.001:  # with what rounding may add
+    if limit is None and values.dtype.kind == "f" and highest <= 1.001:  # with a margin for rounding
         limit = 1
     elif limit is None and (highest == 0 or highest >= 16):
         limit = next((most for most in (255, 4095, 65535) if highest <= most), None)
@@ -91,7 +91,7 @@ def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore Pillow's warnings of large images and damaged metadata, in any thread."""
+    """Ignore Pillow's warnings about large images and damaged metadata, in all threads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -99,7 +99,7 @@ def without_warnings() -> Iterator[None]:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that images may have: those of _FORMATS that this Pillow reads."""
+    """Return the image formats that this installation of Pillow can read."""
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
 
@@ -122,7 +122,7 @@ def _of_file(file: File, size: int, name: str) -> np.ndarray:
     try:
         return _opened(file, size)
     except Exception as error:
-        # What Pillow cannot read may be a text or a profile.
+        # The damage may be in a text chunk or a colour profile only.
         content = None if isinstance(error, OSError) and error.errno else _without_metadata(file)
         if content is None:
             raise
@@ -144,7 +144,7 @@ def _pixels(image: Image.Image, size: int, file: File | None = None) -> np.ndarr
     raw_mode = _raw_mode(image)
     image.load()
     turn = None
-    with contextlib.suppress(Exception):  # damaged EXIF raises many kinds
+    with contextlib.suppress(Exception):  # damaged EXIF raises many types
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     values = None
     if image.mode.startswith("I") or image.mode == "F":
@@ -176,10 +176,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.ndarray:
-    """Return the values uint16 [h, w, C] of an image with 16 bits a channel.
-
-    Pillow keeps the upper byte; decoded once more in the other order of bytes, it keeps the lower one.
-    """
+    """Return uint16 [h, w, C]: Pillow keeps the high byte, and with swapped bytes the low one."""
     high = np.asarray(image, np.uint16)
     kind, order = raw_mode.split(";16")
     if kind not in ("RGB", "RGBA", "RGBX"):
@@ -197,7 +194,7 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.nda
 
 
 def _without_metadata(file: File) -> bytes | None:
-    """Return a PNG or JPEG file with its pixels and orientation alone; None for other files."""
+    """Return a PNG or JPEG file with pixels and orientation only; None for other formats."""
     if isinstance(file, (str, Path)):
         content = Path(file).read_bytes()
     else:
@@ -209,9 +206,9 @@ def _without_metadata(file: File) -> bytes | None:
         while begin + 12 <= len(content):
             end = begin + 12 + int.from_bytes(content[begin : begin + 4])
             kind, chunk = content[begin + 4 : begin + 8], content[begin:end]
-            if kind == b"eXIf":  # whose checksum may be what is damaged
+            if kind == b"eXIf":  # its checksum may be the damage
                 plain += chunk[:-4] + zlib.crc32(chunk[4:-4]).to_bytes(4)
-            elif kind[0] < ord("a") or kind == b"tRNS":  # critical, as a capital says
+            elif kind[0] < ord("a") or kind == b"tRNS":  # a capital marks a critical chunk
                 plain += chunk
             begin = end
         return _PNG + plain
@@ -219,7 +216,7 @@ def _without_metadata(file: File) -> bytes | None:
         begin = len(_JPEG)
         while begin + 4 <= len(content) and content[begin] == 0xFF:
             marker, end = content[begin + 1], begin + 2 + int.from_bytes(content[begin + 2 : begin + 4])
-            if marker == 0xDA:  # from here on, pixels
+            if marker == 0xDA:  # pixels follow
                 return _JPEG + plain + content[begin:]
             if marker not in _JPEG_METADATA:
                 plain += content[begin:end]

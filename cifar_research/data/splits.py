@@ -1,4 +1,4 @@
-"""Rows of labelled images, chosen stratified by class and by a seed alone."""
+"""Choose rows of labelled images, stratified by class, by a seed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cifar_research.runtime.errors import DataError
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return a mask, bool [N], of a share of the images of each class.
+    """Return a mask, bool [N], of this fraction of the images of each class.
 
-    Of each class with two images or more at least one is held out and one is left, unless the fraction is 0.
+    A class with two images or more keeps at least one on each side, unless the fraction is 0.
     """
     rng = np.random.default_rng(seed)
     mask = np.zeros(len(labels), bool)
@@ -24,14 +24,14 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def subset(rows: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Return `size` of the rows, in order, by the shares of their classes; labels are of all rows."""
+    """Return `size` rows, sorted, stratified by class; DataError if `size` is out of range."""
     classes, counts = np.unique(labels[rows], return_counts=True)
     if not len(classes) <= size <= len(rows):
         raise DataError(
             f"data.train_size: {size} is out of range; it must be at least {len(classes)}, one image for each class, and at "
             f"most {len(rows)}, the number of training images"
         )
-    # One of each class, and the rest by their shares: the largest remainders first.
+    # One image of each class, and the rest by the largest-remainder method.
     exact = 1 + (counts - 1) * (size - len(classes)) / max(len(rows) - len(classes), 1)
     quotas = np.floor(exact).astype(int)
     quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1
@@ -41,7 +41,7 @@ def subset(rows: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.nda
 
 
 def renumbered(labels: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
-    """Return labels as their positions among the chosen classes; those of other classes are -1."""
+    """Return labels as positions among the chosen classes; other classes become -1."""
     numbers = np.full(max(int(labels.max()), *chosen) + 1, -1, np.int64)
     numbers[list(chosen)] = np.arange(len(chosen))
     return numbers[labels]

@@ -9,19 +9,19 @@ CLASSES = (
     "horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard", "dots",
 )  # fmt: skip
 SIZE = 32
-VERSION = 1  # another drawing is another data set: count up, and caches are rebuilt
+VERSION = 1  # increase it when the drawing changes, to rebuild caches
 
 
 def draw(num_images: int, seed: int, split: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images uint8 [N, 32, 32, 3] and labels int64 [N], the classes in turn.
 
-    Place, size, angle, phase and both colours are random, so that no pixel says much about the class and a linear
-    classifier fails. `split` keeps training and test images apart: each is drawn from a stream of its own.
+    Position, size, angle, phase and both colours are random, so a linear classifier fails. split: separates the random
+    numbers of training and test images.
     """
     labels = np.arange(num_images) % len(CLASSES)
     images = np.empty((num_images, SIZE, SIZE, 3), np.uint8)
     rng = np.random.default_rng([seed, split])
-    for begin in range(0, num_images, 1000):  # in pieces, to keep the float arrays small
+    for begin in range(0, num_images, 1000):  # in chunks, to bound the memory of float arrays
         chunk = labels[begin : begin + 1000]
         images[begin : begin + 1000] = _draw(chunk, rng)
     return images, labels
@@ -36,7 +36,7 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     down, right = rows - uniform(11, 20), columns - uniform(11, 20)
     v, u = np.cos(angle) * down - np.sin(angle) * right, np.sin(angle) * down + np.cos(angle) * right
     distance, wave = np.hypot(u, v), 2 * np.pi / uniform(5, 9)
-    # Signed distances from the edge in pixels, below 0 inside; the textures' are waves stretched to look like it.
+    # Signed distances from the edge in pixels, below 0 inside; for textures, waves of a similar slope.
     shapes = (
         distance - radius,
         np.maximum(abs(u), abs(v)) - 0.85 * radius,
@@ -54,7 +54,7 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     edge = np.choose(labels[:, None, None], shapes)
     inside = np.clip(0.5 - edge, 0, 1)[..., None]
     background = rng.uniform(0, 1, (len(labels), 1, 1, 3)).astype(np.float32)
-    # Far enough from the background to be seen, on either side of it.
+    # Visible against the background.
     foreground = (background + rng.uniform(0.3, 0.7, background.shape).astype(np.float32)) % 1
     noise = rng.normal(0, 0.06, (len(labels), SIZE, SIZE, 3)).astype(np.float32)
     pixels = background * (1 - inside) + foreground * inside + noise

@@ -1,1 +1,1 @@
-"""What people see: the terminal, TensorBoard, figures and pages."""
+"""Output for people: terminal, TensorBoard, tables, figures, pages."""

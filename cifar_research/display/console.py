@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a progress bar where it is one, plain lines where it is not."""
+"""Terminal output of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cifar_research.display.tables import text_of
 from cifar_research.runs.metrics import wilson_interval
 
 log = logging.getLogger(__name__)
-_WIDE = 100  # columns of a terminal with room for the phase beside the progress bar
-_PLAIN_SECONDS = 30  # between two lines of progress in a log
+_WIDE = 100  # columns; room for the phase beside the progress bar
+_PLAIN_SECONDS = 30  # between two progress lines in a log
 _EPOCH_COLUMNS = {
     "epoch": "epoch", "loss": "loss:.4f", "accuracy": "accuracy:.4f", "val loss": "val_loss:.4f",
     "val acc": "val_accuracy:.4f", "rate": "learning_rate:.3g", "seconds": "seconds:.1f",
@@ -33,7 +33,7 @@ _EPOCH_WIDTHS = (5, 8, 8, 8, 8, 9, 8)
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return a file name's undecodable byte as it is, and ? for a letter that cannot be encoded."""
+    """Return an undecodable byte of a file name unchanged, and ? for other characters."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter = error.object[error.start]
@@ -45,16 +45,16 @@ codecs.register_error("cifar_research", _replace)
 
 
 def tolerate_any_encoding() -> None:
-    """Let standard output and error show `?` for what they cannot encode, and nothing where they are closed."""
+    """Make standard output and error replace unencodable characters; replace closed streams."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — it is open until the end
-        with contextlib.suppress(AttributeError):  # a notebook's cannot be reconfigured
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — open until the process ends
+        with contextlib.suppress(AttributeError):  # a notebook's streams cannot be reconfigured
             getattr(sys, name).reconfigure(errors="cifar_research")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Return a function as a command: on any standard output, with one message for a file's error or Ctrl-C."""
+    """Wrap a command's main function: file errors and Ctrl-C exit with one line."""
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -79,7 +79,7 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as problem:
-        # Or Python tries again at its exit, and shows a traceback.
+        # Otherwise Python flushes again at exit and prints a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(problem, BrokenPipeError):
             error(f"standard output: {problem.strerror}")
@@ -87,19 +87,16 @@ def _flush() -> None:
 
 
 class Display:
-    """One run's lines on the terminal and in its log; a context manager, which holds the progress bar.
-
-    quiet: write nothing at all, for runs within a program.
-    """
+    """A run's lines on the terminal and in its log; a context manager. quiet: write nothing."""
 
     def __init__(self, *, console: Console | None = None, quiet: bool = False) -> None:
         if console is None:
             tolerate_any_encoding()
         self.console = console or Console(highlight=False)
         self._is_quiet = quiet
-        # A dumb terminal cannot redraw a line, so it is treated as a log.
+        # A dumb terminal cannot redraw lines: treat it as a log.
         self._is_live = self.console.is_interactive and not quiet
-        whole = Column(no_wrap=True)  # in a narrow terminal the bar gets shorter and the times stay whole
+        whole = Column(no_wrap=True)  # in a narrow terminal, shorten the bar and not the times
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}{task.fields[phase]}"),
             BarColumn(),
@@ -110,7 +107,7 @@ class Display:
             console=self.console,
             transient=True,
             disable=not self._is_live,
-            speed_estimate_period=300,  # slow models report a step less often than every 30 s
+            speed_estimate_period=300,  # slow models report steps more than 30 s apart
         )
         self._last_line = time.monotonic()
         self._epochs, self._monitor = 0, "accuracy"
@@ -139,14 +136,14 @@ class Display:
         self._bar.start()
 
     def phase(self, name: str, title: str, unit: str) -> None:
-        """Start a phase: a line with its title if it has one, and a header over its epochs; unit: of its speed."""
+        """Start a phase: its title, if any, and a header over its epochs; unit: of its speed."""
         self._phase, self._unit = f" ({name})" if title else "", unit
         self._has_header = False
         if title:
             self._print(Text(title, style="bold"))
 
     def progress(self, step: int, epoch: int, loss: float, accuracy: float, images_per_second: float | None) -> None:
-        """Move the bar; in a log, write a line every half minute."""
+        """Update the bar; in a log, write a line every half minute."""
         speed = "" if images_per_second is None else f" {images_per_second:,.0f} {self._unit}"
         figures = f"loss {loss:.4f} accuracy {accuracy:.4f}{speed}"
         if self._is_live:
@@ -156,7 +153,7 @@ class Display:
             self._show(Text(f"epoch {epoch}/{self._epochs}{self._phase}  step {step}  {figures}"))
 
     def epoch(self, row: Mapping[str, Any], best: bool) -> None:
-        """Write an epoch's row of history.csv; a star marks the best so far by validation."""
+        """Write a row of history.csv; a star marks the best epoch so far by validation."""
         has_validation = row["val_loss"] is not None
         if not self._has_legend:
             self.message(
@@ -173,17 +170,17 @@ class Display:
         self._print(Text(f"{line} *", style="green") if best and has_validation else Text(line))
 
     def message(self, text: str) -> None:
-        """Write a line of its own."""
+        """Write one line."""
         self._print(Text(text))
 
     def results(self, report: Mapping[str, Any], run_dir: Path, next_commands: Sequence[str], pace: str = "") -> None:
-        """Write the table of results, the run's folder, and what to type next; pace: how fast it trained."""
+        """Write the results, the run's folder and the next commands; pace: the training speed."""
         self._bar.stop()
         table = [["", "epoch", "images", "loss", "accuracy", "95 % interval"]]
         for split, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             scores, size = report[split] or {}, report["data"]["sizes"][split]
             interval = "–"
-            # The training accuracy is a mean over changing weights, so an interval would mean nothing.
+            # The training accuracy is a mean over changing weights, so it has no interval.
             if scores and split != "train":
                 interval = "{:.4f} – {:.4f}".format(*wilson_interval(scores["accuracy"], size))
             epoch = report["best_epoch"] if scores else None
@@ -216,7 +213,7 @@ class Display:
             return
         self._last_line = time.monotonic()
         if self._is_live:
-            # The terminal wraps, not rich, so that a long path can be copied.
+            # Let the terminal wrap, so that long paths can be copied.
             self.console.print(text, soft_wrap=True)
         else:
             self.console.file.write(f"{text.plain}\n")
@@ -225,7 +222,7 @@ class Display:
 
 @contextlib.contextmanager
 def counted(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show the progress of `total` pieces of work; call the yielded function with each one's name before it begins."""
+    """Show the progress of `total` items; call the yielded function before each with its name."""
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(
@@ -251,13 +248,13 @@ def tell(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Write an error of the user to standard error."""
+    """Write a user's error to standard error."""
     for line in text.splitlines():
         _label("error", "bold red", line)
 
 
 def note(text: str) -> None:
-    """Write a remark beside the results to standard error."""
+    """Write a remark to standard error."""
     _label("note", "bold yellow", text)
 
 

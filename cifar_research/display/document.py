@@ -1,4 +1,4 @@
-"""Sections of sentences, tables and figures, as Markdown and as one HTML page that opens without a network."""
+"""Documents of text, tables and figures, as Markdown and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right
 th { cursor: pointer; background: #f4f4f4 } th:hover { background: #e4e4e4 } p { color: #555; max-width: 60rem }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0 }
 """
-# A click on a header sorts by its column, another click in reverse; numbers by value, rows without one last.
+# A click on a header sorts by its column, another one in reverse: numbers by value, rows without a number last.
 _SORT = """
 document.querySelectorAll("th").forEach(head => head.addEventListener("click", () => {
   const column = head.cellIndex, body = head.closest("table").tBodies[0];
@@ -35,19 +35,19 @@ document.querySelectorAll("th").forEach(head => head.addEventListener("click", (
     || sign * (key(a) - key(b) || text(a).localeCompare(text(b)))).forEach(row => body.append(row));
 }));
 """
-_TEMPLATE = {"layout": {"margin": {"t": 20}, "height": 460}}  # what plotly figures do not set themselves
+_TEMPLATE = {"layout": {"margin": {"t": 20}, "height": 460}}  # defaults of plotly figures
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and below it, in order: sentences, tables, plotly figures, and paths of PNGs."""
+    """A heading and its parts, in order: sentences, tables, plotly figures, paths of PNGs."""
 
     heading: str
     parts: Sequence[Part]
 
 
 def write(folder: Path, name: str, title: str, sections: Sequence[Section]) -> None:
-    """Write <name>.md, which refers to the figures, and <name>.html, which holds them; WriteError if it cannot."""
+    """Write <name>.md, which links the PNGs, and <name>.html; WriteError if it cannot."""
     atomic_write(folder / f"{name}.md", f"# {title}\n\n{markdown(folder, sections)}")
     atomic_write(folder / f"{name}.html", page(title, sections))
 
@@ -81,7 +81,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
 
 def _block(part: Part, heading: str, name: str) -> str:
-    """Return a part as HTML; name: the id of its element if it is a plotly figure."""
+    """Return a part as HTML; name: the element's id, for a plotly figure."""
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>"
     if isinstance(part, list):

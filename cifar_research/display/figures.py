@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, its confusion matrix, a gallery of images."""
+"""Figures of a run: curves, confusion matrix, gallery of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAIN, _VAL = "#4477aa", "#cc6677"
 def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw loss and accuracy by epoch, training and validation, as a PNG.
 
-    rows: of history.csv. A star marks the best validation, a dotted line a change of phase.
+    rows: of history.csv. A star marks the best validation score, a dotted line a change of phase.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     epochs = [row["epoch"] for row in rows]
@@ -52,16 +52,13 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def phase_changes(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
-    """Return the first epoch and the name of each phase of a history but the first."""
+    """Return the first epoch and the name of each phase of a history, except the first."""
     pairs = itertools.pairwise(rows)
     return [(after["epoch"], after["phase"]) for before, after in pairs if before["phase"] != after["phase"]]
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Return a confusion matrix, int [K, K] with true classes as rows, as a figure.
-
-    The share of a row is its colour; the counts are written in if there are few classes.
-    """
+    """Return a confusion matrix, int [K, K], true classes as rows, as a figure of row shares."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     is_small = len(classes) <= 20
     figure = Figure(figsize=(6.4, 5.6) if is_small else (9, 8), layout="constrained", dpi=100)
@@ -83,7 +80,7 @@ def heat_map(
     top: float,
     label: str,
 ) -> Axes:
-    """Draw values, float [R, C] in [0, top], as colours, with a text in each cell, or without any and without names."""
+    """Draw values, float [R, C] in [0, top], as colours; without texts, also without names."""
     axes = figure.subplots()
     figure.colorbar(axes.imshow(values, cmap=cmap, vmin=0, vmax=top, aspect="auto"), ax=axes, shrink=0.8, label=label)
     if texts is not None:
@@ -98,7 +95,7 @@ def heat_map(
 def gallery(
     images: np.ndarray | Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 5, size: float = 2.0
 ) -> Figure:
-    """Return images, each uint8 [H, W, 3] or None for a gap, under their titles; size: of one, in inches."""
+    """Return images, uint8 [H, W, 3] or None for a gap, below titles; size: of one, in inches."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(size * columns, 1.08 * size * rows), layout="constrained", dpi=110)
@@ -113,12 +110,12 @@ def gallery(
 
 
 def plain(name: str) -> str:
-    """Return a name for matplotlib to write as it is: a $ would begin a formula."""
+    """Return a name with $ escaped, which starts a formula in matplotlib."""
     return name.replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all."""
+    """Write a figure as a PNG, atomically."""
     content = io.BytesIO()
     _render(figure).print_png(content)
     atomic_write(path, content.getvalue())
@@ -130,7 +127,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def _render(figure: Figure) -> FigureCanvasAgg:
-    """Return the drawn figure, without a warning for each letter of a class that the font lacks."""
+    """Return the drawn figure, without warnings about glyphs that the font lacks."""
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")

@@ -1,4 +1,4 @@
-"""The header of a run: its settings, and which of them have no effect."""
+"""The header of a run: its settings, and those without effect."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
     from cifar_research.runtime.environment import Environment
 
-_CLASSES_LENGTH = 40  # of the names of classes
+_CLASSES_LENGTH = 40  # characters of class names
 
 
 def rows(
     settings: Settings, parameters: int, data: Dataset, environment: Environment, run_dir: Path, trainable: int
 ) -> dict[str, str]:
-    """Return the lines of the header by heading; trainable: the most parameters that a phase trains."""
+    """Return the header's lines by heading; trainable: the largest number over phases."""
     training, plugins = settings.training, settings.content
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
     backbone = f"{_plugin(plugins['backbone'])} (weights: {_weights_text(plugins['backbone'])})"
@@ -44,14 +44,14 @@ def rows(
 
 
 def phase(settings: Settings, number: int) -> tuple[str, str, str]:
-    """Return a phase's name, its title, empty if it is the only one, and the unit of its speed."""
+    """Return a phase's name, its title (empty if it is the only one) and the unit of its speed."""
     phase, count = settings.phases[number], len(settings.phases)
     title = f"Phase {phase.name}, {number + 1} of {count}: {_epochs(phase)}" if count > 1 else ""
     return phase.name, title, _unit(settings, phase)
 
 
 def pace(settings: Settings, history: Sequence[Mapping[str, Any]]) -> str:
-    """Return the median speed, by phase if there are several; empty if it is not known."""
+    """Return the median speed, by phase if there are several; empty if unknown."""
     speeds = []
     for phase in settings.phases:
         speed = report.steady_images_per_second([row for row in history if row["phase"] == phase.name])
@@ -62,12 +62,12 @@ def pace(settings: Settings, history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _unit(settings: Settings, phase: Phase) -> str:
-    """Return what a phase trains on per second: images, or features that were computed before."""
+    """Return the unit of a phase's speed: images, or precomputed features."""
     return "features/s" if phase.is_backbone_frozen and settings.kept_views else "images/s"
 
 
 def _images_text(data: Dataset) -> str:
-    """Return the images' size, and the classes, as many by name as a line holds."""
+    """Return the image size and the classes, as many names as fit."""
     height, width = data.train.images.shape[1:3]
     names = [str(name) for name in data.classes]
     shown = [name for place, name in enumerate(names, 1) if len(", ".join(names[:place])) <= _CLASSES_LENGTH]
@@ -76,10 +76,10 @@ def _images_text(data: Dataset) -> str:
 
 
 def _weights_text(backbone: Mapping[str, Any]) -> str:
-    """Return where the backbone's first weights come from."""
+    """Return the source of the backbone's initial weights."""
     chosen = backbone.get("weights")
     if chosen is None:
-        return "as it is built"  # a user's own
+        return "as it is built"  # a user's backbone
     if chosen == "none":
         return "random, whitening from the training images" if "whitening_size" in backbone else "random"
     if chosen == "imagenet":
@@ -96,13 +96,12 @@ def _epochs(phase: Phase) -> str:
 
 
 def _epochs_text(settings: Settings) -> str:
-    """Return `10 epochs`, or how many each phase has."""
     several = len(settings.phases) > 1
     return ", ".join(_epochs(phase) + (f" of {phase.name}" if several else "") for phase in settings.phases)
 
 
 def _rates_text(settings: Settings) -> str:
-    """Return `0.005`, or each phase's, and whether no phase uses the optimizer's."""
+    """Return each phase's learning rate, and a note if no phase uses optimizer.learning_rate."""
     plan = settings.phases
     text = ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
     if any(phase.learning_rate is None for phase in settings.training.phases.values()):
@@ -112,7 +111,7 @@ def _rates_text(settings: Settings) -> str:
 
 
 def _views_row(settings: Settings) -> dict[str, str]:
-    """Return what features.views does where it is given, which in many a run is nothing."""
+    """Return the effect of features.views, if it is set."""
     if settings.features.views is None:
         return {}
     if not any(phase.is_backbone_frozen for phase in settings.phases):

@@ -1,4 +1,4 @@
-"""Tables of text, the header first: for a terminal, Markdown, HTML and CSV."""
+"""Tables of text, the first row the header: for a terminal, Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Table = list[list[str]]
 
 
 def of(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
-    """Return a table of records; columns: by heading, the key of a value, or `key:format`."""
+    """Return a table of records; columns: by heading, a record's key, or `key:format`."""
     formats = [column.partition(":")[::2] for column in columns.values()]
     return [list(columns), *([text_of(row[key], form) for key, form in formats] for row in rows)]
 
 
 def text_of(value: Any, form: str = "") -> str:
-    """Return a value as text: – for None, a float without a format in its shortest form."""
+    """Return a value as text: – for None, the shortest form of a float without a format."""
     if value is None:
         return "–"
     return format(value, form or ("g" if isinstance(value, float) else ""))
@@ -52,7 +52,7 @@ def as_html(table: Sequence[Sequence[str]]) -> str:
 
 
 def as_csv(table: Sequence[Sequence[Any]]) -> str:
-    """Return a table of texts or values as CSV: "" for None and nan, at most ten digits, lists as JSON."""
+    """Return a table as CSV: "" for None and nan, at most ten digits, lists as JSON."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[_csv_cell(value) for value in row] for row in table])
     return text.getvalue()

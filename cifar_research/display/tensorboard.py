@@ -1,4 +1,4 @@
-"""All that is written for TensorBoard."""
+"""Write TensorBoard events."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ from cifar_research.runtime.errors import WriteError
 class Writer:
     """Writes one run's events into `folder`.
 
-    resume_step: the step that a run continues from, None for one from the start; events that an interrupted process
-    wrote in this folder after that step are then hidden.
+    resume_step: the step that a run continues from, or None. Events of an interrupted process after it are hidden.
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         self.folder = str(folder)
         self._is_profiling = False
-        # At a session's start TensorBoard drops older events from its step on. The first start in a folder
-        # counts as no restart, so a new run has to write one as well. tf.summary has no function for this.
+        # A session start makes TensorBoard drop older events from its step on. It ignores the first start in a folder,
+        # so a new run writes one too. tf.summary has no function for this.
         start = Event(
             wall_time=time.time(),
             step=0 if resume_step is None else resume_step + 1,
             session_log=SessionLog(status=SessionLog.START),
         )
         with self._errors():
-            # As bytes, since TensorFlow rejects names that are not valid text.
+            # As bytes: TensorFlow rejects names that are not valid text.
             self._writer = tf.summary.create_file_writer(os.fsencode(folder))
             tf.raw_ops.ImportEvent(writer=self._writer._resource, event=start.SerializeToString())
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raise WriteError, as other files do, where TensorFlow cannot write."""
+        """Raise WriteError where TensorFlow cannot write."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -55,11 +54,11 @@ class Writer:
 
     @contextlib.contextmanager
     def _writing(self, step: int | None = None) -> Iterator[None]:
-        with self._errors(), self._writer.as_default(step=step):  # flushes at its end
+        with self._errors(), self._writer.as_default(step=step):  # flushes at the end
             yield
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers by tag: train/loss, val/accuracy, learning_rate."""
+        """Write numbers by tag, such as train/loss."""
         with self._writing(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
@@ -76,7 +75,7 @@ class Writer:
             tf.summary.image(name, batch, max_outputs=len(batch))
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write how the numbers of each array are distributed."""
+        """Write a histogram of each array."""
         with self._writing(step):
             for name, array in arrays.items():
                 tf.summary.histogram(name, array)
@@ -87,19 +86,19 @@ class Writer:
             tf.summary.graph(function.graph)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], *, with_columns: bool = True) -> None:
-        """Write what the HParams page shows: settings by dotted key, and the outcomes to compare them by.
+        """Write settings by dotted key, and outcomes, for the HParams page.
 
-        A null is left out, since it would break its column's type, and a list is written as text. with_columns: also
-        write which columns there are; in a sweep its own folder has them (comparison/hparams.py).
+        A null is left out, since it would change its column's type; a list is written as text. with_columns: also write
+        the columns; a sweep's folder has its own (comparison/hparams.py).
         """
         settings = {
             key: value if isinstance(value, (bool, int, float)) else report.as_text(value)
             for key, value in values.items()
             if value is not None
         }
-        # An empty domain gives a column its type, and does not hide other runs' values.
+        # An empty domain sets a column's type without hiding other runs' values.
         domains = {key: hparams_api.Discrete([], dtype=type(value)) for key, value in settings.items()}
-        # The outcomes have tags of their own: the page shows a tag's last value, which is rarely the best epoch's.
+        # Separate tags: the page shows a tag's last value, which is rarely the best epoch's.
         outcomes = {f"hparams/{tag}": value for tag, value in metrics.items()}
         with self._writing(0):
             if with_columns:
@@ -111,7 +110,7 @@ class Writer:
         self.scalars(0, outcomes)
 
     def profile_start(self) -> None:
-        """Start a profile, which is written into the folder."""
+        """Start a profile, written into the folder."""
         tf.profiler.experimental.start(os.fsencode(self.folder))
         self._is_profiling = True
 
@@ -122,12 +121,12 @@ class Writer:
             tf.profiler.experimental.stop()
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write buffered events."""
         with self._errors():
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is buffered, and a profile that is still running."""
+        """Write buffered events and a running profile."""
         self.profile_stop()
         with self._errors():
             self._writer.close()

@@ -1,1 +1,1 @@
-"""What a finished run is held against: scores, calibration, corruptions, another run."""
+"""Evaluate a finished run: scores, calibration, robustness, comparison."""

@@ -1,4 +1,4 @@
-"""Two classifiers, or two groups of them, on the same images: McNemar's test, and where they differ."""
+"""Compare two classifiers, or two groups of them, on the same images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cifar_research.runs.metrics import wilson_interval
 
 
 def mcnemar(only_first: int, only_second: int) -> float | None:
-    """Return the two-sided p of McNemar's exact test (McNemar 1947): the binomial test of the images that differ.
+    """Return the two-sided p of McNemar's exact test (McNemar 1947); None of no images.
 
-    only_first, only_second: images that only the one, or only the other, classifies correctly. None if there are none.
+    only_first, only_second: the number of images that only this classifier classifies correctly.
     """
     from scipy import stats  # takes a second to import
 
@@ -26,7 +26,7 @@ def mcnemar(only_first: int, only_second: int) -> float | None:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values adjusted for multiple tests (Holm 1979), in the order given; None stays, and counts among them."""
+    """Return p-values adjusted for multiple tests (Holm 1979); None stays, and counts."""
     known = sorted((value, i) for i, value in enumerate(values) if value is not None)
     adjusted: list[float | None] = [None] * len(values)
     largest = 0.0
@@ -37,13 +37,13 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def vote(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class, int [N], that most of R classifiers choose, and their mean probability of it, float [N].
+    """Return the majority class, int [N], of R classifiers, and its mean probability [N].
 
-    logits: float [R, N, K]. Equal votes go to the class of the higher mean probability; of one classifier, its own.
+    logits: float [R, N, K]. A tie goes to the class with the higher mean probability.
     """
     votes = np.eye(logits.shape[2])[logits.argmax(2)].sum(0)
     mean = _mean_probabilities(logits)
-    # The probabilities sum up to less than one vote.
+    # Halved, the mean probability is below one vote, so it only breaks ties.
     winners = logits[0].argmax(1) if len(logits) == 1 else (votes + mean / 2).argmax(1)
     return winners, mean[np.arange(len(winners)), winners]
 
@@ -53,9 +53,9 @@ def _mean_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def group(logits: np.ndarray, labels: np.ndarray, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the accuracy of each of a group's runs, their mean with its interval, and the accuracy of their vote.
+    """Return a group's accuracies, their mean, its interval, and the accuracy of the vote.
 
-    interval: 95 %, by Student's t over the runs, or Wilson's of the images for one run; None of equal runs.
+    interval: 95 %, by Student's t over runs, or Wilson's for one run; None if all runs are equal.
     """
     accuracies = [float((run.argmax(1) == labels).mean()) for run in logits]
     mean, half = sum(accuracies) / len(accuracies), statistics.t_half_width(accuracies)
@@ -73,11 +73,11 @@ def compare(
     classes: Sequence[str],
     seeds: tuple[Sequence[int], Sequence[int]],
 ) -> dict[str, Any]:
-    """Return two groups' accuracies, the four-fold table of their votes with its p, and the same by class.
+    """Return two groups' accuracies, the table of their votes with p, and both by class.
 
     first, second: logits float [R, N, K] of each group's runs; labels: int [N]; seeds: of the runs of each.
-    p: of the votes, for these images and these trained weights only; p_of_seeds: of the mean accuracies over runs, paired
-    where both groups have the same seeds, one run each; None with a single run in a group, or without any spread.
+    p: of the votes, for these images and trained weights only. p_of_seeds: of the mean accuracies over runs, paired if
+    both groups have the same seeds, once each; None with a single run in a group, or without spread.
     """
     groups = [group(logits, labels, own) for logits, own in zip((first, second), seeds, strict=True)]
     is_first, is_second = (vote(logits)[0] == labels for logits in (first, second))
@@ -92,7 +92,7 @@ def compare(
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     table = _fourfold(is_first, is_second)
-    # Runs that share a seed within a group are not paired.
+    # Not paired if runs of a group share a seed.
     is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
     keys = [[seed if is_paired else (number, i) for i, seed in enumerate(own)] for number, own in enumerate(seeds)]
     by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
@@ -110,7 +110,7 @@ def compare(
 
 
 def _fourfold(is_first: np.ndarray, is_second: np.ndarray) -> dict[str, int]:
-    """Return the numbers of images that both, one or none classify correctly, of bool [N] each."""
+    """Return how many images both, one or none classify correctly, from bool [N] each."""
     return {
         "both_right": int((is_first & is_second).sum()),
         "only_first": int((is_first & ~is_second).sum()),
@@ -120,10 +120,10 @@ def _fourfold(is_first: np.ndarray, is_second: np.ndarray) -> dict[str, int]:
 
 
 def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-    """Return the images that one group's vote gets right and the other's does not, the clearest first.
+    """Return the images that only one group's vote classifies correctly, the clearest first.
 
-    first, second: logits float [R, N, K]. shares: of each group's runs that are right; the clearest difference is that
-    of the mean probabilities of the true class.
+    first, second: logits float [R, N, K]. The clearest has the largest difference in the true class's mean probability.
+    <group>_share: of its runs that are correct.
     """
     groups = {"first": first, "second": second}
     columns: dict[str, np.ndarray] = {"index": np.arange(len(labels)), "label": labels}

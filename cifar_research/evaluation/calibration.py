@@ -1,4 +1,4 @@
-"""Whether a classifier is as often correct as it says: reliability, ECE, temperature scaling (Guo et al. 2017)."""
+"""Calibration: reliability, expected calibration error, temperature (Guo et al. 2017)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scipy.special import softmax
 from cifar_research.evaluation.scores import cross_entropy
 
 NUM_BINS = 15
-LOWEST, HIGHEST = 0.02, 50.0  # temperatures; a network without a validation error would go to 0
-# A temperature is determined by the wrong images. In simulations with ten of them, the standard deviation of a fit was
-# 16 % and no fit made the test loss worse; with four it was 35 % to 69 %, and one fit in twelve did.
+LOWEST, HIGHEST = 0.02, 50.0  # temperatures; without a validation error the fit would go to 0
+# Wrong images determine a temperature. In simulations with ten of them, a fit's standard deviation was 16 % and no fit
+# increased the test loss; with four it was 35 % to 69 %, and one fit in twelve did.
 MIN_IMAGES, MIN_OF_EACH = 50, 10
-# Of few images the ECE is large by chance: 0.08 of 300 that are calibrated perfectly, 0.14 of 100.
+# With few images the ECE is large by chance: 0.08 for 300 perfectly calibrated images, 0.14 for 100.
 MIN_IMAGES_OF_ECE = 20 * NUM_BINS
 
 
 class Temperature(NamedTuple):
-    """A temperature and the number of images it was fitted on; or 1, None and the reason."""
+    """A temperature and the number of images of its fit; or 1, None and the reason."""
 
     value: float
     num_images: int | None
@@ -27,9 +27,9 @@ class Temperature(NamedTuple):
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, np.ndarray]:
-    """Return counts int [M], and mean confidence and accuracy float [M], of equal bins of confidence, (low, high].
+    """Return counts int [M], mean confidence and accuracy float [M] of confidence bins.
 
-    probabilities: float [N, K]; labels: int [N]. Both are nan in an empty bin.
+    probabilities: float [N, K]; labels: int [N]. Bins are (low, high], of equal width; an empty one has nan.
     """
     confidence = probabilities.max(1).astype(np.float64)
     is_correct = probabilities.argmax(1) == labels
@@ -44,17 +44,17 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = N
 
 
 def expected_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """Return the ECE: the mean of |accuracy - confidence| over bins, weighted by their images."""
+    """Return the expected calibration error (ECE): mean |accuracy - confidence| over bins."""
     bins = reliability(probabilities, labels, num_bins)
     gaps = np.nan_to_num(np.abs(bins["accuracy"] - bins["confidence"]))
     return float((gaps * bins["counts"]).sum() / len(labels))
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> Temperature:
-    """Return the temperature fitted on images that were not trained on, or 1 and why it was not fitted.
+    """Return the temperature fitted on held-out images, or 1 and why there is no fit.
 
-    logits: float [N, K]; labels: int [N]. A fit needs MIN_IMAGES images, of them MIN_OF_EACH correct and as many wrong,
-    and must end within its bounds.
+    logits: float [N, K]; labels: int [N]. A fit needs MIN_IMAGES images, with MIN_OF_EACH correct and as many wrong
+    ones, and must end within its bounds.
     """
     num, wrong = len(labels), int((logits.argmax(1) != labels).sum())
     if num < MIN_IMAGES or not MIN_OF_EACH <= wrong <= num - MIN_OF_EACH:
@@ -68,9 +68,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> Temperature:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the T in [LOWEST, HIGHEST] that minimises the cross-entropy of softmax(logits / T).
+    """Return the T in [LOWEST, HIGHEST] with the smallest cross-entropy of softmax(logits / T).
 
-    The cross-entropy is convex in 1 / T, so its slope has one root, which Brent's method finds.
+    It is convex in 1 / T, so its slope has one root, which Brent's method finds.
     """
     from scipy.optimize import brentq  # takes half a second to import
 
@@ -88,9 +88,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def measures(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> dict[str, Any]:
-    """Return ECE, cross-entropy (nats), Brier score (sum over classes) and mean confidence at a temperature.
+    """Return ECE, cross-entropy (nats), Brier score (sum over classes) and mean confidence.
 
-    The ECE is None of fewer than MIN_IMAGES_OF_ECE images.
+    The ECE is None for fewer than MIN_IMAGES_OF_ECE images.
     """
     scaled = logits.astype(np.float64) / temperature
     probabilities = softmax(scaled, axis=1)

@@ -1,9 +1,8 @@
-"""Fifteen corruptions at five severities: the families of CIFAR-10-C (Hendrycks and Dietterich 2019).
+"""Fifteen corruptions at five severities, like CIFAR-10-C (Hendrycks and Dietterich 2019).
 
-Each takes a batch and draws from a seed alone. The strengths are those of the paper's CIFAR-10-C, or near them for the
-blurs of defocus, motion and glass, for frost and for fog. Ice, snow and fog are drawn here instead of photographed, and an
-elastic image is only displaced, so accuracies are near those on the published files, but not equal. Lengths are in pixels
-of an image of 32 x 32 and grow with the image.
+Strengths are those of CIFAR-10-C; for defocus, motion and glass blur, frost and fog they are close. Ice, snow and fog
+are drawn instead of photographed, and an elastic image is only displaced. So accuracies are close to those on the
+published files, but not equal. Lengths are in pixels of a 32 x 32 image and grow with the image.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ Rng = np.random.Generator
 def corrupt(images: np.ndarray, name: str, severity: int, seed: Sequence[int] = (0,)) -> np.ndarray:
     """Return corrupted images, uint8 [N, H, W, 3], of images uint8 [N, H, W, 3] with H = W.
 
-    name: one of NAMES; severity: 1 to 5. The draws depend on the seed, the name and the row in the batch, and not on the
-    severity, so that severities of one seed differ in nothing else.
+    name: one of NAMES; severity: 1 to 5. Draws depend on seed, name and row in the batch, not on severity.
     """
     function, strengths = _CORRUPTIONS[name]
     rng = np.random.default_rng([*seed, zlib.crc32(name.encode())])
@@ -34,7 +32,7 @@ def corrupt(images: np.ndarray, name: str, severity: int, seed: Sequence[int] = 
     return np.rint(np.clip(corrupted, 0, 1) * 255).astype(np.uint8)
 
 
-# Each is (images float32 [N, H, W, 3] in [0, 1], strength, rng) -> the same, perhaps beyond [0, 1].
+# Each is (images float32 [N, H, W, 3] in [0, 1], strength, rng) -> images, not yet clipped to [0, 1].
 
 
 def _gaussian_noise(images: np.ndarray, deviation: float, rng: Rng) -> np.ndarray:
@@ -98,7 +96,7 @@ def _snow(images: np.ndarray, strength: tuple[float, ...], rng: Rng) -> np.ndarr
 
 def _frost(images: np.ndarray, strength: tuple[float, float], rng: Rng) -> np.ndarray:
     share, ice = strength
-    # Needles are where smooth noise crosses zero; they lie in patches.
+    # Needles are where smooth noise crosses zero; patches modulate them.
     needles = 1 - np.abs(_clouds(rng, images.shape, 1.2) * 2 - 1) * 2.5
     patches = _clouds(rng, images.shape, 1.8)
     white = np.clip(0.25 + 0.75 * patches + 0.6 * patches * needles, 0, 1)[..., None]
@@ -112,7 +110,7 @@ def _fog(images: np.ndarray, strength: tuple[float, float], rng: Rng) -> np.ndar
 
 
 def _brightness(images: np.ndarray, more: float, rng: Rng) -> np.ndarray:
-    # The value of HSV is the largest channel; hue and saturation stay if all channels grow by the same factor.
+    # The value of HSV is the largest channel; a common factor keeps hue and saturation.
     value = images.max(-1, keepdims=True)
     brighter = np.minimum(value + more, 1)
     return np.where(value > 0, images * brighter / np.maximum(value, 1e-6), brighter)
@@ -158,7 +156,7 @@ def _scale(images: np.ndarray) -> float:
 
 
 def _displaced(moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns [N, H, W] of pixels, moved by [2, N, H, W] but not beyond the edge."""
+    """Return pixel rows and columns [N, H, W] moved by [2, N, H, W], within the image."""
     height, width = moves.shape[2:]
     rows, columns = np.indices((height, width))
     return np.clip(rows + moves[0], 0, height - 1), np.clip(columns + moves[1], 0, width - 1)
@@ -176,7 +174,7 @@ def _disk(radius: float, softness: float) -> np.ndarray:
 
 
 def _streaks(angles: np.ndarray, radius: int, deviation: float, scale: float) -> np.ndarray:
-    """Return kernels float32 [N, k, k] with sum 1: half a Gaussian along a line that leaves the centre at an angle."""
+    """Return kernels float32 [N, k, k] with sum 1: half a Gaussian along each angle."""
     reach = math.ceil(radius * scale)
     grid = np.arange(-reach, reach + 1)
     kernels = np.zeros((len(angles), 2 * reach + 1, 2 * reach + 1), np.float32)
@@ -188,7 +186,7 @@ def _streaks(angles: np.ndarray, radius: int, deviation: float, scale: float) ->
 
 
 def _filtered(images: np.ndarray, kernels: np.ndarray) -> np.ndarray:
-    """Return images [N, H, W, C] convolved with kernels [N, k, k], or with one [1, k, k], by reflection at the edge."""
+    """Return images [N, H, W, C] convolved with kernels [N or 1, k, k], padded by reflection."""
     reach, (height, width) = kernels.shape[1] // 2, images.shape[1:3]
     padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "symmetric")
     shape = [fft.next_fast_len(length + 2 * reach, real=True) for length in (height, width)]
@@ -197,7 +195,7 @@ def _filtered(images: np.ndarray, kernels: np.ndarray) -> np.ndarray:
 
 
 def _clouds(rng: Rng, shape: Sequence[int], slope: float) -> np.ndarray:
-    """Return noise float32 [N, H, W] in [0, 1] by image, whose amplitude falls with the frequency to the -slope."""
+    """Return noise float32 [N, H, W] in [0, 1] with amplitudes frequency^-slope."""
     num, height, width = shape[:3]
     noise = fft.rfft2(rng.standard_normal((num, height, width), np.float32))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
@@ -208,36 +206,36 @@ def _clouds(rng: Rng, shape: Sequence[int], slope: float) -> np.ndarray:
 
 
 def _resampled(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return images [N, h, h, C] with a matrix [H, h] applied to rows and columns: [N, H, H, C]."""
+    """Return images [N, H, H, C]: a matrix [H, h] applied to rows and columns of [N, h, h, C]."""
     rows = np.tensordot(images, matrix, (1, 1))  # [N, h, C, H]
     return np.ascontiguousarray(np.tensordot(rows, matrix, (1, 1)).transpose(0, 2, 3, 1))
 
 
 def _linear(places: np.ndarray, size: int) -> np.ndarray:
-    """Return the matrix float32 [new, size] that interpolates linearly between `size` pixels at these places."""
+    """Return the matrix float32 [new, size] of linear interpolation at these places."""
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
 
 
 def _boxes(old: int, new: int) -> np.ndarray:
-    """Return the matrix float32 [new, old] that makes each new pixel the mean of the old ones that it covers."""
+    """Return the matrix float32 [new, old] of area averages."""
     edges = np.linspace(0, old, new + 1)
     overlap = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
     matrix = np.maximum(overlap, 0)
     return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 
-# Mean, deviation, size and threshold of the flakes, their streaks' length and spread, the share of the colours kept.
+# Mean, deviation, size and threshold of the flakes, length and spread of their streaks, share of the colours kept.
 _SNOW = (
     (0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
     (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
 )  # fmt: skip
-# By name: the function, and its strength at each severity.
+# Function and strength at each severity, by name.
 _CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, Any, Rng], np.ndarray], Sequence[Any]]] = {
     "gaussian_noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": (_shot_noise, (500, 250, 100, 75, 50)),
     "impulse_noise": (_impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "defocus_blur": (_defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.6), (1.5, 0.6))),
-    # Deviation of the blur before and after, share of the pixels that are displaced, rounds of displacement.
+    # Deviation of both blurs, share of displaced pixels, rounds of displacement.
     "glass_blur": (_glass_blur, ((0.1, 0.3, 1), (0.2, 0.5, 1), (0.25, 0.8, 1), (0.25, 1, 2), (0.25, 1, 3))),
     "motion_blur": (_motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2.5), (9, 3))),
     "zoom_blur": (_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),

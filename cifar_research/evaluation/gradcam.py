@@ -1,4 +1,4 @@
-"""Grad-CAM: where in an image the evidence for a class lies (Selvaraju et al. 2017)."""
+"""Grad-CAM: which parts of an image support a class (Selvaraju et al. 2017)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def maps(model: keras.Model, inputs: np.ndarray | tf.Tensor, classes: np.ndarray) -> np.ndarray:
     """Return heat maps float32 [B, h, w], at the size of the backbone's last feature map.
 
-    model: as model.classifier builds it; inputs: float [B, H, W, C]; classes: int [B], whose evidence is shown.
-    Each is relu(sum_k a_k A_k) of the feature map's channels A_k, where a_k is the mean over h and w of the logit's
-    gradient by A_k. ValueError if the backbone does not end in a feature map [B, h, w, C].
+    model: from models.classifier; inputs: float [B, H, W, C]; classes: int [B], the class to explain in each image.
+    A heat map is relu(sum_k a_k A_k) of the channels A_k; a_k is the logit's mean gradient over h and w. ValueError if
+    the backbone does not end in a feature map [B, h, w, C].
     """
     import tensorflow as tf
 
@@ -37,6 +37,6 @@ def maps(model: keras.Model, inputs: np.ndarray | tf.Tensor, classes: np.ndarray
 
 
 def enlarged(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return maps float32 [B, h, w] at (H, W), bilinear, each scaled to a maximum of 1; one without evidence is 0."""
+    """Return maps float32 [B, h, w] at (H, W), bilinear, with maximum 1, or all 0."""
     grown = [np.asarray(Image.fromarray(row).resize(size[::-1], Image.Resampling.BILINEAR)) for row in heat]
     return np.stack(grown) / np.maximum(np.max(grown, (1, 2), keepdims=True), 1e-12)

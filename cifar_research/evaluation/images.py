@@ -1,4 +1,4 @@
-"""The images that a run is tested on: its own test set, another data set of the same classes, CIFAR-10.1."""
+"""Images to test a run on: its own test set, other data of the same classes, CIFAR-10.1."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# The keys that, beside the images themselves, decide which of them are held out.
+# Besides the images, these keys decide the splits.
 _SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
 
 
 def is_override(word: str) -> bool:
-    """Say whether a word of the command line is `data=…`, `data.key=…` or `allow_targets=…`."""
+    """Return whether an argument is `data=…`, `data.key=…` or `allow_targets=…`."""
     return re.match(r"(data(\.\w+)*|allow_targets)=", word) is not None
 
 
 def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str | None]:
-    """Return the data to test a run on, and a name for it; None if its splits are those that the run was trained with.
+    """Return the data to test a run on, and its name; None for the run's own splits.
 
-    report: the run's; overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the run's begins
-    with its own defaults. Labels are in the run's order of the classes.
-    ConfigError for overrides that do not compose; DataError if the data cannot be loaded, or has other classes or another
-    image size than the run's.
+    report: the run's; overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the run's
+    starts from its own defaults. Labels are in the run's order of classes.
+    ConfigError for invalid overrides. DataError if the data are missing, or have other classes or another image size.
     """
     own = report["config"]["data"]
     section = evaluation_data(report["config"], overrides)
@@ -60,25 +59,24 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
 
 def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
     """Return the data with its classes in this order."""
-    numbers = np.array([*(classes.index(name) for name in data.classes), -1])  # -1, of no class, stays
+    numbers = np.array([*(classes.index(name) for name in data.classes), -1])  # keeps -1, for no class
     splits = {name: getattr(data, name) for name in ("train", "val", "test")}
     renumbered = {name: dataclasses.replace(split, labels=numbers[split.labels]) for name, split in splits.items()}
     return data if data.classes == classes else dataclasses.replace(data, classes=classes, **renumbered)
 
 
 def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | None:
-    """Return why a run's score on data may be too high, as far as its report tells; None if nothing does."""
+    """Return why a run's score on this data may be too high, by its report, or None."""
     if report["config"]["data"]["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
         return "was trained on another split or folder of images, and perhaps on some of those that are tested here"
     return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
 
 
 def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 2,000 new test images of CIFAR-10.1 v6, uint8 [N, 32, 32, 3], and labels int64 [N] (Recht et al. 2018).
+    """Return CIFAR-10.1 v6, images uint8 [2000, 32, 32, 3] and labels int64 [2000].
 
-    folder: holds cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published. DataError if they are missing or
-    damaged, or if the run has other classes or another image size. Labels are in the order of classes. Nothing is
-    unpickled.
+    Source: Recht et al. 2018. folder: with cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published; nothing is
+    unpickled. classes: the order of the labels. DataError if files are missing or damaged, or do not suit the run.
     """
     if sorted(classes) != sorted(_CIFAR10) or size != 32:
         raise DataError(

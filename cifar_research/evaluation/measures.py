@@ -1,4 +1,4 @@
-"""The scores of a classifier on a data set: everything of evaluation.json but its figures."""
+"""Measure a classifier on a data set: all of evaluation.json except its figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cifar_research.evaluation.calibration import Temperature
 from cifar_research.inference.trained import Classifier
 from cifar_research.runs import metrics
 
-_BLOCK = 500  # images corrupted at once, from a seed of their own
+_BLOCK = 500  # images corrupted at once, with one seed
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run to evaluate, the data to do it on, and whether its splits are those of the training.
+    """A run to evaluate, its data, and whether that has the splits of the training.
 
-    cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], if asked for; folder: to write into; seconds: to load.
+    cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], or None. folder: of the output. seconds: spent loading.
     """
 
     run: Path
@@ -38,7 +38,7 @@ class Subject:
 
 
 def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the scores for evaluation.json, and the test images' logits float32 [N, K]; arguments as run.evaluate's."""
+    """Return the scores for evaluation.json, and the test logits float32 [N, K]."""
     classifier, data, is_own = subject.classifier, subject.data, subject.is_own
     images, labels = arrays(data.test)
     began = time.perf_counter()
@@ -89,10 +89,7 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:
-    """Return the temperature fitted on the run's validation images; on other data, that of its own evaluation.
-
-    Other data may hold out what the run was trained on, and with data.validation=test the images are tested on.
-    """
+    """Return the temperature fitted on the run's validation images, or the saved one."""
     if not is_own:
         return Temperature(classifier.temperature, None, classifier.uncalibrated)
     if classifier.report["config"]["data"]["validation"] == "test":
@@ -104,14 +101,13 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
 
 
 def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of the loss that the run was trained with."""
     one_hot = np.eye(logits.shape[1], dtype=np.float32)[labels]
     loss = settings.loss(classifier.report["config"], classifier.allowed)
     return float(loss(logits, one_hot).numpy().astype(np.float64).mean())
 
 
 def _robustness(classifier: Classifier, images: np.ndarray, labels: np.ndarray, most: int | None) -> dict[str, Any]:
-    """Return the accuracy on some of the images as they are, and under each corruption at severities 1 to 5."""
+    """Return the accuracy on `most` of the images, clean and under each corruption."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:most])
     images, labels = images[chosen], labels[chosen]
     blocks = [images[first : first + _BLOCK] for first in range(0, len(images), _BLOCK)]

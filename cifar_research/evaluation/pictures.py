@@ -19,11 +19,11 @@ from cifar_research.inference.trained import Classifier
 
 _NAMES = ("confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam")
 _RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
-_NUM_EVIDENCE = 4  # images of Grad-CAM that are classified correctly, and as many that are not
+_NUM_EVIDENCE = 4  # images for Grad-CAM, correct and wrong each
 
 
 def draw(subject: Subject, result: Mapping[str, Any], logits: np.ndarray) -> dict[str, Path]:
-    """Draw the figures of an evaluation into figures/ of its folder; return their paths by name."""
+    """Write the figures of an evaluation into its folder's figures/; return paths by name."""
     classes, (images, labels) = subject.data.classes, arrays(subject.data.test)
     figures: dict[str, Figure | None] = {
         "confusion": confusion(np.array(result["confusion"]), classes),
@@ -47,7 +47,7 @@ def draw(subject: Subject, result: Mapping[str, Any], logits: np.ndarray) -> dic
 
 
 def _corrupted(image: np.ndarray) -> Figure:
-    """Return an image, uint8 [1, H, W, 3], under each corruption, a column, at each severity, a row."""
+    """Return an image, uint8 [1, H, W, 3], by corruption (columns) and severity (rows)."""
     names, severities = corruptions.NAMES, corruptions.SEVERITIES
     images = [corruptions.corrupt(image, name, severity, [0, 0])[0] for severity in severities for name in names]
     titles = ["{}\n{}".format(name.replace("_", "\n"), severities[0]) for name in names]
@@ -58,7 +58,7 @@ def _corrupted(image: np.ndarray) -> Figure:
 def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> Figure | None:
     """Return Grad-CAM of images, a column each; None if the backbone has no feature map.
 
-    Below an image is the heat map for its predicted class, and below that the one for its true class if that is another.
+    Rows: the image, the heat map of its predicted class, and that of its true class if another.
     """
     inputs, grey = classifier.preprocess(images), images.mean(-1, keepdims=True)
     panels: list[np.ndarray | None] = [*images]
@@ -76,7 +76,7 @@ def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, pr
 
 
 def _reliability(measured: Mapping[str, Any], logits: np.ndarray, labels: np.ndarray) -> Figure:
-    """Return accuracy by confidence, a panel before and one after calibration, with each bin's share of images below."""
+    """Return accuracy and image count by confidence, a panel before and one after calibration."""
     titles = {"before": "as trained", "after": "with its temperature"}
     known = [when for when in titles if measured[when] is not None]
     figure = Figure(figsize=(4.4 * len(known) + 0.4, 4.8), layout="constrained", dpi=110)
@@ -104,7 +104,7 @@ def _reliability(measured: Mapping[str, Any], logits: np.ndarray, labels: np.nda
 
 
 def _robustness(accuracies: Mapping[str, Sequence[float]], clean: float) -> Figure:
-    """Return the accuracy under each corruption, a row, at each severity, a column, coloured by the loss against clean."""
+    """Return the accuracy by corruption (rows) and severity (columns), coloured by loss."""
     values = np.array(list(accuracies.values()))
     figure = Figure(figsize=(5.6, 6.2), layout="constrained", dpi=110)
     names = [name.replace("_", " ") for name in accuracies]

@@ -1,4 +1,4 @@
-"""Evaluate finished runs, or compare two groups of them, and write what comes out beside them."""
+"""Evaluate finished runs, or compare two groups of them, and write the results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cifar_research.runs.report import versions
 from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
 from cifar_research.runtime.files import atomic_write
 
-NUM_CORRUPTED = 2_000  # test images, unless another number is asked for
-_NUM_SHOWN = 20  # images where two groups differ
+NUM_CORRUPTED = 2_000  # test images, by default
+_NUM_SHOWN = 20  # images where groups differ
 
 
 def evaluate(
@@ -34,12 +34,12 @@ def evaluate(
     corrupted: int | None = NUM_CORRUPTED,
     cifar10_1: str | None = None,
 ) -> str:
-    """Evaluate completed runs and write what comes out beside them; return that as text for a terminal.
+    """Evaluate completed runs, write the results, and return them as text for a terminal.
 
-    overrides: of their data; views: `flip` or `flip_shift`, to be compared with none; corrupted: the number of test
-    images that are corrupted, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
+    overrides: of the data; views: `flip` or `flip_shift`, compared with none; corrupted: number of test images to
+    corrupt, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
     Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
-    All runs are checked before the first is written: ConfigError, DataError, RunError or ReportError.
+    All runs are checked before anything is written: ConfigError, DataError, RunError or ReportError.
     """
     subjects = [_subject(run, overrides, cifar10_1) for run in runs]
     for subject in subjects:
@@ -49,7 +49,7 @@ def evaluate(
 
 def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subject:
     began = time.perf_counter()
-    # Data before TensorFlow: what is missing or damaged is reported at once.
+    # Data before TensorFlow, so that errors in it show at once.
     report = trained.read(run)
     data, name = images.load(report, overrides)
     new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
@@ -79,17 +79,17 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> str
     shown = sections.evaluation(result, figures)
     document.write(folder, "report", f"{report['config']['name']}: evaluation", shown)
     target = (subject.run if subject.is_own else folder) / trained.EVALUATION
-    _write_json(target, result)  # last, since it says that there is an evaluation
+    _write_json(target, result)  # last: it marks the evaluation as complete
     text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
     return f"{text}\n\nEverything is in {folder}, and in {target}"
 
 
 def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[str] = ()) -> str:
-    """Compare a group of runs with another one on the same test images; return the comparison as text.
+    """Compare two groups of runs on the same test images; return the comparison as text.
 
-    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run, <second> being the name of a run or of a
-    sweep. Classes are matched by name, and are in the first run's order. ConfigError, DataError, RunError or ReportError
-    for what the user can fix: runs of different classes or image sizes are not compared.
+    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run; <second> is the name of a run or
+    sweep. Classes are matched by name, in the first run's order. ConfigError, DataError, RunError or ReportError, also
+    for runs of different classes or image sizes.
     """
     runs = {run: trained.read(run) for run in [*first, *second]}
     own = runs[first[0]]
@@ -141,7 +141,7 @@ def _draw_differences(path: Path, pixels: np.ndarray, result: Mapping[str, Any])
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """Return the completed runs that folders, globs of them or sweeps name."""
+    """Return the completed runs in folders, globs or sweeps; ReportError if one has none."""
     runs: dict[Path, Path] = {}
     for path in paths:
         inside, warnings = reading.find([os.path.expanduser(path)])
@@ -157,7 +157,6 @@ def find(paths: Sequence[str]) -> list[Path]:
 
 
 def _name(runs: Sequence[Path]) -> str:
-    """Return the name of a group of runs: its run's, or its sweep's."""
     first = runs[0].resolve()
     if not (first.parent / LEDGER).exists():
         return first.name
@@ -165,7 +164,7 @@ def _name(runs: Sequence[Path]) -> str:
 
 
 def _free_folder(folder: Path, fingerprint: str) -> Path:
-    """Return the folder, or one named after the fingerprint, too, if it holds an evaluation of other images."""
+    """Return the folder, or one with the fingerprint in its name if others' results are there."""
     try:
         evaluated = json.loads((folder / trained.EVALUATION).read_bytes())["data"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, cross-entropy, scores by class, the classes most often confused."""
+"""Scores of predictions: accuracy, cross-entropy, scores by class, confused classes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def by_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return precision, recall and F1 of each class, and its number of images.
+    """Return precision, recall, F1 and number of images of each class.
 
-    matrix: int [K, K], true classes as rows. None is the precision of a class that was never predicted, and the recall
-    or F1 of a class without images.
+    matrix: int [K, K], true classes as rows. Precision is None without predictions, recall and F1 without images.
     """
     counts = zip(classes, matrix.diagonal().tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist(), strict=True)
     return [
@@ -52,7 +51,7 @@ def by_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]
 
 
 def macro(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
-    """Return the unweighted mean of each score over the classes that have it, and the number of these classes."""
+    """Return each score's unweighted mean over the classes that have it, and their number."""
     columns = {name: [row[name] for row in rows if row[name] is not None] for name in ("precision", "recall", "f1")}
     return {name: (sum(values) / len(values), len(values)) for name, values in columns.items()}
 
@@ -71,7 +70,7 @@ def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -
 
 
 def worst(logits: np.ndarray, labels: np.ndarray, most: int = 25) -> list[dict[str, Any]]:
-    """Return the misclassified images by the probability of their wrong class, the surest first.
+    """Return misclassified images by the probability of the wrong class, highest first.
 
     index: the image's row; probability: of the prediction; truth_probability: of the true class.
     """
@@ -88,6 +87,6 @@ def worst(logits: np.ndarray, labels: np.ndarray, most: int = 25) -> list[dict[s
 
 
 def records(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the rows of columns of equal length, as Python's own numbers."""
+    """Return columns of equal length as a list of rows with Python numbers."""
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]

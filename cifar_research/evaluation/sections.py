@@ -1,4 +1,4 @@
-"""Tables and sentences for evaluation.json and for a comparison."""
+"""Tables and sentences for an evaluation and for a comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
 
 Result = Mapping[str, Any]
 
-# By heading of a column, its field and format.
+# Field and format of each column, by heading.
 _ACCURACIES = {"images of": "of", "images": "images:,", "accuracy": "accuracy:.4f", "95 % interval": "interval",
                "cross-entropy": "cross_entropy:.4f"}  # fmt: skip
 _BY_CLASS = {"class": "class", "images": "images:,", "precision": "precision:.4f", "recall": "recall:.4f",
@@ -41,7 +41,7 @@ def as_text(sections: Sequence[Section], headings: Collection[str]) -> str:
 
 
 def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
-    """Return the sections of a run's evaluation; figures: by name, those that were drawn."""
+    """Return the sections of a run's evaluation; figures: paths by name."""
     pairs = [tables.of(result["confused_pairs"], _PAIRS)] if result["confused_pairs"] else []
     sections = [
         Section("Accuracy", [_accuracies(result), *_of_accuracies(result)]),
@@ -120,7 +120,7 @@ def _of_calibration(result: Result) -> str:
 
 
 def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
-    """Return the sections of a comparison; figures: of the images where the two differ."""
+    """Return the sections of a comparison; figures: of images where the groups differ."""
     runs = [f"{name.capitalize()}: {', '.join(folders)}." for name, folders in result["runs"].items()]
     holm = "p, Holm: adjusted for the number of classes (Holm 1979). –: right on the same images, so nothing to test."
     count = {name: f"{value:,}" for name, value in result["table"].items()}
@@ -144,7 +144,7 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
 
 
 def differences(result: Result) -> Table:
-    """Return the images that one group gets right and the other does not, a row each."""
+    """Return a row for each image that only one group classifies correctly."""
     names = result["classes"]
     rows = [row | {"truth": names[row["label"]], "one": names[row["first"]], "other": names[row["second"]]}
             for row in result["differences"]]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Export a finished run's model, verified against the run before it is kept."""
+"""Export a finished run's model, after verifying it against the run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _VERIFIED, _SCORED, _CALIBRATED = 100, 2_000, 200  # images at most
 
 
 class ExportError(ValueError):
-    """An export that failed, of which nothing was kept."""
+    """A failed export, of which nothing was kept."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images uint8 [N, H, W, C] to verify an export with, what they are, and others to quantize with, if any."""
+    """Images uint8 [N, H, W, C] to verify an export with, and others to calibrate with, if any."""
 
     name: str
     test: np.ndarray
@@ -44,10 +44,10 @@ class Images:
 def export(
     run: Path | str, kind: str, quantize: bool = False, output: Path | None = None, folder: str | None = None
 ) -> Path:
-    """Write the model of a completed run as a file or folder of the format `kind`, and return its path.
+    """Write the model of a completed run in the format `kind`; return the path.
 
-    It is verified against the run's own float32 computation before it is kept. folder: of images to verify with, instead
-    of the run's data set. RunError for what the user can fix; ExportError if it fails, or differs from the run.
+    The export is kept only if it agrees with the run in float32. folder: of images to verify with, None for the run's
+    own. RunError for a user's error; ExportError if the export fails or differs from the run.
     """
     run = Path(os.path.expanduser(run))
     report = trained.read(run)
@@ -64,7 +64,7 @@ def export(
             made = formats.Export(formats.module(classifier), _metadata(classifier, quantize), images.calibration)
             FORMATS[kind].write(made, path)
             verdict = (_verify_quantized if quantize else _verify)(FORMATS[kind].reload(path), classifier, images)
-        except Exception as error:  # converters and runtimes raise many kinds
+        except Exception as error:  # converters and runtimes raise many types
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
             problem = f"{kind} does not take this model ({line})"
             if isinstance(error, (ExportError, OSError)):
@@ -79,7 +79,7 @@ def export(
 
 
 def _target(output: Path, kind: str, quantize: bool) -> Path:
-    """Return the path to write; RunError if the format, its packages or what is there do not allow it."""
+    """Return the path to write; RunError for the format, missing packages or an existing file."""
     chosen = FORMATS[kind]
     name = chosen.quantized_name if quantize else chosen.name
     if name is None:
@@ -96,7 +96,7 @@ def _target(output: Path, kind: str, quantize: bool) -> Path:
 
 
 def _of_run(report: dict[str, Any], quantize: bool) -> Images:
-    """Return the run's images, or noise where they cannot be loaded."""
+    """Return the run's images, or noise if they cannot be loaded."""
     rng = np.random.default_rng(0)
     try:
         section = data_section(report["config"]["data"], download=False, cache_dir=None)
@@ -116,7 +116,7 @@ def _of_run(report: dict[str, Any], quantize: bool) -> Images:
 
 
 def _of_folder(folder: str, size: int, quantize: bool) -> Images:
-    """Return the images of a folder, some of them to calibrate with."""
+    """Return a folder's images, some of them to calibrate with."""
     files, problems, left_out = prediction.find([folder], [])
     if problems:
         raise RunError(f"--images: {problems[0]}")
@@ -138,13 +138,13 @@ def _of_folder(folder: str, size: int, quantize: bool) -> Images:
 
 
 def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str:
-    """Return how much the exported model's probabilities differ from the classifier's; ExportError if too much."""
+    """Return the largest difference of probabilities as text; ExportError if too large."""
     few = images.test[:_VERIFIED]
     expected = classifier.probabilities(few)
-    # The first image alone, too: the batch size is open.
+    # Also a batch of one, since the batch size is open.
     differences = np.abs(np.concatenate([model(few) - expected, model(few[:1]) - expected[:1]]))
     largest = float(differences.max())
-    if not largest <= TOLERANCE:  # nan is not
+    if not largest <= TOLERANCE:  # also rejects nan
         raise ExportError(
             f"its probabilities differ from the run's by {largest:.2g} on {len(few)} {images.name}, and {TOLERANCE:g} is "
             "allowed"
@@ -153,11 +153,11 @@ def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str
 
 
 def _verify_quantized(model: formats.Model, classifier: Classifier, images: Images) -> str:
-    """Return how much accuracy, or without labels how many predictions, change; ExportError if too much."""
+    """Return the change of accuracy, or of unlabelled predictions; ExportError if too large."""
     num, labels = len(images.test), images.labels
     predictions = np.concatenate([model(images.test[i : i + _VERIFIED]) for i in range(0, num, _VERIFIED)]).argmax(1)
     expected = classifier.probabilities(images.test).argmax(1)
-    if labels is None:  # no more can be lost than is changed
+    if labels is None:  # an upper bound of the loss of accuracy
         measure, change = "share of other predictions", (predictions != expected).mean()
     else:
         measure, change = "change of accuracy", (predictions == labels).mean() - (expected == labels).mean()

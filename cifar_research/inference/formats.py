@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from cifar_research.inference.trained import Classifier
 
-METADATA = "cifar_research"  # the entry of a LiteRT file that holds the metadata, as JSON
-_OPSET = 17  # of ONNX; runtimes since 2022 know it
+METADATA = "cifar_research"  # entry of a LiteRT file with the metadata, as JSON
+_OPSET = 17  # of ONNX; supported by runtimes since 2022
 # Images uint8 [N, H, W, C] -> probabilities float32 [N, K].
 Model = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Export:
-    """A module with the function `serve`, its metadata, and the images uint8 [N, H, W, C] to quantize it with, if any."""
+    """A module with `serve`, metadata, and images uint8 [N, H, W, C] to calibrate with or None."""
 
     module: tf.Module
     metadata: dict[str, Any]
@@ -36,7 +36,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its file's or folder's name, also quantized (None: cannot be), and the extra packages it needs."""
+    """A format; names: of its file or folder, None if not quantizable; packages: requirements."""
 
     name: str
     quantized_name: str | None
@@ -46,9 +46,9 @@ class Format:
 
 
 def module(classifier: Classifier) -> tf.Module:
-    """Return a module whose `serve` takes images uint8 [N, H, W, C] to `probabilities` float32 [N, K].
+    """Return a module with `serve`: images uint8 [N, H, W, C] -> probabilities float32 [N, K].
 
-    Preprocessing and temperature are in it, and the batch size is open.
+    It includes preprocessing and temperature; the batch size is open.
     """
     import tensorflow as tf
 
@@ -73,7 +73,7 @@ def _write_saved_model(export: Export, path: Path) -> None:
     signatures = {"serving_default": export.module.serve, "classes": export.module.names}
     with environment.quiet():
         tf.saved_model.save(export.module, path, signatures)
-    extra = path / "assets.extra"  # TensorFlow's folder for files that a user adds
+    extra = path / "assets.extra"  # TensorFlow's folder for extra files
     extra.mkdir()
     (extra / "metadata.json").write_text(json.dumps(export.metadata, indent=1) + "\n", encoding="utf-8")
 
@@ -135,7 +135,7 @@ def _write_onnx(export: Export, path: Path) -> None:
 
 
 def _quantized_onnx(model: onnx.ModelProto, path: Path, calibration: np.ndarray) -> onnx.ModelProto:
-    """Return the model with weights and activations of 8 bits; path: a file that may be written meanwhile."""
+    """Return the model with 8-bit weights and activations; path: for temporary files."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process

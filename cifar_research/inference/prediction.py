@@ -1,4 +1,4 @@
-"""Classify image files with a finished run: find them, decode them in threads, write their likeliest classes."""
+"""Classify image files with a finished run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from cifar_research.runtime.files import atomic_write
 FORMATS = ("table", "csv", "jsonl")
 _BATCH = 500
 
-# A file and its likeliest classes, the likeliest first.
+# A file and its most likely classes, best first.
 Row = tuple[str, list[Prediction]]
 
 
 def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
-    """Write the `top_k` likeliest classes of each image file; return 1 if some files could not be read, else 0.
+    """Write the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    arguments: as in `find`; output: None for standard output; kind: one of FORMATS. RunError for what the user can fix,
+    arguments: see `find`; output: None for standard output; kind: one of FORMATS. RunError for a user's error, raised
     before TensorFlow is imported.
     """
     run = Path(os.path.expanduser(run))
@@ -69,7 +69,7 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
     _write(sys.stdout if output is None else text, readable(), kind, top_k)
     if output is not None:
         content = text.getvalue().encode(errors="surrogateescape")
-        if output.is_fifo() or output.is_char_device():  # cannot be replaced
+        if output.is_fifo() or output.is_char_device():  # cannot be replaced atomically
             output.write_bytes(content)
         else:
             atomic_write(output.resolve(), content)
@@ -79,7 +79,7 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
 
 
 def note_uncalibrated(classifier: Classifier, run: Path) -> None:
-    """Write why the probabilities of a run's classifier are not calibrated, if they are not."""
+    """Write why the classifier's probabilities are not calibrated, if so."""
     if classifier.uncalibrated is not None:
         is_evaluated = (run / trained.EVALUATION).is_file()
         advice = "" if is_evaluated else f"; {programs.program('evaluate')} {run} fits a temperature"
@@ -87,10 +87,9 @@ def note_uncalibrated(classifier: Classifier, run: Path) -> None:
 
 
 def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
-    """Return the files that arguments name, why others name none, and how many files are left out by each reason.
+    """Return files, problems with arguments, and the number of files left out by reason.
 
-    A folder stands for the images in it and below it; a glob for what it matches; `-` for the paths of `stdin`, a line
-    each, which are not globs.
+    A folder stands for all images below it, a glob for its matches, `-` for the paths in the lines of `stdin`.
     """
     paths: list[str] = []
     for argument in arguments:
@@ -120,7 +119,7 @@ def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], lis
 def classify(
     classifier: Classifier, files: Sequence[str], top_k: int = 1
 ) -> Iterator[tuple[str, list[Prediction] | ImageError]]:
-    """Yield each file with its `top_k` likeliest classes, or why it cannot be read, while threads decode the next."""
+    """Yield each file with its `top_k` most likely classes or its error; threads decode ahead."""
     decode = functools.partial(decoded_or_error, size=classifier.image_shape[0])
     batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
     with without_warnings(), ThreadPoolExecutor() as pool:
@@ -139,7 +138,7 @@ def classify(
 
 
 def _write(file: TextIO, rows: Iterable[Row], kind: str, top_k: int) -> None:
-    """Write rows as they come; a table only when all are there, since its columns must be as wide as the widest."""
+    """Write rows as they come; a table at the end, since its column widths depend on all rows."""
     columns = [f"{name}{rank}" for rank in ["", *range(2, top_k + 1)] for name in ("class", "probability")]
     if kind == "jsonl":
         for name, best in rows:

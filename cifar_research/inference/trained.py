@@ -1,4 +1,4 @@
-"""A finished run as a classifier: its model rebuilt from its config, and its weights loaded as numbers only."""
+"""A finished run as a classifier: rebuild its model, load its weights, predict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVALUATION = "evaluation.json"
 
 
 class Prediction(NamedTuple):
-    """The likeliest class of an image, and its probability in [0, 1]."""
+    """The most likely class of an image, and its probability in [0, 1]."""
 
     label: str
     probability: float
@@ -39,11 +39,11 @@ class Prediction(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Classifier:
-    """The classifier that a run has trained.
+    """The trained classifier of a run.
 
-    model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); mean, std: float32 [C] of the
-    standardization; views: the test-time augmentation; temperature: the divisor of the logits before the softmax, and
-    uncalibrated: why it was not fitted; allowed: see targets.allowed; network: what everything here calls, and may be replaced.
+    model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); mean, std: of the
+    standardization, float32 [C]; views: test-time augmentation; temperature: divides the logits; uncalibrated: why
+    there is no fitted temperature; allowed: see targets.allowed; network: the model with views, replaceable.
     """
 
     model: keras.Model
@@ -65,7 +65,7 @@ class Classifier:
         return tuple(self.report["data"]["classes"])
 
     def preprocess(self, images: Any) -> tf.Tensor:
-        """Return images uint8 [B, H, W, C] as the model takes them, float32 [B, H, W, C]; may be traced."""
+        """Return images uint8 [B, H, W, C] as the model's input, float32; may be traced."""
         import tensorflow as tf
 
         scaled = tf.cast(images, tf.float32) / 255
@@ -84,10 +84,7 @@ class Classifier:
         return tf.function(self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)])
 
     def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        """Return logits float32 [N, K] of images uint8 [N, H, W, C], in batches, in the run's precision.
-
-        ValueError if the images are of another type or shape.
-        """
+        """Return logits float32 [N, K] of images uint8 [N, H, W, C]; ValueError for other images."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
@@ -97,13 +94,14 @@ class Classifier:
         return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *logits])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return probabilities float32 [N, K], softmax(logits / temperature), of images uint8 [N, H, W, C]."""
+        """Return softmax(logits / temperature), float32 [N, K], of images uint8 [N, H, W, C]."""
         return softmax(self.logits(images) / np.float32(self.temperature), axis=1)
 
     def predict(self, images: Any) -> list[Prediction]:
-        """Return a prediction for each image: files, PIL images or arrays [h, w] or [h, w, 1 to 4] of any size.
+        """Return a prediction for each image.
 
-        images: one, or several. ImageError, with its name, if one cannot be read as an image.
+        images: one or several files, PIL images or arrays [h, w] or [h, w, 1 to 4], of any size. ImageError names an
+        image that cannot be read.
         """
         if isinstance(images, (str, Path)) or not isinstance(images, (Sequence, np.ndarray, Iterator)):
             images = [images]
@@ -116,11 +114,11 @@ class Classifier:
 
 
 def load(run: Path | str, *, precision: str | None = None, allow_targets: Iterable[str] = ()) -> Classifier:
-    """Return the classifier that a completed run has trained.
+    """Return the classifier of a completed run.
 
-    run: its folder, of which nothing is unpickled or changed; precision: float32, bfloat16 or float16, to compute in;
-    None: as the run did; allow_targets: packages whose factories the run's config may name, beside those of
-    $CIFAR_ALLOW_TARGETS. RunError if the folder is not a completed run, or lacks weights that fit.
+    run: its folder; nothing in it is unpickled or changed. precision: float32, bfloat16 or float16; None: as in
+    training. allow_targets: packages whose factories the config may name, besides $CIFAR_ALLOW_TARGETS. RunError if the
+    folder is not a completed run, or its weights do not fit.
     """
     run = Path(os.path.expanduser(run))
     report = read(run)
@@ -133,12 +131,12 @@ def load(run: Path | str, *, precision: str | None = None, allow_targets: Iterab
 
 
 def image_size(report: dict[str, Any]) -> int:
-    """Return the height and width of the images that a run was trained on."""
+    """Return the height and width of a run's images."""
     return data_section(report["config"]["data"]).image_size
 
 
 def read(run: Path) -> dict[str, Any]:
-    """Return the report of a completed run that has weights; RunError if it is none. Imports no TensorFlow."""
+    """Return the report of a completed run with weights, else raise RunError."""
     try:
         report = read_report(run / "report.json")
     except ReportError as error:
@@ -156,7 +154,7 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def read_temperature(run: Path) -> tuple[float, str | None]:
-    """Return the temperature in a run's evaluation.json, and why it is 1 if none was fitted; RunError if damaged."""
+    """Return the temperature of evaluation.json, or 1 and the reason; RunError if damaged."""
     path = run / EVALUATION
     try:
         evaluation = json.loads(path.read_bytes())

@@ -1,1 +1,1 @@
-"""Networks: backbones, heads, and the layers that they are made of."""
+"""Networks: backbones, heads and layers."""

@@ -1,4 +1,4 @@
-"""The classifier: a backbone's feature map, a head on it, logits out."""
+"""The classifier: a backbone and a head."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from cifar_research.runtime.lazy import keras, tf
 def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out.
 
-    WeightsError names a backbone or head that cannot be built, or that do not fit together.
+    WeightsError names the backbone or head if it cannot be built, or if the two do not fit together.
     """
-
     images = keras.Input(image_shape, name="images")
     features = _features(backbone, images, head.pools, num_classes)
-    # A head that pools takes maps of any size, so that a phase may train on smaller images.
+    # A pooling head accepts maps of any size, so that a phase may train on smaller images.
     height_and_width = (None, None) if head.pools else features.shape[1:3]
     inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
     logits = _logits(head, inputs, num_classes)
@@ -38,8 +37,7 @@ def _logits(head: Head, inputs: keras.KerasTensor, num_classes: int) -> keras.Ke
 
 
 def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, num_classes: int) -> keras.KerasTensor:
-    """Return the backbone's output, all of whose dimensions are known but for the batch's."""
-
+    """Return the backbone's output; all dimensions but the batch's are known."""
     name = _name(backbone.build)
     with _as_weights_error(f"backbone: {name} cannot be built for images {list(images.shape[1:])}"):
         model = backbone.build(images.shape[1:])
@@ -67,7 +65,7 @@ def _as_weights_error(problem: str) -> Iterator[None]:
         yield
     except WeightsError:
         raise
-    except Exception as error:  # noqa: BLE001 — a user's own code may raise any kind
+    except Exception as error:  # noqa: BLE001 — a user's own code may raise any type
         raise WeightsError(f"{problem}: {error_text(error)}") from error
 
 
@@ -76,7 +74,7 @@ def _shape(value: Any) -> list[int | None]:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """Return the name of the factory that has returned a function."""
+    """Return the name of the factory that returned a function."""
     name = str(getattr(function, "__qualname__", type(function).__name__)).partition(".<locals>")[0]
     return f"{getattr(function, '__module__', '')}.{name}"
 
@@ -88,9 +86,9 @@ def parts(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return a model's layers in its order, those of models within it in their place.
+    """Return a model's layers in order, with nested models replaced by their layers.
 
-    A model that is neither sequential nor functional counts as one layer: it may have weights of its own, and any order.
+    A model that is neither sequential nor functional counts as one layer: its own weights and order are unknown.
     """
     import keras
 
@@ -100,7 +98,7 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def forward_flops(model: keras.Model) -> int:
-    """Return the floating-point operations of a forward pass of one image, a multiplication and an addition as two."""
+    """Return the floating-point operations of a forward pass, an image; a multiply-add is 2."""
     from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
 
     call = tf.function(lambda images: model(images, training=False))

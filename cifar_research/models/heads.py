@@ -51,7 +51,7 @@ def head(
             vector = Activation(activation, name=f"{name}_{activation}")(vector)
         if dropout > 0:
             vector = Dropout(dropout, name="head_dropout")(vector)
-        # In float32: in bfloat16 the two highest logits are equal for one image in a hundred.
+        # In float32: with bfloat16 the two highest logits are equal for one image in a hundred.
         logits = Dense(num_classes, use_bias=bias, dtype="float32", name="logits")(vector)
         return logits if scale == 1 else keras.layers.Rescaling(scale, dtype="float32", name="logits_scale")(logits)
 

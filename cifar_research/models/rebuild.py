@@ -1,4 +1,4 @@
-"""The network of a finished run, rebuilt from its report and given its weights, which are loaded as numbers only."""
+"""Rebuild the network of a finished run from its report, and load its weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def network(
 ) -> keras.Model:
     """Return the classifier of a run: float [B, H, W, C] -> logits [B, K].
 
-    found: the run's report; precision: float32, bfloat16 or float16, to compute in; None: as the run did; allowed: see
-    targets.allowed, None: what the environment allows. RunError if the folder has no weights that fit.
+    report: the run's; precision: float32, bfloat16 or float16; None: as in training; allowed: see targets.allowed;
+    None: those of the environment. RunError if the model cannot be rebuilt, or the weights do not fit.
     """
     content = report["config"]
     size = schema.data_section(content["data"]).image_size
@@ -42,12 +42,12 @@ def network(
                 f"{run}: its config now gives a model of {model.count_params():,} parameters, and it trained one of "
                 f"{report['parameters']['total']:,}; put its config, or the code of its model, back"
             )
-        with warnings.catch_warnings():  # Keras tells of lists of layers that it has loaded by another name
+        with warnings.catch_warnings():  # Keras warns about renamed lists of layers
             warnings.simplefilter("ignore", UserWarning)
             model.load_weights(run / files.WEIGHTS)
     except RunError:
         raise
-    except Exception as error:  # a damaged file raises many kinds
+    except Exception as error:  # a damaged file raises many types
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunError(
             f"{run / files.WEIGHTS}: cannot be loaded into the model that report.json describes ({line[:300]}); restore it, or "
@@ -59,7 +59,7 @@ def network(
 
 
 def is_whole(report: dict[str, Any]) -> bool:
-    """Say whether a report has all that is read here, of the type that it must have."""
+    """Return whether a report has all fields that are read here, with their types."""
     types = {
         "data.classes": list, "parameters.total": int, "test.accuracy": float, "config_hash": str, "config.name": str,
         "config.data.standardize": bool, "config.training.precision": str, "config.backbone": dict, "config.model": dict,

@@ -1,4 +1,4 @@
-"""Losses: (logits float [B, K], targets float [B, K]) -> float32 [B], a loss an image."""
+"""Losses: (logits float [B, K], targets float [B, K]) -> float32 [B], one loss an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Loss = Callable[["tf.Tensor", "tf.Tensor"], "tf.Tensor"]
 
 
 def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
-    """-sum_k targets_k log softmax(logits)_k, in nats.
+    """Cross-entropy in nats: -sum_k targets_k log softmax(logits)_k.
 
     label_smoothing: The share of each target that is spread evenly over all classes (Szegedy et al. 2016).
     """
@@ -24,7 +24,7 @@ def categorical_crossentropy(*, label_smoothing: float = 0.0) -> Loss:
 
 
 def mean_squared_error(*, label_smoothing: float = 0.0) -> Loss:
-    """mean_k (softmax(logits)_k - targets_k)^2, the Brier score over K (Brier 1950)."""
+    """Brier score over K: mean_k (softmax(logits)_k - targets_k)^2 (Brier 1950)."""
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:

@@ -19,11 +19,11 @@ Update = Callable[["tf.Variable", Slots, "tf.Tensor", "tf.Tensor", "tf.Tensor"],
 class Optimizer:
     """How weights are updated.
 
-    update: (weight, slots, gradient, learning_rate, step) -> None, in place; `step`, float32, is 1 at the first.
-    slots: names of the values kept for each weight, of its shape, float32, 0 at first.
-    weight_decay: decoupled (Loshchilov and Hutter 2019), of weights of rank 2 and more: not of biases and norms.
+    slots: names of the values kept for each weight: float32 of its shape, initially 0.
+    update: (weight, slots, gradient, learning_rate, step) -> None, in place. step: float32, 1 at the first update.
+    weight_decay: decoupled (Loshchilov and Hutter 2019), for weights of rank 2 and more: not for biases and norms.
     clip_norm: the largest global norm of the gradients, which are scaled down to it (Pascanu et al. 2013).
-    bias_scale: multiplies the learning rate of weights of rank 1.
+    bias_scale: multiplies the learning rate of weights of rank 0 and 1.
     """
 
     learning_rate: float
@@ -39,7 +39,6 @@ class Optimizer:
 
     def init(self, weights: Sequence[tf.Variable]) -> list[list[tf.Variable]]:
         """Return the slot variables, a list for each weight."""
-
         return [
             [tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"slot_{slot}") for slot in self.slots]
             for weight in weights
@@ -53,8 +52,7 @@ class Optimizer:
         learning_rates: Sequence[tf.Tensor],
         steps: Sequence[tf.Tensor],
     ) -> None:
-        """Update every weight once; steps: how often each was updated, with this time."""
-
+        """Update every weight once. steps: each weight's number of updates, this one included."""
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
         for weight, slot, gradient, learning_rate, step in zip(
@@ -75,7 +73,7 @@ def adam(
     epsilon: float = 1e-7,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """Adam (Kingma and Ba 2015), in the form of its section 2: bias correction moved into the learning rate.
+    """Adam, with the bias correction in the learning rate (Kingma and Ba 2015, section 2).
 
     learning_rate: The peak learning rate, which the schedule multiplies.
     beta_1: The share that the mean of the gradients keeps at each step.
@@ -152,12 +150,12 @@ def muon(
     bias_scale: float = 1.0,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """Muon (Jordan et al. 2024): momentum, made nearly orthogonal by Newton-Schulz iterations, for convolutions.
+    """Muon: momentum orthogonalized by Newton-Schulz iterations, for convolutions.
 
-    A kernel [h, w, C, K] is a matrix [h w C, K]. Its update has the spectral norm 1, and its filters are kept at the
-    norm 1 on average, as in the authors' airbench94_muon: this needs a batch normalisation that follows in training,
-    which a pretrained network has not. Other weights are updated by SGD with the same momentum, at other_scale times
-    the learning rate; those of rank 1 at bias_scale times that.
+    A kernel [h, w, C, K] is a matrix [h w C, K]. Its update has a spectral norm of about 1, and its filters keep an
+    average norm of 1, as in the authors' airbench94_muon (Jordan et al. 2024). This needs a batch normalisation in
+    training mode after it, which a pretrained network in inference mode lacks. Other weights use SGD with that
+    momentum.
 
     weight_decay: The decoupled weight decay of dense kernels; convolutions keep their norm.
     iterations: The Newton-Schulz iterations of each update.
@@ -184,11 +182,10 @@ def muon(
 
 
 def orthogonalized(matrix: tf.Tensor, iterations: int) -> tf.Tensor:
-    """Return nearly U V^T of the matrix U S V^T, float32 [n, m], by Newton-Schulz iterations (Jordan et al. 2024).
+    """Return nearly U V^T of the matrix U S V^T, float32 [n, m] (Jordan et al. 2024).
 
-    Singular values end between about 0.7 and 1.2. It computes in bfloat16 where the processor has units for it.
+    Its singular values are between about 0.7 and 1.2. On a CPU with bfloat16 matrix units it computes in bfloat16.
     """
-
     from cifar_research.models.layers import has_matrix_units
 
     is_tall = matrix.shape[0] > matrix.shape[1]
@@ -263,12 +260,11 @@ def _momentum_step(
     weight: tf.Variable, slot: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor, momentum: float, nesterov: bool
 ) -> None:
     """Update a weight in Keras's form: v = m v - r g; w += v, or m v - r g with Nesterov."""
-
     settings = {"momentum": momentum, "use_nesterov": nesterov}
     tf.raw_ops.ResourceApplyKerasMomentum(var=weight.handle, accum=slot.handle, lr=rate, grad=gradient, **settings)
 
 
-# Under a strategy, the methods of variables would reduce over the replicas again; these change this replica's copy.
+# Under a strategy, the variables' own methods would reduce over the replicas again; these update one replica's copy.
 def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 

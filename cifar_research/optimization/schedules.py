@@ -1,7 +1,7 @@
-"""Learning-rate schedules: (step, total_steps, steps_per_epoch) -> the factor on the peak learning rate.
+"""Learning-rate schedules: (step, total_steps, steps_per_epoch) -> factor.
 
-`step`, a float32 tensor, counts the updates done, so the first update has step 0; the other two are numbers.
-A warm-up multiplies whatever follows by (step + 1) / warm-up steps, until that is 1 (Goyal et al. 2017).
+The learning rate is multiplied by the factor. step: float32 tensor, the number of updates done, 0 at the first.
+A warm-up multiplies the schedule by min((step + 1) / warm-up steps, 1) (Goyal et al. 2017).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Schedule = Callable[["tf.Tensor", int, int], "tf.Tensor"]
 
 
 def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
-    """1.
+    """The factor 1, after the warm-up.
 
     warmup_epochs: The learning rate rises linearly over so many epochs first.
     warmup_steps: The warm-up in steps, in place of `warmup_epochs`.
@@ -25,7 +25,9 @@ def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
 
 
 def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
-    """f + (1 - f) (1 + cos(pi p)) / 2 for the share p of the steps after the warm-up (Loshchilov and Hutter 2017).
+    """f + (1 - f) (1 + cos(pi p)) / 2, where f is final_fraction (Loshchilov and Hutter 2017).
+
+    p is the share done of the steps after the warm-up.
 
     final_fraction: The share of the peak learning rate that is left at the end, f.
     """
@@ -39,9 +41,9 @@ def cosine(*, final_fraction: float = 0.0, warmup_epochs: float = 0.0, warmup_st
 
 
 def one_cycle(*, peak_at: float = 0.25, initial_fraction: float = 0.04, final_fraction: float = 0.0) -> Schedule:
-    """A triangle: from initial_fraction straight up to 1 at the share `peak_at` of all steps, then straight down.
+    """The one-cycle policy without its momentum (Smith and Topin 2018).
 
-    The one-cycle policy of Smith and Topin 2018, without its momentum.
+    Linear from initial_fraction up to 1 at the share `peak_at` of all steps, then linear down to final_fraction.
 
     peak_at: The share of all steps at which the peak is reached; 0 starts at the peak.
     initial_fraction: The share of the peak learning rate at the start.
@@ -66,7 +68,7 @@ def step_decay(
     warmup_epochs: float = 0.0,
     warmup_steps: int = 0,
 ) -> Schedule:
-    """factor^n after n whole periods; a period is in epochs or, if given, in steps.
+    """factor^n after n whole periods. ValueError without every_epochs and every_steps.
 
     factor: Multiplies the learning rate once a period.
     every_epochs: The period in epochs.
@@ -75,7 +77,7 @@ def step_decay(
     period = _period(factor, every_epochs, every_steps)
 
     def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
-        # A traced quotient is a product with 1 / period, which may fall short of a whole number by a rounding.
+        # In a graph the quotient is a product with 1 / period, which may round to just below a whole number.
         periods = tf.floor(tf.cast(step, tf.float64) / period(steps_per_epoch) + 1e-9)
         return factor ** tf.cast(periods, tf.float32)
 
@@ -90,7 +92,7 @@ def exponential(
     warmup_epochs: float = 0.0,
     warmup_steps: int = 0,
 ) -> Schedule:
-    """factor^(step / period), smoothly; a period is in epochs or, if given, in steps.
+    """factor^(step / period). ValueError without every_epochs and every_steps.
 
     factor: Multiplies the learning rate over each period, a little at each step.
     """
@@ -103,8 +105,7 @@ def exponential(
 
 
 def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: int) -> bool:
-    """Return whether a schedule's operations differ for these numbers of all steps; nothing is computed."""
-
+    """Return whether a schedule's graph differs between these values of total_steps."""
     graphs = set()
     for total in totals:
         with tf.Graph().as_default() as graph:
@@ -114,7 +115,7 @@ def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: i
 
 
 def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float, int, int], tf.Tensor]) -> Schedule:
-    """Return a schedule with a warm-up; factor: (step, warm-up steps, total_steps, steps_per_epoch) -> its value."""
+    """Return `factor`(step, warm-up steps, total_steps, steps_per_epoch) with a warm-up."""
     check_range("[]", 0, warmup_epochs=epochs, warmup_steps=steps)
     if epochs and steps:
         raise ValueError(f"warmup_steps: {steps} contradicts warmup_epochs={epochs}; set one of them")
@@ -128,7 +129,7 @@ def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float,
 
 
 def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[[int], float]:
-    """Return the function steps_per_epoch -> the period in steps; ValueError if there is none."""
+    """Return the function steps_per_epoch -> the period in steps; ValueError without a period."""
     check_range("(]", 0, 1, factor=factor)
     check_range("(]", 0, every_epochs=epochs, every_steps=steps)
     if steps is not None:

@@ -1,1 +1,1 @@
-"""Backbones: from images to a feature map. A module a family, a factory a backbone."""
+"""Backbones: from images to a feature map; one module a family."""

@@ -1,4 +1,4 @@
-"""The network of airbench94: made for the shortest time to 94 % (Jordan 2024, arXiv 2404.00498)."""
+"""The network of airbench94 (Jordan 2024, arXiv 2404.00498)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def airbench(
     activation: Activation = "gelu",
     weights: str = "none",
 ) -> Backbone:
-    """A whitening layer, then blocks of convolution, pooling, normalisation, convolution, normalisation.
+    """A whitening layer, then blocks: convolution, pooling, norm, convolution, norm.
 
     filters: The output channels of each block.
     whitening_size: The first layer whitens patches of so many pixels, height and width (section 3.1).
@@ -76,10 +76,10 @@ def airbench(
 
 
 def whitening(images: np.ndarray, size: int, epsilon: float) -> np.ndarray:
-    """Return the kernel float32 [size, size, C, 2 size^2 C] that whitens patches of images, float [N, H, W, C].
+    """Return the kernel float32 [size, size, C, 2 size^2 C] that whitens patches of images.
 
-    Its first half are the patches' principal components, strongest first, each divided by the root of its variance plus
-    epsilon; the second half are the negatives of those.
+    images: float [N, H, W, C]. The first half of the filters are the patches' principal components, strongest first,
+    each divided by the square root of its variance plus epsilon. The second half is their negative.
     """
     import numpy as np
 

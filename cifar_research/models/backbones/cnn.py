@@ -25,7 +25,7 @@ def cnn(
     initialization: Initialization = "glorot",
     weights: str = "none",
 ) -> Backbone:
-    """Blocks of convolutions, each block ended by 2 x 2 pooling and, if its rate is not 0, dropout.
+    """Blocks of convolutions, each followed by 2 x 2 pooling and dropout.
 
     filters: The output channels of each block.
     convolutions: The convolutions of each block, with stride 1 and zero padding.
@@ -74,14 +74,13 @@ def cnn(
 
 
 def check_filters(filters: list[int]) -> None:
-    """Raise ValueError if there is no block, or one without channels."""
+    """Raise ValueError without blocks, or for a block without channels."""
     if min(filters, default=0) < 1:
         raise ValueError(f"filters: {filters} must be a list of numbers, each at least 1")
 
 
 def initializer(name: Initialization) -> keras.Initializer:
     """Return a Keras initializer of convolution kernels [h, w, C, K]."""
-
     from cifar_research.models.layers import Dirac
 
     return Dirac() if name == "dirac" else keras.initializers.GlorotUniform()

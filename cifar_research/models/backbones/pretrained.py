@@ -1,4 +1,4 @@
-"""Backbones of keras.applications, with their ImageNet weights or without."""
+"""Backbones of keras.applications, with or without their ImageNet weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cifar_research.models.backbones import weights as loading
 from cifar_research.runtime.errors import WeightsError
 from cifar_research.runtime.lazy import keras
 
-# Moving variances start at 1. Where a layer's own is a hundredth of that, the start outweighs it for 500 steps at 0.99,
-# or 5,000 at MobileNetV2's 0.999, and fifty such layers in a row classify by chance.
+# Moving variances start at 1. If the true variance is 0.01, the start dominates for 500 steps at momentum 0.99, or for
+# 5,000 at MobileNetV2's 0.999. Fifty such layers in a row classify at chance level.
 _MAX_MOMENTUM = 0.9
 
 
@@ -27,15 +27,15 @@ def pretrained(
     upper_blocks: str,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A model of keras.applications without its top: `keras.applications.<module>.<application>`.
+    """A model of keras.applications without its top: `<module>.<application>`.
 
     application: The function's name in keras.applications.
     module: The function's module in keras.applications.
     weights: The first weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or a run folder.
     image_size: Images are resized to so many pixels, height and width, before the network's own preprocessing.
     min_image_size: The smallest `image_size` that the network takes.
-    batch_norm: `inference` keeps all moving statistics; `train` updates those of trained layers; null is `inference` with
-    weights and `train` without.
+    batch_norm: `inference` keeps all moving statistics; `train` updates those of trained layers; null is `inference`
+    with weights and `train` without.
     upper_blocks: The first of the layers that `trainable: upper` means.
     options: More arguments of the function, such as MobileNetV2's alpha.
 
@@ -53,7 +53,7 @@ def pretrained(
         if image_shape[-1] != 3:
             raise WeightsError(f"backbone: {application} needs images of 3 channels; these have {image_shape[-1]}")
         images = keras.Input(image_shape, name="images")
-        # In float32, whatever the precision of the layers: bfloat16 cannot represent all pixel values up to 255.
+        # Always in float32: bfloat16 cannot represent all pixel values up to 255.
         pixels = images
         if image_shape[:2] != (image_size, image_size):
             pixels = keras.ops.image.resize(pixels, (image_size, image_size), interpolation="bilinear")
@@ -71,22 +71,20 @@ def pretrained(
 
 
 def _application(module: str, name: str, image_size: int, options: dict[str, Any], weights: str | None) -> keras.Model:
-    """Return a model of keras.applications without its top; WeightsError if it refuses the options."""
-
+    """Return the model without its top; WeightsError if it rejects the options."""
     factory = getattr(getattr(keras.applications, module, None), name, None)
     if factory is None:
         raise WeightsError(f"backbone: keras.applications has no {module}.{name}; see keras.io/api/applications")
     try:
         return factory(include_top=False, weights=weights, input_shape=(image_size, image_size, 3), **options)
     except (TypeError, ValueError) as error:
-        if weights == "imagenet" and "hash" in str(error):  # of the downloaded file
+        if weights == "imagenet" and "hash" in str(error):  # a damaged download
             raise
         raise WeightsError(f"backbone: {name} refuses its settings: {error}") from error
 
 
 def _with_our_layers(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:
-    """Return a copy of a layer, with our fused kernels and stateless masks instead of Keras's."""
-
+    """Return a copy of a layer, as our BatchNormalization or Dropout if it is Keras's."""
     from cifar_research.models.layers import BatchNormalization, Dropout
 
     settings = layer.get_config()

@@ -1,4 +1,4 @@
-"""A backbone's initial weights: from ImageNet, a file, or the folder of another run."""
+"""A backbone's initial weights: from ImageNet, a file or another run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
 
 
 def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
-    """Load weights into a backbone, by their paths; WeightsError names the first that does not fit.
+    """Load weights into a backbone by their paths; WeightsError if one does not fit.
 
-    make: returns the same model of keras.applications with such weights, `imagenet` or None; None for other backbones.
+    make: returns the same model of keras.applications with the weights `imagenet` or None; None for other backbones.
     """
-
     if weights == "none":
         return
     path = Path(os.path.expanduser(weights))
@@ -65,7 +64,7 @@ def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
 
 
 def _copy(source: keras.Model, backbone: keras.Model, weights: str) -> None:
-    # A head above the backbone is ignored, but not a layer between the backbone's.
+    # Ignore a head after the backbone, but not a layer inside it.
     values = {weight.path: weight for weight in source.weights[: len(backbone.weights)]}
     for weight in backbone.weights:
         shape = tuple(values[weight.path].shape) if weight.path in values else "missing"

@@ -1,7 +1,7 @@
-"""Layers that are faster or more exact than Keras's of the same name: a file for each trick.
+"""Layers that are faster or more exact than Keras's of the same name, one file each.
 
-To switch a trick off, import the layer of the same name from keras.layers here instead: `Conv2D`, `Dense`,
-`BatchNormalization`, `Activation`. The files of `ReluMaxPooling2D` and `Dropout` say how to switch theirs off.
+To switch one off, import the layer of the same name from keras.layers here: `Conv2D`, `Dense`, `BatchNormalization`,
+`Activation`. For `ReluMaxPooling2D` and `Dropout` see their files.
 """
 
 from cifar_research.models.layers.activation import Activation as Activation

@@ -1,9 +1,9 @@
-"""Activations that are one pass over memory, compiled by XLA.
+"""Activations compiled by XLA into one pass over memory.
 
-Gains: GELU and its gradient take 113 ms of a step of `experiment=fast`, and 287 of 650 as TensorFlow's operations.
+Gains: GELU and its gradient take 113 ms of a step of `experiment=fast`, and 287 of 650 ms as TensorFlow's operations.
 Where: two cores of an Intel Xeon with AMX, batches of 512.
 Measured: as parts of a step, by a script that was not kept; see «What pays on a CPU» in docs/performance.md.
-Off: let `layers.Activation` be Keras's, in __init__.py.
+Off: import `Activation` from keras.layers in __init__.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cifar_research.models.layers.context import current
 
 
 class Activation(keras.layers.Activation):
-    """An activation whose element-wise operations are fused by XLA, except for ReLU and within `portable`.
+    """An activation fused by XLA, except ReLU and in `portable`.
 
-    Inputs and outputs: float [B, ...]. TensorFlow fuses ReLU with the operation before it.
+    Inputs and outputs: float [B, ...]. TensorFlow itself fuses ReLU with the operation before it.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         name = keras.activations.serialize(self.activation)
-        if current.portable and name == "gelu":  # ONNX has no complementary error function, which Keras's uses
+        if current.portable and name == "gelu":  # Keras uses erfc, which ONNX lacks
             return 0.5 * inputs * (1 + tf.math.erf(inputs * tf.cast(0.5**0.5, inputs.dtype)))
         if current.portable or name == "relu" or not isinstance(inputs, tf.Tensor):
             return super().call(inputs)
@@ -49,5 +49,5 @@ def _fused(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     def apply(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         return forward(inputs), lambda gradient: backward(inputs, gradient)
 
-    # Traced once a shape: each graph that calls tf.custom_gradient stays in memory for good.
+    # One trace a shape: each graph that calls tf.custom_gradient stays in memory.
     return tf.function(apply, autograph=False)

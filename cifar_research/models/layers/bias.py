@@ -1,8 +1,8 @@
 """Bias gradients of bfloat16 layers, summed in float32.
 
-Gains: exact sums. TensorFlow adds bfloat16 up in bfloat16: of a batch of 2,048 the gradient of the logits' bias was off
-by 0.27, of convolutions on 32 x 32 maps by up to 0.98. A step takes as long as before, 0.92 to 1.00 of the time.
-Where: processors, bfloat16; of convolutions only where oneDNN has no AVX-512, with which it adds up in float32 itself.
+Gains: exact sums. TensorFlow sums bfloat16 in bfloat16: for a batch of 2,048 the gradient of the logits' bias was off
+by 0.27, that of convolutions on 32 x 32 maps by up to 0.98. A step takes 0.92 to 1.00 of the time.
+Where: CPUs, bfloat16; convolutions only where oneDNN lacks AVX-512, with which it sums in float32 itself.
 Measured: `pytest tests/test_layers.py -k float32`; the time by a script that was not kept, see docs/performance.md.
 Off: return `tf.nn.bias_add(outputs, bias)` from `biased`.
 """
@@ -18,7 +18,7 @@ from cifar_research.models.layers.tensorflow_ops import record_gradient
 
 
 class Dense(keras.layers.Dense):
-    """Dense layer whose bias gradient is summed in float32: float [B, ..., C] -> [B, ..., units]."""
+    """Dense layer with a float32 sum as bias gradient: float [B, ..., C] -> [B, ..., units]."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         if not (self.use_bias and isinstance(inputs, tf.Tensor) and inputs.dtype == tf.bfloat16):

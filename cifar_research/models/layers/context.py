@@ -1,6 +1,6 @@
-"""What the caller of a model sets for the layers in it: the random seed, the rows, how it is traced.
+"""Settings that a model's caller makes for the layers: random seed, first row, tracing.
 
-Each thread has its own values, since each replica of a `tf.distribute` strategy is traced in a thread of its own.
+They are thread-local, since each replica of a `tf.distribute` strategy is traced in its own thread.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ current = _Context()
 
 
 def random_seed(seed: tf.Tensor) -> AbstractContextManager[None]:
-    """Draw the random numbers of every layer from `seed`, int32 [2], and from nothing else."""
+    """Draw the random numbers of all layers from `seed`, int32 [2]."""
     return _set("seed", seed)
 
 
 def rows_from(first: tf.Tensor | None) -> AbstractContextManager[None]:
-    """Draw the masks of the batch's rows from this one on, int32, for a shard; None is for the whole batch."""
+    """Draw dropout masks for a shard that starts at row `first`, int32; None: the whole batch."""
     return _set("first_row", first)
 
 
 def several_images(has_several: bool) -> AbstractContextManager[None]:
-    """Set whether every batch has more than one image, so that no layer provides for one."""
+    """Set whether all batches have more than one image, so layers skip that case."""
     return _set("several_images", has_several)
 
 
 def portable() -> AbstractContextManager[None]:
-    """Trace plain TensorFlow operations, which converters to other formats know."""
+    """Trace plain TensorFlow operations only, for conversion to other formats."""
     return _set("portable", True)
 
 

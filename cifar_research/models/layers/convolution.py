@@ -1,12 +1,12 @@
-"""Convolution with filter gradients of images side by side.
+"""Convolution whose filter gradient puts sixteen images side by side.
 
-oneDNN multiplies a row of pixels at a time, and the matrix units take 32 of them at once; sixteen images side by side
-make rows long enough.
-Gains: the filter gradient of 256 channels on 7 x 7 maps takes 33 instead of 55 ms at batch 512, of 64 to 128 channels on
-8 x 8 maps 6.9 instead of 8.4; wider maps are slower and left as they are.
+oneDNN multiplies one row of pixels at a time, and the matrix units process 32 pixels at once. Sixteen images side by
+side make rows long enough.
+Gains: at batch 512 the filter gradient of 256 channels on 7 x 7 maps takes 33 ms instead of 55, that of 64 to 128
+channels on 8 x 8 maps 6.9 ms instead of 8.4. Wider maps are slower and left as they are.
 Where: two cores of an Intel Xeon with AMX, bfloat16.
 Measured: as single operations, by a script that was not kept; see «What pays on a CPU» in docs/performance.md.
-Off: return False from `_is_narrow`, or let `layers.Conv2D` be Keras's, in __init__.py.
+Off: return False from `_is_narrow`, or import `Conv2D` from keras.layers in __init__.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cifar_research.models.layers.tensorflow_ops import has_matrix_units, has_on
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Convolution with filter gradients of images side by side where that is faster, and float32 bias gradients.
+    """Convolution with faster filter gradients on narrow maps, and float32 bias gradients.
 
     Inputs: float [B, H, W, C]; outputs [B, h, w, filters].
     """
@@ -39,7 +39,7 @@ class Conv2D(keras.layers.Conv2D):
         return outputs
 
     def _is_plain(self) -> bool:
-        """Return whether `filter_gradient` applies: zero-padded, of stride 1, and nothing more."""
+        """Return whether `filter_gradient` applies: zero-padded, stride 1, linear."""
         is_dense = self.strides == (1, 1) and self.dilation_rate == (1, 1) and self.groups == 1
         return is_dense and self.padding == "same" and self.activation is keras.activations.linear
 
@@ -55,16 +55,15 @@ def _conv2d_gradient(op: Any, upstream: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _is_narrow(images: tf.Tensor, kernel: tf.Tensor) -> bool:
-    """Return whether maps are too narrow for TensorFlow's filter gradient: bfloat16 on AMX, and many channels."""
+    """Return whether maps are narrow enough to gain: bfloat16 on AMX, many channels."""
     is_worth_it = images.shape[2] <= 8 and min(kernel.shape[-2:]) >= 64
     return is_worth_it and images.dtype == tf.bfloat16 and has_matrix_units()
 
 
 def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the gradients of kernel [h, w, C, K] and bias [K] of a zero-padded convolution of stride 1.
+    """Return gradients of kernel [h, w, C, K] and bias [K] of a padded convolution, stride 1.
 
-    images: [B, H, W, C]; gradient: of the outputs, [B, H, W, K]. Sixteen images at a time, if that divides the batch, are
-    one wide image, with zeros between them.
+    images: [B, H, W, C]; gradient: of the outputs, [B, H, W, K]. Joins 16 images, with zeros between, if 16 divides B.
     """
     number = tf.where(tf.shape(images)[0] % 16 == 0, 16, 1)
     images, gradient = (_side_by_side(maps, number, size[1] // 2) for maps in (images, gradient))
@@ -72,7 +71,7 @@ def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int])
     of_kernel = tf.raw_ops.Conv2DBackpropFilter(
         input=images, filter_sizes=filter_sizes, out_backprop=gradient, strides=[1, 1, 1, 1], padding="SAME"
     )
-    return of_kernel, tf.raw_ops.BiasAddGrad(out_backprop=gradient)  # of the same tensor, so that TensorFlow fuses them
+    return of_kernel, tf.raw_ops.BiasAddGrad(out_backprop=gradient)  # of the same tensor, to be fused
 
 
 def _side_by_side(images: tf.Tensor, number: tf.Tensor, between: int) -> tf.Tensor:

@@ -1,7 +1,7 @@
 """Initial kernels of convolutions.
 
-Dirac is part of the recipe `experiment=fast` (Jordan 2024), whose results are in docs/performance.md, measured by
-`scripts/time_to_accuracy <folder>`; what it gains alone was not measured. Off: `backbone.initialization=glorot`.
+Dirac belongs to the recipe `experiment=fast` (Jordan 2024); docs/performance.md has its results, measured by
+`scripts/time_to_accuracy <folder>`. Its own gain was not measured. Off: `backbone.initialization=glorot`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import keras
 import tensorflow as tf
 
 
-@keras.saving.register_keras_serializable("cifar_research")  # so that a model that has it can be cloned
+@keras.saving.register_keras_serializable("cifar_research")  # so that models with it can be cloned
 class Dirac(keras.initializers.GlorotUniform):
-    """Kernels [h, w, C, K] whose first min(C, K) filters pass their channel on as it is (Zagoruyko and Komodakis 2017).
-
-    The rest are Glorot's.
-    """
+    """Identities as the first min(C, K) filters (Zagoruyko and Komodakis 2017), then Glorot's."""
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> tf.Tensor:
         height, width, channels, filters = shape

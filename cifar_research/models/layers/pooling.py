@@ -17,10 +17,10 @@ from cifar_research.models.layers.tensorflow_ops import record_gradient
 
 
 class ReluMaxPooling2D(keras.layers.MaxPooling2D):
-    """ReLU, then max pooling, with the gradient of both in one pass over the outputs.
+    """ReLU, then max pooling, with one gradient that needs a single pass over the outputs.
 
-    Inputs: float [B, H, W, C]; outputs [B, h, w, C]. A maximum is above 0 where its input is, so ReLU's gradient needs the
-    outputs alone, a quarter of the inputs.
+    Inputs: float [B, H, W, C]; outputs [B, h, w, C]. A maximum is above 0 where its input is, so ReLU's gradient needs
+    only the outputs, a quarter of the inputs.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

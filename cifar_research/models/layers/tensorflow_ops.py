@@ -1,4 +1,4 @@
-"""What the layers need of TensorFlow and the processor: gradients of our own, and oneDNN's units."""
+"""TensorFlow and CPU features for the layers: custom gradients, oneDNN, matrix units."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import tensorflow as tf
 
 
 def record_gradient(name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, attributes: Sequence[Any] = ()) -> None:
-    """Replace the gradient of the operations from inputs to outputs by the one that is registered by this name.
+    """Replace the gradient between inputs and outputs by the one registered under this name.
 
-    By a private function of TensorFlow: each graph that calls the public tf.custom_gradient stays in memory for good, and
-    an operation within a function is not fused with the convolution before it.
+    This is a private function of TensorFlow. With the public tf.custom_gradient each calling graph stays in memory, and
+    an operation inside a function is not fused with the convolution before it.
     """
     tf.__internal__.record_gradient(name, list(inputs), list(attributes), [outputs])
 
 
 @functools.cache
 def has_onednn(feature: str) -> bool:
-    """Return whether the operations are oneDNN's, on a processor that has the feature."""
+    """Return whether operations use oneDNN, on a CPU with this feature."""
     try:
         has_feature = feature in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -32,5 +32,5 @@ def has_onednn(feature: str) -> bool:
 
 
 def has_matrix_units() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices in units of its own (Intel AMX)."""
+    """Return whether the CPU has matrix units for bfloat16 (Intel AMX)."""
     return has_onednn("amx_bf16")
