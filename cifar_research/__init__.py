@@ -1,4 +1,4 @@
-"""A research framework for image classification on CIFAR-10: composed with Hydra, trained with tf.GradientTape."""
+"""A research framework for image classification on CIFAR-10 and similar data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MODULES = {"load": "inference.trained"} | dict.fromkeys(("Backbone", "Head", "T
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: a command that does without stays quick."""
+    """Import a public name on first use, so that commands start quickly."""
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

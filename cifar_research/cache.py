@@ -14,7 +14,7 @@ from cifar_research.runtime.errors import DataError
 
 @console.command
 def main() -> None:
-    """List or delete caches. Exit codes: 0 done, 1 not deleted, 2 an unknown name."""
+    """Run the command line. Exit codes: 0 success, 1 could not delete, 2 unknown name."""
     parser = argparse.ArgumentParser(prog="cifar-cache", description="List what is cached, or delete it.")
     parser.add_argument("--dir", help="the folder, as data.cache_dir; else $CIFAR_CACHE_DIR or the user's cache folder")
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")
@@ -37,7 +37,7 @@ def main() -> None:
         size, result = sum(path.stat().st_size for path in folder.iterdir()), ""
         if arguments.clear in ("all", name):
             try:
-                shutil.rmtree(folder)  # a run that has mapped its files keeps them until it ends
+                shutil.rmtree(folder)  # safe: a running process keeps its mapped files
                 result = "  deleted"
             except OSError as error:
                 console.error(f"{folder}: cannot be deleted ({error.strerror})")

@@ -13,7 +13,7 @@ from cifar_research.runtime.errors import ConfigError, DataError, ReportError, R
 
 @console.command
 def main() -> None:
-    """The command line. Exit codes: 0 done, 2 a user's mistake."""
+    """Run the command line. Exit codes: 0 success, 2 user error."""
     parser = argument_parser()
     args = parser.parse_intermixed_args()
     words = [*args.runs, *(args.against or [])]
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="cifar-evaluate", description="Evaluate completed runs, or compare two groups."
     )
@@ -51,7 +51,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int | None:
-    """Return the number of images that --corruptions asks for: 0 for none, None for all."""
+    """Return the value of --corruptions: 0 for none, None for all."""
     if text in ("none", "all"):
         return 0 if text == "none" else None
     if not text.isdecimal() or int(text) < 1:

@@ -1,4 +1,4 @@
-"""cifar-export: a finished run's model as a SavedModel, LiteRT or ONNX file, which needs nothing of this package."""
+"""cifar-export: convert a finished run's model to SavedModel, LiteRT or ONNX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cifar_research.runtime.errors import RunError
 
 @console.command
 def main() -> None:
-    """The command line. Exit codes: 0 done, 1 the export failed or differs from the run, 2 a user's mistake."""
+    """Run the command line. Exit codes: 0 success, 1 export failed or differs, 2 user error."""
     parser = argparse.ArgumentParser(prog="cifar-export", description="Export the model of a finished run.")
     parser.add_argument("run", type=Path, help="folder of a completed run")
     parser.add_argument("--format", choices=FORMATS, required=True)

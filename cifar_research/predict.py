@@ -14,7 +14,7 @@ from cifar_research.runtime.errors import RunError, WriteError
 
 @console.command
 def main() -> None:
-    """The command line. Exit codes: 0 done, 1 some files could not be read, 2 a user's mistake or nothing found."""
+    """Run the command line. Exit codes: 0 success, 1 unreadable files, 2 user error or no files."""
     parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
     parser.add_argument("run", type=Path, help="folder of a completed run")
     parser.add_argument(
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")
     args = parser.parse_args()
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # Names of files need not be text in any encoding.
+        # File names may be bytes that are not valid text.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     try:
         sys.exit(prediction.predict(args.run, args.images, args.output, args.format, args.top_k))

@@ -17,7 +17,7 @@ from cifar_research.runtime import environment
 
 
 def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:
-    """Write a PNG of training images before and after the augmentation of these overrides."""
+    """Write a PNG of training images before and after the configured augmentation."""
     settings = config.parse(overrides)
     train = datasets.load(settings.data).train
     environment.prepare(settings.training, settings.seed)
@@ -30,13 +30,13 @@ def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) ->
     after, _ = transform(tf.constant(before), targets, tf.constant([settings.seed, 0]))
     picture = Image.fromarray(augmentation.grid(before, after.numpy()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Three times larger, or images of 32 x 32 are too small to judge.
+    # Enlarge three times: images of 32 x 32 pixels are too small to judge.
     picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST).save(path, format="PNG")
 
 
 @console.command
 def main() -> None:
-    """Write the preview that the command line asks for."""
+    """Run the command line. Exit codes: 0 success, 2 user error."""
     parser = argparse.ArgumentParser(
         prog="python -m cifar_research.preview",
         description="Write a PNG of training images, and below each row of them the same images augmented.",

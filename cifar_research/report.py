@@ -1,4 +1,4 @@
-"""cifar-report: many runs as one ranked table, with intervals, ties and main effects."""
+"""cifar-report: rank runs in one table, with intervals, ties and main effects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SINGLE_SEEDS = (
 
 @console.command
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 an error of the user."""
+    """Run the command line. Exit codes: 0 success, 2 user error."""
     parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
     parser.add_argument("--best", action="store_true", help="print the command that trains the best job, and no more")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """Return what the command shows: the leaderboard with its notes, the main effects, and the study's table."""
+    """Return the leaderboard with notes, the main effects and the study's table, as text."""
     lines = []
     for section in _sections(runs):
         parts = [part for part in section.parts if isinstance(part, (str, list))]
@@ -68,13 +68,13 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
-    """Write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns; WriteError if it cannot."""
+    """Write leaderboard, report, figures and columns; ReportError or WriteError if it cannot."""
     if not folder.is_dir():
         raise ReportError(f"{folder}: is not a directory; give the folder that --write writes into first")
     if (folder / "figures").is_file():
         raise ReportError(f"{folder / 'figures'}: is not a directory; move it away, as --write needs that folder")
     environment.provide_home()
-    from cifar_research.comparison import figures, hparams  # which take a second to import
+    from cifar_research.comparison import figures, hparams  # imported here because they take a second
 
     sections = _sections(runs)
     hparams.write(folder, runs)
@@ -85,7 +85,7 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def best_command(runs: Sequence[Run]) -> str:
-    """Return the command that trains the run with the best validation accuracy; ReportError if none has one."""
+    """Return the command of the run with the best validation accuracy; ReportError if none."""
     rows = tables.scored_rows(runs)
     if not rows:
         raise ReportError(
@@ -99,7 +99,7 @@ def best_command(runs: Sequence[Run]) -> str:
 
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the tables, those of effects if something varies, and the study's if this is its grid."""
+    """Return the report's tables; main effects and the study only where they apply."""
     num_seeds = [len(row.runs) for row in tables.scored_rows(runs)]
     notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else _NOTES
     sections = [Section("Leaderboard", [tables.leaderboard_table(runs), *notes])]

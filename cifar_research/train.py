@@ -1,4 +1,4 @@
-"""cifar-train: from a config to a trained, tested and reported classifier."""
+"""cifar-train: train, test and report a classifier, or run a sweep."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from cifar_research.training.command import exit_code, train
 
 @console.command
 def main() -> None:
-    """The command line.
+    """Run the command line.
 
-    Exit codes: 0 done, 1 diverged or failed, 2 a user's mistake, 128 and the number of the signal that stopped it, and
-    with --verify 0 identical, 3 within noise, 1 not reproduced.
+    Exit codes: 0 success, 1 diverged or failed, 2 user error, 128 + n stopped by signal n.
+    With --verify: 0 identical, 3 within noise, 1 not reproduced.
     """
     sys.exit(command(sys.argv[1:]))
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Do what `cifar-train` with these arguments does, and return its exit code.
+    """Run `cifar-train` with these arguments and return its exit code.
 
-    With exit code 2 every folder is as it was. Logging is as it was in any case.
+    Exit code 2 leaves every folder unchanged. The logging setup is restored at the end.
     """
     return exit_code(arguments, lambda: _done(arguments))
 
 
 def _done(arguments: Sequence[str]) -> int:
-    """Show, sweep or train as the arguments say, and return the exit code."""
+    """Show help or a config, run a sweep or train; return the exit code."""
     unlocks = locks.UNLOCK in arguments
     arguments, original = reproduction.parse_arguments([word for word in arguments if word != locks.UNLOCK])
     if problem := messages.flags(arguments):
@@ -56,7 +56,7 @@ def _done(arguments: Sequence[str]) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    """Let Hydra show its help, a config or its completion, which trains nothing."""
+    """Let Hydra print help, a config or shell completion."""
     flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
     if flags & set(MULTIRUN):
         shown = " ".join(sorted(flags - set(MULTIRUN)))
@@ -68,10 +68,10 @@ def _show(arguments: list[str]) -> int:
     if not flags - {"--resolve", "--package", "-p"}:
         raise ConfigError(f"{' '.join(sorted(flags))}: goes with --cfg; add --cfg job")
     if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
-        # Hydra sets up its own logging before it shows anything.
+        # Check the config first: Hydra sets up the config's logging before it prints anything.
         compose([word for word in arguments if not word.startswith("-") and "=" in word])
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    # Hydra then hands errors through as exceptions, instead of printing them its own way with exit code 1.
+    # With this variable Hydra raises its errors; otherwise it prints them and exits with code 1.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *arguments], "1"
     try:
         hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(lambda cfg: None)()
