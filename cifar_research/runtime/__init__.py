@@ -1,1 +1,1 @@
-"""The process: devices, signals, locks and checksummed files."""
+"""The process: environment, signals, locks, files and errors."""

@@ -1,4 +1,4 @@
-"""The process that a run works in: threads, memory, determinism, precision, devices, seed."""
+"""The process environment of a run: threads, memory, determinism, precision, devices, seed."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from cifar_research.runtime.lazy import keras, tf
 from cifar_research.runtime.signals import stop_signals
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-raises_if_stale = False  # set where a run that raises StaleProcess is started again, in a new process
-_threads_set: tuple[int, int] | None = None  # within and between operations, by an earlier run of this process
+raises_if_stale = False  # True where the caller restarts a stale run in a new process
+_threads_set: tuple[int, int] | None = None  # intra-op, inter-op; set by an earlier run in this process
 
 
 class StaleProcess(Exception):
-    """An earlier run set this process up, and a run in a new process would get another setup."""
+    """An earlier run has configured this process; this run needs a new one."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What `prepare` chose; `strategy` is TensorFlow's default one when training.strategy is none."""
+    """The devices and settings chosen by `prepare`."""
 
     strategy: tf.distribute.Strategy
-    device: str  # to display: "CPU, 2 threads"
-    prefetch_device: str | None  # where batches are copied ahead of time; None on a CPU
+    device: str  # for display: "CPU, 2 threads"
+    prefetch_device: str | None  # batches are prefetched to it; None on a CPU
     deterministic: bool
     is_chief: bool
     batch_shards: int  # see training/shards.py
-    memory_growth: bool | None  # of the GPUs; None on a CPU
+    memory_growth: bool | None  # None on a CPU
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, which a launcher may have limited."""
+    """Return the number of cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
     return int(threads) if threads.isdecimal() and int(threads) > 0 else cores
 
 
 def is_chief(strategy: str) -> bool:
-    """Return whether this process writes files: all do but the other workers of a multi-worker run (TF_CONFIG)."""
+    """Return whether this process writes files; ConfigError if TF_CONFIG cannot be read."""
     if strategy != "multi_worker":
         return True
     text = os.environ.get("TF_CONFIG", "")
@@ -65,7 +65,7 @@ def is_chief(strategy: str) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Discard TensorFlow's start-up messages, some of which precede its reading of TF_CPP_MIN_LOG_LEVEL."""
+    """Suppress stderr: some TensorFlow messages precede its reading of TF_CPP_MIN_LOG_LEVEL."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     sys.stderr.flush()
@@ -80,7 +80,7 @@ def quiet() -> Iterator[None]:
 
 
 def provide_home() -> None:
-    """Let Keras and matplotlib write into our cache folder if the home directory is not writable."""
+    """Redirect Keras and matplotlib to the cache folder if the home directory is read-only."""
     home = os.path.expanduser("~")
     if os.access(home, os.W_OK):
         return
@@ -90,17 +90,17 @@ def provide_home() -> None:
     except (DataError, OSError):
         folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():  # another user made it, so its content is not trusted
+        if folder.stat().st_uid != os.getuid():  # created by another user: do not trust its content
             return
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
-    if not os.path.isdir(os.path.join(home, ".keras")):  # whose weights and data can still be read
+    if not os.path.isdir(os.path.join(home, ".keras")):  # an existing ~/.keras can still be read
         os.environ.setdefault("KERAS_HOME", str(folder / "keras"))
 
 
 def import_tensorflow() -> list[tf.config.PhysicalDevice]:
-    """Import TensorFlow and Keras without messages, let GPU memory grow as needed, and return the GPUs."""
+    """Import TensorFlow and Keras silently, enable GPU memory growth and return the GPUs."""
     provide_home()
-    with stop_signals() as stop, quiet():  # an interrupt within native modules would become an ImportError
+    with stop_signals() as stop, quiet():  # an interrupt during the import would raise ImportError
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -108,14 +108,14 @@ def import_tensorflow() -> list[tf.config.PhysicalDevice]:
     if stop.signal is not None:
         signal.raise_signal(stop.signal)
     for gpu in gpus:
-        with contextlib.suppress(RuntimeError):  # it has been used already, in a notebook
+        with contextlib.suppress(RuntimeError):  # already initialized, for example in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)
     return gpus
 
 
 @contextlib.contextmanager
 def precision_kept() -> Iterator[None]:
-    """Restore Keras's precision at the end."""
+    """Restore Keras's dtype policy on exit."""
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
     try:
         yield
@@ -126,11 +126,11 @@ def precision_kept() -> Iterator[None]:
 
 
 def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
-    """Import TensorFlow and set up this process for a run with the config section `training`.
+    """Import TensorFlow and set up this process for a run.
 
-    batch_shards: see training/shards.py; if there are several, an operation has one thread.
-    In a process that has trained before, TensorFlow cannot change the number of threads, nor end determinism. A
-    ConfigError says so if a setting asks for it; otherwise results may differ in their last digits.
+    training: the config section. batch_shards: see training/shards.py; with several, each operation uses one thread.
+    After an earlier run, TensorFlow cannot change the number of threads or end determinism. Raises ConfigError
+    if a setting requires that. Otherwise the last digits of the results may differ.
     """
     gpus = import_tensorflow()
 
@@ -162,7 +162,7 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
 
 
 def is_deterministic() -> bool:
-    """Return whether TensorFlow's operations are deterministic, by a private function: no public one says."""
+    """Return whether operations are deterministic; only a private function exists for it."""
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
     return is_op_determinism_enabled()

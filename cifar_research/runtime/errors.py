@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A mistake in the config or on the command line; the message names the key, the value and what to do."""
+    """A wrong setting or command line; the message names the key, the value and the remedy."""
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or of the wrong kind; the message names its path and what to do."""
+    """Data is missing, damaged or of the wrong kind; the message names the path and the remedy."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be read; the message names its file, `reason` says why."""
+    """An image cannot be read; the message names the file, `reason` the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: cannot be read as an image ({reason})")
@@ -24,23 +24,23 @@ class WeightsError(ValueError):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names its path."""
+    """A checkpoint cannot be used; the message names the path."""
 
 
 class ReportError(ValueError):
-    """A report, history or ledger that cannot be used; the message names its path."""
+    """A report, history or ledger cannot be used; the message names the path."""
 
 
 class RunError(ValueError):
-    """A folder that no classifier can be loaded from; the message names its path and what to do."""
+    """No classifier can be loaded from a folder; the message names the path and the remedy."""
 
 
 class LockedError(ValueError):
-    """A folder that another process works in; the message names the folder and that process."""
+    """Another process is working in a folder; the message names both."""
 
 
 class WriteError(OSError):
-    """A file that cannot be written; the message names its path."""
+    """A file cannot be written; the message names the path."""
 
     def __str__(self) -> str:
-        return str(self.strerror)  # OSError's own puts «[Errno 28]» before the message
+        return str(self.strerror)  # OSError would prepend «[Errno 28]»

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON files with a checksum."""
+"""Atomic writing of files, and JSON files with a checksum."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dumps(content: Mapping[str, Any]) -> bytes:
 
 
 def loads(content: bytes) -> dict[str, Any]:
-    """Return the mapping that `dumps` wrote; ValueError if a single bit has changed."""
+    """Return the mapping written by `dumps`; ValueError if the content has changed."""
     try:
         mapping = json.loads(content)
     except RecursionError as error:
@@ -39,9 +39,9 @@ def loads(content: bytes) -> dict[str, Any]:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all, even if the machine goes down meanwhile.
+    """Write a file completely or not at all, even if the machine crashes.
 
-    Text is written in UTF-8, with `?` for what cannot be encoded. WriteError names the path and the bytes needed.
+    Text is written in UTF-8, with `?` for invalid characters. WriteError names the path and the bytes needed.
     """
     if isinstance(content, str):
         content = content.encode(errors="replace")
@@ -52,14 +52,14 @@ def atomic_write(path: Path, content: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's files are the owner's alone; the result has the permissions of any new file.
+        # mkstemp makes files private; apply the default permissions instead.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # for the rename
+            os.fsync(folder)  # makes the rename durable
         finally:
             os.close(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Folders of the user: the cache, and paths that begin with ~."""
+"""The cache folder, and paths that begin with ~."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cifar_research.runtime.errors import DataError
 
 
 def root(cache_dir: str | None) -> Path:
-    """Return the folder of all caches: `cache_dir`, else $CIFAR_CACHE_DIR, else the user's cache folder."""
+    """Return the cache folder: `cache_dir`, $CIFAR_CACHE_DIR or the user's cache folder."""
     if cache_dir:
         return expanded(cache_dir, "data.cache_dir")
     if folder := os.environ.get("CIFAR_CACHE_DIR"):
@@ -18,7 +18,7 @@ def root(cache_dir: str | None) -> Path:
 
 
 def expanded(path: str | Path, key: str) -> Path:
-    """Return a path with its ~ or ~user replaced; DataError, naming `key`, if there is no such home directory."""
+    """Return a path with ~ or ~user replaced; DataError names `key` if no such home exists."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

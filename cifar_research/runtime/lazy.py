@@ -1,4 +1,4 @@
-"""TensorFlow and Keras, imported when first used, since a config is checked without them."""
+"""TensorFlow and Keras, imported on first use: configs are checked without them."""
 
 from __future__ import annotations
 

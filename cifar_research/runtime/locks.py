@@ -1,4 +1,4 @@
-"""Locks between processes: by flock(2), or by a file that names its owner where the file system has no flock."""
+"""Locks between processes: flock(2), or a file naming its owner where flock is missing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a lock; its file has one field a line.
+    """The process that holds a lock; the lock's file has one field a line.
 
-    start: the process's start time, in clock ticks; boot: the machine's boot and the process namespace; job: the SLURM
-    job and how often it was requeued; kind: whether the lock is a flock or the file; token: unique to each lock.
+    start: the process's start time in clock ticks. boot: the boot ID and the process namespace. job: the SLURM job and
+    its number of requeues. kind: `flock` or `file`. token: unique to each lock.
     """
 
     pid: str = ""
@@ -45,28 +45,26 @@ class Owner:
 
     @classmethod
     def this_process(cls, kind: str) -> Owner:
-        """Return this process as the owner of a new lock."""
         pid, since = str(os.getpid()), time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(pid, platform.node(), _start(pid) or "", since, _boot(), _job(), kind, uuid.uuid4().hex)
 
     @classmethod
     def parse(cls, content: bytes) -> Owner | None:
-        """Return the owner that a lock's file names, None if the file is empty."""
+        """Return the owner named in a lock's file, None if the file is empty."""
         lines = content.decode(errors="replace").splitlines()[: len(dataclasses.fields(cls))]
         return cls(*lines) if any(lines) else None
 
     def lines(self) -> bytes:
-        """Return the content of the lock's file."""
         return "".join(f"{line}\n" for line in dataclasses.astuple(self)).encode()
 
     @property
     def is_here(self) -> bool:
-        """Whether this process can see the owner end."""
+        """Return whether the owner runs on this machine, where its end can be detected."""
         return self.boot == _boot() if self.boot else self.host == platform.node()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the owner is known to have ended."""
+        """Return whether the owner is known to have ended."""
         (job, _, requeues), (own_job, _, own_requeues) = self.job.partition(" "), _job().partition(" ")
         if job and job == own_job and int(requeues) < int(own_requeues):
             return True
@@ -75,29 +73,29 @@ class Owner:
 
 
 class Lock:
-    """A lock on a file, which the system releases when its process is killed.
+    """A lock on a file, released by the system if its process is killed.
 
-    Without flock the file itself is the lock. The next process takes over the file of one that is known to have ended;
-    unlocks: also that of a process on another machine.
+    Without flock, the file itself is the lock, and it is replaced once its owner is known to have ended.
+    unlocks: also replace the file of a process on another machine.
     """
 
     def __init__(self, path: Path, *, unlocks: bool = False) -> None:
         self.path, self.has_flock = path, True
         self._unlocks = unlocks
-        self._open = contextlib.ExitStack()  # closes the file that is locked by flock
-        self._content: bytes | None = None  # while this process holds the lock
+        self._open = contextlib.ExitStack()  # closes the flocked file
+        self._content: bytes | None = None  # None while the lock is not held
         self._before: bytes | None = None
 
     def acquire(self, timeout: float | None = 0) -> Owner | None:
-        """Take the lock within so many seconds (None: wait for ever); return its owner if that is another process.
+        """Acquire the lock within `timeout` seconds; return the owner if another process holds it.
 
-        Creates the file's folder; OSError if that or the file cannot be written.
+        timeout: None waits indefinitely. Creates the file's folder. Raises OSError if the file cannot be written.
         """
         began, is_logged, tries = time.monotonic(), False, 0
         while True:
             try:
                 owner = self._try()
-            except (FileNotFoundError, FileExistsError):  # other processes create, replace or remove the same file
+            except (FileNotFoundError, FileExistsError):  # another process changed the file at the same time
                 tries += 1
                 if tries == _TRIES:
                     raise
@@ -111,9 +109,9 @@ class Lock:
             time.sleep(_POLL_SECONDS)
 
     def release(self, *, restores: bool = False) -> None:
-        """Release the lock; restores: leave its file as it was before `acquire`."""
+        """Release the lock; `restores` gives its file the content from before `acquire`."""
         content = self._before if restores else b"" if self.has_flock else None
-        with contextlib.suppress(OSError):  # the folder was deleted
+        with contextlib.suppress(OSError):  # the folder may have been deleted
             if self._content is not None and self.path.read_bytes() == self._content:
                 self.path.unlink() if content is None else self.path.write_bytes(content)
         self._content = None
@@ -149,9 +147,9 @@ class Lock:
         return None
 
     def _replace(self, before: bytes, content: bytes) -> Owner | None:
-        """Replace a file that nobody holds, or return who does so at the same time.
+        """Replace a file without a live owner; return the owner if another process does so first.
 
-        Of several processes that have read the same content, one can create the file of that content's hash.
+        Processes that read the same content compete to create one file, named by the content's hash.
         """
         claim = self.path.with_name(f"{self.path.name}.{hashlib.sha256(before).hexdigest()[:12]}")
         try:
@@ -188,11 +186,12 @@ def held(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False) -> Iterator[Callable[..., None]]:
-    """Hold a folder's lock, and yield the function that keeps the folder; otherwise it is left as it was.
+    """Hold a folder's lock, and yield a function that keeps the folder.
 
-    A folder that does not exist is created and locked by that function, since only one of two processes that create it
-    can remove it; called with False, it withdraws its earlier call. key: of the config, names the folder; what: goes on
-    in it, such as `process trains`. LockedError if another process holds the lock, or if it cannot be written.
+    Unless that function is called, the folder is left unchanged. Calling it with False undoes an earlier call.
+    A missing folder is created and locked only by that call.
+    key: the config key of the folder. what: the activity, for messages, such as `process trains`.
+    Raises LockedError if another process holds the lock or the folder cannot be written.
     """
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     lock, is_kept = Lock(folder / ".lock", unlocks=unlocks), False
@@ -229,7 +228,7 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
     finally:
         lock.release(restores=not is_kept)
         for path in () if is_kept else missing:
-            with contextlib.suppress(OSError):  # another process works in it
+            with contextlib.suppress(OSError):  # another process is using it
                 path.rmdir()
 
 
@@ -245,7 +244,7 @@ def _name(owner: Owner) -> str:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Lock a file by flock(2) and return whether that worked, None where the file system has no flock."""
+    """Lock a file by flock(2); return whether it worked, None without flock support."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -256,13 +255,13 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def _job() -> str:
-    """Return this process's SLURM job, and how often it was requeued."""
+    """Return this process's SLURM job and its number of requeues."""
     job = os.environ.get("SLURM_JOB_ID", "")
     return job and f"{job} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _boot() -> str:
-    """Return the machine's boot and this process's namespace, "" where there is no /proc."""
+    """Return the boot ID and the process namespace, "" without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
@@ -271,13 +270,13 @@ def _boot() -> str:
 
 
 def _start(pid: str) -> str | None:
-    """Return when a process was started, "" where the system does not say, None if there is no such process."""
+    """Return a process's start time, "" if unknown, None if the process does not exist."""
     try:
         with contextlib.suppress(PermissionError):
             os.kill(int(pid), 0)
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (ProcessLookupError, ValueError, OverflowError):
         return None
-    except OSError:  # no /proc, or one that hides other users' processes
+    except OSError:  # no /proc, or other users' processes are hidden
         return ""
     return None if fields[0] in "ZX" else fields[19]

@@ -1,4 +1,4 @@
-"""What a user types: the commands of this installation."""
+"""Names of this installation's commands, for messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def program(name: str) -> str:
-    """Return what a user types for a command: scripts/train in a checkout, cifar-train where it is installed."""
+    """Return the command as typed: scripts/train in a checkout, else cifar-train."""
     is_checkout = (Path(__file__).parents[2] / "scripts" / name).is_file()
     return f"scripts/{name}" if is_checkout else f"cifar-{name}"
 
 
 def pip() -> str:
-    """Return what a user types for the pip of the environment that this runs in."""
+    """Return the command that runs this environment's pip."""
     return f"{shlex.quote(sys.executable)} -m pip"

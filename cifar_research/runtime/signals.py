@@ -1,4 +1,4 @@
-"""Stop signals: the first lets a run save, the second ends the process."""
+"""Stop signals: the first one saves the run, the second one ends the process."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ _SAME_REQUEST_SECONDS = 0.5
 
 @dataclass
 class StopRequest:
-    """Whether a stop signal has come: its number, None until then."""
+    """A request to stop; `signal` is the signal's number, None before one arrives."""
 
     signal: int | None = None
 
 
 @contextlib.contextmanager
 def stop_signals(*, within_calls: bool = False) -> Iterator[StopRequest]:
-    """Keep the first stop signal as a request instead of ending; the second one ends the process at once.
+    """Record the first stop signal as a request; a second one ends the process at once.
 
-    They are SIGTERM, SIGINT, and SIGUSR1, which batch systems send ahead of a time limit (`sbatch --signal=USR1@60`).
-    within_calls: the second one also ends the process during a native call, where Python's own handlers wait, with exit
-    code 128 plus its number; signals within half a second of the first are the same request, since a terminal, a
-    launcher and a cluster may each pass it on. Outside of the main thread, no signal is kept.
+    Stop signals are SIGTERM, SIGINT and SIGUSR1. Batch systems send the last one ahead of a time limit (`sbatch
+    --signal=USR1@60`). Outside the main thread, signals are not handled.
+    within_calls: the second signal also ends the process during a native call, where Python's handlers wait.
+    The exit code is then 128 plus its number. Signals within half a second count as one: a terminal, a launcher and a
+    cluster may each send it.
     """
     stop = StopRequest()
     before: dict[int, Any] = {}
@@ -47,7 +48,7 @@ def stop_signals(*, within_calls: bool = False) -> Iterator[StopRequest]:
     def restore() -> None:
         while before:
             number, handler = before.popitem()
-            if handler is not None:  # it was not installed by Python
+            if handler is not None:  # None: the handler was not installed by Python
                 signal.signal(number, handler)
 
     try:
@@ -61,7 +62,7 @@ def stop_signals(*, within_calls: bool = False) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def _watched(stop: StopRequest) -> Iterator[None]:
-    """Read signals in a thread, from the pipe that Python's handler in C writes their numbers to."""
+    """Watch for signals in a thread, through the pipe that Python's C handler writes to."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
