@@ -14,7 +14,7 @@ from cifar_research.runtime.errors import RunError, WriteError
 
 @console.command
 def main() -> None:
-    """Run the command line. Exit codes: 0 success, 1 unreadable files, 2 user error or no files."""
+    """Run the command line. Exit codes: 0 success, 1 unreadable files, 2 user error or none."""
     parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
     parser.add_argument("run", type=Path, help="folder of a completed run")
     parser.add_argument(

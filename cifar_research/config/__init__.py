@@ -1,4 +1,4 @@
-"""The config: parsed once into frozen settings, and checked before TensorFlow is imported or anything is written."""
+"""The config: composed, checked and parsed once into frozen settings, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["HYDRA_ERRORS", "Identity", "Settings", "compose", "config_dir", "par
 
 
 def data_set_name(*, _root_: DictConfig) -> str:
-    """Return the name of a config's data set for a folder: `cifar10`, or `pets` for the images in ~/pets/."""
+    """Return the name of a config's data set: `cifar10`, or `pets` for the images in ~/pets/."""
     try:
         name, folder = _root_.data.name, _root_.data.dir
     except OmegaConfBaseException:
-        return "run"  # what is wrong is reported for its own key
+        return "run"  # the error is reported for its own key
     return name if name != "images" or folder is None else folder_name(folder) or name
 
 
-OmegaConf.register_new_resolver("data_set_name", data_set_name, replace=True)  # of conf/config.yaml
+OmegaConf.register_new_resolver("data_set_name", data_set_name, replace=True)  # used in conf/config.yaml

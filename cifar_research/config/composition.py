@@ -1,4 +1,4 @@
-"""Composition: from overrides to the config that Hydra makes of them, once a command."""
+"""Composition: from overrides to Hydra's config."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from cifar_research.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Composed:
-    """What Hydra composes of a command line, without the overrides that have several values.
+    """The config that a command line composes, without overrides that have several values.
 
-    config: with Hydra's own section, every ${hydra:…} in it replaced; allowed: the packages whose factories may be called.
+    config: includes Hydra's own section, every ${hydra:…} replaced. allowed: packages whose factories may be called.
     """
 
     overrides: tuple[str, ...]
@@ -36,9 +36,9 @@ class Composed:
 
 
 def compose(overrides: Sequence[str] = ()) -> Composed:
-    """Return what these overrides compose; ConfigError says what is wrong with them.
+    """Compose the config of these overrides; ConfigError if that fails.
 
-    What a file tells Hydra to run is rejected, and so is a file that sets allow_targets.
+    Rejects files that set allow_targets or make Hydra run code.
     """
     overrides = with_texts(overrides)
     single = without_sweeps(overrides)
@@ -49,9 +49,9 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
             resolve_hydra(config)
     except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
-    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for files that hold something else
+    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for invalid files
         problem = messages.wrong_override(single)
-        if problem is None and type(error) is ValueError:  # of resolve_hydra
+        if problem is None and type(error) is ValueError:  # raised by resolve_hydra
             problem = str(error)
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         unknown = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
@@ -62,9 +62,9 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
 
 
 def resolve_hydra(cfg: DictConfig) -> None:
-    """Replace every ${hydra:…} in a composed config by its value, so that it needs no HydraConfig.
+    """Replace every ${hydra:…} in a composed config by its value.
 
-    Hydra answers a path that does not exist with None; here it is a ValueError.
+    Raises ValueError for a path that does not exist, where Hydra returns None.
     """
     config = HydraConfig.instance()
     before = config.cfg
@@ -72,14 +72,14 @@ def resolve_hydra(cfg: DictConfig) -> None:
     try:
         with flag_override(cfg.hydra, "readonly", False):
             leaves = list(_hydra_leaves(cfg, OmegaConf.to_container(cfg, resolve=False)))
-            # The run's folder may be composed of the others.
+            # The run's folder may refer to the others.
             leaves.sort(key=lambda leaf: ("runtime.output_dir" in leaf[3], leaf[0].startswith("hydra.job")))
             for key, node, name, text in leaves:
                 if "runtime.output_dir" in text and OmegaConf.is_missing(cfg.hydra.runtime, "output_dir"):
                     if key in ("name", "hydra.run.dir"):
                         raise ValueError(f"{key}: {text} is known only once this is; leave it out")
                     cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
-                    config.set_config(cfg)  # which copies the section
+                    config.set_config(cfg)  # copies the section
                     OmegaConf.set_readonly(cfg.hydra, False)
                 _check_paths(cfg, key, text)
                 node[name] = node[name]
@@ -93,11 +93,11 @@ def resolve_hydra(cfg: DictConfig) -> None:
 
 
 def _hydra_leaves(node: Any, content: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield (dotted key, its node, its name in the node, text) of each value with ${hydra:…}."""
+    """Yield (dotted key, parent node, name, text) of each value that contains ${hydra:…}."""
     for name, value in content.items() if isinstance(content, dict) else enumerate(content):
         key = f"{prefix}{name}"
         if key == "hydra.overrides" or (key == "hydra.job.override_dirname" and "override_dirname" in value):
-            continue  # the overrides as typed
+            continue  # may contain the text as typed by the user
         if isinstance(value, str) and "${hydra:" in value:
             yield key, node, name, value
         elif isinstance(value, (dict, list)) and value and isinstance(node._get_node(name), (DictConfig, ListConfig)):

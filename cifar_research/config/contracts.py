@@ -1,6 +1,6 @@
-"""What a backbone, a head and a transform promise: the types that their factories may return.
+"""The types that factories of backbones, heads and transforms return.
 
-A factory may also return the first field alone, a plain function, which promises nothing: see `of`.
+A factory may also return a plain function, the first field; the other fields then have their defaults.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Contract:
 
     @classmethod
     def of(cls, value: Any) -> Self:
-        """Return what a factory has returned as this type: itself, or a plain function with the defaults."""
+        """Return a factory's value as this type; a plain function gets the default fields."""
         return value if isinstance(value, cls) else cls(value)
 
 
@@ -30,16 +30,15 @@ class Backbone(_Contract):
     """A network from images to a feature map.
 
     build: image shape (H, W, C) -> Keras model, float [B, H, W, C] in, [B, h, w, channels] or [B, channels] out.
-    load_weights: is called before the first step, if the run is new, with the model and a function that returns some
-    training images as the model sees them.
-    min_image_size: the smallest height and width that it takes.
-    takes_any_size: whether the model may be called with images of another size than it was built for, as a phase's
-    `image_size` asks.
-    is_by_image: whether an image's output depends on it alone, and what is added to the loss on weights alone: each of
-    a few cores then works on a shard of the batch.
-    standardizes: whether it has a preprocessing of its own, which does not go with `data.standardize`.
-    upper_blocks: the name of the first of the layers that `trainable: upper` means.
-    runs_in_inference: whether it is called with training=False in training, too, so that moving statistics stay.
+    load_weights: called before the first step of a new run, with the model and a function that returns preprocessed
+    training images.
+    min_image_size: the smallest height and width.
+    takes_any_size: whether the model accepts images of other sizes than it was built for (a phase's `image_size`).
+    is_by_image: whether an image's output depends on that image alone, and added losses on weights alone. If so, a
+    batch may be split into shards.
+    standardizes: whether it has its own preprocessing, which excludes `data.standardize`.
+    upper_blocks: the name of the first layer of `trainable: upper`.
+    runs_in_inference: whether it is always called with training=False, so that moving statistics stay fixed.
     """
 
     build: Callable[[tuple[int, int, int]], keras.Model]
@@ -57,7 +56,7 @@ class Head(_Contract):
     """Layers from a feature map to logits.
 
     build: (Keras tensor of features, number of classes) -> logits [B, classes].
-    pools: whether it takes feature maps of any height and width, as a phase's `image_size` asks.
+    pools: whether it accepts feature maps of any height and width (a phase's `image_size`).
     is_by_image: see Backbone.
     """
 
@@ -71,8 +70,7 @@ class Transform(_Contract):
     """An augmentation of a batch.
 
     apply: (images float32 [B, H, W, C] in [0, 1], targets float32 [B, K], seed int32 [2]) -> images and targets.
-    by_epoch: whether its seed is that of the epoch, int32 [2] of the run's seed and the epoch's number, and not of the
-    step.
+    by_epoch: whether the seed is (the run's seed, epoch) instead of the step's.
     """
 
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]

@@ -1,4 +1,4 @@
-"""One run set up as Hydra would: its folder, its log and .hydra/, all written by `begin`."""
+"""The job that Hydra would set up for a run: its folder, log and .hydra/."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from cifar_research.runtime.files import atomic_write
 
 @dataclass
 class HydraJob:
-    """One run as Hydra sets it up. config: with Hydra's own section; run_dir: absolute."""
+    """A run's job. config: includes Hydra's own section; run_dir: absolute."""
 
     config: DictConfig
     run_dir: Path
     _records: list[logging.LogRecord]
 
     def begin(self) -> None:
-        """Write the run's log and .hydra/, as the command's config says."""
+        """Write the run's log and .hydra/ as configured."""
         hydra = self.config.hydra
         self.run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -41,7 +41,7 @@ class HydraJob:
         for record in self._records:
             logger = logging.getLogger(record.name)
             for handler in logging.getLogger().handlers:
-                # The terminal has shown it.
+                # The terminal has already shown this record.
                 is_wanted = logger.isEnabledFor(record.levelno) and record.levelno >= handler.level
                 if is_wanted and type(handler) is not logging.StreamHandler:
                     handler.handle(record)
@@ -58,9 +58,9 @@ class HydraJob:
 
 @contextlib.contextmanager
 def of(composed: Composed) -> Iterator[HydraJob]:
-    """Yield the job of a command line, within which HydraConfig and hydra.job.env_set hold; nothing is written.
+    """Yield the job of a command line, with HydraConfig and hydra.job.env_set active.
 
-    Logging, the working directory and the environment are as before afterwards.
+    Writes nothing. Restores logging, the working directory and the environment on exit.
     """
     whole, hydra_config = composed.config, HydraConfig.instance()
     before, folder = hydra_config.cfg, Path.cwd()
@@ -82,7 +82,7 @@ def of(composed: Composed) -> Iterator[HydraJob]:
 
 @contextlib.contextmanager
 def logging_kept() -> Iterator[None]:
-    """Give logging its handlers, levels and switches back at the end, whatever ends it."""
+    """Restore logging's handlers, levels and switches on exit."""
     root, manager = logging.getLogger(), logging.root.manager
     named = [logger for logger in manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     loggers = [(logger, logger.handlers[:], logger.level, logger.disabled) for logger in [root, *named]]
@@ -101,8 +101,6 @@ def logging_kept() -> Iterator[None]:
 
 
 class _Holder(logging.Handler):
-    """A handler that keeps what is logged."""
-
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
@@ -113,7 +111,7 @@ class _Holder(logging.Handler):
 
 @contextlib.contextmanager
 def _held_log() -> Iterator[list[logging.LogRecord]]:
-    """Show warnings, and yield a list of all that is logged until the run's own log is there."""
+    """Show warnings, and yield the list of records logged before the run's log exists."""
     holder, shown, root = _Holder(), logging.StreamHandler(), logging.getLogger()
     shown.setLevel(logging.WARNING)
     shown.setFormatter(logging.Formatter("warning: %(message)s"))

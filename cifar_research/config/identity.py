@@ -1,4 +1,4 @@
-"""Identity: which values of a config decide what a run computes, and how reports show them."""
+"""Identity: the values of a config that decide the results, and their names in reports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cifar_research.config import targets
 from cifar_research.runtime.errors import ConfigError
 
 PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
-OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # whose options are shown by name
-# A run may continue in its folder although these differ: none of them changes what is computed.
+OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # shown in reports by the option's name
+# These do not affect the results, so a run may continue with other values.
 _FREE_KEYS = (
     "name", "data.dir", "data.cache_dir", "data.download", "data.max_damaged", "training.keep_checkpoints",
     "training.log_every_steps", "tensorboard", "sweep", "allow_targets",
@@ -29,7 +29,7 @@ Section = TypeVar("Section")  # a dataclass of schema.py
 
 
 def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """Return a section of a composed config, or all of it, as a plain mapping."""
+    """Return a section of a composed config, or the whole config, as a plain mapping."""
     content = OmegaConf.to_container(node, resolve=resolve)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
@@ -48,7 +48,7 @@ def section(node: DictConfig, kind: type[Section]) -> Section:
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Return {dotted key: value} of a config or plain mapping; lists and empty mappings are values."""
+    """Return {dotted key: value} of a mapping; lists and empty mappings are values."""
     if isinstance(content, (DictConfig, ListConfig)):
         content = OmegaConf.to_container(content, resolve=True)
     flat: dict[str, Any] = {}
@@ -62,18 +62,18 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """What a run computes.
+    """The part of a run's config that decides its results.
 
-    content: its config as a plain mapping, as report.json, checkpoints and a sweep's ledger keep it.
+    content: the config as a plain mapping, as stored in report.json, checkpoints and a sweep's ledger.
     """
 
     content: Mapping[str, Any]
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """The values by dotted key, without those that may differ between two halves of one run."""
+        """Return {dotted key: value} of the values that decide the results."""
         keys = {key: value for key, value in flatten(self.content).items() if not self.is_free(key)}
-        # Augmentations are applied, and phases trained, in their order, which a mapping's equality ignores.
+        # The order of augmentations and phases matters, but equality of mappings ignores it.
         keys["augmentation"] = [name for name, node in self.content["augmentation"].items() if node is not None]
         if len(order := list(self.content["training"]["phases"])) > 1:
             keys["phases"] = order
@@ -81,22 +81,22 @@ class Identity:
 
     @cached_property
     def hash(self) -> str:
-        """12 hex digits, the same for configs that compute the same."""
+        """Return 12 hex digits, equal for configs with the same results."""
         return hashlib.sha256(json.dumps(self.keys, sort_keys=True).encode()).hexdigest()[:12]
 
     def is_free(self, key: str) -> bool:
-        """Say whether a dotted key changes nothing that a run computes."""
+        """Return whether a dotted key does not affect the results."""
         return any(f"{key}.".startswith(f"{free}.") for free in self._free_keys())
 
     def _free_keys(self) -> list[str]:
-        # A folder of images is the data set; other data sets are the same in any folder.
+        # For `images` the folder decides the data; other data sets are the same in any folder.
         is_folder = self.content["data"]["name"] == "images"
         return [key for key in _FREE_KEYS if not (is_folder and key == "data.dir")]
 
     def differences(self, other: Identity) -> dict[str, tuple[Any, Any]]:
-        """Return {key: (this one's value, the other's)} of what the two compute differently.
+        """Return {key: (own value, other value)} of the differences that affect the results.
 
-        A folder of images may have moved: its fingerprint is compared where the images are loaded.
+        A folder of images may have moved, so data.dir is left out: loading compares the fingerprint.
         """
         changed = {
             key: (self.keys.get(key, "no such key"), other.keys.get(key, "no such key"))
@@ -108,19 +108,19 @@ class Identity:
         return changed
 
     def require_same(self, other: Identity, run_dir: Path) -> None:
-        """Raise ConfigError, naming the keys, if the run in a folder, of this config, cannot continue with the other."""
+        """Raise ConfigError, naming the keys, if a run cannot continue with another config."""
         if changed := self.differences(other):
             advice = f"The run in {run_dir} has another config; use its values, or choose another hydra.run.dir."
             raise ConfigError(f"{changes_text(changed)}\n{advice}")
 
     def described(self, options: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Return {key: value} of what a run computes, as reports show it.
+        """Return {key: value} of the values that decide the results, as shown in reports.
 
-        A group is the name of its option if `options` has it; else the name of its factory, `mean_squared_error`, or of
-        the application it builds, of `augmentation` the transforms, `flip+shift`, of `training` the phases, `head+backbone`.
+        A group is shown by its option in `options`, else by its factory's name (`mean_squared_error`) or application.
+        Without an option, `augmentation` is its transforms (`flip+shift`) and `training` its phases (`head+backbone`).
         """
         content, flat = self.content, flatten(self.content)
-        # An application brings these along.
+        # These follow from the application.
         implied = ("application", "module", "min_image_size") if "application" in content["backbone"] else ()
         left_out = ("_target_", *(f"backbone.{key}" for key in implied))
         shown = {
@@ -136,12 +136,12 @@ class Identity:
 
 
 def changes_text(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return a line for each difference between a run's config and a command's."""
+    """Return one line for each difference between a run's config and a command's."""
     return "\n".join(f"{key}: this run has {old!r}, the command says {new!r}" for key, (old, new) in changed.items())
 
 
 def option_names(choices: Mapping[str, Any] | Sequence[str] | None) -> dict[str, str]:
-    """Return the names of the options chosen for OPTION_GROUPS, from Hydra's choices, a report's, or overrides.
+    """Return {group: chosen option} from Hydra's choices, a report's options or overrides.
 
     Several options of a group are joined by +.
     """
@@ -154,6 +154,6 @@ def option_names(choices: Mapping[str, Any] | Sequence[str] | None) -> dict[str,
 
 
 def folder_name(path: str) -> str:
-    """Return the name of a folder, fit for a run's name: `pets` for ~/pets/; empty if it has none."""
+    """Return a folder's name as a run name: `pets` for ~/pets/; empty if it has none."""
     last = os.path.basename(os.path.abspath(os.path.expanduser(path)))
     return re.sub(r"[^\w.+-]+", "_", last).strip("._")

@@ -1,7 +1,7 @@
-"""Messages for command lines and config files that do not compose: the key, its value, and what to do.
+"""Error messages for command lines and config files that do not compose.
 
-The overrides are composed one after another: the first that fails is wrong, and is compared with what the ones before it
-compose. Only an error in a file is recognised by the text of Hydra's message.
+The overrides are composed one by one. The first that fails is checked against the config composed before it. Only
+errors in files are recognized by the text of Hydra's message.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
 from cifar_research.config.overrides import parse_override, quoted, read_override, typed
 
-# Those that choose another config, see trust.py.
+# They choose another config, see trust.py.
 _HYDRAS_OPTIONS = (
     "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun", "--run", "-r",
 )  # fmt: skip
-# Usual names of a key that are not its own last part.
+# Common names of keys that differ from the key's last part.
 _ABBREVIATIONS = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
     "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
@@ -40,12 +40,12 @@ _OPTIONS = {"ce": "categorical_crossentropy", "xent": "categorical_crossentropy"
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Return a message with the key, its value and the nearest valid name, for an error of Hydra or OmegaConf."""
+    """Return a message for an error of Hydra or OmegaConf: key, value, nearest valid name."""
     return wrong_override(overrides) or _in_a_file(error, overrides)
 
 
 def wrong_override(overrides: Sequence[str]) -> str | None:
-    """Return what is wrong with the first override that does not compose, None if all do."""
+    """Return the problem of the first override that does not compose, None if all do."""
     for word in overrides:
         if parse_override(word) is None:
             return _unreadable(word)
@@ -56,7 +56,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
     for word in groups:
         if sentence := _wrong_group(word, overrides):
             return sentence
-    # Options first: they decide which keys there are.
+    # Options first: they decide which keys exist.
     before = [word for word in overrides if word.startswith("hydra.searchpath=") or word in groups]
     try:
         cfg = conf.compose(before)
@@ -72,7 +72,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
 
 
 def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
-    """Return what is wrong with the choice of an option, as in optimizer=null; None if nothing is."""
+    """Return the problem of an option's choice, as in optimizer=null; None if valid."""
     override = read_override(word)
     group = override.key_or_group
     if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
@@ -104,7 +104,7 @@ def _options_with(group: str, key: str) -> list[str]:
 
 
 def several_values(word: str, overrides: Sequence[str]) -> str:
-    """Return what to do about several values for a key of one run."""
+    """Return the message for a key of one run that has several values."""
     override = read_override(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
@@ -123,7 +123,7 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
-    """Return why an override does not fit the config that the ones before it compose."""
+    """Return the problem of an override with the config that the earlier ones compose."""
     override = read_override(word)
     key, value = override.key_or_group, word.partition("=")[2]
     parent, _, last = key.rpartition(".")
@@ -150,7 +150,7 @@ def missing(key: str) -> str:
 
 
 def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
-    """Return the message for a value of the wrong type; reason: OmegaConf's."""
+    """Return the message for a value of the wrong type; `reason` is OmegaConf's message."""
     value, now = word.partition("=")[2], OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
     if isinstance(now, ListConfig) or "ListConfig" in reason:
         inner = "" if value == "null" else value
@@ -180,7 +180,7 @@ def _plain(value: Any) -> str:
 
 
 def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequence[str] = ()) -> str:
-    """Return the message for an unknown key, with the one that was probably meant; value: None if not known."""
+    """Return the message for an unknown key, with the nearest valid one."""
     problem = f"{key}: there is no such key"
     parts = key.split(".")
     depth = len(parts) - 1
@@ -225,7 +225,7 @@ def meant(name: str, cfg: DictConfig) -> list[str]:
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
     keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.75), [])
-    # A key of the whole training stands for those of its phases.
+    # Prefer a key of the whole training to the same key of its phases.
     return [key for key in keys if ".phases." not in key] or keys
 
 
@@ -234,7 +234,7 @@ def _word(key: str, value: str | None) -> str:
 
 
 def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
-    """Return what is wrong in a config file, by the text of Hydra's error."""
+    """Return the problem in a config file, from the text of Hydra's error."""
     text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
@@ -250,7 +250,7 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _context(overrides: Sequence[str]) -> DictConfig:
-    """Return what the chosen options compose; the defaults if one of them has an error."""
+    """Return the config of the chosen options, or the defaults if one of them is invalid."""
     try:
         return conf.compose(_groups(overrides))
     except Exception:  # noqa: BLE001 — any kind, of a file
@@ -258,13 +258,13 @@ def _context(overrides: Sequence[str]) -> DictConfig:
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that choose one option each."""
+    """Return the overrides that choose a single option."""
     chosen = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
     return grammar.without_sweeps(chosen)
 
 
 def flags(arguments: Sequence[str]) -> str | None:
-    """Return what is wrong with the flags of a command line, None if nothing is."""
+    """Return the problem of a command line's flags, None if they are valid."""
     refused = trust.refused_flags(arguments)
     if hydras := [word for word in refused if word.partition("=")[0] in _HYDRAS_OPTIONS]:
         return f"{' '.join(hydras)}: is not supported; add options with hydra.searchpath=[file://<folder>]"
@@ -282,7 +282,7 @@ def flags(arguments: Sequence[str]) -> str | None:
 
 
 def _unreadable(word: str) -> str:
-    """Return why Hydra cannot read an override, with the one to type if there is one."""
+    """Return why Hydra cannot parse an override, with a correction if possible."""
     key, is_pair, value = word.partition("=")
     problem = f"{word!r} is not an override, key=value"
     if not is_pair:

@@ -1,4 +1,4 @@
-"""Overrides: how Hydra reads the command line's, and how to write them."""
+"""Overrides: parsing, quoting and expanding them with Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 def read_override(word: str) -> Override:
-    """Return an override as Hydra reads it; one of HYDRA_ERRORS if it cannot."""
+    """Parse an override with Hydra; raise one of HYDRA_ERRORS if that fails."""
     return OverridesParser.create().parse_override(word)
 
 
 def parse_override(word: str) -> Override | None:
-    """Return an override as Hydra reads it, None if it cannot."""
+    """Parse an override with Hydra; return None if that fails."""
     try:
         return read_override(word)
     except HYDRA_ERRORS:
@@ -31,7 +31,7 @@ def parse_override(word: str) -> Override | None:
 
 
 def _text_keys() -> set[str]:
-    """Return the keys of the framework's sections, and of Hydra's, that take any text or a list of texts."""
+    """Return the keys that accept any text or a list of texts, including Hydra's."""
     settings = [("", field) for field in fields(schema.Config)]
     settings += [("data.", field) for section in schema.DATA_SECTIONS.values() for field in fields(section)]
     typed = {
@@ -46,9 +46,9 @@ TEXT_KEYS = _text_keys()
 
 
 def with_texts(overrides: Sequence[str]) -> list[str]:
-    """Quote values that Hydra would read as a boolean, a number or null where the key takes a text.
+    """Quote values that Hydra would parse as a boolean, number or null where a key needs text.
 
-    A class folder may be called true, 001 or 1e3, and a preset 2021. A null outside of a list stays null.
+    A class folder may be named true, 001 or 1e3, and a preset 2021. A null outside a list is kept.
     """
     return [_with_texts(word) for word in overrides]
 
@@ -74,7 +74,7 @@ def _with_texts(word: str) -> str:
 
 
 def without_sweeps(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without those that have several values, but with Hydra's own."""
+    """Return the overrides without those that have several values; keep Hydra's own."""
     return [
         word
         for word in overrides
@@ -83,14 +83,14 @@ def without_sweeps(overrides: Sequence[str]) -> list[str]:
 
 
 def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return overrides with `glob(…)` replaced by the options that it matches; ValueError if there are none.
+    """Replace `glob(…)` in overrides by the matching options; ValueError if none match.
 
-    overrides: the whole command line, whose hydra.searchpath counts.
+    overrides: the whole command line, for its hydra.searchpath.
     """
     expanded = []
     for word in swept:
         override = parse_override(word)
-        glob: object = None if override is None else override.value()  # Hydra's type leaves Glob out
+        glob: object = None if override is None else override.value()  # Hydra's annotation lacks Glob
         if override is None or not isinstance(glob, Glob):
             expanded.append(word)
             continue
@@ -106,21 +106,21 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
 
 
 def quoted(text: str) -> str:
-    """Return a text as a value on Hydra's command line, whatever characters it has."""
-    # Hydra takes backslashes for an escape only where a quotation mark follows.
+    """Return a text quoted for Hydra's command line."""
+    # Hydra treats backslashes as an escape only before a quotation mark.
     escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def quoted_if_needed(text: str) -> str:
-    """Return a text as a value on Hydra's command line, in quotes where it would be read as something else."""
+    """Return a text for Hydra's command line, quoted if it would be parsed as another value."""
     override = parse_override(f"key={text}")
     is_same = override is not None and not override.is_sweep_override() and override.value() == text
     return text if is_same else quoted(text)
 
 
 def typed(word: str) -> str:
-    """Return what to type in a shell for an override, in quotes where the shell needs them."""
+    """Return an override as typed in a shell, quoted where the shell needs it."""
     if re.fullmatch(r"[\w.,:/@%+=-]+|~[\w./]+", word):
         return word
     return shlex.quote(word) if re.search(r'["$`!]|\\(?!\')', word) else f'"{word}"'

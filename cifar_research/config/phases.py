@@ -1,4 +1,4 @@
-"""The phases of a training: which weights each trains, how fast, and for how long."""
+"""The phases of training: trained layers, learning rate and number of epochs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Phase:
 
 
 def plan(content: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Return the phases of a config, in their order."""
+    """Return the phases of a config, in order."""
     training, rate = content["training"], content["optimizer"].get("learning_rate")
     return tuple(
         Phase(
@@ -54,13 +54,13 @@ def plan(content: Mapping[str, Any]) -> tuple[Phase, ...]:
 
 
 def total_epochs(training: Mapping[str, Any]) -> int:
-    """Return the epochs of all phases together; training: the config's section."""
+    """Return the number of epochs of all phases; `training` is the config section."""
     epochs = [phase["epochs"] for phase in training["phases"].values()]
     return sum(training["epochs"] if own is None else own for own in epochs)
 
 
 def schedule_span(phases: Sequence[Phase], number: int) -> range:
-    """Return the numbers of the phases that share one schedule with the phase of this number."""
+    """Return the numbers of the phases that share a schedule with phase `number`."""
     first, last = number, number + 1
     while first and phases[first].continues_schedule:
         first -= 1
@@ -70,7 +70,7 @@ def schedule_span(phases: Sequence[Phase], number: int) -> range:
 
 
 def problems(training: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with training.phases, a sentence each, as far as it can be seen without the model."""
+    """Return the problems of training.phases that can be found without the model."""
     if not training["phases"]:
         return ["training.phases: there is none, so nothing would be trained; choose training=scratch, or add one"]
     problems = []
@@ -109,10 +109,10 @@ def _trainable_problems(key: str, value: Any) -> list[str]:
 
 
 def random_backbone_problems(first: Phase, backbone: Mapping[str, Any], default: str | None) -> list[str]:
-    """Return why the first phase may not freeze the backbone: its weights are random. Nothing if it may.
+    """Return why the first phase may not freeze a random backbone; an empty list if it may.
 
-    backbone: its section of the config; default: its factory's own `weights`, None if it has no such setting. Layers
-    that are named one by one, as in {from: block2_conv1}, may be any.
+    backbone: the config section. default: its factory's default of `weights`, None without that parameter. Layers
+    chosen by name, as in {from: block2_conv1}, are not checked.
     """
     if default is None or backbone.get("weights", default) != "none" or first.trainable not in ("none", "upper"):
         return []

@@ -1,4 +1,4 @@
-"""Rules: the ranges and choices of the framework's own sections, and which values go together."""
+"""Rules: valid ranges, choices and combinations of the framework's own settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cifar_research.config.identity import flatten, plain
 from cifar_research.runtime.errors import ConfigError
 
 _MOST = 2**31 - 1
-# By key: whether each end belongs to the range, the lowest and the highest value.
+# By key: which ends are included, the lowest and the highest value.
 _RANGES: dict[str, tuple[str, float, float]] = {
     "seed": ("[]", 0, _MOST),
     "data.val_fraction": ("[)", 0, 1),
@@ -52,7 +52,7 @@ _CHOICES = {
 
 
 def unknown_keys(config: DictConfig) -> list[str]:
-    """Return what is wrong with keys that a + on the command line has added to the framework's own sections."""
+    """Return a problem for each unknown key that a + has added to the framework's sections."""
     data = OmegaConf.get_type(config.data) or schema.DataConfig
     sections = {
         "": schema.Config,
@@ -85,7 +85,7 @@ def _without(config: DictConfig, key: str) -> DictConfig:
 
 
 def out_of_range(content: Mapping[str, Any]) -> list[str]:
-    """Return which values of the framework's own sections are out of range or not a choice, a sentence each."""
+    """Return a problem for each value that is out of range or not a valid choice."""
     flat = flatten(content)
     problems = [
         f"{key}: {problem}" for key, limits in _RANGES.items() if (problem := _range_problem(flat, key, limits))
@@ -101,7 +101,7 @@ def _range_problem(flat: Mapping[str, Any], key: str, limits: tuple[str, float, 
 
 
 def combinations(content: Mapping[str, Any]) -> list[str]:
-    """Return which values do not go together, a sentence each."""
+    """Return a problem for each invalid combination of values."""
     data, training, problems = content["data"], content["training"], []
     if training["patience"] is not None and data["val_fraction"] == 0 and data["validation"] == "holdout":
         problems.append(
@@ -122,7 +122,7 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
         from cifar_research.runtime.environment import is_chief
 
         try:
-            is_chief(training["strategy"])  # reads TF_CONFIG
+            is_chief(training["strategy"])  # raises if TF_CONFIG is invalid
         except ConfigError as error:
             problems.append(str(error))
     problems += folder_problems(data)
@@ -131,7 +131,7 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
 
 
 def folder_problems(data: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the data section's folder, a sentence, if anything is."""
+    """Return the problem of the data section's folder, as a list of at most one sentence."""
     if data["name"] == "images" and data["dir"] is None:
         return ["data.dir: has no value; data=images needs the folder, data.dir=<folder>"]
     return []
@@ -152,7 +152,7 @@ def _warmup(content: Mapping[str, Any]) -> list[str]:
 def image_size_problems(
     data: schema.DataConfig, plan: Sequence[phases.Phase], backbone: Backbone, head: Head
 ) -> list[str]:
-    """Return why the backbone or head cannot take images of the sizes that the data and the phases have."""
+    """Return why the backbone or head does not support the data's or phases' image sizes."""
     size, least = data.image_size, backbone.min_image_size
     if data.standardize and backbone.standardizes:
         return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
@@ -177,7 +177,7 @@ def image_size_problems(
 
 
 def data_problems(content: Mapping[str, Any], num_train: int, num_val: int) -> list[str]:
-    """Return what is wrong with a config for so many training and validation images, a sentence each."""
+    """Return the problems of a config with these numbers of training and validation images."""
     size, plan, problems = content["training"]["batch_size"], phases.plan(content), []
     steps_an_epoch = num_train // size if content["data"]["drop_remainder"] else -(-num_train // size)
     if not steps_an_epoch:

@@ -1,6 +1,6 @@
-"""The sections of the config, with their types and defaults; Hydra holds presets and the command line against them.
+"""The sections of the config, with the types and defaults that Hydra enforces.
 
-The comment behind a key, or above it, is its sentence in docs/configuration.md (scripts/config_tables).
+scripts/config_tables copies the comment behind or above each key into docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-VIEWS = ("none", "flip", "flip_shift")  # of test-time augmentation
+VIEWS = ("none", "flip", "flip_shift")  # modes of test-time augmentation
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What every data set takes; `val` is held out from the training images, stratified, by `split_seed`."""
+    """Settings of every data set; `val` is a stratified split of the training images."""
 
     name: str = MISSING  # The data set; data=OPTION chooses it.
     dir: str | None = None  # The folder with the images; null searches the usual places.
@@ -32,7 +32,7 @@ class DataConfig:
 
     @property
     def image_size(self) -> int:
-        """Pixels, height and width."""
+        """Return the height and width in pixels."""
         return 32
 
 
@@ -57,7 +57,7 @@ class SyntheticConfig(DataConfig):
 
 @dataclass
 class PhaseConfig:
-    """One phase of a training. The head is always trained; `trainable` says what of the backbone is, too."""
+    """One phase of training; the head is always trained, `trainable` adds backbone layers."""
 
     epochs: int | None = None  # The phase's epochs; null is `training.epochs`.
     learning_rate: float | None = None  # The phase's learning rate; null is `optimizer.learning_rate`.
@@ -71,7 +71,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The loop: how long, how precise, on what, and when it evaluates, logs, saves and stops."""
+    """The training loop: duration, precision, devices, evaluation, logging and checkpoints."""
 
     epochs: int = 10  # The epochs of each phase that gives none of its own.
     phases: dict[str, PhaseConfig] = field(default_factory=dict)  # The phases by name, in order.
@@ -98,7 +98,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """Whether the features of a frozen backbone are computed once."""
+    """Whether the features of a frozen backbone are computed once and kept."""
 
     # How many augmented versions of each image are kept; 0 keeps none, null is 1, or 0 with augmentation.
     views: int | None = None
@@ -114,7 +114,7 @@ class TensorBoardConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep runs its jobs; a single run does not use it."""
+    """How a sweep runs its jobs; a single run ignores it."""
 
     on_error: str = "continue"  # What the sweep does when a job fails for good: run the others, or stop.
     retries: int = 1  # How often a failed job is tried again.
@@ -150,14 +150,14 @@ DATA_SECTIONS = {
 
 
 def data_section(content: Mapping[str, Any], **changes: Any) -> DataConfig:
-    """Return the section of that content, the plain mapping that a report keeps, with some values changed."""
+    """Return the data section of a plain mapping, as stored in a report, with changed values."""
     section = DATA_SECTIONS[content["name"]]
     names = {entry.name for entry in fields(section)}
     return section(**{key: value for key, value in {**content, **changes}.items() if key in names})
 
 
 def _writable(section: type) -> DictConfig:
-    """Return the section for Hydra to merge options into, which OmegaConf refuses for frozen dataclasses."""
+    """Return the section as a node that Hydra can merge into; frozen dataclasses forbid that."""
     node = OmegaConf.structured(section)
     nodes = [node]
     for parent in nodes:

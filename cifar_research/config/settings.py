@@ -1,4 +1,4 @@
-"""Settings: a run's config, parsed once, with every value checked and every plug-in built."""
+"""Settings: a run's config, parsed once, with all values checked and plug-ins built."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from cifar_research.runtime.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What a run is made of.
+    """The checked settings and plug-ins of a run.
 
-    The framework's sections are dataclasses of schema.py; backbone, head, loss, optimizer, schedule and transforms are
-    what the factories of their options returned. content: the config as a plain mapping, as report.json keeps it;
-    options: the names of the options chosen, by group; allowed: the packages whose factories may be called.
+    Framework sections are dataclasses of schema.py. The plug-ins (backbone to transforms) are the return values of
+    their factories. content: the config as a plain mapping, as stored in report.json. options: the chosen option of
+    each group. allowed: the packages whose factories may be called.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Settings:
 
     @property
     def total_epochs(self) -> int:
-        """The epochs of all phases together."""
+        """Return the number of epochs of all phases."""
         return phases.total_epochs(self.content["training"])
 
     @property
     def kept_views(self) -> int:
-        """How many views of each image are kept while the backbone is frozen; 0: features are computed every time."""
+        """Return the number of feature sets kept for a frozen backbone; 0 recomputes each time."""
         if self.features.views is None:
             return 0 if self.transforms else 1
-        # Without augmentation all views would be the same.
+        # Without augmentation all views are equal.
         return self.features.views if self.transforms else min(self.features.views, 1)
 
     @property
@@ -69,15 +69,15 @@ class Settings:
 
 
 def parse(overrides: Sequence[str] = ()) -> Settings:
-    """Return the settings that these command-line overrides make; ConfigError, a line for each problem.
+    """Parse command-line overrides; ConfigError has one line for each problem.
 
-    Imports no TensorFlow, unless a factory of the user's does.
+    Does not import TensorFlow, unless a user's factory does.
     """
     return parse_composed(compose(overrides))
 
 
 def parse_composed(composed: Composed) -> Settings:
-    """Return the settings of a composed command line; ConfigError, a line for each problem."""
+    """Parse a composed command line; ConfigError has one line for each problem."""
     if several := next(filter(_has_several_values, composed.overrides), None):
         raise ConfigError(messages.several_values(several, composed.overrides))
     config = without_hydra(composed.config)
@@ -125,7 +125,7 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _plugins(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return what the plug-ins' factories return, by the names of Settings, and what is wrong, a sentence each."""
+    """Return the built plug-ins by their names in Settings, and the problems."""
     augmentation = content["augmentation"]
     if not isinstance(augmentation, Mapping):
         return {}, [f"augmentation: {augmentation!r} is not a mapping from names to transforms"]
@@ -141,23 +141,22 @@ def _plugins(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[dict[
 
 
 def _options(composed: Composed) -> dict[str, str]:
-    """Return the names of a run's options."""
     names = option_names(composed.config.hydra.runtime.choices)
-    # Groups whose content the command line gives value by value, as the overrides that repeat a run do, have no name.
+    # A group has no option name if the command line sets its values directly, as --from-run does.
     changed = {word.lstrip("+~").partition("=")[0] for word in composed.overrides if word[:1] in "+~"}
     changed = {"training" if key.startswith("training.phases") else key for key in changed}
     return {group: name for group, name in names.items() if group not in changed}
 
 
 def network(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[Backbone, Head]:
-    """Return the backbone, without weights, and the head of a finished run; ConfigError if they cannot be built.
+    """Return the untrained backbone and the head of a finished run; ConfigError if invalid.
 
-    content: the run's config, as its report keeps it.
+    content: the run's config as stored in its report.
     """
     backbone = dict(content["backbone"])
-    if "weights" in backbone:  # which may be gone, and which the run's own replace
+    if "weights" in backbone:  # the file may be gone, and the run's own weights replace it
         backbone["weights"] = "none"
-        if backbone.get("batch_norm") == "inference":  # is about training, and needs weights to start with
+        if backbone.get("batch_norm") == "inference":  # affects training only, and requires pretrained weights
             backbone["batch_norm"] = None
     built = [targets.build("backbone", backbone, allowed), targets.build("model", content["model"], allowed)]
     _refuse([problem for _, problems in built for problem in problems])
@@ -165,16 +164,16 @@ def network(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[Backbo
 
 
 def loss(content: Mapping[str, Any], allowed: frozenset[str]) -> Callable[[Any, Any], Any]:
-    """Return the loss of a finished run; ConfigError if it cannot be built. content: the run's config."""
+    """Return the loss of a finished run's config; ConfigError if it cannot be built."""
     value, problems = targets.build("loss", content["loss"], allowed)
     _refuse(problems)
     return value
 
 
 def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> schema.DataConfig:
-    """Return the data section to evaluate a finished run on; ConfigError if the overrides do not compose.
+    """Return the data section for evaluating a finished run; ConfigError if it is invalid.
 
-    content: the run's config; overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the
+    content: the run's config. overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the
     run's starts from that option's defaults.
     """
     own = content["data"]
@@ -189,11 +188,11 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
     changes: dict[str, Any] = {}
     if data.name == own["name"]:
-        # Not the place of a cache, since the report may be a stranger's.
+        # The report is not trusted to choose a cache folder.
         changes |= {key: value for key, value in own.items() if key not in given | {"cache_dir"}}
     elif isinstance(data, schema.ImagesConfig) and "image_size" not in given:
         changes["image_size"] = schema.data_section(own).image_size
-    changes |= {"drop_remainder": False, "train_size": None}  # nothing is trained
+    changes |= {"drop_remainder": False, "train_size": None}  # only for training
     data = schema.data_section(vars(data), **changes)
     _refuse([*rules.out_of_range({"data": vars(data)}), *rules.folder_problems(vars(data))])
     return data

@@ -1,4 +1,4 @@
-"""The settings of a sweep: how its jobs are run, and what its command line says that one run would not take."""
+"""The settings of a sweep, and the checks that separate sweeps from single runs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MULTIRUN = ("-m", "--multirun")
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What a sweep's command line says of the sweep itself.
+    """The settings of a sweep's command line.
 
-    folder: the sweep's, absolute or from here; launcher: what its factory returned; params: hydra.sweeper.params, overrides
-    by key; overrides: the command line's, those that its option or the arguments give several values among them.
+    launcher: returned by its factory. params: hydra.sweeper.params, override values by key. overrides: the whole
+    command line.
     """
 
     overrides: tuple[str, ...]
@@ -36,9 +36,9 @@ class SweepSettings:
 
 
 def _compose(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
-    """Return what the command line of a run or a sweep composes; ConfigError if it does not.
+    """Compose the command line of a run or a sweep; ConfigError if that fails.
 
-    A key that only options of single jobs have, as in backbone=a,b backbone.size=1, is left to the jobs, which check it.
+    Keys that exist only for the options of some jobs, as in backbone=a,b backbone.size=1, are checked by the jobs.
     """
     try:
         return compose(arguments)
@@ -50,7 +50,7 @@ def _compose(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
 
 
 def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettings:
-    """Return the settings of a sweep; ConfigError if they cannot work. arguments: its overrides."""
+    """Return a sweep's settings; ConfigError if they are invalid. arguments: its overrides."""
     config = composed.config
     if problems := rules.out_of_range({"sweep": plain(config.sweep)}):
         raise ConfigError("\n".join(problems))
@@ -66,9 +66,9 @@ def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettin
 
 
 def parse_command(arguments: Sequence[str]) -> SweepSettings | Composed:
-    """Return the settings of a sweep, or what the command line of one run composes; ConfigError if it cannot work.
+    """Return a sweep's settings, or the composed config of one run; ConfigError if invalid.
 
-    A sweep is what has -m among its arguments, or a config that says so (hydra.mode=MULTIRUN).
+    A command is a sweep if it has -m or its config sets hydra.mode=MULTIRUN.
     """
     overrides = [word for word in arguments if word not in MULTIRUN]
     is_multirun = len(overrides) < len(arguments)
@@ -80,13 +80,13 @@ def parse_command(arguments: Sequence[str]) -> SweepSettings | Composed:
 
 
 def parse(arguments: Sequence[str]) -> SweepSettings:
-    """Return the settings of the sweep that these overrides make; ConfigError if they cannot work."""
+    """Return the settings of the sweep of these overrides; ConfigError if they are invalid."""
     overrides = [word for word in arguments if word not in MULTIRUN]
     return _sweep_settings(_compose(overrides, is_multirun=True), overrides)
 
 
 def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
-    """Return what the config's section hydra.launcher describes; ConfigError if it cannot be built."""
+    """Build the launcher of hydra.launcher; ConfigError if that fails."""
     if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
         raise ConfigError("hydra/launcher: Hydra's own are not used; choose hydra/launcher=local, slurm or ray")
     launcher, problems = targets.build("hydra.launcher", plain(node), allowed)
@@ -96,7 +96,7 @@ def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
 
 
 def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
-    """Reject what a sweep's file sets outside of hydra.sweeper.params: the overrides of a job do not have it."""
+    """Reject settings of a sweep's file outside hydra.sweeper.params: jobs would not see them."""
     rest = [word for word in without_sweeps(arguments) if not word.startswith("sweep=")]
     if rest == without_sweeps(arguments):
         return
@@ -112,8 +112,8 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
 
 
 def _refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
-    """Reject what only a sweep uses on the command line of one run, where it would have no effect."""
-    # A run that continues in its folder cannot become a sweep.
+    """Reject settings that only a sweep uses on the command line of one run."""
+    # A run with its own folder cannot become a sweep.
     is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
     leave = "leave it out" if is_begun else "add -m, or leave it out"
     for word in arguments:
@@ -130,12 +130,12 @@ def _refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys that the sweep option among these overrides gives several values."""
+    """Return the keys that the chosen sweep option gives several values."""
     return [str(key) for key in compose(overrides).config.hydra.sweeper.get("params") or {}]
 
 
 def takes_whole_numbers(composed: Composed, key: str) -> bool:
-    """Say whether a key of the config, or the parameter of a factory that it is, takes integers alone."""
+    """Return whether a config key or its factory's parameter has an integer type."""
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(composed.config, parent) if parent else composed.config
     if not isinstance(node, DictConfig) or last not in node:

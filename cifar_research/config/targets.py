@@ -1,8 +1,8 @@
-"""Plug-ins: a section of the config whose `_target_` names a factory, and whose other keys are its parameters.
+"""Plug-ins: sections whose `_target_` names a factory; the other keys are its parameters.
 
-A `_target_` is code that runs, and a config may come from a stranger. So only the framework's own factories are called,
-and those in packages that the user allows: `allow_targets=[my_lab]` on the command line, or $CIFAR_ALLOW_TARGETS. What a
-file says of allow_targets counts for nothing: a config that could allow its own targets would make the check worthless.
+A `_target_` runs code, and a config may not be trustworthy. Only factories of the framework and of packages that the
+user allows are called: `allow_targets=[my_lab]` on the command line, or $CIFAR_ALLOW_TARGETS. A config file cannot set
+allow_targets: otherwise it could allow its own targets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
-# Modules with factories, none of which runs or fetches what its settings name.
+# Modules of factories; none of these runs or downloads anything that its settings name.
 _PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
     f"{_PACKAGE}.{name}"
@@ -37,13 +37,13 @@ _OURS = tuple(
 
 
 def allowed(names: typing.Iterable[str] = ()) -> frozenset[str]:
-    """Return the packages and modules whose factories may be called: these, and those of $CIFAR_ALLOW_TARGETS."""
+    """Return the packages that may be called: `names` and those of $CIFAR_ALLOW_TARGETS."""
     of_environment = os.environ.get(ALLOWING_VARIABLE, "").split(",")
     return frozenset(names) | {name.strip() for name in of_environment if name.strip()}
 
 
 def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
-    """Return what a section may not call, a sentence each, nested ones as well; imports only the framework's modules."""
+    """Return a problem for each forbidden `_target_`; import only the framework's modules."""
     if isinstance(node, (DictConfig, ListConfig)):
         node = OmegaConf.to_container(node, resolve=True)
     if isinstance(node, list):
@@ -69,10 +69,10 @@ def _is_allowed(target: str, allowed: frozenset[str]) -> bool:
 
 
 def _is_ours(target: str) -> bool:
-    """Say whether a target is a name in one of our modules of factories, and not of something they import."""
+    """Return whether a target is defined in one of our factory modules, not imported there."""
     module, _, name = target.rpartition(".")
     if target in _OURS:
-        return True  # and `check` says that it is a module
+        return True  # `_factory` reports that it is a module
     if module not in _OURS or name.startswith("_"):
         return False
     found = getattr(importlib.import_module(module), name, None)
@@ -80,9 +80,9 @@ def _is_ours(target: str) -> bool:
 
 
 def range_problem(value: float | None, ends: str, low: float, high: float = math.inf) -> str | None:
-    """Return why a number is not in a range, None if it is, or is None itself.
+    """Return why a number is out of range; None if it is in range or None.
 
-    ends: as in mathematics, `[)` for low <= value < high; a number that is not finite is in no range.
+    ends: as in mathematics, `[)` for low <= value < high. A number that is not finite is out of every range.
     """
     if value is None:
         return None
@@ -101,19 +101,19 @@ def choice_problem(value: Any, choices: Sequence[str]) -> str:
 
 
 def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:
-    """Raise ValueError, naming the setting, if one of a factory's numbers is not in a range; see range_problem."""
+    """Raise ValueError, naming the setting, if a factory's number is out of range."""
     for name, value in values.items():
         if problem := range_problem(value, ends, low, high):
             raise ValueError(f"{name}: {problem}")
 
 
 def name(target: str) -> str:
-    """Return what a factory is called: one of ours by its own name, another by all of it, since names may be shared."""
+    """Return a factory's short name; the full target if it is not the framework's."""
     return target.rpartition(".")[2] if target.startswith(f"{_PACKAGE}.") else target
 
 
 def error_text(error: BaseException) -> str:
-    """Return what an error of a user's code says, in a line, and where it was raised."""
+    """Return one line for an error in a user's code: type, message and location."""
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if "site-packages" not in frame.filename] or stack
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
@@ -122,9 +122,9 @@ def error_text(error: BaseException) -> str:
 
 
 def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> tuple[Any, list[str]]:
-    """Return what a section's factory returns, and what is wrong, a sentence each: then nothing has been built.
+    """Call a section's factory; return its value (None on failure) and the problems.
 
-    key: the section's, for messages; node: a plain mapping. Held against the factory's signature, then its own rules.
+    key: the section's key, for messages. node: a plain mapping, first checked against the factory's signature.
     """
     if not isinstance(node, Mapping) or not node.get("_target_"):
         return None, [f"{key}: {node!r} has no _target_, the name of a factory; choose an option: {key}=…"]
@@ -149,7 +149,7 @@ def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> 
 
 
 def _factory(target: str) -> tuple[Callable[..., Any], str | None]:
-    """Return the function that a target names, and what is wrong with it if anything is."""
+    """Return the function that a target names, and the problem if it cannot be used."""
     module, _, name = target.rpartition(".")
     factory: Any = None
     try:
@@ -190,7 +190,7 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
 
 
 def parameters(node: Any, allowed: frozenset[str]) -> dict[str, inspect.Parameter]:
-    """Return what a section's factory takes, by name; nothing if it may not be called or does not exist."""
+    """Return the parameters of a section's factory by name; empty if it may not be called."""
     target = str(node.get("_target_") or "") if isinstance(node, (Mapping, DictConfig)) else ""
     if not target or refusals("config", node, allowed):
         return {}
@@ -199,13 +199,13 @@ def parameters(node: Any, allowed: frozenset[str]) -> dict[str, inspect.Paramete
 
 
 def hint(node: Any, setting: str, allowed: frozenset[str]) -> Any:
-    """Return the type of a parameter of a section's factory, Any if it is not known."""
+    """Return the type of a parameter of a section's factory, Any if unknown."""
     parameter = parameters(node, allowed).get(setting)
     return Any if parameter is None else _hint(_factory(str(node["_target_"]))[0], parameter)
 
 
 def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
-    """Return a parameter's type; Any if it has none, or one that is only known to type checkers."""
+    """Return a parameter's type; Any if it has none that can be resolved."""
     if parameter.annotation is parameter.empty:
         return Any
     if not isinstance(parameter.annotation, str):
@@ -217,7 +217,7 @@ def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Say whether a YAML value fits a factory's type hint: an int counts as a float, a bool not as an int."""
+    """Return whether a YAML value fits a type hint: an int fits float, a bool does not fit int."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -237,7 +237,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
-    """Return the end of a sentence that helps with an unknown name: the closest valid one, or all if at `most` so many."""
+    """Return a hint for an unknown name: the closest valid one, or all if at most `most`."""
     valid = sorted(valid)
     if found := closest(name, valid):
         return f"; did you mean {found!r}?"
@@ -245,9 +245,9 @@ def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
 
 
 def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the valid name that was probably meant, an empty text if none is close.
+    """Return the valid name that was probably meant, "" if none is close.
 
-    Before the spelling counts what it stands for: mse is mean_squared_error, cos cosine, horizontal_flip flip.
+    Initials, parts and beginnings are preferred to spelling: mse is mean_squared_error, horizontal_flip is flip.
     """
     names = {str(one).lower(): str(one) for one in valid}
     low = name.lower()

@@ -1,4 +1,4 @@
-"""What only the command line may set, and no file: which code runs. See targets.py for `_target_`."""
+"""Settings that only the command line may set, because they run code; see also targets.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from cifar_research.config.overrides import parse_override
 _KEY = "allow_targets"
 _LOGGING = ("job_logging", "hydra_logging")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# Hydra's flags that only show something. The others choose another config than conf/, which would bypass the schema,
-# or read a pickle.
+# Hydra's flags that only print. The others replace conf/, which bypasses the schema, or read a pickle.
 _SHOWING = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i",
     "--shell-completion", "-sc", "--multirun", "-m",
@@ -23,7 +22,7 @@ _SHOWING = (
 
 
 def allowances(overrides: Sequence[str]) -> list[str]:
-    """Return the packages that the overrides of a command line allow a `_target_` to name."""
+    """Return the packages in allow_targets of a command line's overrides."""
     allowed: Any = []
     for word in overrides:
         override = parse_override(word)
@@ -33,10 +32,9 @@ def allowances(overrides: Sequence[str]) -> list[str]:
 
 
 def of_a_file(overrides: Sequence[str]) -> list[str]:
-    """Return a file's overrides without those that only the user may give.
+    """Return a file's overrides without those that only the command line may set.
 
-    Those are allow_targets and Hydra's own, except for how a sweep is run and which folders hold options: anything else
-    would be imported.
+    Those are allow_targets and Hydra's own, which may import code, except the sweep's and folders of options.
     """
     trusted = []
     for word in overrides:
@@ -60,12 +58,12 @@ def _are_folders(override: Any) -> bool:
 
 
 def is_of_sweep(key: str) -> bool:
-    """Return whether a key of Hydra's own is about how a sweep is run or where options are; jobs take no others."""
+    """Return whether one of Hydra's keys is about the sweep or about folders of options."""
     return re.fullmatch(r"hydra(/launcher|\.(mode|searchpath|sweep\.dir|(launcher|sweeper)(\..+)?))", key) is not None
 
 
 def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Return what a file sets that only the command line may set, a sentence each."""
+    """Return a problem for each value of a file that only the command line may set."""
     allowed, composed = allowances(overrides), list(OmegaConf.select(cfg, _KEY) or [])
     if composed != allowed:
         return [
@@ -79,12 +77,12 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def refused_flags(arguments: Sequence[str]) -> list[str]:
-    """Return Hydra's flags on a command line that would bypass the checks of a config."""
+    """Return Hydra's flags that would bypass the checks of a config."""
     return [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in _SHOWING]
 
 
 def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Return what Hydra itself would run or set for a file: callbacks, log handlers, environment variables."""
+    """Return problems of code or variables that Hydra would run or set for a file."""
     problems = ["hydra.callbacks: are not run by this command; remove them"] if hydra.get("callbacks") else []
     for section in _LOGGING:
         content = OmegaConf.to_container(hydra[section]) if section in hydra else {}
@@ -99,7 +97,7 @@ def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def _foreign(key: str, value: Any) -> list[str]:
-    """Return what is wrong with an entry of a logging config, which can name any callable of any module."""
+    """Return the problem of a logging entry that names code outside of Python's logging."""
     last, text = key.rpartition(".")[2], str(value)
     is_foreign_class = last in ("class", "()") and not (last == "class" and text.startswith("logging."))
     is_foreign_object = text.startswith("ext://") and text not in _STREAMS
