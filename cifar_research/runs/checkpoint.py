@@ -1,4 +1,4 @@
-"""Checkpoints: one file each, written whole or not at all, and read only if its checksum matches."""
+"""Checkpoints: one file each, written atomically and verified by a checksum."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """arrays: every variable by name; meta: what else a run remembers, as JSON knows it."""
+    """arrays: all variables by name; meta: the rest of the run's state, as JSON values."""
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically: a magic line, the SHA-256 of the rest, and the rest, a numpy .npz."""
+    """Write a checkpoint atomically: a magic line, the payload's SHA-256, a numpy .npz payload."""
     buffer = io.BytesIO()
     meta = np.frombuffer(json.dumps(checkpoint.meta).encode(), np.uint8)
     arrays = {**checkpoint.arrays, "meta.json": meta}
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # any name might be that of its other argument, a bool
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # a name might equal its other parameter, a bool
     payload = buffer.getvalue()
     atomic_write(path, MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint; CheckpointError if it is missing, cut short, altered, or something else."""
+    """Read a checkpoint; CheckpointError if it is missing, damaged or not a checkpoint."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -58,22 +58,22 @@ def read(path: Path) -> Checkpoint:
         if not isinstance(meta, dict):
             raise ValueError("it remembers nothing")
         return Checkpoint(loaded, meta)
-    except Exception as error:  # one that was made to fit its checksum may raise anything at all
+    except Exception as error:  # a forged file may raise any kind
         raise CheckpointError(f"{path}: is damaged ({error!r})") from error
 
 
 def _best_of(path: Path) -> int | None:
-    """Return the step of the best weights that a checkpoint speaks of, without reading its arrays."""
+    """Return the step of the best weights that a checkpoint names, without reading its arrays."""
     with zipfile.ZipFile(path) as archive, archive.open("meta.json.npy") as member:
         best = json.loads(np.lib.format.read_array(member, allow_pickle=False).tobytes()).get("best")
     return best and best["step"]
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last few steps, and the best weights that they speak of.
+    """The checkpoints of a run: the latest steps, and the best weights that they name.
 
-    `step-N.ckpt` holds all that a run needs to continue; its meta["best"] names the `best-N.ckpt` with the best weights by
-    validation so far, written before it, so that a kill between the two leaves both usable.
+    `step-N.ckpt` is all that a run needs to continue. Its meta["best"] names `best-N.ckpt`, the best weights by
+    validation, written first: a kill between the two leaves both usable.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -84,31 +84,31 @@ class Checkpoints:
         return self.folder / f"best-{step:08d}.ckpt"
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Write the state after `step` updates, then delete what no kept checkpoint needs any more.
+        """Write the state after `step` updates, then delete files that no kept checkpoint needs.
 
-        FloatingPointError if a weight is not finite: such a state must not push out the last good one.
+        Raises FloatingPointError if a weight is not finite, so that the last good state is kept.
         """
         for name, array in checkpoint.arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise FloatingPointError(f"{name} is not finite at step {step}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / f"step-{step:08d}.ckpt", checkpoint)
-        # Those of later steps are damaged, or the run would have gone on from there.
+        # Later steps must be damaged: the run would have continued from them.
         later = [path for path in self._steps() if path > self.folder / f"step-{step:08d}.ckpt"]
         for path in [*later, *[path for path in self._steps() if path not in later][: -self.keep]]:
             path.unlink()
         try:
             needed = {self.best_path(best) for path in self._steps() if (best := _best_of(path)) is not None}
-        except Exception:  # a damaged archive may raise anything at all
-            return  # better to keep a best too many than to guess what a damaged file spoke of
+        except Exception:  # a damaged archive may raise any kind
+            return  # keep all best weights: the damaged file may name any of them
         for path in self.folder.glob("best-*.ckpt"):
             if path not in needed:
                 path.unlink()
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest intact checkpoint whose best weights are intact too; None if there never was one.
+        """Return the newest intact checkpoint with intact best weights; None if none was written.
 
-        A damaged one is reported by a warning and the one before is used. CheckpointError if all are damaged.
+        Logs a warning for each damaged one. Raises CheckpointError if all are damaged.
         """
         problems = []
         for path in reversed(self._steps()):

@@ -1,4 +1,4 @@
-"""More epochs for a run: only where that gives what a run of so many epochs from the start would have given."""
+"""More epochs for a run, only if the result equals that of a run started with them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EPOCHS = re.compile(r"training\.(phases\.\w+\.)?epochs")
 
 
 def is_asked_for(before: Identity, now: Identity) -> bool:
-    """Say whether two configs differ in numbers of epochs alone."""
+    """Return whether two configs differ only in numbers of epochs."""
     changed = before.differences(now)
     return bool(changed) and all(_EPOCHS.fullmatch(key) for key in changed)
 
@@ -32,10 +32,9 @@ def check(
     meta: Mapping[str, Any] | None,
     ended: Mapping[str, Any] | None,
 ) -> None:
-    """Raise ConfigError, with the command to give instead, if a run cannot continue to other numbers of epochs.
+    """Raise ConfigError, with an alternative, if a run cannot continue to other epochs.
 
-    before: the run's own config; meta: what its last checkpoint holds, None if there is none; ended: its report, None if it
-    has none.
+    before: the run's own config. meta: of its last checkpoint, or None. ended: its report, or None.
     """
     reason = _refusal(phases.plan(before.content), settings, meta, ended)
     if reason is None:
@@ -54,7 +53,7 @@ def check(
 def _refusal(
     old: Sequence[Phase], settings: Settings, meta: Mapping[str, Any] | None, ended: Mapping[str, Any] | None
 ) -> str | None:
-    """Return why a run that continues would not give what one from the start gives, None if it would."""
+    """Return why continuing would differ from starting over, None if it would not."""
     if ended is not None and ended["status"] in ("diverged", "pruned"):
         return f"it has ended as {ended['status']}"
     if meta is None:

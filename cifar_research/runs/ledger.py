@@ -1,4 +1,4 @@
-"""A sweep's cells.json: which jobs there are and how they went."""
+"""A sweep's cells.json: its jobs and their states."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
 
 @dataclass
 class Job:
-    """One run of a sweep: its overrides and its state.
+    """One job of a sweep: its overrides and its state.
 
-    folder: its name in the sweep's folder; config: as composed; is_planned: false for one of an earlier grid.
+    folder: the name in the sweep's folder. config: as composed. is_planned: False for a job of an earlier grid.
     """
 
     folder: str
@@ -42,7 +42,7 @@ class Job:
 
 
 def read(folder: Path) -> tuple[list[str], list[Job]] | None:
-    """Return the arguments and the jobs of the sweep in a folder, None if there is none; ReportError if damaged."""
+    """Return the arguments and jobs of a sweep's folder, or None; ReportError if damaged."""
     path = folder / LEDGER
     try:
         content = json.loads(path.read_bytes())

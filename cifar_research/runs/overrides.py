@@ -1,4 +1,4 @@
-"""The overrides that a run was started with."""
+"""The overrides of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cifar_research.runtime.errors import ConfigError
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """Return the overrides that a run was started with, and its search path; ConfigError if they cannot be read."""
+    """Return a run's overrides and search path; ConfigError if they cannot be read."""
     overrides = _read(folder, "overrides.yaml")
-    # Hydra keeps its own overrides, such as the search path, apart from the others.
+    # Hydra stores its own overrides, such as the search path, in another file.
     hydra = _read(folder, "hydra.yaml")
     try:
         of_hydra = hydra["hydra"]["overrides"]["hydra"]
@@ -23,7 +23,7 @@ def read_overrides(folder: Path) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Any:
-    """Return what Hydra saved in a run's folder."""
+    """Return a file that Hydra saved in a run's folder, parsed."""
     path = folder / ".hydra" / name
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: history.csv and report.json, and the facts about the machine."""
+"""A run's history.csv and report.json, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorb
 
 
 def as_text(value: object) -> str:
-    """Return a value as text that any encoding of Unicode takes, with `?` for bytes of a file's name that are no text."""
+    """Return a value as valid Unicode text, with `?` for invalid bytes of a file name."""
     return str(value).encode(errors="replace").decode()
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write history.csv, a row an epoch, and return its SHA-256; None becomes an empty cell."""
+    """Write history.csv, one row an epoch, None as an empty cell; return its SHA-256."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -51,7 +51,7 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
-    """Read history.csv back; ReportError if it is damaged, or if its SHA-256 is given and is another."""
+    """Read history.csv; ReportError if it is damaged or does not match the SHA-256."""
 
     def value(column: str, cell: str) -> Any:
         if column == "phase":
@@ -66,7 +66,7 @@ def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
             raise ValueError("it is not the one that report.json speaks of")
         text = content.decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        # A file cut within its last number would still look whole.
+        # A file cut within its last number would still parse.
         if tuple(header) != HISTORY_COLUMNS or not text.endswith("\n"):
             raise ValueError("its columns are not a history's, or its end is missing")
         return [{c: value(c, cell) for c, cell in zip(HISTORY_COLUMNS, row, strict=True)} for row in rows]
@@ -85,12 +85,12 @@ def steady_images_per_second(history: Sequence[Mapping[str, Any]]) -> float | No
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write report.json; a number that is not finite becomes null, since JSON has none."""
+    """Write report.json; numbers that are not finite become null, since JSON has none."""
     atomic_write(path, files.dumps(_finite(report)))
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
-    """Read report.json, None if there is none; ReportError if it is damaged."""
+    """Read report.json; None if it is missing, ReportError if it is damaged."""
     try:
         report = files.loads(path.read_bytes())
         if report.get("status") not in ("completed", "diverged", "pruned", "stopped"):
@@ -109,7 +109,7 @@ def read_report(path: Path) -> dict[str, Any] | None:
 
 
 def weights_sha256(model: keras.Model) -> str:
-    """Return a digest of all weights of a model, by their paths, types, shapes and bytes."""
+    """Return a digest of a model's weights: paths, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for weight in sorted(model.weights, key=lambda weight: weight.path):
         value = weight.value.numpy()
@@ -130,7 +130,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the machine's processor, cores, memory in bytes, and the GPUs given."""
+    """Return the processor, cores, memory in bytes, and the given GPUs."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -141,10 +141,10 @@ def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def git(folder: Path) -> dict[str, Any] | None:
-    """Return the commit of the checkout that `folder` belongs to and whether it has changes; None if none."""
+    """Return the commit of a folder's checkout and whether it has changes; None without one."""
 
     def ask(*arguments: str) -> str:
-        # Without locks: the jobs of a sweep must not wait for each other.
+        # Without locks: jobs of a sweep must not wait for each other.
         command = ["git", "--no-optional-locks", *arguments]
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=5, check=True
@@ -152,7 +152,7 @@ def git(folder: Path) -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        # An installed package may lie in the virtual environment of a checkout that knows nothing of it.
+        # The virtual environment of an installed package may be inside an unrelated checkout.
         ask("ls-files", "--error-unmatch", ".")
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -160,9 +160,9 @@ def git(folder: Path) -> dict[str, Any] | None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory this process has held at once."""
+    """Return the peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but there
+    return peak if sys.platform == "darwin" else peak * 1024  # in kilobytes except on macOS
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`--from-run FOLDER`: repeat a run from its report.json alone; `--verify`: compare the results."""
+"""`--from-run FOLDER`: repeat a run from its report.json; `--verify`: compare the results."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from cifar_research.runs import report
 from cifar_research.runs.metrics import difference_interval
 from cifar_research.runtime.errors import ConfigError, DataError
 
-_FEWEST = 10  # test images from which the interval of a difference holds
+_FEWEST = 10  # fewest test images for an interval of the difference
 IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3  # exit codes of --verify
-# The name, which data=… sets, and the cache folder of one machine.
+# data=… sets the name; a cache folder is specific to a machine.
 _LEFT_OUT = ("data.name", "data.cache_dir")
 
 
 @dataclass(frozen=True)
 class Original:
-    """The run to repeat. report: the content of report.json; is_verified: whether to compare with it at the end."""
+    """The run to repeat: its report.json, and whether to compare the results at the end."""
 
     folder: Path
     report: dict[str, Any]
     is_verified: bool
 
     def differences(self) -> list[str]:
-        """Return which versions differ here and may change the results, a sentence each."""
+        """Return a sentence for each version that differs and may change the results."""
         here, there = dict(report.versions()), dict(self.report["versions"])
         git_here, git_there = report.git(Path(__file__).parent), self.report["git"]
         if git_here and git_there:
@@ -46,17 +46,17 @@ class Original:
         ]
 
     def check(self, identity: Identity, run_dir: Path) -> None:
-        """Raise ConfigError if a command would continue in the original's own folder, or verify another config."""
+        """Raise ConfigError for the original's own folder, or for another config with --verify."""
         if run_dir.resolve() == self.folder.resolve():
             raise ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
         if self.is_verified and (changed := Identity(self.report["config"]).differences(identity)):
             raise ConfigError(f"{changes_text(changed)}\n--verify: this is another config; remove these overrides")
 
     def verdict(self, result: Mapping[str, Any]) -> tuple[int, str]:
-        """Return the exit code and the sentence about whether a run has the original's results.
+        """Return the exit code and sentence for how a run's results compare with the original's.
 
-        Identical: the same losses and the same weights. Within noise: the 95 % interval of the difference of the two
-        test accuracies, of as many independent images each, covers 0, or there are too few images for one.
+        Identical: the same losses and weights. Within noise: the 95 % confidence interval of the difference of the test
+        accuracies, as of independent images, contains 0, or there are too few images for an interval.
         """
         if result["status"] != "completed":
             return DIFFERENT, f"Not reproduced: this run has ended as {result['status']}, {self.folder} was completed."
@@ -82,15 +82,15 @@ class Original:
         there, here = self.report["hardware"], result["hardware"]
         if there["cpu"] != here["cpu"]:
             return f" The processor was {there['cpu']}, and is {here['cpu']}."
-        if there["device"] != here["device"]:  # a job of a sweep has its share of the cores
+        if there["device"] != here["device"]:  # a job of a sweep has a share of the cores
             return f" It ran on {there['device']}, and this one on {here['device']}."
         return ""
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
-    """Return the arguments with the overrides that repeat a run in place of `--from-run FOLDER`, and the run.
+    """Replace `--from-run FOLDER` by the overrides that repeat the run; return both.
 
-    ConfigError or ReportError if there is no run to repeat.
+    Raises ConfigError or ReportError if the run cannot be repeated.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--from-run", type=os.path.expanduser)
@@ -118,7 +118,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], Original | Non
 
 
 def data_dir_override(original: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
-    """Return data.dir=… if nothing else says where the data is and the run's is still where the run found it."""
+    """Return data.dir=… if nothing sets it and the run's data is still where it was found."""
     own, found_in = original["config"]["data"], original["data"]["found_in"]
     is_given = os.path.isdir(str(own.get("dir"))) or (own["name"] != "images" and os.environ.get("CIFAR_DATA_DIR"))
     if not found_in or is_given or {"data", "data.dir"} & chosen:
@@ -148,10 +148,10 @@ def _chosen(rest: Sequence[str]) -> set[str]:
 
 
 def _overrides(content: Mapping[str, Any], chosen: Set[str] = frozenset()) -> list[str]:
-    """Return the overrides that compose a config, whatever files it was composed from.
+    """Return the overrides that compose a config, without using any preset.
 
-    chosen: keys and groups that have other values. Such a group has all values of its option; of `training`, the phases
-    and their epochs only.
+    chosen: keys and groups with other values. Such a group takes all values from its option; `training` only the phases
+    and their epochs.
     """
     data, training = content["data"], dict(content["training"])
     is_elsewhere = data["name"] != "images" and not Path(str(data["dir"])).is_dir()
@@ -160,12 +160,12 @@ def _overrides(content: Mapping[str, Any], chosen: Set[str] = frozenset()) -> li
     phases = training.pop("phases")
     overrides = [f"name={_text(content['name'])}", f"seed={_text(content['seed'])}"]
     for group in (*PLUGIN_GROUPS, "augmentation"):
-        # Values win over options, wherever they stand.
+        # Values take precedence over options in any order.
         overrides += [] if group in chosen else [f"~{group}", f"+{group}={_text(content[group])}"]
     if "training" in chosen:
         del training["epochs"]
     else:
-        # Together, since Hydra adds no phase alone; a dictionary is merged with what is there, which would keep its place.
+        # All phases at once: Hydra cannot add a single one. Remove `scratch`, since merging would keep its position.
         overrides += ["~training.phases.scratch", f"++training.phases={_text(phases)}"]
     if "data" in chosen:
         del sections["data"]
@@ -176,12 +176,12 @@ def _overrides(content: Mapping[str, Any], chosen: Set[str] = frozenset()) -> li
         overrides += [
             f"{section}.{key}={_text(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out
         ]
-    # A sweep's file gives way to what the command line says.
+    # The command line takes precedence over a sweep's file.
     return [word for word in overrides if word.partition("=")[0] not in chosen]
 
 
 def _text(value: Any) -> str:
-    """Return a value in the grammar of Hydra's command line; ConfigError for a key that it cannot express."""
+    """Return a value in the grammar of Hydra's command line; ConfigError if a key has no form."""
     if isinstance(value, Mapping):
         for key in value:
             override = parse_override(f"key={{{key}:1}}")

@@ -1,4 +1,4 @@
-"""A run's folder: who may work in it, and what an earlier process has left there."""
+"""A run's folder: its lock, and the state that an earlier process left there."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | None, Checkpoint | None]:
-    """Return the report of a run that has ended in this folder, else the checkpoint that it continues from.
+    """Return the report of a run that has ended here, or the checkpoint to continue from.
 
-    ConfigError if they are of a config that differs in what matters; CheckpointError if there was a checkpoint and none
-    can be used; None, None in a new folder.
+    Both are None in a new folder. ConfigError if of another config, CheckpointError if no checkpoint is usable.
     """
     ended = report.read_report(run_dir / "report.json")
     checkpoints = Checkpoints(run_dir / "checkpoints", settings.training.keep_checkpoints)
@@ -44,7 +43,7 @@ def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | N
             before.require_same(settings.identity, run_dir)
     elif final is not None:
         extension.check(Identity(final["config"]), settings, run_dir, None, final)
-    elif ended is not None or (run_dir / "history.csv").exists():  # both are written after a checkpoint
+    elif ended is not None or (run_dir / "history.csv").exists():  # both are written after the first checkpoint
         raise CheckpointError(
             f"{checkpoints.folder}: this run has started and its checkpoints are gone; restore them from a backup, or "
             "start over in another hydra.run.dir"
@@ -53,16 +52,13 @@ def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | N
 
 
 def _check_moved(section: DataConfig, ended: dict[str, Any]) -> None:
-    """Reject a folder of images that is not the one a run that has ended was trained on, wherever that is now."""
+    """Reject a moved folder of images whose content differs from the training data."""
     if section.name == "images" and section.dir != ended["config"]["data"]["dir"]:
         check_images(ended["data"], datasets.load(section))
 
 
 def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
-    """Raise ConfigError if the images are not those that a run started with.
-
-    before: their fingerprint and classes, and where they were found, as a checkpoint or a report says.
-    """
+    """Raise ConfigError unless a checkpoint's or report's images are those of `data`."""
     if before["fingerprint"] != data.fingerprint:
         raise ConfigError(
             f"data: this run started with the images of fingerprint {before['fingerprint']} in {before['found_in']}, and "
@@ -77,18 +73,18 @@ def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
 
 
 def reopen(run_dir: Path) -> bool:
-    """Remove the report of a run that continues to more epochs; return whether there was one."""
+    """Remove the report of a run that continues to more epochs; return whether one existed."""
     ended = report.read_report(run_dir / "report.json")
     if ended is None or ended["status"] == "stopped":
         return False
-    # The temperature in evaluation.json is of the weights that will be replaced.
+    # The temperature in evaluation.json belongs to weights that will be replaced.
     for name in ("evaluation.json", "report.json"):
         (run_dir / name).unlink(missing_ok=True)
     return True
 
 
 def repair_history(run_dir: Path, ended: dict[str, Any]) -> None:
-    """Write history.csv of a run that has ended again, from its last checkpoint, if it is damaged or gone."""
+    """Restore a damaged or missing history.csv of a run that has ended, from a checkpoint."""
     path, checkpoints = run_dir / "history.csv", Checkpoints(run_dir / "checkpoints", keep=1)
     try:
         report.read_history(path, ended["history_sha256"])
@@ -102,10 +98,9 @@ def repair_history(run_dir: Path, ended: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False) -> Iterator[Callable[[], None]]:
-    """Hold the folder's lock, and yield what to call before the first file is written; see locks.only_process_in.
+    """Hold the folder's lock; yield a function to call before the first write.
 
-    The other workers of a multi-worker run enter beside their chief. What a user can fix, before there is a checkpoint,
-    leaves the folder as it was.
+    Only the chief of a multi-worker run locks. User errors before the first checkpoint leave the folder unchanged.
     """
     if (run_dir / LEDGER).exists():
         raise ConfigError(f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another")
@@ -122,7 +117,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
             before = there
             for name in ("checkpoints", "figures", "tensorboard"):
                 (run_dir / name).mkdir(exist_ok=True)
-            # What a killed process was writing; by whole names, since the folder may hold other things too.
+            # Remove unfinished files of a killed process, by prefix: the folder may contain other files.
             names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")
             for name in (*names, "figures/.curves.png", "figures/.confusion.png"):
                 for path in run_dir.glob(f"{name}*"):
@@ -131,7 +126,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
         try:
             yield begin
         except (ConfigError, DataError):
-            # Only the first step shows what XLA cannot compile, and only kept features that there is no room for them.
+            # XLA errors appear only in the first step, a full disk only when features are written.
             if before is not None and not any(run_dir.glob("checkpoints/*")):
                 keep(False)
                 for path in set(run_dir.iterdir()) - before:
