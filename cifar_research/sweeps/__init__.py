@@ -1,1 +1,1 @@
-"""Sweeps: what they plan, run and remember."""
+"""Sweeps: plan, ledger, execution and search."""

@@ -1,4 +1,4 @@
-"""The ledger of a sweep: how its jobs went, written at each change."""
+"""The ledger of a sweep: the states of its jobs, written at each change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cifar_research.runtime.files import atomic_write
 
 @dataclass
 class Ledger:
-    """The jobs of a sweep and their states; the whole file is rewritten at each change.
+    """The jobs of a sweep and their states; each change rewrites the whole file.
 
-    arguments: the sweep's overrides; jobs: those of its grid, in order; others: of an earlier grid in this folder;
-    news: lines for the user.
+    arguments: the sweep's overrides. jobs: of its grid, in order. others: of an earlier grid in this folder. news:
+    lines for the user.
     """
 
     folder: Path
@@ -36,12 +36,12 @@ class Ledger:
 
     @property
     def context(self) -> list[str]:
-        """Return the overrides that name folders of options and allowed packages, which a job's own may lack."""
+        """Return the overrides of option folders and allowed packages, for jobs that lack them."""
         return [word for word in self.arguments if word.startswith(("hydra.searchpath=", "allow_targets="))]
 
     @classmethod
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Job] | None) -> Ledger:
-        """Compare the planned jobs with those that the folder has, all of which stay if planned is None.
+        """Return the ledger of a folder for the planned jobs; None keeps the folder's jobs.
 
         Nothing is written before `write`.
         """
@@ -59,7 +59,7 @@ class Ledger:
         return ledger
 
     def add(self, job: Job) -> Job:
-        """Add a job; one that computes the same as another of the folder is that one, and keeps its folder."""
+        """Add and return a job; reuse the known job, or its folder, if one is equal."""
         digest = job.identity.hash
         if digest in self._by_hash:
             return self._by_hash[digest]
@@ -71,7 +71,7 @@ class Ledger:
         elif job.folder in self._folders or _is_of_another(self.folder / job.folder, digest):
             job.folder = f"{job.folder}-{digest}"
         job.state, job.reason = _found_state(self.folder / job.folder, job)
-        job.attempts, job.is_planned = 0, True  # each launch allows a job its retries again
+        job.attempts, job.is_planned = 0, True  # each launch resets the retries
         self.jobs.append(job)
         self._by_hash[digest] = job
         self._folders.add(job.folder)
@@ -96,16 +96,16 @@ class Ledger:
 
 
 def _is_of_another(run_dir: Path, digest: str) -> bool:
-    """Return whether a folder has the report of a run that computes something else."""
+    """Return whether a folder has the report of a run with another identity."""
     try:
         ended = report.read_report(run_dir / "report.json")
     except ReportError:
-        return False  # the job reports it itself
+        return False  # reported by the job itself
     return ended is not None and Identity(ended["config"]).hash != digest
 
 
 def _found_state(run_dir: Path, known: Job) -> tuple[str, str | None]:
-    """Return the state of a job of an earlier launch; its report counts more than a ledger that a kill left."""
+    """Return a job's state; its report overrides a ledger left by a killed process."""
     try:
         ended = report.read_report(run_dir / "report.json")
     except ReportError as error:
@@ -117,13 +117,13 @@ def _found_state(run_dir: Path, known: Job) -> tuple[str, str | None]:
 
 
 def _follow_images(folder: Path, known: Sequence[Job], planned: Sequence[Job]) -> None:
-    """Give known jobs the new data.dir of a folder of images that has moved, if it has the same images."""
+    """Update data.dir of known jobs if the folder of images has moved with its content."""
     before, now = ({job.config["data"]["dir"] for job in jobs} for jobs in (known, planned))
     if len(before) != 1 or len(now) != 1 or before == now or planned[0].config["data"]["name"] != "images":
         return
     fingerprint = None
     for job in known:
-        with contextlib.suppress(ReportError):  # the job reports it itself
+        with contextlib.suppress(ReportError):  # reported by the job itself
             ended = report.read_report(folder / job.folder / "report.json")
             fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
     if fingerprint != datasets.load(data_section(planned[0].config["data"])).fingerprint:

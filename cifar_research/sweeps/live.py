@@ -1,4 +1,4 @@
-"""A sweep's display: a table on a terminal that can redraw one, otherwise a line a change."""
+"""A sweep's display: a table on an interactive terminal, else one line a change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.launchers import Launcher
 from cifar_research.sweeps.launchers.worker import LOG
 
-# By state, the most urgent first: its colour in the table.
+# By state, most urgent first: its colour in the table.
 _STYLES = {
     "running": "cyan", "failed": "bold red", "diverged": "yellow", "stopped": "yellow", "completed": "green",
     "pruned": "dim", "queued": "dim", "waiting": "dim",
@@ -30,9 +30,9 @@ _REDRAW_SECONDS = 1.0
 
 
 class Live:
-    """The display of a sweep, from the files of its runs; a context manager.
+    """The display of a sweep, read from the files of its runs; a context manager.
 
-    jobs: a list that a search adds to; total: how many jobs there will be.
+    jobs: a list that a search extends. total: the final number of jobs.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Live:
         self._console = console or Console(highlight=False)
         self._folder, self._jobs, self._launcher, self._total = folder, jobs, launcher, total
         self._started: dict[str, float] = {}
-        self._durations: list[float] = []  # seconds of the jobs that completed in this launch
+        self._durations: list[float] = []  # in seconds, of jobs completed in this launch
         self._drawn = 0.0
         self._live = RichLive(console=self._console, auto_refresh=False) if self._console.is_interactive else None
 
@@ -68,7 +68,6 @@ class Live:
             self._live.update(self._table(), refresh=True)
 
     def ended(self, job: Job) -> None:
-        """Show that a job has ended."""
         seconds = time.monotonic() - self._started.pop(job.folder, time.monotonic())
         if job.is_complete:
             self._durations.append(seconds)
@@ -82,17 +81,15 @@ class Live:
             )
 
     def retry(self, job: Job) -> None:
-        """Show that a job will be tried again."""
         if not self._live:
             self.message(f"{job.folder}: will be tried again")
 
     def message(self, text: str) -> None:
-        """Print a line."""
         self._console.print(Text(text), soft_wrap=True)
         self._console.file.flush()
 
     def summary(self, failed: Sequence[Job], next_commands: Sequence[str]) -> None:
-        """Print how many jobs ended in each state, why some failed, and what to type next."""
+        """Print the number of jobs by state, the failures and the next commands."""
         counts = Counter(job.state for job in self._jobs)
         states = [*COMPLETE, "failed", "stopped", "waiting"]
         self.message(", ".join(f"{counts[state]} {state}" for state in states if counts[state]))
@@ -128,7 +125,7 @@ class Live:
         return "queued" if job.state == "running" and self._launcher.is_queued(job.folder) else job.state
 
     def _progress(self, job: Job) -> tuple[str, float | None]:
-        """Return `3/10` and the validation accuracy of the best epoch so far, from the run's history.csv."""
+        """Return `3/10` and the validation accuracy of the best epoch, from history.csv."""
         training = job.config["training"]
         try:
             rows = report.read_history(self._folder / job.folder / "history.csv")

@@ -1,4 +1,4 @@
-"""The jobs of a sweep and the names of their folders; their states are in ledger.py."""
+"""The jobs of a sweep and the names of their folders."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _LONGEST_NAME = 120
 
 @dataclass(frozen=True)
 class Plan:
-    """The overrides that all jobs of a sweep share, and those with several values, as parsed."""
+    """The parsed overrides of a sweep: those that all jobs share, and those that vary."""
 
     fixed: list[str]
     swept: list[Override]
-    context: list[str]  # folders of options, and the sweep's own settings
+    context: list[str]  # option folders, and the sweep's own settings
 
     @classmethod
     def of(cls, settings: SweepSettings) -> Plan:
-        """Read hydra.sweeper.params and the overrides; a key on the command line replaces what params give it."""
+        """Parse hydra.sweeper.params and the overrides, which take precedence."""
         params, arguments = settings.params, settings.overrides
         _refuse_lost_overrides(arguments)
         for key in params:
@@ -50,7 +50,7 @@ class Plan:
         for word, override in zip(overrides, _parse(overrides), strict=True):
             key = override.get_key_element().removeprefix("++")
             if key in by_key and by_key[key][0].startswith("++") and not word.startswith("++"):
-                word = f"++{word}"  # what it replaces has added the key
+                word = f"++{word}"  # the replaced override added the key
                 (override,) = _parse([word])
             by_key[key] = word, override
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
@@ -63,9 +63,9 @@ class Plan:
         )
 
     def grid(self) -> list[Job]:
-        """Return a job for each combination, the last key varying fastest; two that compute the same are one.
+        """Return a job for each combination, without duplicates; the last key varies fastest.
 
-        ConfigError, naming the job, if one of them could not work.
+        Raises ConfigError, naming the job, if one is invalid.
         """
         for override in self.swept:
             if not override.is_discrete_sweep():
@@ -90,7 +90,7 @@ class Plan:
         return list(jobs.values())
 
     def _refuse_free(self, job: Job) -> None:
-        """Reject keys that vary and change nothing, so that two jobs would be one."""
+        """Reject keys that vary but do not affect the results."""
         for override in self.swept:
             if job.identity.is_free(override.key_or_group):
                 raise ConfigError(
@@ -99,7 +99,7 @@ class Plan:
                 )
 
     def job(self, row: Sequence[str]) -> Job:
-        """Return the job with these values of what varies; ConfigError, naming it, if it could not work."""
+        """Return the job of one combination of values; ConfigError, naming it, if invalid."""
         name = _folder_name(row or self.fixed)
         overrides = [*self.fixed, *row]
         try:
@@ -129,7 +129,7 @@ def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
 
 
 def _folder_name(row: Sequence[str]) -> str:
-    """Return `pooling=max,dropout=0.3` for overrides that vary, fit for a file system."""
+    """Return `pooling=max,dropout=0.3` for varying overrides, as a valid file name."""
     pairs = [word.lstrip("+~").partition("=")[::2] for word in row]
     last = [key.rpartition(".")[2] for key, _ in pairs]
     parts = [f"{end if last.count(end) == 1 else key}={value}" for (key, value), end in zip(pairs, last, strict=True)]

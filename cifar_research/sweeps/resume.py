@@ -1,4 +1,4 @@
-"""What stands on the command line, before Hydra sees it: `resume=FOLDER`, and paths that begin with ~."""
+"""Expansion of the command line before Hydra parses it: `resume=FOLDER`, paths with ~."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from cifar_research.runtime.errors import ConfigError, ReportError
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments as Hydra takes them; ConfigError if there is no run to resume.
+    """Return the arguments with `resume=` and ~ expanded; ConfigError without a run to resume.
 
-    `resume=FOLDER` becomes the overrides that the run in FOLDER was begun with, before those given now, and its
-    folder; whom the run allowed to be called is for the command to say again, since the folder may be a stranger's. A
-    shell leaves the ~ in key=~/path as it is, and Hydra has no word for it.
+    `resume=FOLDER` becomes the run's folder and its original overrides, placed before the new ones. allow_targets must
+    be given again, since the folder is not trusted. Neither the shell nor Hydra expands the ~ in key=~/path.
     """
     arguments = [_with_home(argument) for argument in with_texts(arguments)]
     indices = [index for index, argument in enumerate(arguments) if argument.startswith("resume=")]
@@ -43,8 +42,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     overrides = [word for word in overrides if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
     if sweep is not None:
         overrides += _data_of_a_sweep(folder, sweep[1], [*overrides, *arguments])
-        overrides.append("hydra.mode=MULTIRUN")  # it may have been a sweep by -m alone
-    # Among the other overrides, before them what was given then, so that what is given now wins.
+        overrides.append("hydra.mode=MULTIRUN")  # the sweep may have used only -m
+    # Insert the original overrides before all new ones: the last value counts.
     begin = end
     while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
         begin -= 1
@@ -59,20 +58,20 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 
 def _data_of_a_sweep(folder: Path, jobs: Sequence[Job], overrides: Sequence[str]) -> list[str]:
-    """Return data.dir=… for a sweep that was begun with $CIFAR_DATA_DIR, where that is not set now; see reproduction."""
+    """Return data.dir=… for a sweep started with $CIFAR_DATA_DIR, if that is not set now."""
     names = {job.config["data"]["name"] for job in jobs if job.config["data"]["dir"] is None}
     is_given = os.environ.get("CIFAR_DATA_DIR") or any(word.lstrip("+~").startswith("data.dir=") for word in overrides)
     if is_given or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
         return []
     for job in jobs:
-        with contextlib.suppress(ReportError):  # which the sweep itself will tell
+        with contextlib.suppress(ReportError):  # reported by the sweep itself
             if ended := report.read_report(folder / job.folder / "report.json"):
                 return reproduction.data_dir_override(ended, frozenset(), folder / job.folder)
     return []
 
 
 def _with_home(word: str) -> str:
-    """Return key=~/path or key=~user/path with the home directory in its place; ConfigError if there is none."""
+    """Return key=~/path with the home directory expanded; ConfigError if it does not exist."""
     match = re.match(r"(\+{0,2}([\w./@]+)=)(~[\w.-]*)(?=/|$)", word)
     if match is None:
         return word

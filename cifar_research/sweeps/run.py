@@ -1,7 +1,7 @@
-"""A sweep: many runs of one command in one folder, which continues after whatever stopped it.
+"""A sweep: many runs of one command in one folder, continued after any interruption.
 
-The story is in `run`. A job is the command line of one run, so that it can be repeated by itself. Results are in the
-jobs' own folders; `cells.json` has the plan and the states.
+Start reading at `run`. A job is the command line of one run and can be repeated alone. `cells.json` has the plan and
+the states; the results are in the jobs' folders.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ _REPORT_EVERY_JOBS = 10
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with which Hydra can show its help: a sweep's without -m and overrides with several values."""
+    """Return a sweep's command line without -m and swept values, for Hydra's help."""
     if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
         return list(arguments)
     return without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
 def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
-    """Run every job that this command line spans and that is not complete; return the exit code.
+    """Run all jobs that are not complete; return the exit code.
 
-    0: all have ended; 1: some failed; 128 and the signal's number: stopped, to continue by `resume=`. unlocks: see
-    locks.Lock. Before anything is written, ConfigError if a job's config, the launcher or the folder could not work,
-    DataError if there is no data, LockedError if another sweep runs in the folder.
+    Exit codes: 0 all have ended, 1 some failed, 128 + n stopped by signal n. unlocks: see locks.Lock.
+    Before anything is written, raises ConfigError if a job, the launcher or the folder is invalid, DataError if data is
+    missing, LockedError if another sweep runs in the folder.
     """
     folder, launcher, trials = settings.folder, settings.launcher, settings.sweep.trials
     plan = Plan.of(settings)
     if trials is None:
         planned, space = plan.grid(), None
     else:
-        from cifar_research.sweeps import search  # which takes a third of a second to import
+        from cifar_research.sweeps import search  # imported here because it takes a third of a second
 
         planned, space = None, search.space(plan)
         search.check(folder, space)
@@ -99,8 +99,8 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
 
 @contextlib.contextmanager
 def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
-    """Keep the sweep's folder, but leave it as it was if a cluster refuses the first job, which only the cluster knows."""
-    from cifar_research.comparison import hparams  # which reads a sweep's jobs
+    """Keep the sweep's folder; restore it if the cluster rejects the first job."""
+    from cifar_research.comparison import hparams
 
     there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
     before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE, "study.db")}
@@ -110,7 +110,7 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
     except ConfigError:
         new = set(ledger.folder.iterdir()) - there
         has_job = any(job.is_complete or job.attempts > 1 for job in ledger.jobs)
-        # A job that was taken has made its folder, or waits in the cluster's queue.
+        # An accepted job has a folder, or is in the cluster's queue.
         has_job |= any(ledger.folder / job.folder in new for job in ledger.jobs)
         if not has_job and not any((path / "jobs.json").exists() for path in new):
             keep(False)
@@ -122,9 +122,9 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
 
 
 class Grid:
-    """Yields the jobs of a grid that are not complete, in its order."""
+    """Yields the incomplete jobs of a grid, in order."""
 
-    learns = False  # so that a cluster may have them all at once
+    learns = False  # so a cluster can queue all of them at once
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._waiting = deque(job for job in jobs if not job.is_complete)
@@ -148,23 +148,23 @@ def _run_jobs(
     stop: StopRequest,
     flags: Sequence[str] = (),
 ) -> None:
-    """Start the jobs of the source and record their states, until all have ended or a signal came.
+    """Run the jobs of the source and record their states, until all end or a signal arrives.
 
-    flags: for each job's command line.
+    flags: added to each job's command line.
     """
     again: deque[Job] = deque()
     running: dict[str, Job] = {}
     is_stopping = False
     while True:
         while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
-            # With on_error=stop nothing else is begun before it is clear whether a job has failed for good.
+            # With on_error=stop, start no new job while a failed one is being retried.
             stops = settings.on_error == "stop"
             if stops and any(job_running.attempts > 1 for job_running in running.values()):
                 break
             job = (None if stops and again else source.next()) or (again.popleft() if again else None)
             if job is None:
                 break
-            if job.is_complete:  # its run had ended when a kill came
+            if job.is_complete:  # its run ended before the sweep was killed
                 source.tell(job)
                 continue
             job.attempts += 1
@@ -172,7 +172,7 @@ def _run_jobs(
             running[job.folder] = job
             run_dir = ledger.folder / job.folder
             folder_override = f"hydra.run.dir={quoted(str(run_dir))}"
-            # A preset of the job's own may choose another launcher, which has this job already.
+            # A preset in the job may choose another launcher, but this job is already running in one.
             arguments = [*job.overrides, *ledger.context, "hydra/launcher=local", folder_override, *flags]
             launcher.start(job.folder, arguments, run_dir, source.trial_of(job))
         if not running:
@@ -181,7 +181,7 @@ def _run_jobs(
             job = running.pop(key)
             state, reason = _outcome(ledger.folder / job.folder, code, is_stopping)
             ledger.update(job, state, reason)
-            # A mistake in the config is there the next time, too.
+            # A wrong config would fail again.
             if state == "failed" and code != 2 and job.attempts <= settings.retries and not is_stopping:
                 again.append(job)
                 live.retry(job)
@@ -201,7 +201,7 @@ def _run_jobs(
 
 
 def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | None]:
-    """Return the state of a job whose process has ended, and why it failed; its own report counts most."""
+    """Return the state of an ended job and why it failed; its report takes precedence."""
     killed = -code if code < 0 else code - 128
     try:
         ended = report.read_report(run_dir / "report.json")
@@ -218,7 +218,7 @@ def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | No
 
 
 def _write_report(folder: Path) -> str | None:
-    """Write leaderboard and figures, in a process of its own, whose memory is gone afterwards; return why it cannot."""
+    """Write leaderboard and figures in a child process, to free its memory; return its error."""
     arguments = [sys.executable, "-m", "cifar_research.report", str(folder), "--write"]
     done = subprocess.run(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
@@ -227,8 +227,8 @@ def _write_report(folder: Path) -> str | None:
 
 
 def _write_columns(folder: Path, ledger: Ledger) -> None:
-    """Name TensorBoard's columns before a run does, if it is known what will vary, which a search learns as it goes."""
-    from cifar_research.comparison import hparams, runs  # which read a sweep's jobs
+    """Write TensorBoard's HParams columns early, if the ledger already has jobs."""
+    from cifar_research.comparison import hparams, runs
 
     if ledger.jobs:
         hparams.write(folder, runs.find([str(folder)])[0])
@@ -240,7 +240,7 @@ def _failed(ledger: Ledger) -> list[Job]:
 
 def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
     is_done = all(job.is_complete for job in ledger.jobs) and source.next() is None
-    # What is not read from the folder, see trust, must be given again.
+    # Overrides that are not trusted from a file must be typed again.
     kept = trust.of_a_file(ledger.arguments)
     allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
     again = [] if is_done else [f"{programs.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
@@ -248,7 +248,7 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
 
 
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:
-    """Reject the folder of a run, or of a sweep of the other kind, whose jobs would count as this one's."""
+    """Reject the folder of a run, or of the other kind of sweep, to keep their jobs apart."""
     if any((folder / name).exists() for name in ("report.json", ".hydra", "checkpoints")):
         raise ConfigError(f"hydra.sweep.dir: {folder} is a run's folder; choose another")
     was_search = (folder / "study.db").exists()
@@ -258,7 +258,7 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
 
 
 def _check_data(jobs: Sequence[Job]) -> None:
-    """Raise DataError if data of the jobs cannot be loaded; once of each place, however it is split."""
+    """Raise DataError if the data of a job cannot be loaded; load each source once."""
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     for job in jobs:
         data = job.config["data"]

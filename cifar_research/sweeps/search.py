@@ -1,4 +1,4 @@
-"""A search: each job is proposed from the results of those before, and hopeless runs end early."""
+"""A search: proposes jobs from earlier results, and prunes hopeless runs."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ from cifar_research.sweeps.plan import Plan
 
 optuna.logging.set_verbosity(logging.WARNING)
 STUDY = "study.db"
-_RANDOM_TRIALS = 10  # before the search has seen enough to learn from
+_RANDOM_TRIALS = 10  # random trials before the model-based ones
 _TRIES = 100
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 class Search:
-    """A search by tree-structured Parzen estimators (Bergstra et al. 2011), kept in study.db of the sweep's folder.
+    """A search by tree-structured Parzen estimators (Bergstra et al. 2011), stored in study.db.
 
-    space: what each key of the command line may be; trials: how many there shall be in all, those of earlier launches
-    among them. ConfigError if the folder's study is over another space.
+    space: the distribution of each key; ConfigError if the folder's study has another. trials: in all launches.
     """
 
-    learns = True  # from each outcome, so that it proposes no more at once than run at once
+    learns = True  # from each result, so propose only as many jobs as run at once
 
     def __init__(
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
@@ -56,14 +55,14 @@ class Search:
         _refuse_other(folder, self._space, self._study.user_attrs.get("space", _described(self._space)))
         self._study.set_user_attr("space", _described(self._space))
         trials_before = self._study.get_trials()
-        # Another seed after each restart: the same one would propose the same trials again.
+        # Another seed after each restart: the same one would repeat the trials.
         self._study.sampler = _Unseen(self._space, seed + len(trials_before))
         self._numbers: dict[str, int] = {}
-        # What a kill has left half done goes on first; what has crashed is tried once more.
+        # Continue interrupted trials first, and try crashed ones once more.
         self._begun = deque(trial for trial in trials_before if trial.state is TrialState.RUNNING)
         self._repeated = set(self._study.user_attrs.get("repeated", []))
         for trial in self._begun.copy():
-            if trial.params.keys() != self._space.keys():  # the kill came while it was being drawn
+            if trial.params.keys() != self._space.keys():  # killed while the trial was being drawn
                 self._begun.remove(trial)
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 self._repeated.add(trial.number)
@@ -73,7 +72,7 @@ class Search:
         self._study.set_user_attr("repeated", sorted(self._repeated))
 
     def next(self) -> Job | None:
-        """Return the next job, None if the trials are done or the whole space has been tried."""
+        """Return the next job, None if all trials are done or the space is exhausted."""
         while self._begun or self.num_trials < self._trials:
             try:
                 trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
@@ -82,12 +81,12 @@ class Search:
                 break
             try:
                 job = self._plan.job([f"{key}={_word(value)}" for key, value in trial.params.items()])
-            except ConfigError as error:  # values that do not go together
+            except ConfigError as error:  # an invalid combination of values
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 console.error(str(error))
                 continue
             job = self._ledger.add(job)
-            # Another trial of other words computes the same, and has not ended, or not well.
+            # An equal trial with other values is still running or has failed.
             if job.folder in self._numbers and not job.is_complete:
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 continue
@@ -97,14 +96,14 @@ class Search:
 
     @property
     def num_trials(self) -> int:
-        """How many trials count: all but those that wait, and those that another launch repeats."""
+        """Return the number of trials, without waiting ones and those repeated by another launch."""
         return sum(
             trial.state is not TrialState.WAITING and trial.number not in self._repeated
             for trial in self._study.get_trials(deepcopy=False)
         )
 
     def tell(self, job: Job) -> None:
-        """Tell the search the result of a job; one that was stopped stays open."""
+        """Report the result of a job to the study; a stopped job stays open."""
         number = self._numbers[job.folder]
         if job.state == "failed":
             self._study.set_user_attr("crashed", [*self._study.user_attrs.get("crashed", []), number])
@@ -114,17 +113,17 @@ class Search:
             self._study.tell(number, state=TrialState.PRUNED)
         elif job.state == "completed":
             ended = report.read_report(self._ledger.folder / job.folder / "report.json")
-            # No validation image may be left of a small data set.
+            # A small data set may have no validation images.
             value = ended["val"]["accuracy"] if ended and ended["val"] else None
             self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
     def trial_of(self, job: Job) -> tuple[str, int] | None:
-        """Return the study's address and the trial's number, for the run to report its epochs."""
+        """Return the study's address and the job's trial number."""
         return self._url, self._numbers[job.folder]
 
 
 def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
-    """Raise ConfigError if the folder's study is over another space, ReportError if it is damaged; writes nothing."""
+    """Raise ConfigError if a folder's study has another space, ReportError if it is damaged."""
     path = folder / STUDY
     if not path.exists():
         return
@@ -132,7 +131,7 @@ def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
     try:
         with contextlib.closing(sqlite3.connect(f"file:{_escaped(folder)}?mode=ro", uri=True)) as study:
             described = study.execute(query).fetchone()
-    except sqlite3.OperationalError:  # it was killed before it had a space, or has a journal, which opening it reads
+    except sqlite3.OperationalError:  # killed before the space was stored, or a journal is pending
         return
     except sqlite3.DatabaseError as error:
         raise ReportError(
@@ -154,14 +153,14 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 
 
 def _escaped(folder: Path) -> str:
-    # What addresses and Optuna give a meaning to, and no more: not every SQLAlchemy reads all escapes back.
+    # Escape only what URLs and Optuna interpret: some versions of SQLAlchemy do not decode the rest.
     return re.sub(r"[%?#{}]", lambda character: quote(character[0]), str(folder.absolute() / STUDY))
 
 
 def space(plan: Plan) -> dict[str, Distribution]:
-    """Return what each swept key may be: a list or choice, a range, or an interval, `tag(log, interval(a, b))`.
+    """Return the distribution of each swept key: choices, a range or an interval.
 
-    ConfigError if nothing varies, or if one of the values could not work.
+    `tag(log, interval(a, b))` is logarithmic. Raises ConfigError if nothing varies or a value is invalid.
     """
     distributions = {override.get_key_element(): _distribution(override) for override in plan.swept}
     if not distributions:
@@ -175,7 +174,7 @@ def space(plan: Plan) -> dict[str, Distribution]:
         if isinstance(distribution, CategoricalDistribution)
     ]
     composed = config.compose([*plan.fixed, *chosen, *plan.context])
-    for key, distribution in distributions.items():  # Hydra makes the ends of interval(8,64) floats
+    for key, distribution in distributions.items():  # Hydra converts the ends of interval(8,64) to floats
         if isinstance(distribution, FloatDistribution) and takes_whole_numbers(composed, key):
             if math.ceil(distribution.low) > math.floor(distribution.high):
                 raise ConfigError(f"{key}: there is no whole number from {distribution.low:g} to {distribution.high:g}")
@@ -192,7 +191,7 @@ def space(plan: Plan) -> dict[str, Distribution]:
 
 
 def corners(space: Mapping[str, Distribution]) -> list[list[str]]:
-    """Return the overrides of jobs that have each choice, and each end of each interval, at least once."""
+    """Return overrides of jobs that cover each choice and each end of an interval."""
     first = {key: _ends(distribution)[0] for key, distribution in space.items()}
     rows = [first | {key: value} for key, distribution in space.items() for value in _ends(distribution)]
     return [[f"{key}={_word(value)}" for key, value in row.items()] for row in rows]
@@ -215,7 +214,7 @@ def _distribution(override: Override) -> Distribution:
     if not isinstance(sweep, IntervalSweep):
         return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
     low, high, is_log = sweep.start, sweep.end, "log" in sweep.tags
-    assert low is not None and high is not None  # of an interval
+    assert low is not None and high is not None  # an interval has both
     try:
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=is_log)
@@ -225,19 +224,19 @@ def _distribution(override: Override) -> Distribution:
 
 
 def _word(value: Any) -> str:
-    # Four digits: nobody needs more, and folders are named after them.
+    # Four digits keep the names of folders short.
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class _ExhaustedError(Exception):
-    """Everything in the space has been tried; number: of the trial that has no parameters."""
+    """All of the space has been tried; `number` is the trial without parameters."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 class _Unseen(optuna.samplers.BaseSampler):
-    """Random trials, then TPE's, all their parameters at once, and none that has been before."""
+    """A sampler without repetition: random trials first, then TPE over all parameters jointly."""
 
     def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
         self._space = dict(space)
@@ -272,7 +271,7 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of a space of choices; nothing of one that has an interval."""
+    """Yield every combination of a space of choices; none if it has an interval."""
     choices = [
         distribution.choices for distribution in space.values() if isinstance(distribution, CategoricalDistribution)
     ]
@@ -281,11 +280,10 @@ def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
 
 
 def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
-    """Return what a run asks after each epoch, with its row of the history: whether it is hopeless.
+    """Return a function that decides after each epoch whether a run is hopeless.
 
-    Hopeless is a best validation accuracy so far below the median of the earlier trials' at the same epoch, from the
-    second on (the median stopping rule of Golovin et al. 2017), once five trials are complete, and as many have come as
-    far.
+    Median stopping rule (Golovin et al. 2017): hopeless if the best validation accuracy is below the median of earlier
+    trials at this epoch. It applies from epoch 2 on, with five complete trials and five that reached this epoch.
     """
     url, number = trial
     storage = _storage(url)
@@ -296,7 +294,7 @@ def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
 
     def is_hopeless(row: Mapping[str, Any]) -> bool:
         known = study.get_trials(deepcopy=False)[number].intermediate_values
-        if row["epoch"] not in known:  # it is there if the run went on from a checkpoint before it
+        if row["epoch"] not in known:  # known if the run resumed from an earlier checkpoint
             live.report(row["val_accuracy"], row["epoch"])
         return live.should_prune()
 

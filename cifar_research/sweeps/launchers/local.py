@@ -1,4 +1,4 @@
-"""Jobs on this machine: a few worker processes, each with its share of the cores or its GPU."""
+"""Jobs on this machine, in worker processes that share its cores or GPUs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Worker:
     process: SpawnProcess
     pipe: connection.Connection
     runs: int = 0
-    key: str | None = None  # of its job; None while it is idle
+    key: str | None = None  # None while idle
     job: JobCommand | None = None
 
     def exit_code(self) -> int | None:
@@ -70,7 +70,7 @@ class Local:
         self._shares = _shares(jobs, visible_gpus(), runs_per_gpu)
         self.slots = self.queue = len(self._shares)
         self._runs_per_process = runs_per_process
-        self._workers: dict[int, _Worker] = {}  # by the index of their share
+        self._workers: dict[int, _Worker] = {}  # by the index of the share
         self._is_stopping = False
 
     def open(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ class Local:
             self._workers[index] = _spawn(self._shares[index])
         used = self._workers[index]
         used.key, used.job, used.runs = key, job, used.runs + 1
-        with contextlib.suppress(OSError):  # it died meanwhile, which `wait` sees
+        with contextlib.suppress(OSError):  # it has died, which `wait` detects
             used.pipe.send(job)
 
     def wait(self, seconds: float) -> dict[str, int]:
@@ -132,7 +132,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker may use: its cores' numbers, None for all of them, and its GPU's name."""
+    """The resources of a worker: its cores, None for all, and its GPU's name."""
 
     cores: tuple[int, ...] | None
     gpu: str | None
@@ -143,13 +143,13 @@ def _shares(jobs: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[Sh
         return [Share(None, gpus[i % len(gpus)]) for i in range(jobs or len(gpus) * runs_per_gpu)]
     jobs = jobs or 1
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    # Equal shares, though a core may be left over: a run's last digits depend on how many cores it has.
+    # Equal shares, even if a core is unused: a run's last digits depend on its number of cores.
     size = max(len(cores) // jobs, 1)
     return [Share(tuple(cores[(i * size + j) % len(cores)] for j in range(size)), None) for i in range(jobs)]
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs' names as in CUDA_VISIBLE_DEVICES, without TensorFlow: from that variable or nvidia-smi."""
+    """Return the GPU names from CUDA_VISIBLE_DEVICES or nvidia-smi, without TensorFlow."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
         return [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
@@ -163,7 +163,7 @@ def visible_gpus() -> list[str]:
 
 
 def _spawn(share: Share) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the state of this process's threads
     pipe, other_end = context.Pipe()
     process = context.Process(target=_work, args=(other_end, share), name="job worker")
     process.start()
@@ -174,11 +174,11 @@ def _spawn(share: Share) -> _Worker:
 def _work(pipe: connection.Connection, share: Share) -> None:
     """Run jobs until the pipe closes; the main function of a worker process."""
     with contextlib.suppress(OSError):
-        os.setsid()  # Ctrl-C goes to the sweep, which tells each job once to save and stop
+        os.setsid()  # Ctrl-C must reach only the sweep, which stops each job once
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     if share.cores is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, share.cores)  # TensorFlow and the BLAS libraries count the cores they may use
+        os.sched_setaffinity(0, share.cores)  # TensorFlow and BLAS count the usable cores
     elif share.cores is not None:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(len(share.cores))
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""Jobs as tasks of a Ray cluster that is running; a node that dies costs no job."""
+"""Jobs as tasks of a running Ray cluster; jobs survive the failure of a node."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cifar_research.runtime.programs import pip
 from cifar_research.sweeps.launchers import worker
 from cifar_research.sweeps.launchers.worker import JobCommand
 
-_NODE_FAILURES = 20  # of one job, before it counts as failed
-_STOP = ".stop"  # in a run's folder, which all nodes see: a cancellation does not always reach a task that runs
+_NODE_FAILURES = 20  # of one job, before it is marked failed
+_STOP = ".stop"  # in a run's folder: cancelling does not always reach a running task
 
 
 def ray(*, address: str = "auto", jobs: int | None = None, cpus: int = 1, gpus: float = 0) -> Ray:
@@ -42,7 +42,7 @@ class Ray:
         self._address, self._jobs, self._cpus, self._gpus = address, jobs, cpus, gpus
         self._library: Any = None
         self._task: Any = None
-        self._running: dict[Any, tuple[str, Path]] = {}  # by the reference to a task's result
+        self._running: dict[Any, tuple[str, Path]] = {}  # by the reference of the task's result
 
     def open(self, folder: Path) -> None:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -99,7 +99,7 @@ class Ray:
         for reference, (_, run_dir) in self._running.items():
             if run_dir.is_dir():
                 (run_dir / _STOP).touch()
-            self._library.cancel(reference)  # for tasks that have not begun
+            self._library.cancel(reference)  # for tasks that have not started
 
     def close(self) -> None:
         if self._library is not None:
@@ -110,7 +110,7 @@ class Ray:
 
 
 def _run(job: JobCommand, cpus: int, folder: str) -> int:
-    """Run a job in a process beside Ray's own, so that its end is not the node's."""
+    """Run a job in a separate process, so that its failure does not end Ray's worker."""
     process, is_stopping = worker.spawn(job, cpus, folder), False
     while True:
         try:
@@ -120,7 +120,7 @@ def _run(job: JobCommand, cpus: int, folder: str) -> int:
                     process.terminate()
                     is_stopping = True
             return process.returncode
-        except BaseException:  # cancelled; a second signal would end the run before it has saved
+        except BaseException:  # cancelled; a second signal would prevent saving
             if not is_stopping:
                 process.terminate()
                 is_stopping = True

@@ -1,7 +1,7 @@
 """Jobs on a SLURM cluster, by submitit: arrays with a limit, requeued into the same folder.
 
-The launcher asks squeue for the states of its SLURM jobs: submitit asks the accounting (sacct), which not every cluster
-has. A job's exit code is in a file beside submitit's own.
+States are read from squeue: not every cluster has the accounting (sacct) that submitit uses. A job's exit code is in a
+file beside submitit's own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from cifar_research.sweeps.launchers.worker import STOPPED, JobCommand
 LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and each job's SLURM id
 _JOBS = "jobs.json"
 _LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
-_ASK_SECONDS = 5.0  # between two calls of squeue
-_PREEMPTION_SECONDS = 600.0  # the longest that a preempted job waits to be ended
+_ASK_SECONDS = 5.0  # between calls of squeue
+_PREEMPTION_SECONDS = 600.0  # how long a preempted job waits to be killed
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING", "SUSPENDED"}
 _ALIVE = _QUEUED | {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"}
 
@@ -71,7 +71,7 @@ def slurm(
         "time": minutes,
         "cpus_per_task": cpus,
         "array_parallelism": jobs,
-        "signal_delay_s": min(120, 30 * minutes),  # time to save; SLURM itself may be up to a minute early
+        "signal_delay_s": min(120, 30 * minutes),  # time to save; SLURM may be a minute early
         "additional_parameters": {"requeue": True, **(sbatch or {})},
         "partition": partition,
         "gpus_per_node": gpus or None,
@@ -90,11 +90,11 @@ class Slurm:
         self.slots = jobs
         self._requeues, self._cpus, self._parameters = requeues, cpus, parameters
         self._waiting: dict[str, JobCommand] = {}  # by key: not yet submitted
-        self._ids: dict[str, str] = {}  # the SLURM ids of the jobs that run or are queued
-        self._known_ids: dict[str, str] = {}  # the same, with those of earlier launches and those that have ended
+        self._ids: dict[str, str] = {}  # SLURM ids of running and queued jobs
+        self._known_ids: dict[str, str] = {}  # with ended jobs and those of earlier launches
         self._run_dirs: dict[str, Path] = {}
         self._states: dict[str, str] = {}  # by SLURM id
-        self._missing: set[str] = set()  # keys that squeue did not list when last asked
+        self._missing: set[str] = set()  # keys missing from the last squeue
         self._asked = 0.0
         self._logs = Path()
         self._is_stopping = False
@@ -117,7 +117,7 @@ class Slurm:
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
         known_id = self._known_ids.get(key, "")
         is_alive = self._states.get(known_id) in _ALIVE and self._exit_code(known_id) is None
-        if is_alive and key not in self._run_dirs:  # of an earlier launch
+        if is_alive and key not in self._run_dirs:  # from an earlier launch
             self._ids[key] = known_id
         else:
             self._waiting[key] = JobCommand(arguments, run_dir.absolute(), trial)
@@ -151,7 +151,7 @@ class Slurm:
             _call("scancel", *self._ids.values())
 
     def _submit(self) -> None:
-        """Submit what waits: all at once while nothing runs, since an array keeps its own limit; else what fits."""
+        """Submit waiting jobs: all if none runs (the array has a limit), else those that fit."""
         free = self.slots - len(self._ids) if self._ids else len(self._waiting)
         keys = list(self._waiting)[: max(0, free)]
         if not keys:
@@ -164,7 +164,7 @@ class Slurm:
         executor.update_parameters(**self._parameters)
         errors = io.StringIO()
         try:
-            with contextlib.redirect_stderr(errors):  # submitit prints sbatch's own
+            with contextlib.redirect_stderr(errors):  # submitit prints sbatch's errors
                 submitted = executor.submit_array(
                     [SlurmJob(self._waiting[key], self._cpus, self._logs) for key in keys]
                 )
@@ -174,9 +174,9 @@ class Slurm:
         for key, job in zip(keys, submitted, strict=True):
             del self._waiting[key]
             self._ids[key] = self._known_ids[key] = str(job.job_id)
-            (self._logs / f"{job.job_id}.code").unlink(missing_ok=True)  # of a cluster that has reset its ids
+            (self._logs / f"{job.job_id}.code").unlink(missing_ok=True)  # stale if the cluster has reset its ids
         atomic_write(self._logs / _JOBS, json.dumps(self._known_ids, indent=1).encode())
-        self._asked = time.monotonic()  # squeue lists new jobs a moment later
+        self._asked = time.monotonic()  # squeue lists new jobs with a delay
 
     def _ended(self) -> dict[str, int]:
         ended = {key: code for key, slurm_id in self._ids.items() if (code := self._exit_code(slurm_id)) is not None}
@@ -185,14 +185,14 @@ class Slurm:
         for key, slurm_id in self._ids.items():
             if key in ended or self._states.get(slurm_id) in _ALIVE:
                 self._missing.discard(key)
-            elif key not in self._missing:  # a shared file system may show the exit code a moment later
+            elif key not in self._missing:  # a shared file system may show the exit code late
                 self._missing.add(key)
             else:
                 ended[key] = self._code_of_dead(key, slurm_id)
         return ended
 
     def _ask(self) -> bool:
-        """Read the states of this user's SLURM jobs; return whether squeue answers."""
+        """Read the states of the user's SLURM jobs; return whether squeue answers."""
         self._asked = time.monotonic()
         output = _call("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i %T")
         if output is not None:
@@ -206,11 +206,11 @@ class Slurm:
             return None
 
     def _code_of_dead(self, key: str, slurm_id: str) -> int:
-        """Return the exit code of a job that has left none, and write the reason into its output.log."""
+        """Return the exit code of a job that wrote none; add the reason to its output.log."""
         output = _call("scontrol", "--oneliner", "show", "job", slurm_id) or ""
         fields = dict(re.findall(r"\b(JobState|ExitCode)=(\S+)", output))
         state = fields.get("JobState", "gone")
-        # SLURM forgets tasks of an array that were cancelled before they began.
+        # SLURM forgets array tasks that were cancelled before they started.
         if state == "CANCELLED" or (self._is_stopping and state == "gone"):
             return STOPPED
         detail = f" (exit code and signal {fields['ExitCode']})" if "ExitCode" in fields else ""
@@ -220,7 +220,7 @@ class Slurm:
 
 
 class SlurmJob:
-    """A job on a node, in a process beside this one, which gets SLURM's signals; submitit pickles it."""
+    """A job on a node, run in a child process; receives SLURM's signals, pickled by submitit."""
 
     def __init__(self, job: JobCommand, cpus: int, logs: Path) -> None:
         self._job, self._cpus, self._logs = job, cpus, logs
@@ -235,7 +235,7 @@ class SlurmJob:
             time.sleep(0.2)
         code = self._process.returncode
         if code in (STOPPED, -signal.SIGTERM):
-            # SLURM has stopped it, and requeues a preempted job only if it still runs after its grace time.
+            # SLURM requeues a preempted job only if it still runs after its grace time.
             end = time.monotonic() + _PREEMPTION_SECONDS
             states = ("RUNNING\n", "SUSPENDED\n")
             while time.monotonic() < end and _call("squeue", "--noheader", "--jobs", slurm_id, "--format=%T") in states:
@@ -244,18 +244,18 @@ class SlurmJob:
         atomic_write(self._logs / f"{slurm_id}.code", str(code).encode())
 
     def checkpoint(self) -> Any:
-        """Let the run save, and return what submitit requeues; called shortly before the time limit."""
+        """Save the run shortly before the time limit; return the job for submitit to requeue."""
         from submitit.core.utils import DelayedSubmission
 
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            # Not Popen.wait, whose lock the interrupted code may hold.
+            # Popen.wait would deadlock if the interrupted code holds its lock.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(SlurmJob(self._job, self._cpus, self._logs))
 
 
 def _call(*command: str) -> str | None:
-    """Return what a command prints, None if it fails."""
+    """Return a command's output, None if it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):

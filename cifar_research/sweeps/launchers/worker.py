@@ -1,4 +1,4 @@
-"""One job in a process of its own: the command line of a run, whose output and errors go into its folder."""
+"""A job in its own process: a run's command line, with output in the run's folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from typing import NamedTuple
 from cifar_research.runtime import environment, locks
 
 LOG = "output.log"
-STALE = 75  # the exit code of a job that needs a new process, see environment.StaleProcess
+STALE = 75  # exit code of a job that needs a new process, see environment.StaleProcess
 STOPPED = 128 + signal.SIGTERM
 _ERROR = re.compile(r"(?:error: |\s*(?=[\w.]*(?:Error|Exception|Interrupt)\b))(.+)")
-_PREDECESSOR_SECONDS = 60  # to wait for an earlier process of the same run, which was told to stop
+_PREDECESSOR_SECONDS = 60  # wait for an earlier process of the run to stop
 _SAVE_SECONDS = 60
 
 
 class JobCommand(NamedTuple):
-    """A run of a sweep; trial: the address of a search's study and a trial's number in it."""
+    """A run of a sweep; trial: the address of a search's study and the trial's number."""
 
     arguments: list[str]
     run_dir: Path
@@ -36,7 +36,7 @@ class JobCommand(NamedTuple):
 
 
 def run(job: JobCommand) -> int:
-    """Train as `cifar-train` with the job's arguments would, and return the exit code; output goes to output.log."""
+    """Train with the job's arguments and return the exit code; output goes to output.log."""
     _redirect_output(job.run_dir)
     from cifar_research.config import compose
     from cifar_research.training import command
@@ -64,7 +64,7 @@ def run(job: JobCommand) -> int:
 
 
 def _redirect_output(run_dir: Path) -> None:
-    """Append standard output and error, also of native code, to the job's log, in UTF-8."""
+    """Append stdout and stderr, including native code's, to the job's log, in UTF-8."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOG).open("ab") as log:
         for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
@@ -76,37 +76,37 @@ def _redirect_output(run_dir: Path) -> None:
 
 
 def reason(run_dir: Path) -> str:
-    """Return why a job failed: the last error or exception in its output.log, "" if there is none."""
+    """Return the last error in a job's output.log, "" if there is none."""
     try:
         with (run_dir / LOG).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 65_536))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    # TensorFlow puts the user's exception, indented, into the message of its own.
+    # TensorFlow's message contains the user's exception, indented.
     errors = [match[1] for line in lines if (match := _ERROR.match(line))]
     return errors[-1][:300] if errors else ""
 
 
 def add_error(run_dir: Path, message: str) -> None:
-    """Add an error that the job could not write itself to its output.log."""
+    """Append an error to a job's output.log that the job could not write itself."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
         file.write(f"error: {message}\n")
 
 
 def spawn(job: JobCommand, cores: int, folder: str | None = None) -> subprocess.Popen[bytes]:
-    """Start a job in a process that uses so many cores, and that saves and stops when this process ends.
+    """Start a job in a process with `cores` threads; it saves and stops when this process ends.
 
-    folder: the working directory of the sweep, for the user's modules and relative paths; None is this process's.
+    folder: the working directory, for the user's modules and relative paths; None is this process's.
     """
     job.run_dir.mkdir(parents=True, exist_ok=True)
-    # A cluster seldom binds a job to its cores, and TensorFlow would use all of the node's.
+    # Clusters seldom bind jobs to cores, and TensorFlow would use all of the node's.
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     with (job.run_dir / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", __name__, json.dumps([job.arguments, str(job.run_dir), job.trial])],
-            stdin=subprocess.PIPE,  # which closes when this process ends
+            stdin=subprocess.PIPE,  # closes when this process ends
             stdout=log,
             stderr=log,
             cwd=folder,
@@ -116,7 +116,7 @@ def spawn(job: JobCommand, cores: int, folder: str | None = None) -> subprocess.
 
 
 def stop_after(wait: Callable[[], object]) -> None:
-    """Save and stop this process once `wait`, which waits for its parent's end, returns."""
+    """Save and stop this process once `wait`, which blocks until its parent ends, returns."""
 
     def watch() -> None:
         wait()
@@ -128,7 +128,7 @@ def stop_after(wait: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends it to every process of a job, for the parent
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends it to all processes, but it is for the parent
     stop_after(lambda: os.read(0, 1))
     _arguments, _run_dir, _trial = json.loads(sys.argv[1])
     sys.exit(run(JobCommand(_arguments, Path(_run_dir), _trial and (_trial[0], _trial[1]))))
