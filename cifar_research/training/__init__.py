@@ -1,1 +1,1 @@
-"""Training: setup, state, loop and steps."""
+"""Training: setup, state, loop and steps of a run."""

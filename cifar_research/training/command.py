@@ -1,4 +1,4 @@
-"""The command line of one run: its job, its exit code, and errors as messages."""
+"""The command line of one run: errors as messages, exit codes."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Errors that the user can fix, shown without a traceback. Anything else is a bug, or an error in a user's own module.
+# Shown without a traceback. Any other error is a bug, or is raised by a user's module.
 USER_ERRORS = (
     ConfigError, DataError, WeightsError, CheckpointError, ReportError, LockedError,
 )  # fmt: skip
 
 
 def exit_code(arguments: Sequence[str], work: Callable[[], int]) -> int:
-    """Return what `work` returns; print an error that the user can fix, and return its exit code instead.
+    """Return the exit code of `work`; print errors that the user can fix.
 
-    arguments: the command line, for messages. Logging is as it was afterwards.
+    arguments: the command line, for messages. Restores logging on exit.
     """
     with hydra_job.logging_kept():
-        logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
+        logging.raiseExceptions = False  # no traceback if the disk is too full for the log
         try:
             return work()
         except USER_ERRORS as error:
@@ -68,7 +68,7 @@ def train(
     is_hopeless: loop.Rule | None = None,
     unlocks: bool = False,
 ) -> int:
-    """Train the one run of a command line, and return the exit code; is_hopeless, unlocks: see `run`."""
+    """Train a run, or repeat `original`; return the exit code. Other arguments: see `run`."""
     with hydra_job.of(composed) as this:
         parsed = config.parse_composed(composed)
         if parsed.training.strategy == "multi_worker" and not any(
@@ -80,7 +80,7 @@ def train(
             )
         if original is not None:
             original.check(parsed.identity, this.run_dir)
-            # The overrides that repeat a run give its groups value by value: only those typed now have other options.
+            # --from-run sets groups by their values, so only options typed now differ from the original's.
             options = option_names(original.report["options"]) | option_names(composed.overrides)
             parsed = dataclasses.replace(parsed, options=options)
             for difference in original.differences():
@@ -88,7 +88,7 @@ def train(
         try:
             result = run(parsed, this.run_dir, is_hopeless=is_hopeless, begins=this.begin, unlocks=unlocks)
         except (*USER_ERRORS, OSError) as error:
-            log.info("ended by an error: %s", error)  # in the run's own log; `exit_code` shows it on the terminal
+            log.info("ended by an error: %s", error)  # for the run's log; `exit_code` prints it
             raise
         if result["status"] == "stopped":
             return 128 + result["signal"]

@@ -25,15 +25,15 @@ from cifar_research.training.forward import Forward
 from cifar_research.training.state import TrainState
 
 NAME = "features"
-VERSION = 3  # of what is computed below; with another one all features are computed again
+VERSION = 3  # increase it to invalidate kept features
 _BATCH = 256
 
 
 def keep(settings: Settings, state: TrainState, data: Dataset, tell: Callable[[str], None]) -> tuple[Dataset, Forward]:
     """Return the data set as backbone features, and the forward pass that takes them.
 
-    A feature is float32, pooled if the head begins with pooling. Features are kept in the data cache's folder, by
-    everything that they depend on, and shared by the runs of a sweep; tell is called before they are computed.
+    Features are float32, pooled if the head begins with pooling, and shared by all runs with the same backbone and
+    images. tell: called with a line for the user before features are computed.
     """
     _, head = classifier.parts(state.model)
     pool, rest = _split(head)
@@ -53,7 +53,7 @@ def keep(settings: Settings, state: TrainState, data: Dataset, tell: Callable[[s
 
 
 class _Extraction:
-    """The frozen backbone's features of images, and what identifies them. shape: of one image's feature."""
+    """Computes and identifies a frozen backbone's features; `shape` is that of one feature."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class _Extraction:
         self._augment = tf.function(state.preprocessing.augment, reduce_retracing=True)
 
     def features(self, data: Dataset, split: Split, views: int, *, augments: bool) -> Split:
-        """Return a split as features, those of an earlier run if they are the same."""
+        """Return a split as features, reusing equal ones of an earlier run."""
         identity = self._identity | {"fingerprint": data.fingerprint}
-        if augments:  # as a list, since transforms are applied in their order
+        if augments:  # a list, since the order of transforms matters
             sections = self._settings.content["augmentation"].items()
             transforms = [[name, section, _code(section)] for name, section in sections if section is not None]
             identity |= {"views": [views, self._settings.seed, transforms]}
-        # Rows of the test set's images may have the numbers and labels of some of the training set's.
+        # Rows of the test set may have the same indices and labels as rows of the training set.
         of_train = split.images is data.train.images
         source = "test" if split.images is data.test.images else "training" if of_train else "validation"
         identity |= {"rows": [source, _digest(split.indices, split.labels[split.indices])]}
@@ -117,7 +117,7 @@ class _Extraction:
     def _compute(self, split: Split, view: int, augments: bool, kept: np.ndarray, targets: np.ndarray) -> None:
         """Fill one view's rows of the features and targets."""
         seed = self._settings.seed
-        # Mixing takes its partners from the batch, and a data set may be sorted by class.
+        # Mixing pairs images of a batch, and a data set may be sorted by class.
         order = np.random.default_rng([seed, view]).permutation(len(split)) if augments else np.arange(len(split))
         for begin in range(0, len(split), _BATCH):
             rows = order[begin : begin + _BATCH]
@@ -132,7 +132,7 @@ class _Extraction:
 
 
 def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
-    """Return the pooling layer that a head begins with, None if it begins otherwise, and the rest of the head."""
+    """Return a head's initial pooling layer (None without one) and the rest of the head."""
     layers = getattr(head, "layers", [])
     if len(layers) < 2 or layers[1].name != "head_pool" or layers[1].weights:
         return None, head
@@ -140,7 +140,7 @@ def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
 
 
 def _memory_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Make a .npy file and map it, whole on the disk: writing where there is no room left would kill the process."""
+    """Create and map a .npy file; allocate it first, since writing to a full disk would crash."""
     kept = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):
         size = path.stat().st_size
@@ -150,9 +150,9 @@ def _memory_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _code(section: Mapping[str, Any]) -> str | None:
-    """Return a digest of the file of a user's own factory, which may change.
+    """Return a digest of the file of a user's factory, which may change.
 
-    None for the framework's, see VERSION, and for one without a file.
+    None for the framework's factories (see VERSION) and those without a file.
     """
     module, _, name = section["_target_"].rpartition(".")
     if module.split(".")[0] == __package__.split(".")[0]:
@@ -166,7 +166,7 @@ def _code(section: Mapping[str, Any]) -> str | None:
 
 
 def _values(section: Mapping[str, Any]) -> list[str]:
-    """Return a backbone's settings without the place of its weights, which their digest identifies better."""
+    """Return a backbone's settings except its weights, which are identified by their digest."""
     return [f"{key}={value}" for key, value in sorted(section.items()) if key not in ("weights", "_target_")]
 
 

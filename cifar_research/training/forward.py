@@ -1,4 +1,4 @@
-"""Forward passes: what happens to a batch of images, or of kept features, on its way to logits."""
+"""Forward passes: from a batch of images or kept features to logits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Network = Callable[[Any, bool], Any]  # (inputs, training) -> logits [B, K]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to images and labels before the network.
+    """The processing of images and labels before the network.
 
-    augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the same two.
-    mean, standard_deviation: float32 [C], of the training images by channel; None leaves images in [0, 1].
+    augment: (images float32 [B, H, W, C] in [0, 1], targets [B, K], seed and epoch_seed int32 [2]) -> the first two.
+    mean, standard_deviation: float32 [C], per channel of the training images; None leaves images in [0, 1].
     """
 
     num_classes: int
@@ -29,11 +29,11 @@ class Preprocessing:
     standard_deviation: Any = None
 
     def prepare(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return images float32 [B, H, W, C] in [0, 1] and one-hot targets [B, K] of uint8 images and int labels."""
+        """Return images float32 [B, H, W, C] in [0, 1] and one-hot targets [B, K]."""
         return tf.cast(images, tf.float32) / 255, tf.one_hot(labels, self.num_classes)
 
     def standardize(self, images: tf.Tensor) -> tf.Tensor:
-        """Return images with zero mean and unit variance by channel over the training set, if the config asks for it."""
+        """Return images with zero mean and unit variance by channel, if so configured."""
         return images if self.mean is None else (images - self.mean) / self.standard_deviation
 
 
@@ -41,8 +41,8 @@ class Preprocessing:
 class Forward:
     """The forward pass of a phase: from a batch of the data set to logits and targets.
 
-    train: (inputs, labels, seed int32 [2], epoch_seed int32 [2]) -> (inputs, targets float32 [B, K]); evaluate: (inputs,
-    labels) -> the same; penalties: returns what the network's last call has added to the loss.
+    train: (inputs, labels, seed int32 [2], epoch_seed int32 [2]) -> (inputs, targets float32 [B, K]).
+    evaluate: (inputs, labels) -> the same. penalties: () -> losses added by the network's last call.
     """
 
     train: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
@@ -59,10 +59,10 @@ def of_images(
     views: str = "none",
     image_size: int | None = None,
 ) -> Forward:
-    """Return the forward pass of images uint8 [B, H, W, C] and labels int64 [B], augmented in training.
+    """Return the forward pass of images uint8 [B, H, W, C] and labels int64 [B].
 
-    network: the way through the model, from float32 images to logits; None: all of it. views: of test-time augmentation.
-    image_size: to which images are resized in training, after augmentation.
+    Images are augmented in training. network: from float32 images to logits; None: the whole model. views: of test-time
+    augmentation. image_size: training images are resized to it after augmentation.
     """
 
     def train(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, epoch_seed: tf.Tensor) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The loop: when a run trains, evaluates, logs, saves and stops. What a step does is in steps.py."""
+"""The training loop: when to train, evaluate, log, save and stop; a step is in steps.py."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from cifar_research.training.scoring import Evaluation, Scores
 from cifar_research.training.state import Progress, TrainState
 from cifar_research.training.steps import Totals, many_steps, one_program
 
-# Asked with an epoch's row of the history: whether the run is hopeless.
+# (an epoch's row of the history) -> whether the run is hopeless
 Rule = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase of training with what it works on.
+    """A phase of training with its data: images or features.
 
-    data: images, or features of them; evaluate: scores its splits; is_last: whether no other phase follows; stop: once
-    requested, the run saves and stops; is_hopeless: ends the run as `pruned`.
+    evaluate: scores the splits. is_last: whether no phase follows. stop: a request to save and stop. is_hopeless: True
+    prunes.
     """
 
     phase: Phase
@@ -46,7 +46,7 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """How a training ended: `completed`, `diverged`, `pruned`, or `stopped` by the signal of that number."""
+    """How training ended: `completed`, `diverged`, `pruned`, or `stopped` by a signal."""
 
     status: str
     signal: int | None = None
@@ -62,10 +62,7 @@ def fit(
     saver: Saver,
     outputs: Outputs,
 ) -> Outcome:
-    """Train from `progress.step` to the phase's last step, a validation and a checkpoint at the end of every epoch.
-
-    Changes state and progress, which after a restart come from a checkpoint.
-    """
+    """Train to the phase's last step, updating state and progress; save after every epoch."""
     steps = batches.steps_per_epoch(len(stage.data.train), training.batch_size, stage.drop_remainder)
     total_steps = progress.phase_steps[-1] + steps * stage.phase.epochs
     call, source = prepared(
@@ -110,7 +107,7 @@ def fit(
 def next_phase(state: TrainState, progress: Progress, saver: Saver, *, keeps_optimizer: bool) -> None:
     """Advance to the next phase, starting from the best weights so far.
 
-    keeps_optimizer: keep the optimizer's slots of each weight, instead of resetting them.
+    keeps_optimizer: keep the optimizer's slots instead of resetting them.
     """
     saver.restore_best(state, progress)
     if not keeps_optimizer:
@@ -121,14 +118,14 @@ def next_phase(state: TrainState, progress: Progress, saver: Saver, *, keeps_opt
 
 
 class Clock:
-    """Images a second, without the phase's first call in this process, in which the step is traced."""
+    """Images per second, without the phase's first call, which traces the step."""
 
     def __init__(self) -> None:
         self.first_call_seconds: float | None = None
         self._images = self._seconds = 0.0
 
     def called(self, num_images: float, seconds: float) -> None:
-        """Count a call."""
+        """Add a call."""
         if self.first_call_seconds is None:
             self.first_call_seconds = seconds
         else:
@@ -153,7 +150,7 @@ def prepared(
     total_steps: int,
     drop_remainder: bool,
 ) -> tuple[Callable[..., Totals], Any]:
-    """Return the call that does the steps from `step` on, and the data set that it iterates over."""
+    """Return the function that runs the steps from `step` on, and its data set."""
     settings = {
         "batch_size": training.batch_size,
         "seed": state.seed,
@@ -203,7 +200,7 @@ def _end_epoch(
     outputs: Outputs,
     clock: Clock,
 ) -> None:
-    """Validate, add the epoch to the history, and save; FloatingPointError if a weight or the loss is not finite."""
+    """Validate, extend the history and save; FloatingPointError if a value is not finite."""
     scores = stage.evaluate(stage.data.val) if len(stage.data.val) else None
     _add_row(state, progress, stage.phase.name, scores, clock)
     is_best = _is_best(progress, scores, training.monitor)
@@ -214,13 +211,13 @@ def _end_epoch(
     outputs.scalars(progress.step, {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}, flush=True)
     outputs.histograms(progress.step, state.model)
     saver.save(state, progress)
-    # After the checkpoint, so that a history without one shows that checkpoints were lost.
+    # After the checkpoint, so that a history without checkpoints shows that they were lost.
     if saver.is_chief:
         report.write_history(outputs.folder / "history.csv", progress.history)
 
 
 def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores | None, clock: Clock) -> None:
-    """Close the epoch with a row in the history."""
+    """Add the epoch to the history and reset its totals."""
     loss, accuracy = progress.means
     progress.epoch += 1
     progress.history.append(
@@ -242,13 +239,13 @@ def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores |
 
 
 def _is_best(progress: Progress, scores: Scores | None, monitor: str) -> bool:
-    """Say whether the epoch is the best so far, and if so keep it in progress.best."""
+    """Return whether the epoch is the best so far; if so, store it in progress.best."""
     value = None
     if scores is not None:
         value = scores.accuracy if monitor == "accuracy" else -scores.loss
         if not math.isfinite(value):
             raise FloatingPointError(f"the validation loss is {scores.loss} after epoch {progress.epoch}")
-    # Without validation images the last epoch is the one to test.
+    # Without validation images the last epoch counts as the best.
     is_best = progress.best is None or value is None or value > progress.best["value"]
     if is_best:
         progress.best = {"step": progress.step, "epoch": progress.epoch, "value": value}

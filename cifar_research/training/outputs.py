@@ -1,4 +1,4 @@
-"""Outputs: where a run in progress reports to, and what it leaves behind at its end."""
+"""Outputs: the terminal, TensorBoard and the files of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cifar_research.training.state import Progress, TrainState
 
 @dataclass(frozen=True)
 class Outputs:
-    """The terminal, TensorBoard (writer is None if it is off) and the run's folder."""
+    """The terminal, TensorBoard (writer: None if disabled) and the run's folder."""
 
     display: Display
     writer: Writer | None
@@ -36,25 +36,25 @@ class Outputs:
     tensorboard: TensorBoardConfig
 
     def scalars(self, step: int, values: Mapping[str, float | None], *, flush: bool = False) -> None:
-        """Write those of the values that there are."""
+        """Write the values that are not None."""
         if self.writer is not None:
             self.writer.scalars(step, {tag: value for tag, value in values.items() if value is not None})
             if flush:
                 self.writer.flush()
 
     def histograms(self, step: int, model: keras.Model) -> None:
-        """Write a histogram of each weight, if the config asks for them."""
+        """Write a histogram of each weight, if enabled."""
         if self.writer is not None and self.tensorboard.histograms:
             self.writer.histograms(step, {weight.path: as_array(weight.value) for weight in model.weights})
 
     def before_steps(self, step: int, num_steps: int) -> None:
-        """Start the profiler if the next steps, those from `step` on, are the first to be profiled."""
+        """Start the profiler if the steps from `step` on include the first one to profile."""
         first = self.tensorboard.profile_start_step
         if self.writer is not None and first is not None and step <= first < step + num_steps:
             self.writer.profile_start()
 
     def after_steps(self, step: int, num_steps: int) -> None:
-        """Stop the profiler if the last steps, those up to `step`, were the last to be profiled."""
+        """Stop the profiler if the steps up to `step` include the last one to profile."""
         first, count = self.tensorboard.profile_start_step, self.tensorboard.profile_num_steps
         if self.writer is not None and first is not None and step - num_steps < first + count <= step:
             self.writer.profile_stop()
@@ -64,7 +64,7 @@ class Outputs:
 def opened(
     display: Display, folder: Path, tensorboard: TensorBoardConfig, is_chief: bool, resume_step: int | None
 ) -> Iterator[Outputs]:
-    """Yield the outputs of a run, closed at the end. resume_step: the step it continues from, None for a new run."""
+    """Yield a run's outputs, and close them. resume_step: where it continues, None if new."""
     with display, contextlib.ExitStack() as stack:
         writer = None
         if tensorboard.enabled and is_chief:
@@ -73,13 +73,13 @@ def opened(
 
 
 def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None:
-    """Show in TensorBoard what is about to be trained: the config, the graph, augmented samples."""
+    """Write the config, the graph and augmented samples to TensorBoard."""
     writer.text("config", f"```yaml\n{yaml}```")
     shape = train.images.shape[1:]
     forward = tf.function(lambda images: state.model(images, training=False))
     writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
     count = min(32, len(train))
-    rows = train.indices[[i * len(train) // count for i in range(count)]]  # which may be sorted by class
+    rows = train.indices[[i * len(train) // count for i in range(count)]]  # rows may be sorted by class
     before, targets = state.preprocessing.prepare(train.images[rows], train.labels[rows])
     after, _ = state.preprocessing.augment(before, targets, tf.constant([state.seed, 0]))
     writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
@@ -88,20 +88,20 @@ def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None
 def leave(
     outputs: Outputs, result: dict[str, Any], model: keras.Model, data: Dataset, progress: Progress, test: Scores | None
 ) -> None:
-    """Write what a run is read by: weights, figures, TensorBoard's last pages, and report.json at the end."""
-    from cifar_research.display import figures  # matplotlib takes half a second to import
+    """Write weights, figures and TensorBoard's last pages, then report.json."""
+    from cifar_research.display import figures  # imported here because matplotlib takes half a second
 
     folder, writer = outputs.folder, outputs.writer
     (folder / "figures").mkdir(exist_ok=True)
     history_sha256 = report.write_history(folder / "history.csv", progress.history)
-    if result["status"] != "stopped":  # which continues and writes another one
+    if result["status"] != "stopped":  # a stopped run continues later
         result["history_sha256"] = history_sha256
     if progress.history:
         figures.curves(folder / "figures" / "curves.png", progress.history)
     if test is not None:
         save_weights(model, folder / "model.weights.h5")
         _leave_predictions(outputs, data, progress.step, test)
-    # One that was stopped will end later: TensorBoard takes these once.
+    # A stopped run continues later, and TensorBoard accepts these only once.
     if writer is not None and result["status"] != "stopped" and result["val"] is not None:
         outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
         outcomes |= {} if test is None else {"test/accuracy": test.accuracy}
@@ -130,10 +130,10 @@ def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores)
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Write a .weights.h5 whole or not at all; WriteError if it cannot be written."""
+    """Write a .weights.h5 file atomically; WriteError if that fails."""
     temporary, size = path.with_name(f".{path.name}"), sum(weight.value.numpy().nbytes for weight in model.weights)
     try:
-        # HDF5 that runs out of room ends the process, so room is reserved first.
+        # Reserve space first: on a full disk HDF5 ends the process.
         if hasattr(os, "posix_fallocate"):
             with temporary.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size + 4096 * (len(model.weights) + 4))

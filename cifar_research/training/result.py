@@ -1,4 +1,4 @@
-"""Result: the content of a run's report.json."""
+"""The content of a run's report.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cifar_research.training.state import Progress, TrainState
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended. test: None if it was not tested; seconds: by what they were spent on; trained: parameters by phase."""
+    """The end of a run. test: None if untested; seconds: by activity; trained: by phase."""
 
     outcome: Outcome
     test: Scores | None
@@ -34,8 +34,7 @@ def gather(
 ) -> dict[str, Any]:
     """Return the content of report.json.
 
-    `train` and `val` are those of the best epoch, `train` as measured in training; weights_sha256: of the weights that
-    were tested.
+    `train` and `val` are of the best epoch, `train` as measured during training. weights_sha256: of the tested weights.
     """
     status, test = ending.outcome.status, ending.test
     best_epoch = progress.best and progress.best["epoch"]
@@ -53,7 +52,7 @@ def gather(
             "trainable": max(ending.trained.values()),
             "trainable_by_phase": dict(ending.trained),
         },
-        # Which takes a moment, and a run that was stopped has to end soon.
+        # Skipped if stopped: counting takes time, and the run must end soon.
         "forward_flops": None if status == "stopped" else classifier.forward_flops(state.model),
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
         "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if best and has_val else None,
@@ -82,7 +81,7 @@ def _data(data: Dataset, state: TrainState) -> dict[str, Any]:
         "found_in": data.found_in,
         "note": data.note,
         "left_out": dict(data.left_out),
-        # So that a model can be used without its data.
+        # The model must be usable without its data.
         "standardization": None if mean is None else {"mean": mean.tolist(), "deviation": deviation.tolist()},
     }
 

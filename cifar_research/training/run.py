@@ -42,14 +42,13 @@ def run(
     begins: Callable[[], None] | None = None,
     unlocks: bool = False,
 ) -> Report:
-    """Train, test and report one classifier in the folder `run_dir`; return the content of its report.json.
+    """Train, test and report one classifier in `run_dir`; return the content of report.json.
 
-    is_hopeless: asked after each epoch with its row of the history; if it says so the run ends as `pruned`, untested.
-    begins: called when everything has been checked, before the first file is written; unlocks: see locks.Lock.
-    Called again in the same folder it continues where it stopped, or returns the report it wrote if it had ended.
-    Raises an error for the user, and leaves the folder as it was: ConfigError if the config is not the folder's or cannot
-    work, DataError if data is missing or damaged, CheckpointError if no checkpoint can be used, LockedError if another
-    process trains there.
+    In a folder with an earlier run of this config, continues it, or returns its report if it has ended.
+    is_hopeless: called after each epoch with its row of the history; True ends the run as `pruned`, untested.
+    begins: called after all checks, before the first file is written. unlocks: see locks.Lock.
+    Raises, with the folder unchanged, ConfigError if the config is invalid or differs from the folder's, DataError if
+    data is missing or damaged, CheckpointError if no checkpoint is usable, LockedError if another process trains there.
     """
     began, seconds = time.perf_counter(), dict[str, float | None]()
     run_dir, is_chief = Path(run_dir), environments.is_chief(settings.training.strategy)
@@ -60,7 +59,7 @@ def run(
             run_folder.repair_history(run_dir, ended)
             display.message(f"{run_dir}: this run has ended already, {ended['status']}.")
             return ended
-        # Data before TensorFlow: what is missing or damaged is reported at once.
+        # Data before TensorFlow: errors in the data are reported at once.
         with _timed(seconds, "data"):
             data = _load_data(settings, checkpoint)
         with _timed(seconds, "import"):
@@ -73,7 +72,7 @@ def run(
                 setup.load_weights(state, settings.backbone, data)
             else:
                 saver.restore(state, progress, checkpoint)
-        # Of all phases, so that a wrong layer name in the last one costs no training of the first.
+        # Check all phases now: a wrong layer name must not fail after the first has trained.
         trained = setup.trained_by_phase(settings, state)
         keep()
         if begins is not None and is_chief:
@@ -96,7 +95,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run in progress. seconds: by what they were spent on."""
+    """A run in progress; `seconds` is the time by activity."""
 
     settings: Settings
     data: Dataset
@@ -123,7 +122,7 @@ def _saver(settings: Settings, data: Dataset, environment: Environment, run_dir:
 
 
 def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
-    """Return the data, the same that the checkpoint was trained on; ConfigError for what only it can show."""
+    """Return the data, the same as the checkpoint's; ConfigError if it does not fit the config."""
     before = {} if checkpoint is None else checkpoint.meta
     found_in = before["found_in"] if before else None
     try:
@@ -140,7 +139,7 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
 
 
 def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> None:
-    """Show what is about to be trained, and from where a run continues."""
+    """Show the config of the run, and the step from which it continues."""
     from cifar_research.training import outputs
 
     settings, data, display, folder = run.settings, run.data, run.outputs.display, run.outputs.folder
@@ -178,7 +177,7 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
             loop.next_phase(state, progress, saver, keeps_optimizer=phase.keeps_optimizer)
         run.outputs.display.phase(*header.phase(settings, number))
         began = time.perf_counter()
-        # Outside of stop_signals: everything is saved, and a signal may end a computation of features at once.
+        # Outside stop_signals: all is saved, so a signal may interrupt the computation of features.
         phase_data, phase_forward = setup.enter(settings, state, data, progress, run.outputs.display.message)
         progress.seconds += time.perf_counter() - began
         is_of_images = phase_data is data

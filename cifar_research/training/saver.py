@@ -1,4 +1,4 @@
-"""Saving and restoring: between a run's state and its checkpoints."""
+"""Saving a run's state to checkpoints, and restoring it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from cifar_research.runtime.errors import CheckpointError
 from cifar_research.training.scoring import as_array, averaged_weights
 from cifar_research.training.state import Progress, TrainState
 
-_CHIEF_SECONDS = 120  # for the chief to write what the other workers read
+_CHIEF_SECONDS = 120  # to wait for the chief's file
 
 
 @dataclass(frozen=True)
 class Saver:
     """Writes a run's checkpoints, if this process is the chief.
 
-    identity: what is compared on resume: config, classes, the images' fingerprint, the device; began:
-    time.perf_counter() at this process's first step.
+    identity: compared on resume: config, classes, fingerprint, device. began: time.perf_counter() at the first step.
     """
 
     checkpoints: Checkpoints
@@ -37,7 +36,7 @@ class Saver:
             self.checkpoints.save(progress.step, Checkpoint(arrays, meta))
 
     def save_best(self, state: TrainState, progress: Progress) -> None:
-        """Write the weights, averaged if the state averages them, as the best so far."""
+        """Write the weights, or their averages, as the best so far."""
         if self.is_chief:
             with averaged_weights(state):
                 arrays = {f"model/{weight.path}": as_array(weight.value) for weight in state.model.weights}
@@ -45,12 +44,12 @@ class Saver:
             write(self.checkpoints.best_path(progress.step), Checkpoint(arrays, {"best": progress.best}))
 
     def restore_best(self, state: TrainState, progress: Progress) -> None:
-        """Load the best weights by validation into the model, and into the averages if the state has them."""
-        assert progress.best is not None  # there is one after the first epoch
+        """Load the best weights into the model, and into the averages if there are any."""
+        assert progress.best is not None  # set after the first epoch
         path = self.checkpoints.best_path(progress.best["step"])
         end = time.monotonic() + _CHIEF_SECONDS
         while not self.is_chief and not path.exists() and time.monotonic() < end:
-            time.sleep(0.1)  # the chief writes it, and is not always first
+            time.sleep(0.1)  # wait until the chief has written it
         arrays = read(path).arrays
         for weight in state.model.weights:
             weight.value.assign(arrays[f"model/{weight.path}"])
@@ -59,7 +58,7 @@ class Saver:
 
 
 def restore(state: TrainState, progress: Progress, checkpoint: Checkpoint) -> None:
-    """Set state and progress to those of a checkpoint; CheckpointError if it is for a different model."""
+    """Restore state and progress; CheckpointError if the checkpoint is for a different model."""
     variables = state.variables()
     advice = "its code has changed since; restore the code, or choose another hydra.run.dir"
     if variables.keys() != checkpoint.arrays.keys():

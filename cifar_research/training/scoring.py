@@ -1,4 +1,4 @@
-"""Scoring: the loss and accuracy of a split, with the weights as they are or with their averages."""
+"""Scoring: the loss and accuracy of a split, with the weights or their averages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cifar_research.training.steps import eval_step
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a split: the mean loss over images, the accuracy, and each image's predicted class, int64 [N]."""
+    """Scores of a split: mean loss and accuracy over images, and predicted classes int64 [N]."""
 
     loss: float
     accuracy: float
@@ -27,7 +27,7 @@ class Scores:
 
 
 class Evaluation:
-    """Scores splits by one forward pass; traced once. device: where batches are copied to ahead of time."""
+    """Scores splits with one forward pass, traced once. device: batches are prefetched to it."""
 
     def __init__(self, state: TrainState, batch_size: int, forward: Forward, device: str | None) -> None:
         self._state, self._batch_size, self._forward, self._device = state, batch_size, forward, device
@@ -36,7 +36,7 @@ class Evaluation:
     def __call__(self, split: Split) -> Scores:
         """Score every image of the split, whatever the batch size."""
         dataset = batches.evaluation(split, batch_size=self._batch_size, device=self._device)
-        if self._call is None:  # with the sizes of batches left open, since the last one is often smaller
+        if self._call is None:  # trace with an open batch size, since the last batch is often smaller
             state, forward = self._state, self._forward
             self._call = tf.function(
                 lambda inputs, labels: eval_step(state, inputs, labels, forward), dataset.element_spec
@@ -51,7 +51,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def averaged_weights(state: TrainState) -> Iterator[None]:
-    """Replace the weights by their averages within the context, if the state has averages."""
+    """Replace the weights by their averages, if there are any, within the context."""
     if not state.averages:
         yield
         return
@@ -67,5 +67,5 @@ def averaged_weights(state: TrainState) -> Iterator[None]:
 
 
 def as_array(variable: Any) -> np.ndarray:
-    """Return the value of a variable, of one replica if there are several."""
+    """Return a variable's value, from one replica if there are several."""
     return tf.convert_to_tensor(variable).numpy()

@@ -1,4 +1,4 @@
-"""Setup: from settings to the state that the loop works on, its first weights, and what each phase changes of it."""
+"""Setup: builds the state from settings, loads first weights, and enters phases."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ from cifar_research.training.state import Progress, TrainState
 
 
 def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainState:
-    """Build the model and all that a step needs, before the first phase; called inside the strategy's scope.
-
-    batch_shards: see shards.count.
-    """
+    """Build the model and the state before the first phase, in the strategy's scope."""
     smallest_batch = _smallest_batch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)
     image_shape, num_classes = data.train.images.shape[1:], len(data.classes)
     model = classifier.classifier(settings.backbone, settings.head, image_shape, num_classes)
@@ -49,10 +46,7 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
 
 
 def _smallest_batch(num_images: int, batch_size: int, drop_remainder: bool) -> int:
-    """Return how many images the smallest batch has; reject one that leaves a replica of the strategy without any.
-
-    TensorFlow's convolutions on a processor take no empty batch.
-    """
+    """Return the smallest batch's size; ConfigError if a replica would get an empty one."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     smallest = batches.smallest(num_images, batch_size, drop_remainder)
     if smallest < replicas:
@@ -74,10 +68,10 @@ def _check_loss(loss: Callable[[Any, Any], Any], name: str, num_classes: int) ->
 
 
 def load_weights(state: TrainState, backbone: Backbone, data: Dataset) -> None:
-    """Load the backbone's first weights; a run that continues has its own."""
+    """Load the backbone's first weights, and set the averages to the weights."""
 
     def images() -> np.ndarray:
-        # The first 5,000, or as many as have as many pixels; of folders, which are sorted by class, evenly from all.
+        # The first 5,000, fewer if they are large; from folders, which are sorted by class, evenly spaced.
         rows, most = data.train.indices, 5_000 * 32 * 32 // int(np.prod(data.train.images.shape[1:3]))
         count = min(max(most, 1), 5_000, len(rows))
         rows = rows[np.arange(count) * len(rows) // count] if data.name == "images" else rows[:count]
@@ -97,15 +91,15 @@ def enter(
     progress: Progress,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Dataset, Forward]:
-    """Set the state to the current phase; return the phase's data, images or features, and their forward pass.
+    """Enter the current phase; return its data (images or features) and forward pass.
 
-    tell: called with a line for the user before something takes long.
+    tell: called with a line for the user before a long computation.
     """
     phase = settings.phases[progress.phase]
     backbone, head = classifier.parts(state.model)
     layers = trainable.trained_layers(phase.trainable, backbone, settings.backbone.upper_blocks)
     for layer in classifier.leaves(backbone):
-        layer.trainable = layer in layers  # which also freezes its moving statistics
+        layer.trainable = layer in layers  # also freezes moving statistics
     is_inference = phase.is_backbone_frozen or settings.backbone.runs_in_inference
 
     def network(images: Any, training: bool) -> Any:
@@ -127,7 +121,7 @@ def enter(
 
 
 def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int) -> Callable[[Any], Any]:
-    """Return the phase's learning rate as a function of the updates done in the run, float32."""
+    """Return the phase's learning rate as a function of the run's step, float32."""
     rate, schedule = settings.phases[progress.phase].learning_rate, settings.schedule
     span = phases.schedule_span(settings.phases, progress.phase)
     first_step = progress.phase_steps[span.start]
@@ -136,9 +130,9 @@ def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int)
 
 
 def _optimizer_first_steps(model: keras.Model, settings: Settings, progress: Progress) -> dict[str, int]:
-    """Return, by weight, the step at which it was first trained since the optimizer was last reset.
+    """Return {weight path: step of its first update since the optimizer's last reset}.
 
-    By weight, because Adam's moments of a weight that was frozen until now have seen no gradient yet.
+    Adam's moments of a newly trained weight have no gradients yet, so bias correction is by weight.
     """
     first: dict[str, int] = {}
     for phase, begin in zip(settings.phases, progress.phase_steps, strict=False):
@@ -150,18 +144,17 @@ def _optimizer_first_steps(model: keras.Model, settings: Settings, progress: Pro
 
 
 def trained_paths(model: keras.Model, phase: Phase, upper_blocks: str | None) -> list[str]:
-    """Return the paths of the weights that a phase trains, moving statistics perhaps among them."""
+    """Return the paths of a phase's trained weights; moving statistics may be included."""
     backbone, head = classifier.parts(model)
     layers: Sequence[Any] = trainable.trained_layers(phase.trainable, backbone, upper_blocks)
     return [weight.path for layer in [*layers, head] for weight in layer.weights]
 
 
 def trained_by_phase(settings: Settings, state: TrainState) -> dict[str, int]:
-    """Return how many parameters each phase trains; ConfigError if one names a layer that does not exist."""
+    """Return the number of parameters each phase trains; ConfigError if a layer is unknown."""
     upper = settings.backbone.upper_blocks
     return {phase.name: state.count(trained_paths(state.model, phase, upper)) for phase in settings.phases}
 
 
 def steps_per_epoch(settings: Settings, data: Dataset) -> int:
-    """Return the number of batches in an epoch."""
     return batches.steps_per_epoch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)

@@ -1,8 +1,8 @@
-"""Batch shards: each batch is cut so that every core works on a shard of it.
+"""Batch shards: each batch is split so that every core works on a shard of it.
 
-On a few cores one thread an op, and two ops at a time, is faster than one op at a time by two threads, which wait for
-each other at the end of every op: a step of `experiment=first_version` takes four fifths of the time. What a network makes
-of an image must not depend on the rest of the batch, so that networks that normalise over batches are left whole.
+Two threads on separate operations are faster than two on one operation, which wait for each other at its end. A step of
+`experiment=first_version` takes four fifths of the time. An image's output must not depend on the batch, so networks
+that normalize over batches are not sharded.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from cifar_research.config.settings import Settings
     from cifar_research.data.datasets import Dataset
 
-_MOST_CORES = 4  # beyond which it was not measured
-_MOST_IMAGES = 128  # of a shard in training: larger ones, whose maps fall out of the core's own cache, are slower
-_MOST_SHARDS = 4  # a core: each is a copy of the network in the graph, and makes the first step take longer
+_MOST_CORES = 4  # not measured beyond
+_MOST_IMAGES = 128  # per training shard: the feature maps of larger ones exceed the core's cache
+_MOST_SHARDS = 4  # per core: each copies the network in the graph, which slows the first step
 
 
 def count(settings: Settings, data: Dataset) -> int:
-    """Return the number of shards of a run's batches on a processor: a multiple of its threads, or 1.
+    """Return the number of shards of a batch on a CPU: a multiple of its threads, or 1.
 
-    Without TensorFlow, whose threads depend on it.
+    Works without TensorFlow, since the number of threads depends on it.
     """
     training = settings.training
     threads = training.threads or usable_cores()
@@ -33,8 +33,8 @@ def count(settings: Settings, data: Dataset) -> int:
     if not (settings.backbone.is_by_image and settings.head.is_by_image):
         return 1
     if not str(settings.content["loss"]["_target_"]).startswith("cifar_research.optimization.losses."):
-        return 1  # a loss of the user's may depend on the whole batch
-    if any(phase.is_backbone_frozen for phase in settings.phases):  # whose features are not computed in shards
+        return 1  # a user's loss may depend on the whole batch
+    if any(phase.is_backbone_frozen for phase in settings.phases):  # features are not computed in shards
         return 1
     number = threads * -(-training.batch_size // (threads * _MOST_IMAGES))
     if number > threads * _MOST_SHARDS:
@@ -47,7 +47,7 @@ def count(settings: Settings, data: Dataset) -> int:
 
 
 def cut(number: int, *of_batch: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Yield, for each shard of tensors [B, ...], its first row in the batch and its rows of each tensor."""
+    """Yield each shard of tensors [B, ...]: its first row, and its rows of each tensor."""
     if number == 1:
         yield None, of_batch
         return

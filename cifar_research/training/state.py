@@ -1,4 +1,4 @@
-"""What training changes (TrainState) and where it is (Progress): together all that a checkpoint holds."""
+"""The state of training (TrainState) and its position (Progress): what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from cifar_research.optimization.optimizers import Optimizer
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training.forward import Forward, Preprocessing, of_images
 
-# Where the step counter and the seeds are, also on a GPU. TensorFlow keeps int32 in host memory, so seeds on the device
-# would make every step wait for the one before.
+# Keep the step counter and the seeds on the host. TensorFlow stores int32 in host memory, so seeds on the device would
+# make every step wait for the one before.
 HOST = "/CPU:0"
 
 
 @dataclass(eq=False)
 class TrainState:
-    """The model, the optimizer's slots and the counters; built once a run, `enter` sets what differs between phases.
+    """The model, the optimizer's slots and the counters; `enter` sets the fields of a phase.
 
-    loss: (logits, targets [B, K]) -> float32 [B]; batch_shards: see shards.count; several_images: whether every batch has
-    more than one image.
-    forward, weights, slots, learning_rate: of the phase; learning_rate: updates done, float32 -> the rate of the next;
-    scales: each weight's learning-rate multiplier; first_step: the updates done when the phase began;
-    optimizer_first_steps: those done when the optimizer first saw each weight.
+    loss: (logits, targets [B, K]) -> float32 [B]. batch_shards: see shards.count. several_images: whether every batch
+    has more than one image.
+    Of the phase: forward, weights, slots. learning_rate: step, float32 -> rate. scales: each weight's multiplier of the
+    rate. first_step: the phase's. optimizer_first_steps: each weight's since the optimizer's reset.
     """
 
     model: keras.Model
@@ -88,17 +87,17 @@ class TrainState:
         self.optimizer_first_steps = [(optimizer_first_steps or {}).get(path, 0) for path in entered]
 
     def count(self, paths: Collection[str]) -> int:
-        """Return the number of parameters in the trainable weights of these paths."""
+        """Return the number of trainable parameters of these weight paths."""
         return sum(int(weight.shape.num_elements()) for path, (weight, _) in self._slots.items() if path in paths)
 
     def reset_optimizer(self) -> None:
-        """Set the optimizer's slots of every weight to zero."""
+        """Set all of the optimizer's slots to zero."""
         for _, slots in self._slots.values():
             for slot in slots:
                 slot.assign(tf.zeros_like(slot))
 
     def variables(self) -> dict[str, Any]:
-        """Return everything that training changes, by a name that is the same in every process."""
+        """Return everything that training changes, by a name that is stable across processes."""
         named = {f"model/{weight.path}": weight.value for weight in self.model.variables}
         for path, (_, slots) in self._slots.items():
             named |= {f"optimizer/{path}/{n}": v for n, v in zip(self.optimizer.slots, slots, strict=True)}
@@ -111,12 +110,12 @@ class TrainState:
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """The position of a run.
 
-    phase: the number of the current one; phase_steps, phase_epochs: the steps and epochs done before each one began.
-    epoch: whole epochs done; totals: the current one's so far (losses, correct predictions, images); seconds: the current
-    one's so far; elapsed: the seconds of earlier processes, from their first step on; best: step, epoch and value of
-    the monitored metric; history: a row an epoch, as in history.csv.
+    phase: index of the current phase. phase_steps, phase_epochs: steps and epochs before each phase so far. epoch:
+    complete epochs. totals: of the current epoch: sum of losses, correct predictions, images. seconds: of the current
+    epoch. elapsed: seconds of earlier processes, from their first step on. best: step, epoch and monitored value.
+    history: one row an epoch, as in history.csv.
     """
 
     step: int = 0
@@ -132,6 +131,6 @@ class Progress:
 
     @property
     def means(self) -> tuple[float, float]:
-        """The mean loss and the accuracy of the current epoch so far."""
+        """Return the mean loss and the accuracy of the current epoch so far."""
         losses, correct, images = self.totals
         return losses / images, correct / images

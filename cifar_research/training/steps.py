@@ -1,4 +1,4 @@
-"""One step of training and of evaluation: the only GradientTape that trains."""
+"""A step of training and of evaluation, with the only GradientTape that trains."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cifar_research.training import shards
 from cifar_research.training.forward import Forward, Network
 from cifar_research.training.state import HOST, TrainState
 
-# Sums over images, float64 [3]: of the losses, of the correct predictions, of the images. Added up one step after the
-# other, so that they do not depend on where a call of many steps begins or a run is resumed.
+# Sums over images, float64 [3]: losses, correct predictions, images. They are added step by step, so that they do not
+# depend on the steps per call or on a resume.
 Totals: TypeAlias = tf.Tensor
 
 
 def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor) -> Totals:
-    """Do one update on a batch as the phase's forward pass takes it: mostly uint8 images and int64 labels. Return its totals.
+    """Do one update on a batch, mostly uint8 images and int64 labels; return its totals.
 
-    Augmentation and dropout are drawn from (seed, step, replica) alone. The gradient is that of the mean loss
-    over the images of all replicas.
+    Augmentation and dropout depend only on (seed, step, replica). The gradient is that of the mean loss over the images
+    of all replicas.
     """
     context = tf.distribute.get_replica_context()
     replica = context.replica_id_in_sync_group if context.num_replicas_in_sync > 1 else None
@@ -40,7 +40,7 @@ def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor) -> Total
 
 
 class _Seeds(NamedTuple):
-    """What a step's random numbers are drawn from, int32 [2] each, and how many steps were before it, float32."""
+    """The seeds of a step, int32 [2] each, and the number of earlier steps, float32."""
 
     augmentation: tf.Tensor
     epoch: tf.Tensor
@@ -59,15 +59,15 @@ class _Seeds(NamedTuple):
 
 
 def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, step: tf.Tensor) -> Totals:
-    """Forward, backward, update: what XLA compiles at least if training.jit_compile says so."""
+    """Forward, backward and update; compiled by XLA with training.jit_compile."""
     context = tf.distribute.get_replica_context()
     num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
     several_images = layers.several_images(state.several_images)
     with tf.GradientTape() as tape, layers.random_seed(seed), several_images:
         scored = _scored(state, state.forward.network, inputs, targets, training=True)
-        # Shard by shard, so that a shard's gradient does not wait for the others' losses.
+        # Sum by shard, so that a shard's gradient does not wait for the other shards.
         objective = tf.add_n([tf.reduce_sum(losses) for _, losses in scored]) / num_images
-        if penalties := state.forward.penalties():  # on weights, which a model of the user's may bring
+        if penalties := state.forward.penalties():  # weight penalties of a user's model
             objective += tf.add_n(penalties) / context.num_replicas_in_sync
         if state.precision == "float16":
             objective *= state.loss_scale
@@ -103,9 +103,9 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
 def eval_step(
     state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, forward: Forward | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Score a batch without changing anything: return losses float32 [B] and predicted classes int64 [B].
+    """Score a batch; return losses float32 [B] and predicted classes int64 [B].
 
-    forward: the batch's forward pass; None: the phase's own.
+    forward: the forward pass; None: the phase's own.
     """
     forward = forward or state.forward
     scored = _scored(state, forward.network, *forward.evaluate(inputs, labels), training=False)
@@ -126,7 +126,7 @@ def _scored(
 
 
 def many_steps(state: TrainState, strategy: tf.distribute.Strategy) -> Callable[..., Totals]:
-    """Return the traced call: (iterator, num_steps int32, totals) -> totals with those of num_steps steps added."""
+    """Return a traced call: (iterator, num_steps int32, totals) -> totals plus the steps'."""
 
     @tf.function(reduce_retracing=True)
     def call(iterator: Iterator[Any], num_steps: tf.Tensor, totals: Totals) -> Totals:
@@ -139,11 +139,10 @@ def many_steps(state: TrainState, strategy: tf.distribute.Strategy) -> Callable[
 
 
 def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Callable[..., Totals]:
-    """Return the call of `many_steps` for data that is on the device, by as few programs of XLA as there are elements.
+    """Return `many_steps` for data on the device, with one XLA program for each element.
 
-    An element of its iterator is what `read` makes the batches of several steps of, all of one size: [steps, ...]. On a
-    GPU, where most of a small network's step goes into starting one operation after the other, that is 1.6 to 1.9 times
-    as fast as compiling steps one by one. XLA compiles preprocessing and augmentation, too.
+    An element has one row a step, [steps, ...]; `read` returns the batch of a row. XLA also compiles the augmentation.
+    On a GPU this is 1.6 to 1.9 times as fast as single steps: launching operations dominates a small network's step.
     """
 
     @tf.function(jit_compile=True)
@@ -167,7 +166,7 @@ def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Ca
 
 
 def _with_xla_errors(call: Callable[..., Totals]) -> Callable[..., Totals]:
-    """Return the call that raises a ConfigError for what XLA cannot compile, a transform of the user's for example."""
+    """Return the call with XLA's compilation errors raised as ConfigError."""
 
     def checked(*arguments: Any) -> Totals:
         try:
@@ -191,9 +190,9 @@ def _all_sum(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tens
 
 
 def _rescale(state: TrainState, gradients: list[tf.Tensor]) -> tf.Tensor:
-    """Say whether the gradients are finite; halve the loss scale if not, double it after 2,000 finite steps.
+    """Return whether the gradients are finite; halve the loss scale if not.
 
-    Dynamic loss scaling (Micikevicius et al. 2018); a step whose gradients overflowed changes no trained weight.
+    Dynamic loss scaling (Micikevicius et al. 2018): the scale doubles after 2,000 finite steps.
     """
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, state.finite_steps + 1, 0)
@@ -204,9 +203,9 @@ def _rescale(state: TrainState, gradients: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _average(state: TrainState, step: tf.Tensor) -> None:
-    """Move the averages towards the weights (Polyak and Juditsky 1992), here exponentially with `ema_decay`.
+    """Update the exponential averages of the weights (Polyak and Juditsky 1992).
 
-    Faster at first, so that short runs forget their first weights.
+    The decay is smaller at first, so that short runs forget the first weights.
     """
     decay = tf.minimum(state.ema_decay, (1 + step) / (10 + step))
     for average, weight in zip(state.averages, state.model.weights, strict=True):
@@ -216,7 +215,7 @@ def _average(state: TrainState, step: tf.Tensor) -> None:
             _set(average, weight.value)
 
 
-# Under a strategy these change this replica's copy: all replicas compute the same, and `assign` would reduce again.
+# These change only this replica's copy. All replicas compute equal values, and `assign` would reduce them again.
 def _add(variable: tf.Variable, value: tf.Tensor) -> None:
     tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=value)
 

@@ -1,4 +1,4 @@
-"""Which layers and weights a phase trains, and at what share of the learning rate."""
+"""The layers and weights that a phase trains, and their learning-rate multipliers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def trained_layers(
     trainable: str | Mapping[str, Any], backbone: keras.Model, upper_blocks: str | None
 ) -> list[keras.layers.Layer]:
-    """Return the backbone's layers that a phase trains, those with weights alone.
+    """Return the backbone's layers with weights that a phase trains.
 
-    `last` counts layers with weights; `from` is every layer from that one on, in the model's order; `upper` is `from`
-    `upper_blocks`, a layer's name. ConfigError, naming the nearest layer, if there is no such layer.
+    `last` counts layers with weights. `from` is that layer and all later ones, in the model's order. `upper` is `from`
+    the layer `upper_blocks`. Raises ConfigError, naming the nearest layer, for an unknown one.
     """
     everything = leaves(backbone)
     layers = [layer for layer in everything if layer.weights]
@@ -55,8 +55,8 @@ def trained_layers(
 
 
 def learning_rate_scales(layers: Sequence[keras.layers.Layer], decay: float) -> dict[str, float]:
-    """Return each weight's learning-rate multiplier: decay^n in the n-th trained layer from the top.
+    """Return each weight's learning-rate multiplier, decay^n in the n-th layer from the top.
 
-    Discriminative fine-tuning (Howard and Ruder 2018); the head, above them all, keeps the whole rate.
+    Discriminative fine-tuning (Howard and Ruder 2018). Only trained layers count; the head has the full learning rate.
     """
     return {weight.path: decay**depth for depth, layer in enumerate(reversed(layers), 1) for weight in layer.weights}
