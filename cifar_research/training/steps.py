@@ -192,7 +192,8 @@ def _all_sum(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tens
 def _rescale(state: TrainState, gradients: list[tf.Tensor]) -> tf.Tensor:
     """Return whether the gradients are finite; halve the loss scale if not.
 
-    Dynamic loss scaling (Micikevicius et al. 2018): the scale doubles after 2,000 finite steps.
+    Dynamic loss scaling (Micikevicius et al. 2018): the scale doubles after 2,000 finite steps, and a step that
+    overflowed changes no trained weight.
     """
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, state.finite_steps + 1, 0)
