@@ -5,11 +5,9 @@ import csv
 import dataclasses
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +18,6 @@ from scipy import stats
 from scipy.special import softmax
 
 from cifar_research import config
-from cifar_research import evaluate as command
-from cifar_research.config.settings import evaluation_data
 from cifar_research.data import datasets, synthetic
 from cifar_research.display import console, document
 from cifar_research.evaluation import against, calibration, corruptions, gradcam, images, scores
@@ -479,17 +475,6 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
     lines = [[str(word) for word in words] for words, _ in mistakes]
     for done, (words, message) in zip(refusals("evaluate", lines, tmp_path), mistakes, strict=True):
         assert done["code"] == 2 and message in done["stderr"] and not done["has_tensorflow"], (words, done)
-
-
-def test_the_readmes_commands_are_understood():
-    lines = re.findall(
-        r"^    scripts/evaluate (.*)$", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE
-    )
-    assert len(lines) >= 3
-    for line in lines:
-        given = command.argument_parser().parse_intermixed_args(shlex.split(line))
-        words = [word for word in given.runs if images.is_override(word)]
-        evaluation_data({"data": {"name": "cifar10"}}, words)
 
 
 def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
