@@ -38,7 +38,7 @@ def t_test(first: Mapping[Key, float], second: Mapping[Key, float]) -> float:
 
 
 def is_within_binomial(first: float, second: float, num_first: int, num_second: int) -> bool:
-    """Return whether two accuracies on so many images each may differ by chance.
+    """Return whether two accuracies, of `num_first` and `num_second` images, may differ by chance.
 
     By the chi-squared test at 5 %, or Fisher's exact test if an expected count is below five; True without images.
     """

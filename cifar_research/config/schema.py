@@ -25,7 +25,7 @@ class DataConfig:
     val_fraction: float = 0.1  # The share of the training images that is held out for validation.
     validation: str = "holdout"  # Validate on held-out training images, or on the test images.
     split_seed: int = 0  # Chooses which training images are held out.
-    train_size: int | None = None  # Train on so many images, stratified; null is all of them.
+    train_size: int | None = None  # The number of training images, stratified; null is all of them.
     classes: list[str] | None = None  # Keep these classes, in this order; null is all of them.
     standardize: bool = False  # Subtract each channel's mean and divide by its standard deviation.
     drop_remainder: bool = False  # Leave out the last batch of an epoch if it is smaller than the others.
@@ -43,7 +43,7 @@ class CifarConfig(DataConfig):
 
 @dataclass(frozen=True)
 class ImagesConfig(DataConfig):
-    image_size: int = 32  # Resize images to so many pixels, height and width.
+    image_size: int = 32  # Resize images to this height and width in pixels.
     test_fraction: float = 0.2  # The share that is held out for the test if there is no `test/`.
     max_damaged: float = 0.01  # The share of the images that may be damaged; one may be, unless this is 0.
 
@@ -66,7 +66,7 @@ class PhaseConfig:
     learning_rate_decay_by_depth: float = 1.0  # Multiplies the learning rate once for each layer below the head.
     optimizer: str = "reset"  # `reset` clears the optimizer's state; `keep` takes it over from the phase before.
     schedule: str = "anew"  # `anew` starts the schedule over; `continue` goes on with that of the phase before.
-    image_size: int | None = None  # Train on images resized to so many pixels squared; null keeps their size.
+    image_size: int | None = None  # Train on images resized to this height and width in pixels; null keeps their size.
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TrainingConfig:
     strategy: str = "none"  # One device, all GPUs of this machine, or several machines given by TF_CONFIG.
     ema_decay: float | None = None  # Evaluate an exponential moving average of the weights with this decay.
     monitor: str = "accuracy"  # The validation metric that chooses the best epoch.
-    patience: int | None = None  # Stop a phase after so many epochs without a better one.
+    patience: int | None = None  # Stop a phase after this number of epochs without a better one.
     keep_checkpoints: int = 2  # How many of the latest checkpoints are kept, beside the best.
     log_every_steps: int = 50  # Steps between two points of TensorBoard's training curves.
 
@@ -118,7 +118,7 @@ class SweepConfig:
 
     on_error: str = "continue"  # What the sweep does when a job fails for good: run the others, or stop.
     retries: int = 1  # How often a failed job is tried again.
-    trials: int | None = None  # Search with so many jobs in all; null runs the whole grid.
+    trials: int | None = None  # The number of jobs of a search; null runs the whole grid.
 
 
 @dataclass

@@ -18,7 +18,7 @@ Schedule = Callable[["tf.Tensor", int, int], "tf.Tensor"]
 def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
     """The factor 1, after the warm-up.
 
-    warmup_epochs: The learning rate rises linearly over so many epochs first.
+    warmup_epochs: The epochs over which the learning rate first rises linearly.
     warmup_steps: The warm-up in steps, in place of `warmup_epochs`.
     """
     return _after_warmup(warmup_epochs, warmup_steps, lambda step, begin, total_steps, steps_per_epoch: 1.0)

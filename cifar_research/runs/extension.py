@@ -46,7 +46,7 @@ def check(
         overrides = [f"allow_targets=[{','.join(allowed)}]"] if allowed else []
         overrides += [f"{key}={new}" for key, (_, new) in changed.items()]
         command = [programs.program("train"), "--from-run", shlex.quote(str(run_dir)), *map(shlex.quote, overrides)]
-        advice = f"a run of so many epochs from the start is {' '.join(command)}"
+        advice = f"a run of these epochs from the start is {' '.join(command)}"
     raise ConfigError(f"{changes_text(changed)}\nThe run in {run_dir} cannot continue to that: {reason}; {advice}")
 
 

@@ -28,7 +28,7 @@ def study(preset):
 
 
 def airbench(activation):
-    """The network of airbench94 (Jordan 2024), written anew from its paper; `Scaled` is its scaling of logits."""
+    """The network of airbench94 (Jordan 2024), rewritten from its paper; `Scaled` is its scaling of logits."""
 
     def norm(filters):
         layer = nn.BatchNorm2d(filters, eps=1e-12, momentum=0.4)
@@ -67,7 +67,7 @@ def slides(images):
 
 
 def flip_and_shift(images, pixels=2, mirror=True):
-    """Mirror half of the images, and move each by up to so many pixels, by reflection."""
+    """Mirror half of the images, and move each by up to `pixels` pixels, by reflection."""
     (count, _, height, width), device = images.shape, images.device
     if mirror:
         images = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, images.flip(3), images)

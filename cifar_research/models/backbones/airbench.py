@@ -28,7 +28,7 @@ def airbench(
     """A whitening layer, then blocks: convolution, pooling, norm, convolution, norm.
 
     filters: The output channels of each block.
-    whitening_size: The first layer whitens patches of so many pixels, height and width (section 3.1).
+    whitening_size: The height and width in pixels of the patches that the first layer whitens (section 3.1).
     whitening_epsilon: Added to the patches' variances before their root is taken.
     batch_norm_momentum: The share that moving statistics keep at each step.
     initialization: How kernels start: `glorot` (Glorot and Bengio 2010), or `dirac`, which passes channels on unchanged.

@@ -32,7 +32,7 @@ def pretrained(
     application: The function's name in keras.applications.
     module: The function's module in keras.applications.
     weights: The first weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or a run folder.
-    image_size: Images are resized to so many pixels, height and width, before the network's own preprocessing.
+    image_size: Images are resized to this height and width in pixels before the network's own preprocessing.
     min_image_size: The smallest `image_size` that the network takes.
     batch_norm: `inference` keeps all moving statistics; `train` updates those of trained layers; null is `inference`
     with weights and `train` without.

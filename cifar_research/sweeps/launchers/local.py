@@ -24,7 +24,7 @@ def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: i
 
     jobs: How many jobs run at once; null is `runs_per_gpu` for each GPU, or one without GPUs.
     runs_per_gpu: How many jobs share a GPU if `jobs` is null.
-    runs_per_process: A worker process is replaced after so many jobs.
+    runs_per_process: The number of jobs after which a worker process is replaced.
 
     Each worker sees its own GPU alone (CUDA_VISIBLE_DEVICES), or has an equal share of the cores. A worker is also
     replaced if the next job needs another setup of TensorFlow (threads, determinism), or if it dies; joblib and
