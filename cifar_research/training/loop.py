@@ -85,7 +85,7 @@ def fit(
             return outcome("diverged")
         outputs.display.progress(progress.step, progress.epoch + 1, loss, accuracy, clock.images_per_second)
         is_epoch_end = progress.step == epoch_end
-        if is_epoch_end or progress.step % training.log_every_steps < num_steps:
+        if outputs.writer and (is_epoch_end or progress.step % training.log_every_steps < num_steps):
             outputs.scalars(progress.step, _training_scalars(state, progress, clock))
         is_over = stage.is_last and progress.step == total_steps
         try:
