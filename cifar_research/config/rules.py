@@ -88,16 +88,14 @@ def out_of_range(content: Mapping[str, Any]) -> list[str]:
     """Return a problem for each value that is out of range or not a valid choice."""
     flat = flatten(content)
     problems = [
-        f"{key}: {problem}" for key, limits in _RANGES.items() if (problem := _range_problem(flat, key, limits))
+        f"{key}: {problem}"
+        for key, limits in _RANGES.items()
+        if (problem := targets.range_problem(flat.get(key), *limits))
     ]
     for key, choices in _CHOICES.items():
         if key in flat and flat[key] not in choices:
             problems.append(f"{key}: {targets.choice_problem(flat[key], choices)}")
     return problems
-
-
-def _range_problem(flat: Mapping[str, Any], key: str, limits: tuple[str, float, float]) -> str | None:
-    return targets.range_problem(flat.get(key), *limits)
 
 
 def combinations(content: Mapping[str, Any]) -> list[str]:
