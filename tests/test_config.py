@@ -238,6 +238,31 @@ def test_check_imports_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("optimizer: null", "optimizer: None has no _target_"),
+        ("schedule: 5", "schedule: 5 has no _target_"),
+        ("augmentation: 3", "augmentation: 3 is not a mapping"),
+    ],
+)
+def test_a_files_section_that_is_no_mapping_is_refused(tmp_path, section, problem):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{section}\n")
+    with pytest.raises(ConfigError, match=problem):
+        config.parse([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+
+
+def test_an_optimizer_without_a_learning_rate_takes_each_phases(tmp_path, monkeypatch):
+    text = "from cifar_research.optimization import optimizers\ndef mine():\n    return optimizers.adam(learning_rate=1.0)\n"
+    (tmp_path / "rates_lab.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["allow_targets=[rates_lab]", "~optimizer", "+optimizer={_target_: rates_lab.mine}"]
+    with pytest.raises(ConfigError, match=r"training\.phases\.scratch\.learning_rate: has no value"):
+        config.parse(words)
+    assert config.parse([*words, "training.phases.scratch.learning_rate=0.1"]).phases[0].learning_rate == 0.1
+
+
 def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
     (tmp_path / "my_lab.py").write_text(
         "def decay(*, power: float):\n    return lambda s, t, e: (1 - s / t) ** power\n"

@@ -125,7 +125,7 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
             problems.append(str(error))
     problems += folder_problems(data)
     problems += phases.problems(training)
-    return problems or _warmup(content)
+    return problems or _rates(content) + _warmup(content)
 
 
 def folder_problems(data: Mapping[str, Any]) -> list[str]:
@@ -133,6 +133,14 @@ def folder_problems(data: Mapping[str, Any]) -> list[str]:
     if data["name"] == "images" and data["dir"] is None:
         return ["data.dir: has no value; data=images needs the folder, data.dir=<folder>"]
     return []
+
+
+def _rates(content: Mapping[str, Any]) -> list[str]:
+    return [
+        f"training.phases.{phase.name}.learning_rate: has no value, and the optimizer has no learning_rate; give one"
+        for phase in phases.plan(content)
+        if phase.learning_rate is None
+    ]
 
 
 def _warmup(content: Mapping[str, Any]) -> list[str]:

@@ -89,7 +89,9 @@ def parse_composed(composed: Composed) -> Settings:
     _refuse([messages.missing(key) for key in missing])
     _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
     built, problems = _plugins(content, composed.allowed)
-    _refuse([*rules.combinations(content), *problems])
+    if all(isinstance(content[group], Mapping) for group in PLUGIN_GROUPS):
+        problems = [*rules.combinations(content), *problems]
+    _refuse(problems)
     parsed = Settings(
         name=content["name"],
         seed=content["seed"],
