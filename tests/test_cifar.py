@@ -153,7 +153,7 @@ def test_a_sweep_goes_on_where_its_runs_found_the_data(tmp_path, monkeypatch):
         tmp_path / "sweep" / "a" / "report.json",
         {"status": "completed", "config": made, "data": {"found_in": str(folder), "fingerprint": fingerprint}},
     )
-    Ledger(tmp_path / "sweep", ["seed=1,2"], [Job("a", ["seed=1"], made)], []).write()
+    Ledger(tmp_path / "sweep", ["seed=1,2"], [Job("a", ["seed=1"], made)]).write()
     word = f"data.dir='{tmp_path / 'mine'}'"
     assert word in resume.expand(["resume=sweep"])
     assert word not in resume.expand(["resume=sweep", "data.dir=other"])

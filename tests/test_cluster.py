@@ -91,7 +91,7 @@ def test_slurm_gives_a_preempted_run_back_to_its_folder(lab, on_slurm):
 def test_slurm_requeues_a_run_that_meets_its_time_limit(lab, on_slurm):
     # SLURM warns a job up to a minute early, and this one, 90 seconds before the end of its third.
     process = start(lab, *on_slurm, *LONG, "training.epochs=1500", "hydra.launcher.minutes=3")
-    wait_for(lambda: (lab / "sweep" / "cells.json").exists(), process)
+    wait_for(lambda: (lab / "sweep" / "jobs.jsonl").exists(), process)
     (name,) = states(lab)
     wait_for(lambda: "Continuing from step" in log(lab, name), process, seconds=500)
     before = epochs(lab, name)

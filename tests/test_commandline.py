@@ -43,7 +43,7 @@ def test_resume_is_what_the_run_was_begun_with(run_dir):
 
 
 def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
-    Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"], [], []).write()
+    Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"]).write()
     words = ["seed=1,2", "hydra.mode=MULTIRUN", "seed=3,4", f"hydra.sweep.dir='{tmp_path}'"]
     assert resume.expand(["seed=3,4", f"resume={tmp_path}"]) == words
     with pytest.raises(ConfigError, match="contradict each other"):
@@ -60,7 +60,7 @@ def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
     (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
     job = Job("a", ["seed=5", *words[1:]], {"augmentation": {}, "data": {"name": "synthetic", "dir": None}})
-    Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [job], []).write()
+    Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [job]).write()
     assert resume.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
     assert ledger.read(tmp_path)[1][0].overrides == ["seed=5"]
 

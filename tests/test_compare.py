@@ -168,7 +168,7 @@ def test_failed_diverged_and_pruned_are_rows(tmp_path):
         Job("fine", ["seed=1"], made("seed=1"), "running"),
         Job("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
     ]
-    Ledger(tmp_path, [], planned, []).write()
+    Ledger(tmp_path, [], planned).write()
     found = {row["learning_rate"]: (row["rank"], row["state"]) for row in table_of(tmp_path)}
     assert found == {
         "0.005": ("1", "completed"),
@@ -198,13 +198,13 @@ def test_options_have_the_names_that_were_typed(tmp_path):
     write_option(tmp_path / "wide", ["augmentation=flip", "model=wide"], augmentation="flip", model="wide")
     planned = [Job(name, words, made(*words), "failed") for name, words in (
         ("none", ["augmentation=none"]), ("dead", ["augmentation=slides"]))]  # fmt: skip
-    Ledger(tmp_path, [], planned, []).write()
+    Ledger(tmp_path, [], planned).write()
     found, _ = runs.find([str(tmp_path)])
     assert {(run.settings["augmentation"], run.settings["model"]) for run in found} == {
         ("none", "head"), ("flip", "head"), ("slides", "head"),
     }  # fmt: skip
     planned[1].overrides.append("model=first_version")
-    Ledger(tmp_path, [], planned, []).write()
+    Ledger(tmp_path, [], planned).write()
     assert [(row["augmentation"], row["model"]) for row in table_of(tmp_path)] == [
         ("none", "first_version"), ("flip", "first_version"), ("flip", "wide"), ("slides", "first_version"),
     ]  # fmt: skip
@@ -467,8 +467,8 @@ def test_bad_places_and_damaged_reports(tmp_path):
     (tmp_path / "b" / "report.json").write_text('{"status": "comp')
     done = call(str(tmp_path))
     assert "b/report.json: is damaged" in done.stderr and "completed" in done.stdout
-    (tmp_path / "cells.json").write_text("{")
-    assert "cells.json: is damaged" in call(str(tmp_path)).stderr
+    (tmp_path / "jobs.jsonl").write_text("{")
+    assert "jobs.jsonl: is damaged" in call(str(tmp_path)).stderr
 
 
 def test_five_hundred_runs_need_no_tensorflow(tmp_path):

@@ -395,7 +395,7 @@ def test_subfolders_that_become_one_class_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mark", ["run/.hydra/config.yaml", "sweep/cells.json", "leaderboard.csv", "day/run/.hydra/x", "bin/pyvenv.cfg"]
+    "mark", ["run/.hydra/config.yaml", "sweep/jobs.jsonl", "leaderboard.csv", "day/run/.hydra/x", "bin/pyvenv.cfg"]
 )
 def test_runs_beside_the_classes_are_not_a_class(tmp_path, mark):
     folder = pets(tmp_path)

@@ -70,7 +70,7 @@ def made(tmp_path_factory):
         ledger.write()
         assert search.Search(Path("search"), search.space(plan), 2, 0, plan, ledger).next()
         ledger.write()
-        Path("grid_damaged/cells.json").write_text("{")
+        Path("grid_damaged/jobs.jsonl").write_text("{")
         shutil.copytree("run", "report_damaged")
         Path("report_damaged/report.json").write_text("{")
         shutil.copytree("stopped", "checkpoints_damaged")
@@ -162,8 +162,8 @@ SWEEPS = {
     "grid in a search": (["-m", "seed=1,2", "hydra.sweep.dir=search"], "holds a search"),
     "search in a grid": (["-m", *SPACE, "sweep.trials=2", "hydra.sweep.dir=grid"], "holds a grid"),
     "damaged study": (["resume=study_damaged"], "study.db: is damaged"),
-    "damaged ledger": (["resume=grid_damaged"], "cells.json: is damaged"),
-    "in a damaged ledger's folder": (["-m", "seed=1,2", "hydra.sweep.dir=grid_damaged"], "cells.json: is damaged"),
+    "damaged ledger": (["resume=grid_damaged"], "jobs.jsonl: is damaged"),
+    "in a damaged ledger's folder": (["-m", "seed=1,2", "hydra.sweep.dir=grid_damaged"], "jobs.jsonl: is damaged"),
     "folder of a run": (["-m", "seed=1,2", "hydra.sweep.dir=run"], "is a run's folder"),
     "folder in a file": (["-m", "seed=1,2", "hydra.sweep.dir=my_lab.py/sweep"], "hydra.sweep.dir"),
     "verified": (["-m", "--from-run", "run", "--verify", "seed=1,2", NEW_SWEEP], "--verify"),

@@ -308,7 +308,7 @@ def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, wh
     (tmp_path / "sweep").mkdir()
     (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
     job = Job("seed=0", [], done["config"], "completed")
-    Ledger(tmp_path / "sweep", [], [job], []).write()
+    Ledger(tmp_path / "sweep", [], [job]).write()
     change(tmp_path, what)
     words = [*words, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
     planned = plan.Plan.of(parse_sweep(words)).grid()

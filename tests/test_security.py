@@ -195,7 +195,7 @@ def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
 
     made = config.parse([]).content
     job = Job("a", ["seed=1", "allow_targets=[evil_lab]"], made)
-    Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [job], []).write()
+    Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [job]).write()
     arguments, (found,) = ledger.read(stranger)
     assert found.overrides == ["seed=1"] and resume.expand([f"resume={stranger}"])[0] == "seed=1,2"
     assert not any("evil_lab" in word for word in resume.expand([f"resume={stranger}"]))

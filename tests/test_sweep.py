@@ -201,7 +201,7 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     with pytest.raises(ConfigError, match="holds a search, and this is a grid"):
         sweep.run(parse_sweep(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"]))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
-    assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells.json", "study.db"]
+    assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["jobs.jsonl", "study.db"]
 
 
 def test_settings_that_no_job_would_see_are_refused(tmp_path):
@@ -347,10 +347,9 @@ def test_a_job_that_ends_as_a_stale_process_would_is_not_begun_for_ever(tmp_path
 def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
     grid = ["-m", "seed=0,1", "training.epochs=1"]
     finish(tmp_path, *grid)
-    path = tmp_path / "sweep" / "cells.json"
-    whole = path.read_text()
-    path.write_text(whole[: len(whole) // 2])
-    assert "is damaged" in finish(tmp_path, *grid, code=2).stderr
+    path = tmp_path / "sweep" / "jobs.jsonl"
+    path.write_text(path.read_text().replace('"waiting"', "waiting", 1))
+    assert "jobs.jsonl: is damaged (line 2: " in finish(tmp_path, *grid, code=2).stderr
     path.unlink()
     before = (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns
     assert "2 completed" in finish(tmp_path, *grid).stdout

@@ -1,4 +1,4 @@
-"""Find runs and read their folders: report.json, or else the sweep's cells.json."""
+"""Find runs and read their folders: report.json, or else the sweep's jobs.jsonl."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra"}  # of a run; 
 class Run:
     """One run.
 
-    state: as in report.json, or `failed`, `running`, `waiting` from a sweep's cells.json. report: None if missing.
+    state: as in report.json, or `failed`, `running`, `waiting` from a sweep's jobs.jsonl. report: None if missing.
     settings: see Identity.described. options: option names by config group, where known.
     """
 

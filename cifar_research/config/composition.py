@@ -24,11 +24,13 @@ class Composed:
     """The config that a command line composes, without overrides that have several values.
 
     config: includes Hydra's own section, every ${hydra:…} replaced. allowed: packages whose factories may be called.
+    takes_from_hydra: whether a value outside Hydra's section was a ${hydra:…}.
     """
 
     overrides: tuple[str, ...]
     config: DictConfig
     allowed: frozenset[str]
+    takes_from_hydra: bool
 
     @property
     def is_multirun(self) -> bool:
@@ -45,8 +47,7 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
     try:
         config = conf.compose(overrides, RunMode.MULTIRUN)
         problems = trust.problems(config, single)
-        if not problems:
-            resolve_hydra(config)
+        resolved = [] if problems else resolve_hydra(config)
     except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
     except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for invalid files
@@ -58,11 +59,12 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
         raise ConfigError(problem or unknown) from error
     if problems:
         raise ConfigError("\n".join(problems))
-    return Composed(tuple(overrides), config, targets.allowed(trust.allowances(single)))
+    allowed = targets.allowed(trust.allowances(single))
+    return Composed(tuple(overrides), config, allowed, any(not key.startswith("hydra.") for key in resolved))
 
 
-def resolve_hydra(cfg: DictConfig) -> None:
-    """Replace every ${hydra:…} in a composed config by its value.
+def resolve_hydra(cfg: DictConfig) -> list[str]:
+    """Replace every ${hydra:…} in a composed config by its value; return their keys.
 
     Raises ValueError for a path that does not exist, where Hydra returns None.
     """
@@ -83,6 +85,7 @@ def resolve_hydra(cfg: DictConfig) -> None:
                     OmegaConf.set_readonly(cfg.hydra, False)
                 _check_paths(cfg, key, text)
                 node[name] = node[name]
+            return [key for key, *_ in leaves]
     except (RecursionError, OmegaConfBaseException) as error:
         if "RecursionError" not in f"{type(error).__name__} {error}":
             raise

@@ -19,10 +19,10 @@ from cifar_research.runtime.errors import ConfigError
 
 PLUGIN_GROUPS = ("backbone", "model", "loss", "optimizer", "schedule")
 OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # shown in reports by the option's name
-# These do not affect the results, so a run may continue with other values.
+# Beginnings of the keys that do not affect the results, so that a run may continue with other values.
 _FREE_KEYS = (
-    "name", "data.dir", "data.cache_dir", "data.download", "data.max_damaged", "training.keep_checkpoints",
-    "training.log_every_steps", "tensorboard", "sweep", "allow_targets",
+    "name.", "data.cache_dir.", "data.download.", "data.max_damaged.", "training.keep_checkpoints.",
+    "training.log_every_steps.", "tensorboard.", "sweep.", "allow_targets.",
 )  # fmt: skip
 _MISSING = object()
 Section = TypeVar("Section")  # a dataclass of schema.py
@@ -86,12 +86,9 @@ class Identity:
 
     def is_free(self, key: str) -> bool:
         """Return whether a dotted key does not affect the results."""
-        return any(f"{key}.".startswith(f"{free}.") for free in self._free_keys())
-
-    def _free_keys(self) -> list[str]:
-        # For `images` the folder decides the data; other data sets are the same in any folder.
-        is_folder = self.content["data"]["name"] == "images"
-        return [key for key in _FREE_KEYS if not (is_folder and key == "data.dir")]
+        if key == "data.dir":  # for `images` the folder decides the data; other data sets are the same in any
+            return bool(self.content["data"]["name"] != "images")
+        return f"{key}.".startswith(_FREE_KEYS)
 
     def differences(self, other: Identity) -> dict[str, tuple[Any, Any]]:
         """Return {key: (own value, other value)} of the differences that affect the results.

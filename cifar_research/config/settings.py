@@ -18,6 +18,7 @@ from cifar_research.config.overrides import parse_override
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError
 
+Build = Callable[[str, Any, frozenset[str]], tuple[Any, list[str]]]  # see targets.build
 
 @dataclass(frozen=True, eq=False)
 class Settings:
@@ -88,32 +89,42 @@ def parse_composed(composed: Composed) -> Settings:
         raise ConfigError(messages.explain(error, [])) from error
     _refuse([messages.missing(key) for key in missing])
     _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
-    built, problems = _plugins(content, composed.allowed)
-    if all(isinstance(content[group], Mapping) for group in PLUGIN_GROUPS):
-        problems = [*rules.combinations(content), *problems]
-    _refuse(problems)
-    parsed = Settings(
+    data = section(config.data, schema.DataConfig)
+    return Settings(
         name=content["name"],
         seed=content["seed"],
         phases=phases.plan(content),
         content=content,
         options=_options(composed),
         allowed=composed.allowed,
-        data=section(config.data, schema.DataConfig),
+        data=data,
         training=section(config.training, schema.TrainingConfig),
         evaluation=section(config.evaluation, schema.EvaluationConfig),
         features=section(config.features, schema.FeaturesConfig),
         tensorboard=section(config.tensorboard, schema.TensorBoardConfig),
-        **built,
+        **checked_plugins(content, data, composed.allowed),
     )
-    first, own = parsed.phases[0], targets.parameters(content["backbone"], composed.allowed).get("weights")
+
+
+def checked_plugins(
+    content: Mapping[str, Any], data: schema.DataConfig, allowed: frozenset[str], build: Build = targets.build
+) -> dict[str, Any]:
+    """Return the built plug-ins of a config by their names in Settings.
+
+    Raises ConfigError, one line for each problem, if a plug-in or a combination of values is invalid.
+    """
+    built, problems = _plugins(content, allowed, build)
+    if all(isinstance(content[group], Mapping) for group in PLUGIN_GROUPS):
+        problems = [*rules.combinations(content), *problems]
+    _refuse(problems)
+    plan, weights = phases.plan(content), targets.parameters(content["backbone"], allowed).get("weights")
     _refuse(
         [
-            *rules.image_size_problems(parsed.data, parsed.phases, parsed.backbone, parsed.head),
-            *phases.random_backbone_problems(first, content["backbone"], None if own is None else own.default),
+            *rules.image_size_problems(data, plan, built["backbone"], built["head"]),
+            *phases.random_backbone_problems(plan[0], content["backbone"], None if weights is None else weights.default),
         ]
     )
-    return parsed
+    return built
 
 
 def _has_several_values(word: str) -> bool:
@@ -126,14 +137,14 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _plugins(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+def _plugins(content: Mapping[str, Any], allowed: frozenset[str], build: Build) -> tuple[dict[str, Any], list[str]]:
     """Return the built plug-ins by their names in Settings, and the problems."""
     augmentation = content["augmentation"]
     if not isinstance(augmentation, Mapping):
         return {}, [f"augmentation: {augmentation!r} is not a mapping from names to transforms"]
     nodes = {group: content[group] for group in PLUGIN_GROUPS}
     nodes |= {f"augmentation.{name}": node for name, node in augmentation.items() if node is not None}
-    built = {key: targets.build(key, node, allowed) for key, node in nodes.items()}
+    built = {key: build(key, node, allowed) for key, node in nodes.items()}
     if problems := [problem for _, problems in built.values() for problem in problems]:
         return {}, problems
     values = {key: value for key, (value, _) in built.items()}

@@ -16,7 +16,7 @@ from cifar_research.data import images
 # Files and folders of the system, of archivers and of photo programs (thumbnails).
 _SYSTEM = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 # Names that mark a run, a sweep, a report, this package's cache or a virtual environment.
-_PROGRAM = ({".hydra"}, {"cells.json"}, {"leaderboard.csv"}, {"history.csv", "report.json"},
+_PROGRAM = ({".hydra"}, {"jobs.jsonl"}, {"leaderboard.csv"}, {"history.csv", "report.json"},
             {"meta.json", "train_images.npy"}, {"pyvenv.cfg"})  # fmt: skip
 _NO_READER = (".heic", ".heif", ".hif", ".avif", ".webp", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw",
               ".exr", ".dcm")  # fmt: skip

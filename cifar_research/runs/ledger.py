@@ -1,9 +1,10 @@
-"""A sweep's cells.json: its jobs and their states."""
+"""A sweep's jobs.jsonl: its arguments and jobs, then a line for each change of a state."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from cifar_research.config import trust
 from cifar_research.config.identity import Identity
 from cifar_research.runtime.errors import ReportError
 
-LEDGER = "cells.json"
+LEDGER = "jobs.jsonl"
 COMPLETE = ("completed", "diverged", "pruned")
 STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
+_CHANGES = ("folder", "state", "reason", "attempts")
 
 
 @dataclass
@@ -40,27 +42,53 @@ class Job:
     def identity(self) -> Identity:
         return Identity(self.config)
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Return the job as a line of the ledger."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def change(self) -> dict[str, Any]:
+        """Return the job's state as a line of the ledger, which has the job already."""
+        return {name: getattr(self, name) for name in _CHANGES}
+
 
 def read(folder: Path) -> tuple[list[str], list[Job]] | None:
-    """Return the arguments and jobs of a sweep's folder, or None; ReportError if damaged."""
-    path = folder / LEDGER
+    """Return the arguments and jobs of a sweep's folder, or None; ReportError if damaged.
+
+    A last line without its end, left by a killed process, is ignored.
+    """
+    path, number = folder / LEDGER, 1
     try:
-        content = json.loads(path.read_bytes())
-        jobs = [Job(**job) for job in content["cells"]]
-        arguments = content["arguments"]
+        first, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
+        arguments = json.loads(first)["arguments"]
         if not all(isinstance(word, str) for word in arguments):
             raise TypeError("its arguments are not texts")
-        for job in jobs:
-            if job.state not in STATES or not isinstance(job.config["augmentation"], dict):
-                raise TypeError(f"its job {job.folder} is incomplete")
-            job.overrides = trust.of_a_file(job.overrides)
-        return arguments, jobs
+        jobs: dict[str, Job] = {}
+        for number, line in enumerate(lines, start=2):  # noqa: B007 — used in the message
+            _apply(json.loads(line), jobs)
+        return arguments, list(jobs.values())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ReportError(
-            f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
-            "which then finds its runs by their folders"
+            f"{path}: is damaged (line {number}: {error}); delete it and give the sweep's command again with this "
+            "hydra.sweep.dir, which then finds its runs by their folders"
         ) from error
+
+
+def _apply(line: Mapping[str, Any], jobs: dict[str, Job]) -> None:
+    """Add the job of a line, or change the state of an earlier one."""
+    if "config" in line:
+        job = Job(**line)
+        if not isinstance(job.config["augmentation"], dict):
+            raise TypeError(f"its job {job.folder} is incomplete")
+        job.overrides = trust.of_a_file(job.overrides)
+        jobs[job.folder] = job
+    else:
+        job = jobs[line["folder"]]
+        job.state, job.reason, job.attempts = line["state"], line["reason"], line["attempts"]
+    if job.state not in STATES:
+        raise TypeError(f"its job {job.folder} has the state {job.state!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -68,3 +70,16 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to an existing file; FileNotFoundError without one, WriteError if nothing was appended."""
+    with path.open("r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise WriteError(error.errno, f"{path}: cannot be written ({error.strerror}); free some space") from error

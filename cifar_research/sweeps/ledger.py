@@ -1,12 +1,13 @@
-"""The ledger of a sweep: the states of its jobs, written at each change."""
+"""The ledger of a sweep: the states of its jobs, appended to at each change."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cifar_research.config.identity import Identity
 from cifar_research.config.schema import data_section
@@ -14,25 +15,25 @@ from cifar_research.data import datasets
 from cifar_research.runs import report
 from cifar_research.runs.ledger import COMPLETE, LEDGER, Job, read
 from cifar_research.runtime.errors import ReportError
-from cifar_research.runtime.files import atomic_write
+from cifar_research.runtime.files import append, atomic_write
 
 
 @dataclass
 class Ledger:
-    """The jobs of a sweep and their states; each change rewrites the whole file.
+    """The jobs of a sweep and their states; each change appends a line to the file.
 
-    arguments: the sweep's overrides. jobs: of its grid, in order. others: of an earlier grid in this folder. news:
-    lines for the user.
+    arguments: the sweep's overrides. jobs: of its grid, in order. others: of an earlier grid in this folder, by their
+    hash. news: lines for the user.
     """
 
     folder: Path
     arguments: list[str]
-    jobs: list[Job]
-    others: list[Job]
+    jobs: list[Job] = field(default_factory=list)
+    others: dict[str, Job] = field(default_factory=dict)
     news: list[str] = field(default_factory=list)
     _by_hash: dict[str, Job] = field(default_factory=dict)
-    _others_by_hash: dict[str, Job] = field(default_factory=dict)
-    _folders: set[str] = field(default_factory=set)
+    _folders: set[str] = field(default_factory=set)  # of all jobs
+    _written: set[str] = field(default_factory=set)  # of the jobs in the file
 
     @property
     def context(self) -> list[str]:
@@ -48,11 +49,11 @@ class Ledger:
         existing = read(folder)
         known = existing[1] if existing else []
         _follow_images(folder, known, planned or [])
-        by_hash = {job.identity.hash: job for job in known}
-        ledger = cls(folder, list(arguments), [], known, [], {}, by_hash, {job.folder for job in known})
-        for job in list(ledger.others) if planned is None else planned:
+        others = {job.identity.hash: job for job in known}
+        ledger = cls(folder, list(arguments), others=others, _folders={job.folder for job in known})
+        for job in known if planned is None else planned:
             ledger.add(job)
-        for job in ledger.others:
+        for job in ledger.others.values():
             job.is_planned = False
         if existing:
             ledger.news = ledger._news()
@@ -63,9 +64,8 @@ class Ledger:
         digest = job.identity.hash
         if digest in self._by_hash:
             return self._by_hash[digest]
-        known = self._others_by_hash.pop(digest, None)
+        known = self.others.pop(digest, None)
         if known is not None:
-            self.others.remove(known)
             job.folder = known.folder
             job.state, job.reason = known.state, known.reason
         elif job.folder in self._folders or _is_of_another(self.folder / job.folder, digest):
@@ -78,12 +78,21 @@ class Ledger:
         return job
 
     def update(self, job: Job, state: str, reason: str | None = None) -> None:
+        """Change a job's state, also in the file."""
         job.state, job.reason = state, reason
-        self.write()
+        line = job.change if job.folder in self._written else job.line
+        self._written.add(job.folder)
+        try:
+            append(self.folder / LEDGER, _line(line))
+        except FileNotFoundError:
+            self.write()
 
     def write(self) -> None:
-        content = {"arguments": self.arguments, "cells": [asdict(job) for job in [*self.jobs, *self.others]]}
-        atomic_write(self.folder / LEDGER, (json.dumps(content, indent=1) + "\n").encode())
+        """Write the whole file: one line for the arguments, one for each job."""
+        jobs = [*self.jobs, *self.others.values()]
+        lines = [_line({"arguments": self.arguments}), *(_line(job.line) for job in jobs)]
+        atomic_write(self.folder / LEDGER, b"".join(lines))
+        self._written = {job.folder for job in jobs}
 
     def _news(self) -> list[str]:
         complete = sum(job.is_complete for job in self.jobs)
@@ -93,6 +102,10 @@ class Ledger:
         if self.others:
             lines.append(f"{len(self.others)} of an earlier grid stay in the folder and are not run.")
         return lines
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content) + "\n").encode()
 
 
 def _is_of_another(run_dir: Path, digest: str) -> bool:

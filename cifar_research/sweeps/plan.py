@@ -12,8 +12,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from cifar_research import config
 from cifar_research.config import messages, trust
+from cifar_research.config.jobs import JobParser
 from cifar_research.config.overrides import HYDRA_ERRORS, with_globs_expanded, with_texts
 from cifar_research.config.sweep import SweepSettings
 from cifar_research.runs.ledger import Job
@@ -28,7 +28,7 @@ class Plan:
 
     fixed: list[str]
     swept: list[Override]
-    context: list[str]  # option folders, and the sweep's own settings
+    parser: JobParser
 
     @classmethod
     def of(cls, settings: SweepSettings) -> Plan:
@@ -56,11 +56,9 @@ class Plan:
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in by_key.items() if key == "allow_targets"):
             raise ConfigError("allow_targets: takes one list for all jobs of a sweep, allow_targets=[my_lab]")
-        return cls(
-            [word for word, override in by_key.values() if not override.is_sweep_override()],
-            [override for _, override in by_key.values() if override.is_sweep_override()],
-            context,
-        )
+        fixed = [word for word, override in by_key.values() if not override.is_sweep_override()]
+        swept = [override for _, override in by_key.values() if override.is_sweep_override()]
+        return cls(fixed, swept, JobParser(fixed, context))
 
     def grid(self) -> list[Job]:
         """Return a job for each combination, without duplicates; the last key varies fastest.
@@ -101,12 +99,11 @@ class Plan:
     def job(self, row: Sequence[str]) -> Job:
         """Return the job of one combination of values; ConfigError, naming it, if invalid."""
         name = _folder_name(row or self.fixed)
-        overrides = [*self.fixed, *row]
         try:
-            settings = config.parse([*overrides, *self.context])
+            content = self.parser.content(row)
         except ConfigError as error:
             raise ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
-        return Job(name, overrides, settings.content)
+        return Job(name, [*self.fixed, *row], content)
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -1,6 +1,6 @@
 """A sweep: many runs of one command in one folder, continued after any interruption.
 
-Start reading at `run`. A job is the command line of one run and can be repeated alone. `cells.json` has the plan and
+Start reading at `run`. A job is the command line of one run and can be repeated alone. `jobs.jsonl` has the plan and
 the states; the results are in the jobs' folders.
 """
 

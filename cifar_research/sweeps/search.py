@@ -173,7 +173,7 @@ def space(plan: Plan) -> dict[str, Distribution]:
         for key, distribution in distributions.items()
         if isinstance(distribution, CategoricalDistribution)
     ]
-    composed = config.compose([*plan.fixed, *chosen, *plan.context])
+    composed = config.compose([*plan.fixed, *chosen, *plan.parser.context])
     for key, distribution in distributions.items():  # Hydra converts the ends of interval(8,64) to floats
         if isinstance(distribution, FloatDistribution) and takes_whole_numbers(composed, key):
             if math.ceil(distribution.low) > math.floor(distribution.high):

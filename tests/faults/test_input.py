@@ -201,8 +201,10 @@ def npy():
     return buffer.getvalue()
 
 
-CELLS = json.dumps({"arguments": ["seed=1"], "cells": [
-    {"folder": "a", "overrides": ["seed=1"], "config": {"augmentation": {}, "data": {}}}]}).encode()  # fmt: skip
+LEDGER_LINES = "".join(json.dumps(line) + "\n" for line in [
+    {"arguments": ["seed=1"]},
+    {"folder": "a", "overrides": ["seed=1"], "config": {"augmentation": {}, "data": {}}},
+    {"folder": "a", "state": "running", "reason": None, "attempts": 1}]).encode()  # fmt: skip
 HISTORY = (",".join(report.HISTORY_COLUMNS) + "\n" + ",".join(map(str, ROW.values())) + "\n").encode()
 REPORT = files.dumps({"status": "completed", "config": {"augmentation": {}}})
 READERS = {
@@ -218,7 +220,7 @@ READERS = {
     "facts of a cache": (read_sealed_meta, b"abc"),
     "report": (report.read_report, REPORT),
     "history": (report.read_history, HISTORY),
-    "ledger": (read_ledger, CELLS),
+    "ledger": (read_ledger, LEDGER_LINES),
     "run": (read_run, b"- seed=1\n"),
 }
 
