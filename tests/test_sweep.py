@@ -263,7 +263,7 @@ def test_reasons_and_retries(lab):
     assert [found[f"how={how}"].attempts for how in ("raise", "kill", "once", "fine")] == [2, 2, 2, 1]
     assert "Traceback" in (lab / "sweep" / "how=raise" / "output.log").read_text()
     assert "how=raise: RuntimeError" in done.stdout and "output.log" in done.stdout
-    assert not processes_in(lab)
+    wait_for(lambda: not processes_in(lab), None)
 
 
 @pytest.mark.slow
@@ -432,3 +432,18 @@ def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, mo
     with live.Live(tmp_path, [job], launcher, 1, Console(file=file, width=200)) as display:
         display.ended(job)
     assert f"run: completed, validation accuracy {expected:.4f} in its best epoch" in file.getvalue()
+
+
+@pytest.mark.parametrize("time", ["8", "8 h", "h", "0s", "-1h", "1h30m", "soon"])
+def test_a_wrong_time_limit_is_refused(time):
+    with pytest.raises(ConfigError, match=f"sweep.time_limit: '{time}' is not a time; give a number"):
+        parse_sweep(["seed=1,2", f"sweep.time_limit={time}"])
+
+
+@pytest.mark.slow
+def test_a_sweep_out_of_time_saves_and_continues(tmp_path):
+    grid = ["-m", "seed=0,1", "training.epochs=300"]
+    done = finish(tmp_path, *grid, "sweep.time_limit=12s", code=124)
+    assert "sweep.time_limit=12s is over. Stopping" in done.stdout and f"resume={tmp_path / 'sweep'}" in done.stdout
+    assert states(tmp_path) == {"seed=0": "stopped", "seed=1": "waiting"}
+    assert (tmp_path / "sweep" / "seed=0" / "report.json").exists()

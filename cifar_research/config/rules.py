@@ -48,6 +48,7 @@ _CHOICES = {
     "training.strategy": ("none", "mirrored", "multi_worker"),
     "training.monitor": ("accuracy", "loss"),
     "sweep.on_error": ("continue", "stop"),
+    "sweep.keep": ("all", "best", "none"),
 }
 
 

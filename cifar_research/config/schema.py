@@ -86,7 +86,8 @@ class TrainingConfig:
     ema_decay: float | None = None  # Evaluate an exponential moving average of the weights with this decay.
     monitor: str = "accuracy"  # The validation metric that chooses the best epoch.
     patience: int | None = None  # Stop a phase after this number of epochs without a better one.
-    keep_checkpoints: int = 2  # How many of the latest checkpoints are kept, beside the best.
+    # How many of the latest checkpoints are kept, beside the best; null is two, and one once the run has ended.
+    keep_checkpoints: int | None = None
     log_every_steps: int = 50  # Steps between two points of TensorBoard's training curves.
 
 
@@ -119,6 +120,9 @@ class SweepConfig:
     on_error: str = "continue"  # What the sweep does when a job fails for good: run the others, or stop.
     retries: int = 1  # How often a failed job is tried again.
     trials: int | None = None  # The number of jobs of a search; null runs the whole grid.
+    # Which jobs keep their weights and checkpoints once they have ended: all, the 10 best by validation, or none.
+    keep: str = "best"
+    time_limit: str | None = None  # Stop and save after this time, such as 45m, 8h or 2d; resume= continues.
 
 
 @dataclass

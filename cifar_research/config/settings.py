@@ -20,6 +20,7 @@ from cifar_research.runtime.errors import ConfigError
 
 Build = Callable[[str, Any, frozenset[str]], tuple[Any, list[str]]]  # see targets.build
 
+
 @dataclass(frozen=True, eq=False)
 class Settings:
     """The checked settings and plug-ins of a run.
@@ -121,7 +122,9 @@ def checked_plugins(
     _refuse(
         [
             *rules.image_size_problems(data, plan, built["backbone"], built["head"]),
-            *phases.random_backbone_problems(plan[0], content["backbone"], None if weights is None else weights.default),
+            *phases.random_backbone_problems(
+                plan[0], content["backbone"], None if weights is None else weights.default
+            ),
         ]
     )
     return built

@@ -23,14 +23,15 @@ MULTIRUN = ("-m", "--multirun")
 class SweepSettings:
     """The settings of a sweep's command line.
 
-    launcher: returned by its factory. params: hydra.sweeper.params, override values by key. overrides: the whole
-    command line.
+    time_limit: in seconds, or None. launcher: returned by its factory. params: hydra.sweeper.params, override values by
+    key. overrides: the whole command line.
     """
 
     overrides: tuple[str, ...]
     sweep: schema.SweepConfig
     seed: int
     folder: Path
+    time_limit: float | None
     launcher: Any
     params: Mapping[str, Any]
 
@@ -60,9 +61,20 @@ def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettin
         sweep=section(config.sweep, schema.SweepConfig),
         seed=config.seed,
         folder=Path(config.hydra.sweep.dir),
+        time_limit=_seconds(config.sweep.time_limit),
         launcher=_launcher(config.hydra.launcher, composed.allowed),
         params=plain(config.hydra.sweeper.get("params") or OmegaConf.create({})),
     )
+
+
+def _seconds(time: str | None) -> float | None:
+    """Return a time such as 8h in seconds; ConfigError if it is not one."""
+    if time is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", time)
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"sweep.time_limit: {time!r} is not a time; give a number with s, m, h or d, as in 8h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def parse_command(arguments: Sequence[str]) -> SweepSettings | Composed:

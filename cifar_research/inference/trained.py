@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from cifar_research.config.schema import data_section
 from cifar_research.data.images import decode, without_warnings
 from cifar_research.models import rebuild
 from cifar_research.runs.report import read_report
-from cifar_research.runtime import files
+from cifar_research.runtime import files, programs
 from cifar_research.runtime.errors import ReportError, RunError
 
 if TYPE_CHECKING:
@@ -147,7 +148,12 @@ def read(run: Path) -> dict[str, Any]:
         status = "still running or interrupted" if report is None else report["status"]
         raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another")
     if not (run / files.WEIGHTS).is_file():
-        raise RunError(f"{run / files.WEIGHTS}: is missing; restore it, or delete report.json and resume the run")
+        again = f"{programs.program('train')} --from-run {shlex.quote(str(run))}"
+        if any(run.glob("checkpoints/*.ckpt")):
+            again = "delete report.json and resume the run"
+        raise RunError(
+            f"{run / files.WEIGHTS}: is missing (a sweep removes those that sweep.keep does not keep); {again}"
+        )
     if not rebuild.is_whole(report):
         raise RunError(f"{run / 'report.json'}: is damaged; restore it, or delete it and resume the run")
     return report

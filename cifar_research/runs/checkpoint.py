@@ -74,9 +74,10 @@ class Checkpoints:
 
     `step-N.ckpt` is all that a run needs to continue. Its meta["best"] names `best-N.ckpt`, the best weights by
     validation, written first: a kill between the two leaves both usable.
+    keep: how many of the latest steps are kept; None is two, and one by `end`.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int | None) -> None:
         self.folder = folder
         self.keep = keep
 
@@ -94,8 +95,18 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / f"step-{step:08d}.ckpt", checkpoint)
         # Later steps must be damaged: the run would have continued from them.
-        later = [path for path in self._steps() if path > self.folder / f"step-{step:08d}.ckpt"]
-        for path in [*later, *[path for path in self._steps() if path not in later][: -self.keep]]:
+        for path in self._steps():
+            if path > self.folder / f"step-{step:08d}.ckpt":
+                path.unlink()
+        self._prune(self.keep or 2)  # two, so that one may be damaged
+
+    def end(self) -> None:
+        """Delete what a run needs only while it trains."""
+        self._prune(self.keep or 1)
+
+    def _prune(self, keep: int) -> None:
+        """Keep the latest steps and the best weights that they name; delete the others."""
+        for path in self._steps()[:-keep]:
             path.unlink()
         try:
             needed = {self.best_path(best) for path in self._steps() if (best := _best_of(path)) is not None}

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from cifar_research.config import phases
 from cifar_research.runs import report
-from cifar_research.runs.ledger import COMPLETE, STATES, Job
+from cifar_research.runs.ledger import COMPLETE, LEDGER, STATES, Job
+from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.launchers import Launcher
 from cifar_research.sweeps.launchers.worker import LOG
@@ -27,6 +28,7 @@ _STYLES = {
     "pruned": "dim", "queued": "dim", "waiting": "dim",
 }  # fmt: skip
 _REDRAW_SECONDS = 1.0
+_MOST_FAILURES = 20
 
 
 class Live:
@@ -88,13 +90,23 @@ class Live:
         self._console.print(Text(text), soft_wrap=True)
         self._console.file.flush()
 
-    def summary(self, failed: Sequence[Job], next_commands: Sequence[str]) -> None:
-        """Print the number of jobs by state, the failures and the next commands."""
+    def summary(self, failed: Sequence[Job], num_removed: int, next_commands: Sequence[str]) -> None:
+        """Print the number of jobs by state, the failures and the next commands.
+
+        num_removed: the number of jobs whose weights were removed.
+        """
         counts = Counter(job.state for job in self._jobs)
         states = [*COMPLETE, "failed", "stopped", "waiting"]
         self.message(", ".join(f"{counts[state]} {state}" for state in states if counts[state]))
-        for job in failed:
+        for job in failed[:_MOST_FAILURES]:
             self.message(f"failed: {job.folder}: {job.reason}; its log is {self._folder / job.folder / LOG}")
+        if (more := len(failed) - _MOST_FAILURES) > 0:
+            self.message(f"and {more} more have failed; their reasons are in {self._folder / LEDGER}")
+        if num_removed:
+            self.message(
+                f"Weights and checkpoints of {num_removed} jobs are removed, as sweep.keep says; "
+                f"{programs.program('train')} --from-run <job> makes them again"
+            )
         self.message(f"Everything is in {self._folder}")
         for command in next_commands:
             note = "   (what is complete is not run again)" if "resume=" in command else ""

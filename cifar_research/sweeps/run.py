@@ -9,37 +9,31 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_research.config import trust
-from cifar_research.config.overrides import quoted, without_sweeps
-from cifar_research.config.schema import SweepConfig, data_section
+from cifar_research.config.overrides import without_sweeps
+from cifar_research.config.schema import data_section
 from cifar_research.config.sweep import SweepSettings
 from cifar_research.data import datasets
 from cifar_research.display import console
-from cifar_research.runs import report
 from cifar_research.runs.ledger import LEDGER, Job, read
 from cifar_research.runtime import locks, programs
-from cifar_research.runtime.errors import ConfigError, ReportError
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.files import atomic_write
-from cifar_research.runtime.signals import StopRequest, stop_signals
-from cifar_research.sweeps.launchers import worker
+from cifar_research.runtime.signals import stop_signals
+from cifar_research.sweeps.execution import Execution, Grid, write_report
+from cifar_research.sweeps.keep import Keeper
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.live import Live
 from cifar_research.sweeps.plan import Plan
 
 if TYPE_CHECKING:
     from cifar_research.sweeps import search
-    from cifar_research.sweeps.launchers import Launcher
 
-_POLL_SECONDS = 0.5
-_REPORT_EVERY_JOBS = 10
+OUT_OF_TIME = 124  # exit code, as of the program `timeout`
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
@@ -52,7 +46,7 @@ def for_help(arguments: Sequence[str]) -> list[str]:
 def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
     """Run all jobs that are not complete; return the exit code.
 
-    Exit codes: 0 all have ended, 1 some failed, 128 + n stopped by signal n. unlocks: see locks.Lock.
+    Exit codes: 0 all have ended, 1 some failed, 124 out of time, 128 + n stopped by signal n. unlocks: see locks.Lock.
     Before anything is written, raises ConfigError if a job, the launcher or the folder is invalid, DataError if data is
     missing, LockedError if another sweep runs in the folder.
     """
@@ -85,15 +79,22 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
             else search.Search(folder, space, trials, settings.seed, plan, ledger)
         )
         live = Live(folder, ledger.jobs, launcher, trials or len(ledger.jobs))
+        keeper = Keeper(folder, settings.sweep.keep, ledger.jobs)
         _write_columns(folder, ledger)
         with stop_signals() as stop, live:
-            _run_jobs(source, ledger, launcher, live, settings.sweep, stop, [locks.UNLOCK] if unlocks else [])
-        problem = _write_report(folder)
-        live.summary(_failed(ledger), _next_commands(folder, ledger, source))
+            flags = [locks.UNLOCK] if unlocks else []
+            execution = Execution(
+                source, ledger, launcher, live, keeper, settings.sweep, stop, settings.time_limit, flags
+            )
+            execution.run()
+        problem = write_report(folder)
+        live.summary(_failed(ledger), keeper.num_removed, _next_commands(folder, ledger, source))
         if problem and any(job.is_complete for job in ledger.jobs):
             console.error(f"{folder}: its leaderboard could not be written: {problem}")
     if stop.signal:
         return 128 + stop.signal
+    if execution.is_out_of_time:
+        return OUT_OF_TIME
     return 1 if _failed(ledger) else 0
 
 
@@ -119,111 +120,6 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
             for path in new:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
-
-
-class Grid:
-    """Yields the incomplete jobs of a grid, in order."""
-
-    learns = False  # so a cluster can queue all of them at once
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._waiting = deque(job for job in jobs if not job.is_complete)
-
-    def next(self) -> Job | None:
-        return self._waiting.popleft() if self._waiting else None
-
-    def tell(self, job: Job) -> None:
-        """See search.Search.tell."""
-
-    def trial_of(self, job: Job) -> None:
-        """See search.Search.trial_of."""
-
-
-def _run_jobs(
-    source: Grid | search.Search,
-    ledger: Ledger,
-    launcher: Launcher,
-    live: Live,
-    settings: SweepConfig,
-    stop: StopRequest,
-    flags: Sequence[str] = (),
-) -> None:
-    """Run the jobs of the source and record their states, until all end or a signal arrives.
-
-    flags: added to each job's command line.
-    """
-    again: deque[Job] = deque()
-    running: dict[str, Job] = {}
-    is_stopping = False
-    while True:
-        while not is_stopping and len(running) < (launcher.slots if source.learns else launcher.queue):
-            # With on_error=stop, start no new job while a failed one is being retried.
-            stops = settings.on_error == "stop"
-            if stops and any(job_running.attempts > 1 for job_running in running.values()):
-                break
-            job = (None if stops and again else source.next()) or (again.popleft() if again else None)
-            if job is None:
-                break
-            if job.is_complete:  # its run ended before the sweep was killed
-                source.tell(job)
-                continue
-            job.attempts += 1
-            ledger.update(job, "running")
-            running[job.folder] = job
-            run_dir = ledger.folder / job.folder
-            folder_override = f"hydra.run.dir={quoted(str(run_dir))}"
-            # A preset in the job may choose another launcher, but this job is already running in one.
-            arguments = [*job.overrides, *ledger.context, "hydra/launcher=local", folder_override, *flags]
-            launcher.start(job.folder, arguments, run_dir, source.trial_of(job))
-        if not running:
-            return
-        for key, code in launcher.wait(_POLL_SECONDS).items():
-            job = running.pop(key)
-            state, reason = _outcome(ledger.folder / job.folder, code, is_stopping)
-            ledger.update(job, state, reason)
-            # A wrong config would fail again.
-            if state == "failed" and code != 2 and job.attempts <= settings.retries and not is_stopping:
-                again.append(job)
-                live.retry(job)
-                continue
-            source.tell(job)
-            live.ended(job)
-            if sum(job_running.is_complete for job_running in ledger.jobs) % _REPORT_EVERY_JOBS == 0:
-                _write_report(ledger.folder)
-            if state == "failed" and settings.on_error == "stop" and not is_stopping:
-                is_stopping = True
-                launcher.stop()
-        if stop.signal and not is_stopping:
-            is_stopping = True
-            live.message("Stopping: each run saves first; a second signal ends them at once.")
-            launcher.stop()
-        live.refresh()
-
-
-def _outcome(run_dir: Path, code: int, is_stopping: bool) -> tuple[str, str | None]:
-    """Return the state of an ended job and why it failed; its report takes precedence."""
-    killed = -code if code < 0 else code - 128
-    try:
-        ended = report.read_report(run_dir / "report.json")
-    except ReportError as error:
-        return "failed", str(error)
-    if ended is not None and ended["status"] != "stopped":
-        return ended["status"], f"loss not finite at step {ended['steps']}" if ended["status"] == "diverged" else None
-    if is_stopping and (code < 0 or killed in (signal.SIGTERM, signal.SIGINT)):
-        return "stopped", None
-    if killed in set(signal.Signals):
-        hint = ", as the system does when memory runs out" if killed == signal.SIGKILL else ""
-        return "failed", f"killed by {signal.Signals(killed).name}{hint}"
-    return "failed", worker.reason(run_dir) or f"its process ended with exit code {code}"
-
-
-def _write_report(folder: Path) -> str | None:
-    """Write leaderboard and figures in a child process, to free its memory; return its error."""
-    arguments = [sys.executable, "-m", "cifar_research.report", str(folder), "--write"]
-    done = subprocess.run(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
-    )
-    return (done.stderr.strip().splitlines() or ["no reason was given"])[-1] if done.returncode else None
 
 
 def _write_columns(folder: Path, ledger: Ledger) -> None:

@@ -88,6 +88,8 @@ def run(
             content = result.gather(settings, data, environment, state, progress, ending)
             if is_chief:
                 outputs.leave(opened, content, state.model, data, progress, test)
+                if content["status"] != "stopped":
+                    saving.checkpoints.end()
             pace = header.pace(settings, progress.history)
             display.results(content, run_dir, _next_commands(content, run_dir), pace)
         return content

@@ -1,0 +1,73 @@
+"""Which jobs of a sweep keep their weights and checkpoints after they have ended."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_research.runs import report
+from cifar_research.runs.ledger import Job
+from cifar_research.runtime.errors import ReportError
+from cifar_research.runtime.files import WEIGHTS
+
+_NUM_KEPT = {"all": math.inf, "best": 10, "none": 0}
+
+
+class Keeper:
+    """Removes the weights and checkpoints of the jobs that `sweep.keep` does not keep.
+
+    keep: `all`, `best` or `none`. jobs: those that have ended already count among the best. A job that has failed or
+    was stopped keeps its checkpoints, to continue from; so does one without validation, which has no rank.
+    """
+
+    def __init__(self, folder: Path, keep: str, jobs: Sequence[Job]) -> None:
+        self.num_removed = 0
+        self._folder, self._num_kept = folder, _NUM_KEPT[keep]
+        self._earlier = [job for job in jobs if job.is_complete]
+        self._best: list[tuple[float, str]] = []  # a heap of (score, job folder), the worst first
+
+    def catch_up(self) -> None:
+        """Rank the jobs that ended in earlier launches."""
+        earlier, self._earlier = self._earlier, []
+        for job in earlier:
+            if _files(self._folder / job.folder):
+                self._rank(job)
+
+    def ended(self, job: Job) -> None:
+        """Remove the files of an ended job, or of the one that it replaces among the best."""
+        self.catch_up()
+        self._rank(job)
+
+    def _rank(self, job: Job) -> None:
+        if not job.is_complete or self._num_kept == math.inf:
+            return
+        removed = job.folder
+        if job.state == "completed" and self._num_kept:
+            score = _score(self._folder / job.folder, job)
+            if score is None:
+                return
+            heapq.heappush(self._best, (score, job.folder))
+            if len(self._best) <= self._num_kept:
+                return
+            _, removed = heapq.heappop(self._best)
+        for path in _files(self._folder / removed):
+            path.unlink(missing_ok=True)
+        self.num_removed += 1
+
+
+def _files(run_dir: Path) -> list[Path]:
+    return [path for path in (run_dir / WEIGHTS, *run_dir.glob("checkpoints/*.ckpt")) if path.exists()]
+
+
+def _score(run_dir: Path, job: Job) -> float | None:
+    """Return a run's best validation accuracy, or loss times -1; None if it has no validation."""
+    try:
+        ended = report.read_report(run_dir / "report.json")
+    except ReportError:
+        return None
+    if ended is None or not ended["val"]:
+        return None
+    is_loss = job.config["training"]["monitor"] == "loss"
+    return -ended["val"]["loss"] if is_loss else ended["val"]["accuracy"]
