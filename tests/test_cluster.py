@@ -75,6 +75,16 @@ def test_slurm_runs_an_array_within_its_limit(lab, on_slurm):
 
 
 @pytest.mark.cluster
+def test_slurm_takes_more_jobs_than_an_array_may_have(lab, on_slurm):
+    done = finish(lab, *on_slurm, "seed=range(9)", "training.epochs=1", "hydra.launcher.jobs=2")
+    assert "9 completed" in done.stdout
+    arrays = re.findall(
+        r"--array=0-(\d+)%", "".join(path.read_text() for path in (lab / "sweep" / "slurm").glob("*.sh"))
+    )
+    assert sorted(map(int, arrays)) == [2, 5]  # scripts/cluster sets MaxArraySize=6
+
+
+@pytest.mark.cluster
 def test_slurm_gives_a_preempted_run_back_to_its_folder(lab, on_slurm):
     process = start(lab, *on_slurm, "seed=1,2", *LONG, "hydra.launcher.jobs=1")
     wait_for(lambda: epochs(lab, "seed=1") > 0, process)

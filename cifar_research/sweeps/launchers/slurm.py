@@ -28,7 +28,6 @@ from cifar_research.sweeps.launchers.worker import STOPPED, JobCommand
 
 LOGS = "slurm"  # in the sweep's folder: submitit's files, exit codes, and each job's SLURM id
 _JOBS = "jobs.json"
-_LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
 _ASK_SECONDS = 5.0  # between calls of squeue
 _PREEMPTION_SECONDS = 600.0  # how long a preempted job waits to be killed
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING", "SUSPENDED"}
@@ -70,7 +69,6 @@ def slurm(
         "job_name": "cifar",
         "time": minutes,
         "cpus_per_task": cpus,
-        "array_parallelism": jobs,
         "signal_delay_s": min(120, 30 * minutes),  # time to save; SLURM may be a minute early
         "additional_parameters": {"requeue": True, **(sbatch or {})},
         "partition": partition,
@@ -84,10 +82,10 @@ class Slurm:
     """See `slurm`."""
 
     is_on_this_machine = False
-    queue = _LARGEST_ARRAY
 
     def __init__(self, jobs: int, requeues: int, cpus: int, parameters: dict[str, Any]) -> None:
-        self.slots = jobs
+        self.slots = self.queue = jobs
+        self._array, self._limit = "", jobs  # the newest array, and how many of its jobs run at once
         self._requeues, self._cpus, self._parameters = requeues, cpus, parameters
         self._waiting: dict[str, JobCommand] = {}  # by key: not yet submitted
         self._ids: dict[str, str] = {}  # SLURM ids of running and queued jobs
@@ -110,6 +108,7 @@ class Slurm:
                 )
         if not self._ask():
             raise ConfigError("hydra/launcher=slurm: squeue fails on this machine; try squeue --me")
+        self.queue = max(self.slots, _largest_array())
         self._logs = folder.absolute() / LOGS
         with contextlib.suppress(OSError, ValueError):
             self._known_ids = json.loads((self._logs / _JOBS).read_bytes())
@@ -133,6 +132,7 @@ class Slurm:
             self._waiting.clear()
         else:
             self._submit()
+            self._update_limit()
         ended |= self._ended()
         if not ended:
             time.sleep(seconds)
@@ -151,17 +151,16 @@ class Slurm:
             _call("scancel", *self._ids.values())
 
     def _submit(self) -> None:
-        """Submit waiting jobs: all if none runs (the array has a limit), else those that fit."""
-        free = self.slots - len(self._ids) if self._ids else len(self._waiting)
-        keys = list(self._waiting)[: max(0, free)]
-        if not keys:
+        """Submit all waiting jobs as an array once the earlier ones leave room."""
+        free, keys = self.slots - len(self._ids), list(self._waiting)
+        if free <= 0 or not keys:
             return
         from submitit.core.utils import FailedJobError
         from submitit.slurm.slurm import SlurmExecutor
 
         self._logs.mkdir(parents=True, exist_ok=True)
         executor = SlurmExecutor(self._logs, max_num_timeout=self._requeues)
-        executor.update_parameters(**self._parameters)
+        executor.update_parameters(**self._parameters, array_parallelism=free)
         errors = io.StringIO()
         try:
             with contextlib.redirect_stderr(errors):  # submitit prints sbatch's errors
@@ -175,8 +174,17 @@ class Slurm:
             del self._waiting[key]
             self._ids[key] = self._known_ids[key] = str(job.job_id)
             (self._logs / f"{job.job_id}.code").unlink(missing_ok=True)  # stale if the cluster has reset its ids
+        self._array, self._limit = str(submitted[0].job_id).partition("_")[0], free
         atomic_write(self._logs / _JOBS, json.dumps(self._known_ids, indent=1).encode())
         self._asked = time.monotonic()  # squeue lists new jobs with a delay
+
+    def _update_limit(self) -> None:
+        """Let the newest array use the slots of earlier ones that have ended."""
+        others = sum(slurm_id.partition("_")[0] != self._array for slurm_id in self._ids.values())
+        limit = self.slots - others
+        if limit != self._limit and others < len(self._ids):
+            self._limit = limit
+            _call("scontrol", "update", f"JobId={self._array}", f"ArrayTaskThrottle={limit}")
 
     def _ended(self) -> dict[str, int]:
         ended = {key: code for key, slurm_id in self._ids.items() if (code := self._exit_code(slurm_id)) is not None}
@@ -252,6 +260,14 @@ class SlurmJob:
             # Popen.wait would deadlock if the interrupted code holds its lock.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(SlurmJob(self._job, self._cpus, self._logs))
+
+
+def _largest_array() -> int:
+    """Return how many jobs the cluster takes at once, in an array; 0 if it takes none."""
+    settings = dict(
+        re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", _call("scontrol", "show", "config") or "", re.M)
+    )
+    return min(map(int, settings.values()), default=0)
 
 
 def _call(*command: str) -> str | None:
