@@ -16,6 +16,7 @@ from cifar_research.config import messages, trust
 from cifar_research.config.jobs import JobParser
 from cifar_research.config.overrides import HYDRA_ERRORS, with_globs_expanded, with_texts
 from cifar_research.config.sweep import SweepSettings
+from cifar_research.display import console
 from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError
 
@@ -77,14 +78,17 @@ class Plan:
         ]
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
-        for row in itertools.product(*choices):
-            job = self.job(row)
-            digest = job.identity.hash
-            if job.folder in folders:
-                job.folder = f"{job.folder}-{digest}"
-            folders.add(job.folder)
-            if jobs.setdefault(digest, job) is not job:
-                self._refuse_free(job)
+        rows = list(itertools.product(*choices))
+        with console.counted("Planning", len(rows)) as begin:
+            for row in rows:
+                begin(_folder_name(row))
+                job = self.job(row)
+                digest = job.identity.hash
+                if job.folder in folders:
+                    job.folder = f"{job.folder}-{digest}"
+                folders.add(job.folder)
+                if jobs.setdefault(digest, job) is not job:
+                    self._refuse_free(job)
         return list(jobs.values())
 
     def _refuse_free(self, job: Job) -> None:
