@@ -19,7 +19,7 @@ from cifar_research.sweeps.launchers import worker
 from cifar_research.sweeps.launchers.worker import JobCommand
 
 
-def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 10) -> Local:
+def local(*, jobs: int | None = None, runs_per_gpu: int = 1, runs_per_process: int = 50) -> Local:
     """Run jobs in worker processes on this machine.
 
     jobs: How many jobs run at once; null is `runs_per_gpu` for each GPU, or one without GPUs.
