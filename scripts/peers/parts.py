@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from sweep_scale import sweep_scale
 from worker import SCORED
 
 HERE = Path(__file__).resolve().parent
@@ -129,4 +130,4 @@ def memory(worker, quick, steps, rounds, precision, tell):
     return {"images": images, "precision": precision, "peak_bytes": peaks}
 
 
-PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep, "memory": memory}
+PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep, "memory": memory, "sweep_scale": sweep_scale}

@@ -2,6 +2,8 @@
 
 import statistics
 
+import sweep_scale
+
 
 def markdown(found):
     """Return a document of what benchmark.py found; a part that was not measured is left out."""
@@ -37,6 +39,8 @@ def markdown(found):
         lines += ["| | MB | ours over it |", "|---|---|---|"]
         mine = peaks["ours"]
         lines += [f"| {name} | {peak / 1e6:,.0f} | {mine / peak:.2f} |" for name, peak in peaks.items()]
+    if "sweep_scale" in found:
+        lines += sweep_scale.table(found["sweep_scale"])
     return "\n".join(lines) + "\n"
 
 
