@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import tables
-from cifar_research.comparison.runs import Run
+from cifar_research.comparison.ranking import Comparison
 from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
@@ -49,25 +48,26 @@ def main() -> None:
         runs, warnings = reading.find(arguments.folders)
         for warning in warnings:
             console.error(warning)
-        text = f"{best_command(runs)}\n" if arguments.best else summary(runs)
+        comparison = Comparison(runs)
+        text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
         if arguments.write:
-            write(Path(arguments.folders[0]), runs)
+            write(Path(arguments.folders[0]), comparison)
         sys.stdout.write(text)
     except (ReportError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)
 
 
-def summary(runs: Sequence[Run]) -> str:
+def summary(comparison: Comparison) -> str:
     """Return the leaderboard with notes, the main effects and the study's table, as text."""
     lines = []
-    for section in _sections(runs):
+    for section in _sections(comparison):
         parts = [part for part in section.parts if isinstance(part, (str, list))]
         lines += ["", section.heading, *(part if isinstance(part, str) else as_text(part) for part in parts)]
     return "\n".join([*lines[2:], ""])
 
 
-def write(folder: Path, runs: Sequence[Run]) -> None:
+def write(folder: Path, comparison: Comparison) -> None:
     """Write leaderboard, report, figures and columns; ReportError or WriteError if it cannot."""
     if not folder.is_dir():
         raise ReportError(f"{folder}: is not a directory; give the folder that --write writes into first")
@@ -76,17 +76,17 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     environment.provide_home()
     from cifar_research.comparison import figures, hparams  # imported here because they take a second
 
-    sections = _sections(runs)
-    hparams.write(folder, runs)
-    drawn = [Section(heading, [figure]) for heading, figure in figures.draw(runs, folder / "figures").items()]
-    atomic_write(folder / "leaderboard.csv", as_csv(tables.leaderboard_csv(runs)))
+    sections = _sections(comparison)
+    hparams.write(folder, comparison.runs)
+    drawn = [Section(heading, [figure]) for heading, figure in figures.draw(comparison, folder / "figures").items()]
+    atomic_write(folder / "leaderboard.csv", as_csv(tables.leaderboard_csv(comparison)))
     atomic_write(folder / "leaderboard.md", document.markdown(folder, sections))
     atomic_write(folder / "report.html", document.page(folder.name, [*sections, *drawn]))
 
 
-def best_command(runs: Sequence[Run]) -> str:
+def best_command(comparison: Comparison) -> str:
     """Return the command of the run with the best validation accuracy; ReportError if none."""
-    rows = tables.scored_rows(runs)
+    rows = comparison.scored_rows
     if not rows:
         raise ReportError(
             "no run is completed with a validation accuracy, so there is no best one; wait, or give others"
@@ -98,14 +98,14 @@ def best_command(runs: Sequence[Run]) -> str:
         raise ReportError(f"{error}; the best run is {folder}") from error
 
 
-def _sections(runs: Sequence[Run]) -> list[Section]:
+def _sections(comparison: Comparison) -> list[Section]:
     """Return the report's tables; main effects and the study only where they apply."""
-    num_seeds = [len(row.runs) for row in tables.scored_rows(runs)]
+    num_seeds = [len(row.runs) for row in comparison.scored_rows]
     notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else _NOTES
-    sections = [Section("Leaderboard", [tables.leaderboard_table(runs), *notes])]
-    if len(effects := tables.effects_table(runs)) > 1:
+    sections = [Section("Leaderboard", [tables.leaderboard_table(comparison), *notes])]
+    if len(effects := tables.effects_table(comparison)) > 1:
         sections.append(Section("Main effects", [effects]))
-    if study := tables.study_table(runs):
+    if study := tables.study_table(comparison):
         sections.append(Section("Beside the study", [study]))
     return sections
 

@@ -17,7 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from cifar_research import config
 from cifar_research import report as command
-from cifar_research.comparison import figures, runs, tables
+from cifar_research.comparison import figures, ranking, runs, tables
+from cifar_research.comparison.ranking import Comparison
 from cifar_research.config.identity import option_names
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import report
@@ -70,7 +71,7 @@ def write_transfer(folder, backbone, training, *, seed=0, accuracy=0.5, trainabl
 
 def table_of(*places):
     found, _ = runs.find([str(place) for place in places])
-    header, *rows = tables.leaderboard_table(found)
+    header, *rows = tables.leaderboard_table(Comparison(found))
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -131,7 +132,7 @@ def test_runs_without_validation_are_one_row_and_written(tmp_path):
     assert [(row["rank"], row["n"], row["val accuracy"], row["test accuracy"]) for row in rows] == [
         ("–", "2", "–", "0.7500")
     ] * 2
-    command.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, Comparison(runs.find([str(tmp_path)])[0]))
     assert "0.7500" in (tmp_path / "leaderboard.md").read_text()
 
 
@@ -244,7 +245,7 @@ def test_the_csv_has_a_number_a_column(tmp_path):
     write_run(tmp_path / "c", ["model.dropout=0.5"], accuracy=0.9, status="diverged")
     for seed in (0, 1):
         write_run(tmp_path / f"d{seed}", [f"seed={seed}", "model.dropout=0.25"], accuracy=0.5)
-    command.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, Comparison(runs.find([str(tmp_path)])[0]))
     rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
     for row in rows:
         for name in row.keys() - {"is_tie", "backbone.batch_norm", "model.hidden", "interval", "state", "reason"}:
@@ -273,9 +274,9 @@ def test_single_seeds_are_said_to_be_no_ranking_of_settings(tmp_path, seeds, is_
                 tmp_path / f"{place}{seed}", [f"seed={seed}", f"model.dropout={place / 2}"], accuracy=0.5 + place / 4
             )
     found, _ = runs.find([str(tmp_path)])
-    command.write(tmp_path, found)
+    command.write(tmp_path, Comparison(found))
     for text in (
-        command.summary(found),
+        command.summary(Comparison(found)),
         *((tmp_path / name).read_text() for name in ("leaderboard.md", "report.html")),
     ):
         assert ("Another seed gives another accuracy" in text) is is_said
@@ -285,11 +286,11 @@ def test_main_effects(tmp_path):
     for seed, rate, accuracy in ((0, 0.1, 0.4), (1, 0.1, 0.6), (0, 0.2, 0.7), (1, 0.2, 0.7)):
         words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
         write_run(tmp_path / f"{seed}{rate}", words, accuracy=accuracy)
-    found = tables.effects(runs.find([str(tmp_path)])[0])
+    found = Comparison(runs.find([str(tmp_path)])[0]).effects
     (low, high) = found["optimizer.learning_rate"]  # all runs at 0.2 are equal: no spread
     assert low[:2] == ("0.1", pytest.approx(0.5)) and low[2] == pytest.approx(12.706 * 0.1, rel=1e-3) and low[3] == 2
     assert high == ("0.2", pytest.approx(0.7), pytest.approx(math.nan, nan_ok=True), 2)
-    assert tables.effects_table(runs.find([str(tmp_path)])[0])[1][-1] == "no spread"
+    assert tables.effects_table(Comparison(runs.find([str(tmp_path)])[0]))[1][-1] == "no spread"
 
 
 def test_the_studys_grid_stands_beside_the_study(tmp_path):
@@ -298,7 +299,7 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
     for i, job in enumerate(jobs):
         write_run(tmp_path / job.folder, job.overrides, base=job.config, accuracy=0.5 + i / 100)
     found, _ = runs.find([str(tmp_path)])
-    header, *rows = tables.study_table(found)
+    header, *rows = tables.study_table(Comparison(found))
     assert len(rows) == 24 and header[5:9] == ["ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS"]
     assert rows[0][:5] == ["categorical_crossentropy", "0.005", "0.3", "adam", "max"]
     assert [row[6] for row in rows] == [f"{0.5 + i / 100:.4f}" for i in range(24)]
@@ -306,12 +307,12 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
     assert best[:5] == ["mean_squared_error", "0.001", "0.3", "adam", "avg"] and best[10:] == [
         "0.9796", "0.8329", "0.0033", "0.0268",
     ]  # fmt: skip
-    assert tables.study_table(found[:5])[6][6] == "–"  # a job that is missing
-    command.write(tmp_path, found)
+    assert tables.study_table(Comparison(found[:5]))[6][6] == "–"  # a job that is missing
+    command.write(tmp_path, Comparison(found))
     assert "## Beside the study" in (tmp_path / "leaderboard.md").read_text()
     for place, more in enumerate((["data=synthetic"], ["backbone.batch_norm=false"], ["data.train_size=500"])):
         write_run(tmp_path / "others" / str(place), [*jobs[0].overrides, *more])
-        assert tables.study_table(runs.find([str(tmp_path / "others" / str(place))])[0]) is None
+        assert tables.study_table(Comparison(runs.find([str(tmp_path / "others" / str(place))])[0])) is None
 
 
 def call(*words, code=0):
@@ -349,7 +350,7 @@ def test_backbones_and_techniques_have_pictures(tmp_path):
     write_run(tmp_path / "cnn")  # has no size, as in older reports
     (tmp_path / "cnn" / "history.csv").unlink()
     found, _ = runs.find([str(tmp_path)])
-    command.write(tmp_path, found)
+    command.write(tmp_path, Comparison(found))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"backbones.png", "parallel_coordinates.png"}
     assert np.asarray(Image.open(tmp_path / "figures" / "backbones.png").convert("L")).std() > 5
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
@@ -361,11 +362,11 @@ def test_one_backbone_and_technique_have_no_pictures(tmp_path):
     for seed in (0, 1):
         write_transfer(tmp_path / str(seed), "vgg16", "combined", seed=seed)
     write_run(tmp_path / "other", ["backbone=cnn"], status="diverged")
-    command.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, Comparison(runs.find([str(tmp_path)])[0]))
     assert not (tmp_path / "figures" / "backbones.png").exists()
     assert "<h2>Backbones" not in (own := (tmp_path / "report.html").read_text()) and "<h2>Techniques" not in own
     write_transfer(tmp_path / "head", "vgg16", "feature_extraction")
-    command.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, Comparison(runs.find([str(tmp_path)])[0]))
     assert "<h2>Techniques" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "figures" / "backbones.png").exists()
 
@@ -375,7 +376,7 @@ def test_pictures_without_sizes_and_histories(tmp_path):
     write_run(tmp_path / "b", ["backbone=cnn"])
     for name in "ab":
         (tmp_path / name / "history.csv").unlink()
-    command.write(tmp_path, runs.find([str(tmp_path)])[0])
+    command.write(tmp_path, Comparison(runs.find([str(tmp_path)])[0]))
     assert (tmp_path / "figures" / "backbones.png").is_file()
     assert "<h2>Techniques" in (tmp_path / "report.html").read_text()
 
@@ -386,13 +387,13 @@ def test_a_bar_is_the_best_row_of_its_backbone_and_technique(tmp_path):
         write_transfer(tmp_path / f"a{seed}", "vgg16", "combined", **more)
     write_transfer(tmp_path / "low", "vgg16", "combined", accuracy=0.3, words=["optimizer.learning_rate=0.2"])
     write_transfer(tmp_path / "one", "vgg16", "feature_extraction", accuracy=0.3)
-    (head, both) = (best := tables.best_rows(runs.find([str(tmp_path)])[0])).values()
+    (head, both) = (best := Comparison(runs.find([str(tmp_path)])[0]).best_rows).values()
     assert list(best) == [("feature extraction", "VGG16"), ("combined", "VGG16")]
     assert both.bounds("test/accuracy") == pytest.approx((0.71 - 0.0248, 0.71 + 0.0248), abs=1e-4)
     assert (both.mean("seconds/total"), both.runs[0].sizes["parameters"]) == (1, 5000)
     assert head.bounds("test/accuracy") == pytest.approx((0.2911, 0.3091), abs=1e-4)  # Wilson's, of 10,000 images
     write_transfer(tmp_path / "cnn", "cnn", "scratch", accuracy=0.4, test=None)
-    best = tables.best_rows(runs.find([str(tmp_path)])[0])
+    best = Comparison(runs.find([str(tmp_path)])[0]).best_rows
     assert {name for name, _ in best} == {"from scratch", "feature extraction", "combined"}
     axes = figures.draw_backbones(best, dict.fromkeys((name for name, _ in best), "black")).axes[0]
     (bar,) = (bar for bar in axes.containers if bar.get_label() == "combined" and bar.errorbar)
@@ -440,7 +441,7 @@ def test_names_are_text_in_the_page(tmp_path):
     for i, name in enumerate(("</script><b>$x", "b")):
         write_run(tmp_path / str(i), [f"seed={i}"], changes=[("", "name", name), ("model", "activation", name)])
     found, _ = runs.find([str(tmp_path)])
-    command.write(tmp_path, found)
+    command.write(tmp_path, Comparison(found))
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
     assert "<b>" not in own.replace("<\\/script><b>", "") and "&lt;b&gt;$x" in own
 
@@ -491,4 +492,4 @@ def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):
     write_transfer(tmp_path / "a", "vgg16", "scratch", words=["backbone.weights=some/run"])
     write_transfer(tmp_path / "b", "vgg16", "scratch", words=["backbone.weights=none"])
     found, _ = runs.find([str(tmp_path)])
-    assert [tables.technique(run) for run in found] == ["all weights", "from scratch"]
+    assert [ranking.technique(run) for run in found] == ["all weights", "from scratch"]

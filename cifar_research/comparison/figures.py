@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from plotly import graph_objects as plotly
 from plotly.subplots import make_subplots
 
-from cifar_research.comparison import tables
-from cifar_research.comparison.runs import Run, varied
-from cifar_research.comparison.tables import Effect, Row
+from cifar_research.comparison import ranking
+from cifar_research.comparison.ranking import Comparison, Row
+from cifar_research.comparison.runs import Run
 from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.display.tables import text_of
 from cifar_research.runtime.errors import ReportError
@@ -25,56 +25,62 @@ from cifar_research.runtime.errors import ReportError
 History = list[dict[str, Any]]  # rows of history.csv
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
 _PALE = 0.35  # opacity of background lines and bars
+_MOST_CURVES = 10  # of one row of the leaderboard
 _LEGEND_BELOW = {"orientation": "h", "y": -0.2}
 
 
-def draw(runs: Sequence[Run], folder: Path) -> dict[str, plotly.Figure | Path]:
+def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path]:
     """Return figures by heading; write parallel_coordinates.png and backbones.png.
 
     Figures without data are left out.
     """
     folder.mkdir(exist_ok=True)
-    titles, effects, best = varied(runs), tables.effects(runs), tables.best_rows(runs)
+    titles, effects, best = comparison.titles, comparison.effects, comparison.best_rows
     techniques, backbones = (dict.fromkeys(names) for names in zip(*best, strict=True)) if best else ({}, {})
     colours = dict(zip(techniques, itertools.cycle(COLOURS), strict=False))
-    figures: dict[str, plotly.Figure | Path] = {"Curves of the best five": _curves(runs, titles)}
+    figures: dict[str, plotly.Figure | Path] = {"Curves of the best five": _curves(comparison)}
     if effects:
-        figures["Main effects, with 95 % intervals"] = _effects(effects, titles)
+        figures["Main effects, with 95 % intervals"] = _effects(comparison)
     if len(effects) > 1:
-        figures["Mean validation accuracy by two settings"] = _heat_map(runs, effects, titles)
+        figures["Mean validation accuracy by two settings"] = _heat_map(comparison)
     if len(titles) > 1 and best:
-        figure = _parallel(runs, titles)
+        figure = _parallel(comparison)
         save(_static_parallel(figure), folder / "parallel_coordinates.png")
         figures["Parallel coordinates"] = figure
     if len(backbones) > 1:
         path = figures["Backbones, the best setting of each"] = folder / "backbones.png"
         save(draw_backbones(best, colours), path)
     if len(techniques) > 1:
-        figures["Techniques, the mean of each and its runs"] = _techniques(runs, colours)
+        figures["Techniques, the mean of each and its runs"] = _techniques(comparison.completed, colours)
     return figures
 
 
-def _curves(runs: Sequence[Run], titles: Mapping[str, str]) -> plotly.Figure:
-    """Return validation accuracy by epoch: a line a run, a colour a row of the leaderboard."""
+def _curves(comparison: Comparison) -> plotly.Figure:
+    """Return validation accuracy by epoch: a line a run, a colour a row of the leaderboard.
+
+    Of a row with many seeds, the first ones.
+    """
     figure = plotly.Figure(
         layout={"yaxis_title": "validation accuracy", "xaxis_title": "epoch", "legend": _LEGEND_BELOW}
     )
-    for colour, row in zip(COLOURS, tables.leaderboard(runs), strict=False):
-        name = ", ".join(f"{title} {text_of(row.runs[0].settings.get(key))}" for key, title in titles.items())
-        for run in row.runs:
+    for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
+        settings = row.runs[0].settings
+        name = ", ".join(f"{title} {text_of(settings.get(key))}" for key, title in comparison.titles.items())
+        for run in row.runs[:_MOST_CURVES]:
             with contextlib.suppress(ReportError):
                 epochs, values = mean_curve([run.history()])
                 figure.add_scatter(x=epochs, y=values, name=f"{name}, seed {run.seed}", line_color=colour)
     return figure
 
 
-def _effects(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> plotly.Figure:
+def _effects(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation accuracy of each value of each setting, with its interval."""
     figure = plotly.Figure(layout={"yaxis_title": "mean validation accuracy", "margin": {"t": 20, "b": 160}})
-    for key, rows in effects.items():
+    for key, rows in comparison.effects.items():
+        title = comparison.titles[key]
         figure.add_scatter(
-            name=titles[key],
-            x=[f"{titles[key]} {row.value}" for row in rows],
+            name=title,
+            x=[f"{title} {row.value}" for row in rows],
             y=[row.mean for row in rows],
             error_y={"array": [row.half_width for row in rows]},
             hovertext=[f"n = {row.n}" for row in rows],
@@ -84,28 +90,28 @@ def _effects(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str])
     return figure
 
 
-def _heat_map(runs: Sequence[Run], effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> plotly.Figure:
+def _heat_map(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation accuracy by the two settings with the largest effects."""
-    spread = {key: np.ptp([row.mean for row in rows]) for key, rows in effects.items()}
+    spread = {key: np.ptp([row.mean for row in rows]) for key, rows in comparison.effects.items()}
     first, second = sorted(spread, key=lambda key: -spread[key])[:2]
     accuracies: dict[tuple[str, str], list[float]] = {}
-    for run in tables.completed(runs):
+    for run in comparison.completed:
         values = text_of(run.settings.get(first)), text_of(run.settings.get(second))
         accuracies.setdefault(values, []).append(run.val_accuracy)
     rows, columns = (list(dict.fromkeys(values)) for values in zip(*accuracies, strict=True))
     means = [[float(np.mean(accuracies.get((row, column), math.nan))) for column in columns] for row in rows]
     figure = plotly.Figure(plotly.Heatmap(z=means, x=columns, y=rows, colorscale="Viridis"))
-    figure.update_yaxes(title=titles[first], type="category", automargin=True)
-    figure.update_xaxes(title=titles[second], type="category", automargin=True)
+    figure.update_yaxes(title=comparison.titles[first], type="category", automargin=True)
+    figure.update_xaxes(title=comparison.titles[second], type="category", automargin=True)
     return figure
 
 
-def _parallel(runs: Sequence[Run], titles: Mapping[str, str]) -> plotly.Figure:
+def _parallel(comparison: Comparison) -> plotly.Figure:
     """Return a line a completed run through its settings to its validation accuracy."""
-    completed = sorted(tables.completed(runs), key=lambda run: run.val_accuracy)
+    completed = sorted(comparison.completed, key=lambda run: run.val_accuracy)
     accuracies = [run.val_accuracy for run in completed]
     dimensions = []
-    for key, title in titles.items():
+    for key, title in comparison.titles.items():
         positions, names = levels([run.settings.get(key) for run in completed])
         ticks = {"tickvals": list(range(len(names))), "ticktext": names} if names else {}
         dimensions.append({"label": title, "values": positions} | ticks)
@@ -198,12 +204,12 @@ def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figur
 
 
 def _histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
-    """Return completed runs' histories by backbone and technique, without missing ones."""
+    """Return the runs' histories by backbone and technique, without missing ones."""
     histories: dict[str, dict[str, list[History]]] = {}
-    for run in tables.completed(runs):
+    for run in runs:
         with contextlib.suppress(ReportError):
             history = run.history()
-            histories.setdefault(run.settings["backbone"], {}).setdefault(tables.technique(run), []).append(history)
+            histories.setdefault(run.settings["backbone"], {}).setdefault(ranking.technique(run), []).append(history)
     return histories
 
 
