@@ -17,6 +17,7 @@ from cifar_research.runs import overrides
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
+from cifar_research.sweeps.watch import watch
 
 _NOTES = (
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
@@ -38,13 +39,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
     parser.add_argument("--best", action="store_true", help="print the command that trains the best job, and no more")
+    parser.add_argument("--watch", action="store_true", help="show a running sweep until it ends, and no more")
     parser.add_argument(
         "--write",
         action="store_true",
         help="write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns into the first folder",
     )
     arguments = parser.parse_args()
+    if arguments.watch and (len(arguments.folders) > 1 or arguments.best or arguments.write):
+        parser.error("--watch: takes one folder and no other option; leave the others out")
     try:
+        if arguments.watch:
+            watch(Path(arguments.folders[0]))
+            return
         runs, warnings = reading.find(arguments.folders)
         for warning in warnings:
             console.error(warning)

@@ -447,3 +447,22 @@ def test_a_sweep_out_of_time_saves_and_continues(tmp_path):
     assert "sweep.time_limit=12s is over. Stopping" in done.stdout and f"resume={tmp_path / 'sweep'}" in done.stdout
     assert states(tmp_path) == {"seed=0": "stopped", "seed=1": "waiting"}
     assert (tmp_path / "sweep" / "seed=0" / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_a_running_sweep_is_watched_by_its_files(tmp_path):
+    process = start(tmp_path, "-m", "seed=0,1", "training.epochs=400")
+    wait_for(lambda: (tmp_path / "sweep" / "seed=0" / "history.csv").exists(), process)
+    shown = forked.Process([tmp_path / "sweep", "--watch"], module="cifar_research.report", cwd=tmp_path)
+    wait_for(lambda: "2 jobs" in shown.said, process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate()
+    output, errors = shown.communicate()
+    assert shown.returncode == 0, errors
+    assert "2 jobs, 1 at once" in output and "1 stopped, 1 waiting" in output
+
+
+def test_watching_needs_the_folder_of_a_sweep(tmp_path):
+    done = forked.run([tmp_path, "--watch"], module="cifar_research.report", cwd=tmp_path)
+    assert done.returncode == 2 and f"{tmp_path}: is not the folder of a sweep" in done.stderr
+    assert not list(tmp_path.iterdir())

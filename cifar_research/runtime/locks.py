@@ -173,6 +173,15 @@ class Lock:
         return owner.has_ended or (self._unlocks and not owner.is_here)
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds a folder's lock, or may do so on another machine; locks nothing."""
+    try:
+        owner = Owner.parse((folder / ".lock").read_bytes())
+    except OSError:
+        return False
+    return owner is not None and not owner.has_ended
+
+
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Wait for the lock on a file and hold it; OSError if it cannot be written."""

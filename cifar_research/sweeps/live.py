@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import statistics
 import time
@@ -34,14 +35,15 @@ _MOST_FAILURES = 20
 class Live:
     """The display of a sweep, read from the files of its runs; a context manager.
 
-    jobs: a list that a search extends. total: the final number of jobs.
+    jobs: a list that a search extends. launcher: None if another process runs the jobs. total: the final number of jobs.
     """
 
     def __init__(
-        self, folder: Path, jobs: Sequence[Job], launcher: Launcher, total: int, console: Console | None = None
+        self, folder: Path, jobs: Sequence[Job], launcher: Launcher | None, total: int, console: Console | None = None
     ) -> None:
         self._console = console or Console(highlight=False)
         self._folder, self._jobs, self._launcher, self._total = folder, jobs, launcher, total
+        self._best: tuple[float, str] | None = None  # validation accuracy and job folder
         self._started: dict[str, float] = {}
         self._durations: list[float] = []  # in seconds, of jobs completed in this launch
         self._drawn = 0.0
@@ -51,7 +53,7 @@ class Live:
         if self._live:
             self._live.start()
         else:
-            self.message(f"{self._folder}: {self._total} job{'s' * (self._total > 1)}, {self._launcher.slots} at once")
+            self.message(f"{self._folder}: {self._total} job{'s' * (self._total > 1)}, {self._slots} at once")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,13 +71,27 @@ class Live:
             self._drawn = now
             self._live.update(self._table(), refresh=True)
 
+    def ended_before(self, job: Job) -> None:
+        """Count a job that another process has completed: its seconds, and whether it is the best."""
+        with contextlib.suppress(ReportError):
+            ended = report.read_report(self._folder / job.folder / "report.json")
+            if ended is not None and ended["status"] == "completed":
+                self._durations.append(ended["seconds"]["total"])
+                self._compare(job, ended["val"] and ended["val"]["accuracy"])
+
+    def _compare(self, job: Job, accuracy: float | None) -> None:
+        if accuracy is not None and (self._best is None or accuracy > self._best[0]):
+            self._best = accuracy, job.folder
+
     def ended(self, job: Job) -> None:
         seconds = time.monotonic() - self._started.pop(job.folder, time.monotonic())
         if job.is_complete:
             self._durations.append(seconds)
+        _, best = self._progress(job)
+        if job.state == "completed":
+            self._compare(job, best)
         if not self._live:
             done = sum(job.is_complete for job in self._jobs)
-            _, best = self._progress(job)
             outcome = job.state if job.reason is None else f"{job.state}, {job.reason}"
             accuracy = "" if best is None else f", validation accuracy {best:.4f} in its best epoch"
             self.message(
@@ -90,14 +106,18 @@ class Live:
         self._console.print(Text(text), soft_wrap=True)
         self._console.file.flush()
 
+    def counts(self) -> None:
+        """Print the number of jobs by state."""
+        counts = Counter(job.state for job in self._jobs)
+        states = [*COMPLETE, "failed", "stopped", "running", "waiting"]
+        self.message(", ".join(f"{counts[state]} {state}" for state in states if counts[state]))
+
     def summary(self, failed: Sequence[Job], num_removed: int, next_commands: Sequence[str]) -> None:
         """Print the number of jobs by state, the failures and the next commands.
 
         num_removed: the number of jobs whose weights were removed.
         """
-        counts = Counter(job.state for job in self._jobs)
-        states = [*COMPLETE, "failed", "stopped", "waiting"]
-        self.message(", ".join(f"{counts[state]} {state}" for state in states if counts[state]))
+        self.counts()
         for job in failed[:_MOST_FAILURES]:
             self.message(f"failed: {job.folder}: {job.reason}; its log is {self._folder / job.folder / LOG}")
         if (more := len(failed) - _MOST_FAILURES) > 0:
@@ -116,7 +136,8 @@ class Live:
         states = {job.folder: self._state(job) for job in self._jobs}
         counts = Counter(states.values())
         title = ", ".join(f"{counts[state]} {state}" for state in ("queued", *STATES) if counts[state])
-        table = Table(title=Text(f"{self._folder}: {title}{self._time_left()}"), title_justify="left")
+        best = "" if self._best is None else f"; best so far {self._best[0]:.4f}, {self._best[1]}"
+        table = Table(title=Text(f"{self._folder}: {title}{self._time_left()}{best}"), title_justify="left")
         table.add_column("job", overflow="fold")
         for name in ("state", "epoch", "val acc, best epoch", "seconds"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
@@ -133,8 +154,14 @@ class Live:
             table.caption = f"and {len(self._jobs) - len(urgent)} more"
         return table
 
+    @property
+    def _slots(self) -> int:
+        """Return how many jobs run at once."""
+        return self._launcher.slots if self._launcher else max(1, sum(job.state == "running" for job in self._jobs))
+
     def _state(self, job: Job) -> str:
-        return "queued" if job.state == "running" and self._launcher.is_queued(job.folder) else job.state
+        is_queued = self._launcher is not None and job.state == "running" and self._launcher.is_queued(job.folder)
+        return "queued" if is_queued else job.state
 
     def _progress(self, job: Job) -> tuple[str, float | None]:
         """Return `3/10` and the validation accuracy of the best epoch, from history.csv."""
@@ -153,5 +180,5 @@ class Live:
         left = self._total - sum(job.is_complete or job.state == "failed" for job in self._jobs)
         if left <= 0 or not self._durations:
             return ""
-        minutes = left * statistics.mean(self._durations) / self._launcher.slots / 60
+        minutes = left * statistics.mean(self._durations) / self._slots / 60
         return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"

@@ -1,0 +1,55 @@
+"""Watching a running sweep from another process, by its files alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from cifar_research.runs import ledger
+from cifar_research.runs.ledger import LEDGER, Job
+from cifar_research.runtime import locks
+from cifar_research.runtime.errors import ReportError
+from cifar_research.sweeps.live import Live
+
+_SECONDS = 2.0  # between two looks at the files
+
+
+def watch(folder: Path, console: Console | None = None) -> None:
+    """Show a sweep's jobs until no process runs it; write nothing.
+
+    ReportError if the folder is not a sweep's.
+    """
+    jobs = _jobs(folder)
+    live = Live(folder, jobs, None, len(jobs), console)
+    for job in jobs:
+        if job.is_complete:
+            live.ended_before(job)
+    stamp = _stamp(folder)
+    with live:
+        is_running = True
+        while is_running:
+            is_running = locks.is_held(folder)  # before the last look, so that no change is missed
+            if (now := _stamp(folder)) != stamp:
+                stamp, complete = now, {job.folder for job in jobs if job.is_complete}
+                jobs[:] = _jobs(folder)
+                for job in jobs:
+                    if job.is_complete and job.folder not in complete:
+                        live.ended(job)
+            live.refresh()
+            if is_running:
+                time.sleep(_SECONDS)
+    live.counts()
+
+
+def _jobs(folder: Path) -> list[Job]:
+    sweep = ledger.read(folder)
+    if sweep is None:
+        raise ReportError(f"{folder}: is not the folder of a sweep; give one that has {LEDGER}")
+    return [job for job in sweep[1] if job.is_planned]
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    state = (folder / LEDGER).stat()
+    return state.st_size, state.st_mtime_ns
