@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from plotly import graph_objects as plotly
 from plotly.subplots import make_subplots
@@ -133,8 +134,10 @@ def _static_parallel(parallel: plotly.Figure) -> Figure:
         names = dimension.ticktext or (f"{low:.4g}", f"{high:.4g}")
         for value, name in zip(dimension.tickvals or (low, high), names, strict=True):
             axes.text(x, (value - low) / scale, plain(f" {name}"), fontsize=6, va="center")
-    for line in zip(*heights, strict=True):
-        axes.plot(line, color=colormaps["viridis"](line[-1]), alpha=0.7)
+    lines = np.array(heights).T
+    points = np.stack([np.broadcast_to(np.arange(len(dimensions)), lines.shape), lines], axis=-1)
+    axes.add_collection(LineCollection(list(points), colors=colormaps["viridis"](lines[:, -1]), alpha=0.7))
+    axes.autoscale()
     axes.set_xticks(range(len(dimensions)), [dimension.label for dimension in dimensions], fontsize=8)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

@@ -49,12 +49,11 @@ class Row:
         mean = sum(scores) / max(len(scores), 1)
         return mean - half_width, mean + half_width
 
-    def interval(self, path: str) -> str:
-        """Return the 95 % interval as text: ± over seeds, or [low, high] for one run."""
-        num_scores = len(self.scores(path))
+    def interval(self, path: str, bounds: tuple[float, float]) -> str:
+        """Return the 95 % interval of `bounds` as text: ± over seeds, or [low, high] for one run."""
+        num_scores, (low, high) = len(self.scores(path)), bounds
         if not num_scores:
             return "–"
-        low, high = self.bounds(path)
         if math.isnan(low):
             return NO_SPREAD
         return f"± {(high - low) / 2:.4f}" if num_scores > 1 else f"[{low:.4f}, {high:.4f}]"

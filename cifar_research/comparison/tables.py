@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 from collections.abc import Mapping
 from importlib import resources
@@ -35,6 +36,7 @@ def leaderboard_csv(comparison: Comparison) -> list[list[Any]]:
     return [[cell.name for cell in rows[0]], *([cell.value for cell in row] for row in rows)]
 
 
+@functools.lru_cache(maxsize=1)
 def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
     """Return the leaderboard's rows, all with the same columns."""
     titles, runs = comparison.titles, comparison.runs
@@ -53,12 +55,12 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
         ]
         for split in ("val", "test"):
             path = f"{split}/accuracy"
-            low, high = row.bounds(path)
+            low, high = bounds = row.bounds(path)
             cells += [
                 _Cell(f"{split}_accuracy", f"{split} accuracy", row.mean(path), ".4f"),
                 _Cell(f"{split}_low", "", low),
                 _Cell(f"{split}_high", "", high),
-                _Cell("", f"{split} 95 %", row.interval(path)),
+                _Cell("", f"{split} 95 %", row.interval(path, bounds)),
             ]
         cells += [
             _Cell("interval", "", "seeds" if num > 1 else "images"),

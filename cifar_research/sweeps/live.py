@@ -136,8 +136,8 @@ class Live:
         states = {job.folder: self._state(job) for job in self._jobs}
         counts = Counter(states.values())
         title = ", ".join(f"{counts[state]} {state}" for state in ("queued", *STATES) if counts[state])
-        best = "" if self._best is None else f"; best so far {self._best[0]:.4f}, {self._best[1]}"
-        table = Table(title=Text(f"{self._folder}: {title}{self._time_left()}{best}"), title_justify="left")
+        leader = "" if self._best is None else f"; best so far {self._best[0]:.4f}, {self._best[1]}"
+        table = Table(title=Text(f"{self._folder}: {title}{self._time_left()}{leader}"), title_justify="left")
         table.add_column("job", overflow="fold")
         for name in ("state", "epoch", "val acc, best epoch", "seconds"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
