@@ -1,6 +1,7 @@
 """Shared fixtures and helpers; slow tests run last, and among them the fault tests."""
 
 import functools
+import gc
 import json
 import subprocess
 import sys
@@ -114,6 +115,12 @@ def float32():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, "faults" in item.path.parts))
+
+
+def pytest_collection_finish():
+    # What is imported stays: without this, each run's search for garbage goes through all of TensorFlow.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
