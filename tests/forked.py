@@ -111,7 +111,7 @@ def _main(words, module, code, cwd, env, hook, user, workers, outputs, server):
     assert "tensorflow" in sys.modules, "the server could not import what forked_imports.py lists"
     os.environ.clear()
     os.environ.update(env)
-    os.setsid()
+    os.setpgid(0, 0)
     os.chdir(cwd)
     _write_to(outputs)
     multiprocessing.current_process()._config["daemon"] = False  # a sweep has processes of its own
@@ -157,13 +157,14 @@ def _fork_workers(outputs, server):
 
         @staticmethod
         def Process(*, target, args, name):
-            begin = (os.getcwd(), dict(os.environ), outputs, target, args)
+            begin = (os.getcwd(), dict(os.environ), os.getpgrp(), outputs, target, args)
             return _context.Process(target=_work, args=begin, name=name)
 
     multiprocessing.get_context = lambda kind: Forks
 
 
-def _work(cwd, env, outputs, target, args):
+def _work(cwd, env, group, outputs, target, args):
+    os.setpgid(0, group)  # where the signals of a terminal go
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
