@@ -61,6 +61,6 @@ def read(folder: Path) -> tuple[list[str], list[Job]] | None:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); choose another hydra.sweep.dir") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ReportError(
-            f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir, "
-            "which then finds its runs by their folders"
+            f"{path}: is damaged ({error}); delete it and give the sweep's command again with this hydra.sweep.dir: "
+            "complete runs are not repeated"
         ) from error
