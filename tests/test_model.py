@@ -26,7 +26,7 @@ def my_nets(tmp_path, monkeypatch):
     [
         ("vector", "avg", ["[None, 4]", "[None, h, w, channels]", "model.pooling=flatten", "leave out"]),
         ("classifier", "avg", ["[None, 10]", "leave out"]),
-        ("classifier", "flatten", ["[None, 10]", "a whole classifier", "leave out its last layer"]),
+        ("classifier", "flatten", ["[None, 10]", "without a classifier's last layer"]),
         ("raise", "avg", ["RuntimeError: out of ideas (my_nets.py, line 6)"]),
         ("none", "avg", ["returns NoneType", "keras.Model"]),
     ],
