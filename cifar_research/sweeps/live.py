@@ -97,7 +97,7 @@ class Live:
             self.message(f"failed: {job.folder}: {job.reason}; its log is {self._folder / job.folder / LOG}")
         self.message(f"Everything is in {self._folder}")
         for command in next_commands:
-            note = "   (what is complete is not run again)" if "resume=" in command else ""
+            note = "   (completed jobs are not run again)" if "resume=" in command else ""
             self.message(f"Next: {command}{note}")
 
     def _table(self) -> Table:
