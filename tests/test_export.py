@@ -305,7 +305,7 @@ def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path)
 
 def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
     code, _, err = call(tmp_path, "--format", "onnx")
-    assert code == 2 and "is not a run's folder" in err and list(tmp_path.iterdir()) == []
+    assert code == 2 and "is not the folder of a run" in err and list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

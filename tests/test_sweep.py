@@ -167,7 +167,7 @@ def test_jobs_that_compute_the_same_are_one():
         (["name=a,b", "seed=1,2"], ["name=a,b", "does not change the results"]),
         (["seed=1,2", "--cfg", "job"], ["--cfg", "remove -m"]),
         (["seed=1,2", "--version"], ["--version: cannot be used with a sweep; remove it or -m"]),
-        (["--seed=1,2"], ["--seed=1,2: write settings without dashes: seed=1,2"]),
+        (["--seed=1,2"], ["--seed=1,2: is not an option; write settings without dashes: seed=1,2"]),
     ],
 )
 def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
@@ -401,7 +401,7 @@ def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
     ("words", "part"),
     [
         ("hydra/launcher=slurm", "add -m to submit it as one job"),
-        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; hydra/launcher=local"),
+        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; use hydra/launcher=local"),
         ("hydra.launcher.jobs=2", "add -m, or remove it"),
         ("hydra.sweep.dir=s", "add -m"),
         ("sweep.retries=2", "add -m"),

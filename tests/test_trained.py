@@ -152,7 +152,7 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda run: shutil.rmtree(run), "is not a run's folder"),
+        (lambda run: shutil.rmtree(run), "is not the folder of a run"),
         (lambda run: os.unlink(run / "report.json"), "still running or interrupted; resume it"),
         (lambda run: change(run, status="stopped"), "not completed, it is stopped"),
         (lambda run: change(run, status="diverged"), "not completed, it is diverged"),

@@ -115,7 +115,7 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(folder, left):
         (folder / "report.json").unlink()
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match="its checkpoints are gone.*backup"):
+    with pytest.raises(CheckpointError, match="its checkpoints are missing.*backup"):
         run(folder)
 
 
