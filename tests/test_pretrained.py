@@ -192,7 +192,7 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
         ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
         ("backbone.batch_norm=false", ["batch_norm", "False"]),
         ("backbone.alpha=0.35", ["alpha"]),
-        ("data.standardize=true", ["data.standardize", "preprocessing"]),
+        ("data.standardize=true", ["data.standardize", "scales images itself"]),
         ("backbone=mobilenet", ["mobilenet_v2"]),
     ],
 )
