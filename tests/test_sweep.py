@@ -244,7 +244,7 @@ def test_six_jobs_with_a_kill_a_crash_and_a_divergence(lab):
 
     # `resume=` repeats those that failed and no others; a grid that has grown keeps what both have.
     reports = {path: path.stat().st_mtime_ns for path in (lab / "sweep").glob("*/report.json")}
-    assert f"allow_targets=[my_lab] resume={lab / 'sweep'}" in command
+    assert f"'allow_targets=[my_lab]' resume={lab / 'sweep'}" in command
     base = ["allow_targets=[my_lab]", f"resume={lab / 'sweep'}"]
     done = finish(lab, command=[*base, "schedule.how=fine,diverge", "seed=0,1,2"])
     assert "4 of 6 jobs are complete, 0 started, 2 new" in done.stdout and "2 of an earlier grid" in done.stdout

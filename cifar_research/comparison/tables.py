@@ -175,9 +175,9 @@ def _leaderboard_cells(runs: Sequence[Run]) -> list[list[_Cell]]:
             _Cell("val_loss", "val loss", row.mean("val/loss"), ".4f"),
         ]
         for name in ("parameters", "trainable", "MFLOP"):
-            is_shown = len({run.sizes[name] for run in runs if name in run.sizes}) > 1
+            is_shown = len({run.sizes[name] for run in runs} - {None}) > 1
             form = ".1f" if name == "MFLOP" else ""
-            cells.append(_Cell(name.lower(), name if is_shown else "", run.sizes.get(name), form))
+            cells.append(_Cell(name.lower(), name if is_shown else "", run.sizes[name], form))
         rows.append([
             *cells,
             _Cell("epochs", "epochs", row.mean("epochs"), "g"),
