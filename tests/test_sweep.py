@@ -126,7 +126,7 @@ def test_sweeps_compose_with_experiments_and_overrides():
 def test_keys_of_an_option_that_only_the_jobs_choose():
     planned = plan("sweep=backbones", "backbone.image_size=64", "training=scratch,fine_tuning")
     assert len(planned) == 6 and {job.config["backbone"]["image_size"] for job in planned} == {64}
-    with pytest.raises(ConfigError, match="backbone=vgg16.*image_sise"):
+    with pytest.raises(ConfigError, match="image_sise.*in the job backbone=vgg16"):
         plan("backbone=vgg16,resnet50", "backbone.image_sise=64", "model=linear")
 
 

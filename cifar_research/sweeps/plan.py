@@ -105,7 +105,7 @@ class Plan:
         try:
             settings = config.parse([*overrides, *self.context])
         except ConfigError as error:
-            raise ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
+            raise ConfigError("\n".join(f"{line} (in the job {name})" for line in str(error).splitlines())) from error
         return Job(name, overrides, settings.content)
 
 
