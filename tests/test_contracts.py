@@ -54,7 +54,7 @@ def test_a_plain_function_promises_nothing(contract):
     ("promised", "word", "reason"),
     [
         ("", "seed=1", None),
-        ("min_image_size:64", "seed=1", "takes images of 64 x 64 or more"),
+        ("min_image_size:64", "seed=1", "needs images of at least 64 x 64"),
         ("standardizes:true", "data.standardize=true", r"data\.standardize: true"),
         ("", "training.phases.scratch.image_size=16", "takes_any_size"),
         ("takes_any_size:true", "training.phases.scratch.image_size=16", None),

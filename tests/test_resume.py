@@ -318,4 +318,4 @@ def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, wh
     found = Ledger.open(tmp_path / "sweep", [], planned)
     is_same = what == "the same images"
     assert [job.state for job in found.jobs] == ["completed" if is_same else "waiting", "waiting"]
-    assert [job.state for job in found.others] == ([] if is_same else ["completed"])
+    assert [job.state for job in found.others.values()] == ([] if is_same else ["completed"])

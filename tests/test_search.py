@@ -65,7 +65,7 @@ def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
         (["optimizer.learning_rate=tag(log,interval(0,1))"], "optimizer.learning_rate"),
         (["model.dropout=choice(0.1,7)"], "out of range"),
         (["optimizer.learning_rate=interval(-1,1)"], "learning_rate"),
-        (["seed=1,2", "data.val_fraction=0"], "validation accuracy"),
+        (["seed=1,2", "data.val_fraction=0"], "a search needs validation images"),
     ],
 )
 def test_a_space_that_cannot_work_is_refused(words, part):

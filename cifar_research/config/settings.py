@@ -91,6 +91,7 @@ def parse_composed(composed: Composed) -> Settings:
     _refuse([messages.missing(key) for key in missing])
     _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
     data = section(config.data, schema.DataConfig)
+    plugins = checked_plugins(content, data, composed.allowed)
     return Settings(
         name=content["name"],
         seed=content["seed"],
@@ -103,7 +104,7 @@ def parse_composed(composed: Composed) -> Settings:
         evaluation=section(config.evaluation, schema.EvaluationConfig),
         features=section(config.features, schema.FeaturesConfig),
         tensorboard=section(config.tensorboard, schema.TensorBoardConfig),
-        **checked_plugins(content, data, composed.allowed),
+        **plugins,
     )
 
 
