@@ -1,6 +1,7 @@
-"""Shared fixtures and helpers; slow tests run last, and among them the fault tests."""
+"""Shared fixtures and helpers; slow tests run last, and among them the fault tests; shared out, they run first."""
 
 import functools
+import gc
 import json
 import subprocess
 import sys
@@ -112,8 +113,18 @@ def float32():
         sys.modules["keras"].config.set_dtype_policy("float32")
 
 
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, "faults" in item.path.parts))
+def pytest_collection_modifyitems(config, items):
+    # Shared out among processes they run first, or one process would wait for another's last one.
+    is_shared = hasattr(config, "workerinput")
+    items.sort(
+        key=lambda item: ((item.get_closest_marker("slow") is not None) != is_shared, "faults" in item.path.parts)
+    )
+
+
+def pytest_collection_finish():
+    # What is imported stays: without this, each run's search for garbage goes through all of TensorFlow.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

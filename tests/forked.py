@@ -39,7 +39,7 @@ class Process:
         }  # fmt: skip
         for path in (self.stdout, self.stderr):
             path.write_bytes(b"")
-        _ensure_server()
+        settings["server"] = _ensure_server()
         self._process = _context.Process(target=_main, kwargs=settings, daemon=True)
         self._process.start()
         self.pid = self._process.pid
@@ -95,7 +95,7 @@ def wait_for(what, process, seconds=120):
 
 
 def _ensure_server():
-    """Start the server; each process gets the environment of its test, not the server's."""
+    """Start the server and return its address; each process gets the environment of its test, not the server's."""
     before = dict(os.environ)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -104,13 +104,14 @@ def _ensure_server():
     finally:
         os.environ.clear()
         os.environ.update(before)
+    return forkserver._forkserver._forkserver_address
 
 
-def _main(words, module, code, cwd, env, hook, user, workers, outputs):
+def _main(words, module, code, cwd, env, hook, user, workers, outputs, server):
     assert "tensorflow" in sys.modules, "the server could not import what forked_imports.py lists"
     os.environ.clear()
     os.environ.update(env)
-    os.setsid()
+    os.setpgid(0, 0)
     os.chdir(cwd)
     _write_to(outputs)
     multiprocessing.current_process()._config["daemon"] = False  # a sweep has processes of its own
@@ -120,7 +121,7 @@ def _main(words, module, code, cwd, env, hook, user, workers, outputs):
         os.setgid(user)
         os.setuid(user)
     if workers:
-        _fork_workers(outputs)
+        _fork_workers(outputs, server)
     if hook is not None:
         hook()
     try:
@@ -145,21 +146,25 @@ def _write_to(outputs):
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
 
 
-def _fork_workers(outputs):
+def _fork_workers(outputs, server):
     """Have this process's sweep begin its workers as forks of the server, without importing TensorFlow again."""
+    # By itself, a fork would start a server of its own.
+    forkserver._forkserver._forkserver_address = server
+    forkserver._forkserver.ensure_running = lambda: None
 
     class Forks:
         Pipe = staticmethod(_context.Pipe)
 
         @staticmethod
         def Process(*, target, args, name):
-            begin = (os.getcwd(), dict(os.environ), outputs, target, args)
+            begin = (os.getcwd(), dict(os.environ), os.getpgrp(), outputs, target, args)
             return _context.Process(target=_work, args=begin, name=name)
 
     multiprocessing.get_context = lambda kind: Forks
 
 
-def _work(cwd, env, outputs, target, args):
+def _work(cwd, env, group, outputs, target, args):
+    os.setpgid(0, group)  # where the signals of a terminal go
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -1,10 +1,13 @@
 """The benchmark: every peer trains, ratios are taken within rounds; no time is asserted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 
@@ -76,13 +79,64 @@ def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
     assert "| keras.fit | 8.0 | 4.00 |" in text
 
 
+# A worker of the benchmark in a process that need not import TensorFlow; it multiplies its matrices once.
+WORKER = """
+import importlib, os, sys
+sys.stdin, sys.stdout, sys.argv = open(sys.argv[1]), open(sys.argv[2], "w"), sys.argv[3:]
+folder, name = os.path.split(sys.argv[0])
+sys.path.insert(0, folder)
+module = importlib.import_module(name.removesuffix(".py"))
+module.PRODUCTS = 1
+module.worker.serve({"ours.py": "Ours", "keras_peer.py": "Keras", "pipelines.py": "Pipelines"}[name])
+""".replace("serve(", "serve(vars(module)[").replace("[name])", "[name]])")
+
+
+@pytest.fixture
+def forks(monkeypatch, tmp_path):
+    """Have the benchmark's commands run as forks, and return a function that runs its main program here."""
+    monkeypatch.syspath_prepend(PEERS)
+    import benchmark
+    import time_to_accuracy
+
+    def start(command, env, **_):
+        pipes = [tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}" for name in ("in", "out")]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        process = forked.Process([*pipes, *command[1:]], code=WORKER, env=env, cwd=ROOT)
+        return SimpleNamespace(stdin=pipes[0].open("w"), stdout=pipes[1].open(), wait=process.wait, args=command)
+
+    def run_train(command, cwd, **settings):
+        if command[1:3] == ["-m", "cifar_research.train"]:
+            return forked.run(command[3:], cwd=cwd)
+        return subprocess.run(command, cwd=cwd, **settings)
+
+    peers = benchmark.peers
+
+    def one_of_a_kind(*given):
+        every = peers(*given)
+        first, last = ({peer.kind: peer for peer in order} for order in (reversed(every), every))
+        return [*(last | {"keras": first["keras"]}).values()]  # in two precisions, where the processor has them
+
+    monkeypatch.setattr(benchmark, "peers", one_of_a_kind)
+    fake = SimpleNamespace(PIPE=subprocess.PIPE, Popen=start, run=subprocess.run)
+    monkeypatch.setattr(benchmark, "subprocess", fake)
+    monkeypatch.setattr(time_to_accuracy, "subprocess", SimpleNamespace(run=run_train))
+    monkeypatch.chdir(ROOT)
+
+    def main(module, *words):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
+        module.main()
+
+    return SimpleNamespace(main=main, benchmark=benchmark, time_to_accuracy=time_to_accuracy)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["wide", "fast"])
-def test_every_peer_trains_and_what_was_found_is_written(tmp_path, model):
+def test_every_peer_trains_and_what_was_found_is_written(tmp_path, forks, capsys, model):
     small = ["--models", model, "--batch-sizes", 8, "--steps", 2, "--rounds", 1, "--output", tmp_path]
     kinds = ["ours", "keras", *(["torch"] if TORCH.exists() else [])]
     parts = ["training", "pipeline"] if model == "wide" else ["training"]
-    done = run(PEERS / "benchmark.py", "--quick", *small, "--peers", *kinds, "--parts", *parts)
+    forks.main(forks.benchmark, "--quick", *small, "--peers", *kinds, "--parts", *parts)
     found = json.loads((tmp_path / "benchmark.json").read_text())
     (result,) = found["training"]
     assert {peer["kind"] for peer in result["peers"]} == set(kinds)
@@ -92,19 +146,20 @@ def test_every_peer_trains_and_what_was_found_is_written(tmp_path, model):
     # All peers build the same network; PyTorch does not count moving statistics.
     sizes = {peer["facts"]["parameters"] for peer in result["peers"] if peer["kind"] != "torch"}
     assert len(sizes) == 1
-    assert (tmp_path / "benchmark.md").read_text() in done.stdout
-    assert f"## {model}, batch 8" in done.stdout and ("`slides`" in done.stdout) == ("pipeline" in parts)
+    output = capsys.readouterr().out
+    assert (tmp_path / "benchmark.md").read_text() in output
+    assert f"## {model}, batch 8" in output and ("`slides`" in output) == ("pipeline" in parts)
 
 
 @pytest.mark.slow
-def test_time_to_accuracy_tells_of_each_seed(tmp_path, batches):
+def test_time_to_accuracy_tells_of_each_seed(tmp_path, batches, forks, capsys):
     small = ["experiment=fast", "training.batch_size=20", "training.epochs=1", "data.cache_dir=" + str(tmp_path)]
     words = [batches, "--no-torch", "--seeds", 3, 4, "--json", tmp_path / "found.json", *small]
-    done = run(PEERS / "time_to_accuracy.py", *words)
+    forks.main(forks.time_to_accuracy, *words)
     runs = json.loads((tmp_path / "found.json").read_text())["runs"]["ours"]
     assert len(runs) == 2 and all(0 <= one["test_accuracy"] <= 1 and one["flops"] > 1e8 for one in runs)
     assert all(one["command_seconds"] > one["train_seconds"] > 0 for one in runs)
-    assert "±" in done.stdout
+    assert "±" in capsys.readouterr().out
 
 
 def test_time_to_accuracy_refuses_a_folder_without_batches(tmp_path):

@@ -16,7 +16,7 @@ from cifar_research.training.run import run as train_run
 
 SMALL = [
     "data=synthetic", "data.train_images=200", "data.test_images=50", "backbone.filters=[4]", "model=wide",
-    "model.hidden=[8]", "backbone.batch_norm=true", "backbone.dropout=0.2", "augmentation=slides",
+    "model.hidden=[8]", "backbone.batch_norm=true", "backbone.dropout=0.2", "augmentation=[flip,shift]",
     "training.batch_size=32", "training.steps_per_call=4", "training.ema_decay=0.9", "tensorboard.enabled=false",
     "loss=categorical_crossentropy", "optimizer.learning_rate=0.003", "training.keep_checkpoints=1",
 ]  # fmt: skip

@@ -48,22 +48,22 @@ def assert_same_weights(backbone, source):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_technique_takes_a_step_with_every_augmentation(backbone):
-    transforms = {
-        name: augmentation.compose(config.parse([f"augmentation={name}"]).transforms) for name in AUGMENTATIONS
-    }
-    for technique in ("feature_extraction", "fine_tuning", "combined"):
-        for phase in range(2 if technique == "combined" else 1):
-            words = [f"backbone={backbone}", f"training={technique}", "features.views=0"]
-            task, seen = entered(*words, phase=phase, base=SIZE_32)
-            for name, transform in transforms.items():
-                object.__setattr__(task.preprocessing, "augment", transform)
-                totals = steps.train_step(task, seen.train.images[:4], tf.constant(seen.train.labels[:4])).numpy()
-                assert totals[2] == 4 and np.isfinite(totals).all(), (technique, name)
-            # Runs use what autograph makes of it.
-            totals = tf.function(lambda a, b, task=task: steps.train_step(task, a, b))(
-                seen.train.images[:4], seen.train.labels[:4]
-            )
-            assert np.isfinite(totals.numpy()).all()
+    # An augmentation does not know the backbone: one backbone has them all, the others the recipe's.
+    names = AUGMENTATIONS if backbone == BACKBONES[0] else ("slides",)
+    transforms = {name: augmentation.compose(config.parse([f"augmentation={name}"]).transforms) for name in names}
+    for technique, phase in (("feature_extraction", 0), ("fine_tuning", 0), ("combined", 0), ("combined", 1)):
+        if (technique, phase) == ("combined", 0) and backbone != BACKBONES[0]:
+            continue  # which trains what feature_extraction trains
+        words = [f"backbone={backbone}", f"training={technique}", "features.views=0"]
+        task, seen = entered(*words, phase=phase, base=SIZE_32)
+        batch = seen.train.images[:4], tf.constant(seen.train.labels[:4])
+        for name, transform in transforms.items():
+            object.__setattr__(task.preprocessing, "augment", transform)
+            totals = steps.train_step(task, *batch).numpy()
+            assert totals[2] == 4 and np.isfinite(totals).all(), (technique, name)
+    # Runs use what autograph makes of it.
+    totals = tf.function(functools.partial(steps.train_step, task))(*batch)
+    assert np.isfinite(totals.numpy()).all()
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"])

@@ -7,6 +7,7 @@ files named like images are images, and runs are made small.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import re
@@ -17,6 +18,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -28,6 +30,7 @@ from cifar_research.config import messages
 from cifar_research.config.composition import compose
 from cifar_research.config.sweep import MULTIRUN, SweepSettings, parse_command
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.sweeps import plan as plans
 from cifar_research.sweeps import resume, search
 from cifar_research.sweeps.plan import Plan
 
@@ -183,6 +186,15 @@ def command_of(words):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_names_its_language(page):
     assert [block.text for block in blocks(page) if not block.language] == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jobs_are_parsed_once():
+    """Parse each job once, though many pages show the same sweep."""
+    parse = functools.cache(lambda *overrides: config.parse(overrides))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "config", SimpleNamespace(parse=lambda overrides: parse(*overrides)))
+        yield
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "searchpath" not in line.values[0]])

@@ -150,7 +150,8 @@ def test_a_killed_search_ends_with_its_total(tmp_path):
         "experiment=first_version", "schedule=constant", "augmentation=none", "model.dropout=choice(0.0,0.3)",
         "tensorboard.enabled=false",
     ]  # fmt: skip
-    command = [*SMALL, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    small = [word.replace("training.epochs=3", "training.epochs=1") for word in SMALL]
+    command = [*small, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     process = forked.Process(command, cwd=tmp_path)
     wait_for(lambda: len(list((tmp_path / "sweep").glob("*/report.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)

@@ -89,9 +89,18 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("loss", ["mean_squared_error", "categorical_crossentropy"])
+# Each two of the three settings, in all their combinations.
+@pytest.mark.parametrize(
+    ("loss", "batch_norm", "optimizer"),
+    [
+        ("mean_squared_error", False, "adam"),
+        ("categorical_crossentropy", True, "adam"),
+        ("mean_squared_error", True, "sgd"),
+        ("categorical_crossentropy", False, "sgd"),
+        ("mean_squared_error", False, "rmsprop"),
+        ("categorical_crossentropy", True, "rmsprop"),
+    ],
+)
 def test_twenty_steps_equal_train_on_batch(loss, batch_norm, optimizer):
     ours, make_theirs = OPTIMIZERS[optimizer]
     task = make_task(batch_norm, loss=loss, optimizer=ours)

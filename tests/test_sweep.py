@@ -35,9 +35,8 @@ def words(folder, *more, with_dir=True):
     return [*SMALL, *extra, *more, *place]
 
 
-def start(folder, *more):
-    # Workers start as a user's do: a signal to the group would end a server they were forked from.
-    return forked.Process(words(folder, *more), cwd=folder, workers=False)
+def start(folder, *more, **settings):
+    return forked.Process(words(folder, *more), cwd=folder, **settings)
 
 
 def finish(folder, *more, code=0, command=None, workers=True):
@@ -277,7 +276,8 @@ def test_on_error_stop_begins_no_other_job(lab, retries):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves_no_process(tmp_path, number, code):
     more = ["-m", "optimizer.beta_1=0.8,0.9,0.7", "training.epochs=400", "hydra.launcher.jobs=2"]
-    process = start(tmp_path, *more)
+    # By one of the signals also to workers that start as a user's do.
+    process = start(tmp_path, *more, workers=number == signal.SIGTERM)
     running = [tmp_path / "sweep" / f"beta_1={value}" for value in (0.8, 0.9)]
     wait_for(lambda: all((folder / "history.csv").exists() for folder in running), process)
     second = finish(tmp_path, *more, code=2)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +118,22 @@ def plain(name: str) -> str:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, atomically."""
     content = io.BytesIO()
-    _render(figure).print_png(content)
+    with _without_glyph_warnings():
+        FigureCanvasAgg(figure).print_png(content)  # which draws it
     atomic_write(path, content.getvalue())
 
 
 def pixels(figure: Figure) -> np.ndarray:
     """Return a figure as uint8 [H, W, 3]."""
-    return np.asarray(_render(figure).buffer_rgba())[..., :3].copy()
-
-
-def _render(figure: Figure) -> FigureCanvasAgg:
-    """Return the drawn figure, without warnings about glyphs that the font lacks."""
     canvas = FigureCanvasAgg(figure)
+    with _without_glyph_warnings():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@contextlib.contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """Silence the warnings about glyphs that the font lacks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        canvas.draw()
-    return canvas
+        yield

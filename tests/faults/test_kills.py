@@ -1,6 +1,7 @@
 """SIGKILL at any moment, also inside a save: started again until it is done, a run ends identical to the bit."""
 
 import functools
+import math
 import os
 import random
 import signal
@@ -11,9 +12,9 @@ import pytest
 from forked import Process
 from test_resume import assert_same, result
 
-KILLS = int(os.environ.get("CIFAR_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("CIFAR_TEST_KILLS", "6"))
 SEED = int(os.environ.get("CIFAR_TEST_SEED", "0"))
-IN_A_SAVE = 5  # one kill in so many
+IN_A_SAVE = 5  # one kill in this number
 # Dropout, batch normalisation, augmentation, averages, a schedule, and two phases, the first on kept features. One
 # thread, since two chains of runs share the cores.
 OVERRIDES = [
@@ -73,7 +74,7 @@ class Chain:
         while self.killed < self.kills:
             if (
                 self.rng.randrange(IN_A_SAVE) == 0
-                or self.kills - self.killed <= self.kills // IN_A_SAVE - self.in_a_save
+                or self.kills - self.killed <= math.ceil(self.kills / IN_A_SAVE) - self.in_a_save
             ):
                 hook = functools.partial(die_in_save, self.rng.randint(1, 3), self.rng.choice(STAGES))
                 command = Process(words, hook=hook, env=environment)

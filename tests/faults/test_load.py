@@ -12,7 +12,7 @@ import pytest
 from forked import Process
 
 LAUNCHES = 50
-RUNS = int(os.environ.get("CIFAR_TEST_RUNS", "30"))
+RUNS = int(os.environ.get("CIFAR_TEST_RUNS", "15"))
 SWEEP_RUNS = 250
 SMALL = [
     "data=synthetic", "data.train_images=60", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
@@ -66,10 +66,10 @@ def test_many_runs_in_one_process(tmp_path, capsys):
     done = forked.run([], code=MANY.format(runs=RUNS, words=SMALL), cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     memory = json.loads(done.stdout.splitlines()[-1])
-    settled = memory[RUNS // 10]
-    growth = (memory[-1] - settled) / (RUNS - RUNS // 10 - 1)
+    settled = memory[RUNS // 5]
+    growth = (memory[-1] - settled) / (RUNS - RUNS // 5 - 1)
     with capsys.disabled():
-        print(f"\n{RUNS} runs in {time.monotonic() - began:.0f} s, {settled:.0f} MB after a tenth of them, "
+        print(f"\n{RUNS} runs in {time.monotonic() - began:.0f} s, {settled:.0f} MB after a fifth of them, "
               f"{memory[-1]:.0f} MB after all: {growth:.2f} MB a run")  # fmt: skip
     assert growth < 1
 
