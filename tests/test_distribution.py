@@ -10,12 +10,13 @@ import pytest
 
 from cifar_research.runs import report
 
-# Ten epochs of three steps, the last of them with an odd number of images. No dropout and no augmentation, which
+# Five epochs of three steps, the last of them with an odd number of images. No dropout and no augmentation, which
 # each replica draws for itself.
 OVERRIDES = [
     "data=synthetic", "data.train_images=110", "data.test_images=50", "backbone.filters=[8,8]", "model.hidden=[16]",
-    "backbone.batch_norm=true", "model.batch_norm=true", "training.epochs=10", "training.batch_size=40",
+    "backbone.batch_norm=true", "model.batch_norm=true", "training.epochs=5", "training.batch_size=40",
     "optimizer=sgd", "optimizer.learning_rate=0.003", "loss=categorical_crossentropy", "training.steps_per_call=2",
+    "tensorboard.enabled=false",
 ]  # fmt: skip
 
 RUN = """

@@ -26,7 +26,7 @@ SMALL = [
 
 
 def run(folder, *overrides):
-    settings = config.parse([*SMALL, *overrides])
+    settings = config.parse([*SMALL, "tensorboard.enabled=false", *overrides])
     return train_run(settings, folder, console.Display(quiet=True))
 
 
@@ -159,8 +159,8 @@ def test_validation_on_the_test_set_is_said(tmp_path):
 
 def test_profile_and_histograms_by_option(tmp_path):
     options = ["tensorboard.profile_start_step=2", "tensorboard.profile_num_steps=3", "tensorboard.histograms=true"]
-    run(tmp_path / "with", *options)
-    run(tmp_path / "without")
+    run(tmp_path / "with", "tensorboard.enabled=true", *options)
+    run(tmp_path / "without", "tensorboard.enabled=true")
     assert list((tmp_path / "with").rglob("*.xplane.pb")) and not list((tmp_path / "without").rglob("*.xplane.pb"))
     tags = {name: _tags(tmp_path / name / "tensorboard") for name in ("with", "without")}
     histograms = {tag for tag in tags["with"] if tag.startswith("histograms") or "kernel" in tag}
@@ -225,6 +225,7 @@ def test_xla_gives_the_same_losses(tmp_path, words, tolerance, compiled, weights
     for name in ["plain", *compiled]:
         code = PRETENDS_A_DEVICE if name == "device" else None
         more = [f"training.jit_compile={str(name != 'plain').lower()}", f"hydra.run.dir={tmp_path / name}"]
+        more += ["tensorboard.enabled=false"]
         done = forked.run([*words, *more], code=code)
         assert done.returncode == 0, done.stderr
         losses[name] = [row["loss"] for row in report.read_history(tmp_path / name / "history.csv")]
