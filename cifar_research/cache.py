@@ -15,9 +15,9 @@ from cifar_research.runtime.errors import DataError
 @console.command
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 could not delete, 2 unknown name."""
-    parser = argparse.ArgumentParser(prog="cifar-cache", description="List what is cached, or delete it.")
-    parser.add_argument("--dir", help="the folder, as data.cache_dir; else $CIFAR_CACHE_DIR or the user's cache folder")
-    parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name, such as features, or all")
+    parser = argparse.ArgumentParser(prog="cifar-cache", description="List or delete the caches.")
+    parser.add_argument("--dir", help="the cache folder (default: $CIFAR_CACHE_DIR, or the user's cache folder)")
+    parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name; all deletes all")
     arguments = parser.parse_args()
     try:
         root = folders.root(arguments.dir)
@@ -30,7 +30,7 @@ def main() -> None:
     names = {"all", *(name for _, name in caches)}
     if arguments.clear not in (None, *names):
         hint = targets.nearest(arguments.clear, names)
-        console.error(f"--clear {arguments.clear}: nothing of this name is cached{hint}")
+        console.error(f"--clear {arguments.clear}: there is no cache of this name{hint}")
         sys.exit(2)
     code = 0
     for folder, name in caches:
@@ -40,7 +40,7 @@ def main() -> None:
                 shutil.rmtree(folder)  # safe: a running process keeps its mapped files
                 result = "  deleted"
             except OSError as error:
-                console.error(f"{folder}: cannot be deleted ({error.strerror})")
+                console.error(f"{folder}: cannot be deleted ({error.strerror}); check its permissions")
                 code = 1
         print(f"{size / 1e6:10,.1f} MB  {folder}{result}")
     sys.exit(code)

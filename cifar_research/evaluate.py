@@ -16,10 +16,10 @@ def main() -> None:
     """Run the command line. Exit codes: 0 success, 2 user error."""
     parser = argument_parser()
     args = parser.parse_intermixed_args()
-    words = [*args.runs, *(args.against or [])]
-    overrides = [word for word in words if images.is_override(word)]
+    arguments = [*args.runs, *(args.against or [])]
+    overrides = [word for word in arguments if images.is_override(word)]
     if args.against and (args.views or args.cifar10_1 or args.corruptions != run.NUM_CORRUPTED):
-        parser.error("--against: compares on the test images alone; leave the other options out")
+        parser.error("--against: compares only on the test images; remove the other options")
     try:
         first = run.find([word for word in args.runs if word not in overrides])
         if args.against:
@@ -45,8 +45,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", nargs="+", metavar="RUN", help="compare with these runs, by McNemar's test")
     parser.add_argument("--views", choices=VIEWS[1:], help="also average over test-time views of each image")
     parser.add_argument("--corruptions", type=_count, default=run.NUM_CORRUPTED, metavar="none|all|NUMBER",
-                        help="how many test images to corrupt in 15 ways at 5 severities (2000)")  # fmt: skip
-    parser.add_argument("--cifar10-1", metavar="FOLDER", help="also test on CIFAR-10.1, whose v6 files are in FOLDER")
+                        help="how many test images to corrupt, in 15 ways at 5 severities (default: 2000)")  # fmt: skip
+    parser.add_argument("--cifar10-1", metavar="FOLDER", help="also test on CIFAR-10.1, with its v6 files in FOLDER")
     return parser
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--quantize", action="store_true", help="to 8 bits, calibrated on training images")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write into (default: <run>/export)")
     parser.add_argument(
-        "--images", metavar="FOLDER", help="images to verify with, and to calibrate, instead of the run's own data set"
+        "--images", metavar="FOLDER", help="images for verification and calibration, instead of the run's own data set"
     )
     args = parser.parse_args()
     try:

@@ -20,9 +20,9 @@ def main() -> None:
     parser.add_argument(
         "images", nargs="+", help="files, folders (with all below them), globs, or - for paths from standard input"
     )
-    parser.add_argument("--format", choices=prediction.FORMATS, default="table", help="of the output (default: table)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")
+    parser.add_argument("--format", choices=prediction.FORMATS, default="table", help="the format (default: table)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of standard output")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes for each image (default: 1)")
     args = parser.parse_args()
     if isinstance(sys.stdin, io.TextIOWrapper):
         # File names may be bytes that are not valid text.

@@ -41,7 +41,7 @@ def main() -> None:
         prog="python -m cifar_research.preview",
         description="Write a PNG of training images, and below each row of them the same images augmented.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for training: augmentation=slides")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides as for training")
     parser.add_argument("--out", type=Path, default=Path("outputs", "augmentation.png"), help="default: %(default)s")
     arguments = parser.parse_intermixed_args()
     try:

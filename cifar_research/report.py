@@ -22,14 +22,14 @@ from cifar_research.sweeps.watch import watch
 _NOTES = (
     "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
-    "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which says "
-    "nothing of how another seed would do. «no spread»: all seeds reached the same accuracy, so nothing is known of how "
-    "much others would differ. Of runs that repeat one another, seed and all, the last counts.",
+    "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which does "
+    "not include the spread of the seeds. «no spread»: all seeds reached the same accuracy, so the spread of other seeds "
+    "is unknown. Of runs with the same config and seed, only the last counts.",
 )
 _SINGLE_SEEDS = (
-    "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order: "
-    "a rank without = then only means that the difference is more than the choice of validation images explains. To "
-    "find out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
+    "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order. "
+    "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
+    "out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
 )
 
 
@@ -38,8 +38,8 @@ def main() -> None:
     """Run the command line. Exit codes: 0 success, 2 user error."""
     parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
-    parser.add_argument("--best", action="store_true", help="print the command that trains the best job, and no more")
-    parser.add_argument("--watch", action="store_true", help="show a running sweep until it ends, and no more")
+    parser.add_argument("--best", action="store_true", help="print only the command that trains the best job")
+    parser.add_argument("--watch", action="store_true", help="only show a running sweep until it ends")
     parser.add_argument(
         "--write",
         action="store_true",
@@ -79,7 +79,7 @@ def write(folder: Path, comparison: Comparison) -> None:
     if not folder.is_dir():
         raise ReportError(f"{folder}: is not a directory; give the folder that --write writes into first")
     if (folder / "figures").is_file():
-        raise ReportError(f"{folder / 'figures'}: is not a directory; move it away, as --write needs that folder")
+        raise ReportError(f"{folder / 'figures'}: is not a directory; move it, because --write needs that folder")
     environment.provide_home()
     from cifar_research.comparison import figures, hparams  # imported here because they take a second
 
@@ -95,9 +95,7 @@ def best_command(comparison: Comparison) -> str:
     """Return the command of the run with the best validation accuracy; ReportError if none."""
     rows = comparison.scored_rows
     if not rows:
-        raise ReportError(
-            "no run is completed with a validation accuracy, so there is no best one; wait, or give others"
-        )
+        raise ReportError("--best: no completed run has a validation accuracy; wait, or give other runs")
     folder = rows[0].runs[0].folder
     try:
         return shlex.join([programs.program("train"), *overrides.read_overrides(folder)])

@@ -51,7 +51,7 @@ def _done(arguments: Sequence[str]) -> int:
     if isinstance(parsed, Composed):
         return train(parsed, original, unlocks=unlocks)
     if original is not None and original.is_verified:
-        raise ConfigError("--verify: is for one run, and this is a sweep; leave one of them out")
+        raise ConfigError("--verify: is for one run, and this is a sweep; remove --verify or -m")
     return sweep.run(parsed, unlocks=unlocks)
 
 
@@ -64,9 +64,9 @@ def _show(arguments: list[str]) -> int:
             raise ConfigError(
                 f"{shown}: shows one run's config, and -m makes many; remove -m, and give each key one value"
             )
-        raise ConfigError(f"{shown}: a sweep does not take this; remove it or -m")
+        raise ConfigError(f"{shown}: cannot be used with a sweep; remove it or -m")
     if not flags - {"--resolve", "--package", "-p"}:
-        raise ConfigError(f"{' '.join(sorted(flags))}: goes with --cfg; add --cfg job")
+        raise ConfigError(f"{' '.join(sorted(flags))}: needs --cfg; add --cfg job")
     if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
         # Check the config first: Hydra sets up the config's logging before it prints anything.
         compose([word for word in arguments if not word.startswith("-") and "=" in word])

@@ -30,7 +30,7 @@ find_python() {
         found=${found:-, and $name is $version}
     done
     fail "Python 3.11, 3.12 or 3.13 is needed${found:-, and none was found};" \
-        "install one, or name it: PYTHON=/path/to/python3.12 $0"
+        "install one, or give its path: PYTHON=/path/to/python3.12 $0"
 }
 
 make_environment() {
@@ -48,7 +48,7 @@ make_environment() {
             --require-hashes -r "$root/scripts/constraints.txt" &&
             "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
                 --no-deps --no-build-isolation --editable "$root" ||
-            fail "pip could not install into $venv; its message is above. Run the command again to go on."
+            fail "pip could not install into $venv; its message is above; run the command again to continue"
         wanted_environment >"$venv/current"
     fi
     exec 9<&-

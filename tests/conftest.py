@@ -42,7 +42,7 @@ def lab(tmp_path):
 
 @pytest.fixture(scope="session")
 def weights_for(tmp_path_factory):
-    """A function that returns the word for a file of weights of the backbone that some words compose."""
+    """A function that writes the weights of the backbone of a config, and returns the override that loads them."""
     folder = tmp_path_factory.mktemp("weights")
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"

@@ -1,4 +1,4 @@
-"""Imports of the server of forked.py before it forks; nothing here may start a device."""
+"""Imports of forked.py's server before it forks; nothing here may initialize a device."""
 
 import gc
 import inspect

@@ -194,7 +194,7 @@ def test_composition_gives_the_epoch_to_those_that_go_by_it():
 
 
 def shifted(image, down, right, padding):
-    """Cut the image, moved, out of what numpy pads it to."""
+    """Return the image shifted, with its border padded by numpy."""
     margin = 11
     padded = np.pad(image, [(margin, margin), (margin, margin), (0, 0)], mode=NUMPY_PADDING[padding])
     return padded[margin - down : margin - down + HEIGHT, margin - right : margin - right + WIDTH]
@@ -215,7 +215,7 @@ def test_translate_reflects_beyond_the_size_of_the_image():
 
 
 def drawn_offsets(transform, padding, limits, count=400):
-    """Find out by how much each of `count` copies of an image was moved, by comparing all possibilities."""
+    """Return the shift of each of `count` copies of an image, found by comparing all shifts."""
     possible = [(y, x) for y in range(-limits[0], limits[0] + 1) for x in range(-limits[1], limits[1] + 1)]
     known = {shifted(IMAGES[5], *offset, padding).tobytes(): offset for offset in possible}
     assert len(known) == len(possible)
@@ -415,7 +415,7 @@ def constant_images(count):
 
 
 def partners(targets):
-    """Return the order and the weight of the partner, from targets mixed of the unit matrix."""
+    """Return each image's partner and its weight, from mixed targets of the unit matrix."""
     others = targets - np.diag(np.diag(targets))
     return others.argmax(1), others.max(1)
 
@@ -504,8 +504,8 @@ BAD = [
     ("horizontal_flip", {"probability": 1.5}, "probability: 1.5"),
     ("vertical_flip", {"probability": -0.1}, "probability: -0.1"),
     ("horizontal_flip", {"probability": float("nan")}, "probability: nan"),
-    ("shift", {}, "pixels: null and fraction=null leave no limit"),
-    ("shift", {"pixels": 2, "fraction": 0.1}, "pixels: 2 does not go with fraction=0.1"),
+    ("shift", {}, "pixels: pixels and fraction are both null"),
+    ("shift", {"pixels": 2, "fraction": 0.1}, "pixels: 2 cannot be combined with fraction=0.1"),
     ("shift", {"pixels": -1}, "pixels: -1"),
     ("shift", {"fraction": 1.1}, "fraction: 1.1"),
     ("crop", {"padding_pixels": -4}, "padding_pixels: -4"),

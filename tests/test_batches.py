@@ -107,7 +107,7 @@ def test_rows_of_many_steps_are_those_of_the_batches(initial_step, drop_remainde
     assert rows == [images for images, _ in training(**settings)]  # pixels identify rows
     per_epoch = batches.steps_per_epoch(53, 8, drop_remainder)
     ends = np.cumsum([len(of_steps) for (of_steps,) in pieces]) + initial_step
-    assert set(range(per_epoch, 13, per_epoch)) <= set(ends)  # no call goes on into the next epoch
+    assert set(range(per_epoch, 13, per_epoch)) <= set(ends)  # no call continues into the next epoch
     assert max(len(of_steps) for (of_steps,) in pieces) == 4
 
 

@@ -83,7 +83,7 @@ def test_hparams_page_shows_the_sweep_by_what_varies(tmp_path, chromium):
     types = {info["name"]: info["type"] for info in infos}
     assert types["optimizer.learning_rate"] == types["training.patience"] == "DATA_TYPE_FLOAT64"
     assert picture.stat().st_size > 20_000
-    # What is drawn, since the page's elements hide their text from --dump-dom.
+    # The drawn page, since its elements hide their text from --dump-dom.
     shown = subprocess.run(["pdftotext", "-layout", page, "-"], capture_output=True, text=True, check=True).stdout
     for word in ("TABLE VIEW", "loss", "learning_r", "mean_squared", "categorical_cro", " 0.0010000", " 0.010000"):
         assert word in shown, shown

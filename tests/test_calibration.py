@@ -13,7 +13,7 @@ from cifar_research.inference.exporting import export
 
 
 def logits_of(num, wrong, classes=3):
-    """Logits [num, classes] of which so many are wrong, surely so but not by the same margin, and labels [num]."""
+    """Return logits [num, classes], of which `wrong` are misclassified by different margins, and labels [num]."""
     rng = np.random.default_rng(0)
     labels = np.arange(num) % classes
     guesses = np.where(np.arange(num) < wrong, (labels + 1) % classes, labels)
@@ -25,12 +25,12 @@ def logits_of(num, wrong, classes=3):
     [
         (200, 40, None),
         (50, 10, None),
-        (49, 15, "15 of 49 validation images are wrong, and a temperature needs at least 50 images"),
-        (4, 0, "0 of 4 validation images are wrong"),
-        (1, 1, "1 of 1 validation images are wrong"),
-        (0, 0, "0 of 0 validation images are wrong"),
-        (5000, 0, "0 of 5,000 validation images are wrong"),
-        (5000, 9, "9 of 5,000 validation images are wrong"),
+        (49, 15, "15 of 49 validation images are misclassified, and a temperature needs at least 50 images"),
+        (4, 0, "0 of 4 validation images are misclassified"),
+        (1, 1, "1 of 1 validation images are misclassified"),
+        (0, 0, "0 of 0 validation images are misclassified"),
+        (5000, 0, "0 of 5,000 validation images are misclassified"),
+        (5000, 9, "9 of 5,000 validation images are misclassified"),
         (5000, 5000, "5,000 of 5,000"),
         (5000, 4991, "at least 10 of them right and 10 wrong"),
         (200, 150, "ended at its bound, 50"),  # it is wrong the surer it is
@@ -59,7 +59,7 @@ def test_an_ece_needs_enough_images(num, is_known):
 
 @pytest.fixture(scope="module")
 def uncalibrated(finished_run, tmp_path_factory):
-    """A copy of the run, evaluated as if all of its validation images were classified rightly."""
+    """A copy of the run, evaluated as if all of its validation images were classified correctly."""
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("few") / "run")
     patch = pytest.MonkeyPatch()
     patch.setattr(calibration, "MIN_IMAGES", 10**6)
@@ -104,9 +104,9 @@ def test_a_comparison_of_too_little_gives_no_p():
     assert found["p"] is None and found["p_of_seeds"] is None and found["first"]["interval"] is None
     json.dumps(found, allow_nan=False)
     text = sections.as_text(sections.comparison(found, []), ["Accuracy"])
-    assert "McNemar's test has nothing to go by" in text and "no t-test over seeds" in text and "no spread" in text
+    assert "McNemar's test cannot compare them" in text and "no t-test over seeds" in text and "no spread" in text
     wrong = right[:1, :, ::-1]
     alone = comparison(right[:1], wrong, labels, ([0], [0]))
     text = sections.as_text(sections.comparison(alone, []), ["Accuracy"])
-    assert "No 4 images could show a difference" in text
+    assert "4 images are too few to show a difference" in text
     assert sections.comparison(found, [])[1].parts[0][1][-2:] == ["–", "–"]

@@ -50,7 +50,7 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
     for member in layout.members[-3:]:
         content = (folder / member).read_bytes()
         (folder / member).write_bytes(b"") if is_empty else (folder / member).unlink()
-        said = f"{folder} is incomplete: missing or empty: {member}; fetch"
+        said = f"{folder} is incomplete: missing or empty: {member}; download"
         with pytest.raises(DataError, match=said):
             find(given, name)
         (folder / member).write_bytes(content)
@@ -132,14 +132,14 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     assert ended is not None and checkpoint is None
     (tmp_path / "run" / "report.json").unlink()
     folder.rename(tmp_path / "gone")
-    with pytest.raises(DataError, match=f"no cifar10 in .*This run found its data in {folder}"):
+    with pytest.raises(DataError, match=f"no cifar10 in .*this run found its data in {folder}"):
         train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.parse_arguments(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
     # Other files in its place are another data set.
     lay_out(tmp_path / "mine", "cifar10", 1, archive=False)
     victim = folder / "test_batch.bin"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    with pytest.raises(ConfigError, match=f"started with the images of fingerprint \\w+ in {folder}, and those found"):
+    with pytest.raises(ConfigError, match=f"started with other images \\(in {folder}, fingerprint \\w+; now"):
         train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert not [w for w in reproduction.parse_arguments(["--from-run", str(tmp_path)])[0] if w.startswith("data.dir='")]
 
@@ -166,7 +166,7 @@ def know_no_user():
 
 
 def without_a_home(words, **environment):
-    """Run a command as a user without HOME and passwd entry is told of, and return it."""
+    """Run a command as a user without HOME and passwd entry; return the process."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HOME", "XDG_", "CIFAR_", "KERAS_"))}
     module, *words = words
     return forked.run(words, module=module, env=kept | environment, hook=know_no_user)

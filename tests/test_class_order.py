@@ -16,7 +16,7 @@ from cifar_research.runtime.errors import DataError
 
 @pytest.fixture(scope="module")
 def runs(finished_run, tmp_path_factory):
-    """A run as `a`, and as `b` the same network with its classes, and its last layer, in reverse."""
+    """A run `a`, and the same network as `b` with its classes and its last layer in reverse order."""
     folder = tmp_path_factory.mktemp("runs")
     for name in "ab":
         shutil.copytree(finished_run, folder / name)

@@ -40,7 +40,7 @@ def epochs(folder, name):
 
 @pytest.fixture
 def on_slurm():
-    """The words for a sweep on the SLURM cluster there is."""
+    """The overrides for a sweep on the running SLURM cluster."""
     if importlib.util.find_spec("submitit") is None:
         pytest.skip("submitit is not installed; scripts/cluster installs it")
     try:
@@ -54,7 +54,7 @@ def on_slurm():
 
 @pytest.fixture
 def on_ray():
-    """The words for a sweep on the Ray cluster there is."""
+    """The overrides for a sweep on the running Ray cluster."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed; scripts/cluster installs it")
     if "RAY_ADDRESS" not in os.environ:
@@ -155,7 +155,7 @@ def test_a_slurm_job_that_dies_without_a_word_costs_its_job_alone(lab, on_slurm)
 @pytest.mark.cluster
 def test_slurm_refuses_in_a_sentence(lab, on_slurm):
     done = finish(lab, *on_slurm, "seed=1,2", "hydra.launcher.partition=nowhere", code=2)
-    assert "SLURM refuses the job" in done.stderr and "partition" in done.stderr
+    assert "SLURM rejects the job" in done.stderr and "partition" in done.stderr
 
 
 @pytest.mark.cluster
@@ -239,7 +239,7 @@ def test_a_job_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_path
 
 
 def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
-    """A second signal would end it before it has saved, and a stop comes by the file and by the cancellation."""
+    """A stop comes by the file and by the cancellation; a second signal would end the run before it saves."""
     told, polls = [], iter([None, None, KeyboardInterrupt, None, 143])
 
     class Process:

@@ -96,5 +96,5 @@ def test_no_run_and_two_folders_are_refused(tmp_path, run_dir):
         resume.expand([f"resume={tmp_path}"])
     with pytest.raises(ConfigError, match="contradict each other"):
         resume.expand([f"resume={run_dir}", "hydra.run.dir=other"])
-    with pytest.raises(ConfigError, match="^resume: .* is one run, and -m makes many; leave -m"):
+    with pytest.raises(ConfigError, match="^resume: .* is one run, and -m makes many; remove -m"):
         resume.expand(["-m", "seed=1,2", f"resume={run_dir}"])

@@ -109,7 +109,7 @@ def test_other_images_are_another_row(tmp_path):
     assert sorted(row["images"] for row in table_of(tmp_path / "two")) == ["a", "b"]
 
 
-def test_what_an_option_brings_with_it_is_told_apart(tmp_path):
+def test_the_keys_of_an_option_distinguish_runs(tmp_path):
     words = ["experiment=transfer", "backbone=mobilenet_v2", "training=fine_tuning"]
     for upper, accuracy in (("block_16_expand", 0.9), ("block_15_expand", 0.6)):
         write_run(tmp_path / "upper" / upper, [*words, f"backbone.upper_blocks={upper}"], accuracy=accuracy)
@@ -117,7 +117,7 @@ def test_what_an_option_brings_with_it_is_told_apart(tmp_path):
     assert [(row["upper_blocks"], row["val accuracy"]) for row in rows] == [
         ("block_16_expand", "0.9000"), ("block_15_expand", "0.6000"),
     ]  # fmt: skip
-    for module in ("one", "other"):  # whose factories have one name
+    for module in ("one", "other"):  # their factories have the same name
         write_run(tmp_path / "own" / module, changes=[("backbone", "_target_", f"{module}.net")])
     assert sorted(row["backbone"] for row in table_of(tmp_path / "own")) == ["one.net", "other.net"]
 
@@ -267,7 +267,7 @@ def test_the_csv_has_a_number_a_column(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "is_said"), [([[0], [0]], True), ([[0, 1], [0]], True), ([[0, 1], [0, 1]], False), ([[0]], False)]
 )
-def test_single_seeds_are_said_to_be_no_ranking_of_settings(tmp_path, seeds, is_said):
+def test_single_seeds_are_reported_as_no_ranking_of_settings(tmp_path, seeds, is_said):
     for place, of in enumerate(seeds):
         for seed in of:
             write_run(
@@ -457,7 +457,7 @@ def test_best_prints_its_command(tmp_path):
     assert call(str(tmp_path), "--best", "--write").stdout.endswith(" 'hydra.searchpath=[file://x]'\n")
     assert (tmp_path / "leaderboard.csv").exists()
     write_run(tmp_path / "c" / "d", ["optimizer=adam"], status="diverged")
-    assert "no best one" in call(str(tmp_path / "c"), "--best", code=2).stderr
+    assert "no completed run has" in call(str(tmp_path / "c"), "--best", code=2).stderr
 
 
 def test_bad_places_and_damaged_reports(tmp_path):

@@ -14,7 +14,7 @@ from cifar_research.evaluation.corruptions import NAMES, SEVERITIES, corrupt
 
 @pytest.fixture(scope="module")
 def images():
-    """Drawn shapes, blurred a little so that they have soft edges and textures, as photographs do."""
+    """Drawn shapes, blurred so that they have soft edges and textures like photographs."""
     drawn, _ = synthetic.draw(64, 0, split=0)
     return ndimage.gaussian_filter(drawn, (0, 0.7, 0.7, 0))
 

@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT on loopback; `faults` are taken one a request: break off, stall, serve other bytes, 404, 503."""
+    """Serve CONTENT on loopback, with one of `faults` for each request: cut, stall, other bytes, 404, 503."""
 
     daemon_threads = True
 
@@ -98,7 +98,7 @@ def test_broken_off_it_is_resumed_from_where_it_was(serve, tmp_path, fault):
 
 def test_the_next_run_goes_on_where_this_one_gave_up(serve, tmp_path):
     server = serve(faults=["break off"])
-    with pytest.raises(DataError, match="broke off.*Try again"):
+    with pytest.raises(DataError, match="was lost.*try again"):
         fetch(server.url, tmp_path / "file", SHA256, attempts=1)
     assert not (tmp_path / "file").exists()
     fetch(server.url, tmp_path / "file", SHA256)
@@ -116,7 +116,7 @@ def test_other_bytes_are_refused_and_removed(serve, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-def test_a_wrong_beginning_is_fetched_anew(serve, tmp_path):
+def test_a_wrong_beginning_is_downloaded_again(serve, tmp_path):
     (tmp_path / "file.part").write_bytes(b"x" * 1000)
     fetch(serve().url, tmp_path / "file", SHA256)
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -128,7 +128,7 @@ def test_a_part_longer_than_the_file_is_dropped(serve, tmp_path):
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_an_error_of_the_server_is_told(serve, tmp_path):
+def test_an_error_of_the_server_is_reported(serve, tmp_path):
     server = serve(faults=[404])
     with pytest.raises(DataError, match=r"404.*data\.dir"):
         fetch(server.url, tmp_path / "file", SHA256)

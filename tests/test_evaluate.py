@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, cache):
-    """The folder of a sweep by hand: three runs of the same classes, two of them alike but for their seed."""
+    """A sweep's folder made by hand: three runs of the same classes, two of which differ only in their seed."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
         train_run(config.parse([*SMALL, *words]), folder / name)
@@ -53,7 +53,7 @@ def runs(tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def evaluated(runs):
-    """The run a0, evaluated with everything there is, and what the terminal shows."""
+    """The run a0, evaluated with all options, and the output of the command."""
     text = evaluate([runs / "a0"], views="flip_shift", corrupted=40)
     return runs / "a0", json.loads((runs / "a0" / "evaluation.json").read_text()), text
 
@@ -305,7 +305,7 @@ def test_other_images_leave_the_runs_own_evaluation(evaluated):
     assert (run / "evaluation.json").read_bytes() == before
     assert other["test"]["images"] == 50 and not other["data"]["is_own"] and "corruptions" not in other
     assert other["temperature"] == found["temperature"] and other["temperature_images"] is None
-    assert "not the images" in (run / "evaluation" / "synthetic" / "report.md").read_text()
+    assert "other images or other splits" in (run / "evaluation" / "synthetic" / "report.md").read_text()
     kept = (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes()
     text = evaluate([run], ["data.seed=6", "data.test_images=40"], corrupted=0)
     (more,) = (run / "evaluation").glob("synthetic_*")
@@ -313,7 +313,7 @@ def test_other_images_leave_the_runs_own_evaluation(evaluated):
     assert (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes() == kept
 
 
-def test_images_that_may_have_been_trained_on_are_told(tmp_path, capsys):
+def test_images_that_may_have_been_trained_on_are_reported(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for place in range(40):
         folder = tmp_path / "mine" / "ab"[place % 2]
@@ -327,7 +327,7 @@ def test_images_that_may_have_been_trained_on_are_told(tmp_path, capsys):
     assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
     evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluated["data"]["left_out"] == {".svg (no reader)": 1}
-    assert ["perhaps on some of those that are tested here" in text for text in told] == [False, True]
+    assert ["perhaps also on images that are tested here" in text for text in told] == [False, True]
 
 
 def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
@@ -356,7 +356,7 @@ def test_the_runs_own_data_section_is_kept(evaluated):
     found = trained.read(evaluated[0])
     data, other = images.load(found, [])
     assert len(data.test) == 300 and other is None
-    assert images.load(found, ["data.split_seed=3"])[1] == "synthetic"  # what is then held out was trained on
+    assert images.load(found, ["data.split_seed=3"])[1] == "synthetic"  # the run was trained on these images
     # Invalid for training only, since evaluation has other batches.
     small = copy.deepcopy(found)
     small["config"]["data"] |= {"train_size": 100, "drop_remainder": True}
@@ -401,7 +401,7 @@ def test_cifar10_1_is_read_and_refused(tmp_path):
 
 
 def test_an_evaluation_on_cifar10_1(runs, tmp_path):
-    # A run whose classes are called as those of CIFAR-10: ten are ten.
+    # A run whose ten classes have CIFAR-10's names.
     run = tmp_path / "named"
     shutil.copytree(runs / "b0", run)
     report = read_report(run / "report.json")
@@ -469,7 +469,7 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
         ([run, "--corruptions", "few"], "'few' is not none, all or a number"),
         ([run, "--views", "mirror"], "invalid choice: 'mirror'"),
         ([run, "--cifar10-1", tmp_path], "the ten classes of CIFAR-10"),
-        ([run, "--against", run, "--views", "flip"], "leave the other options out"),
+        ([run, "--against", run, "--views", "flip"], "remove the other options"),
         ([run, "--against", stopped], "no run in it was completed"),
     )
     lines = [[str(word) for word in words] for words, _ in mistakes]

@@ -76,7 +76,7 @@ def ended(tmp_path_factory, weights_for):
         (
             ["schedule=cosine"],
             ["training.phases.backbone.epochs=3"],
-            "by schedule=cosine, depend on the number of epochs",
+            "with schedule=cosine its learning rates depend on the number of epochs",
         ),
         (["schedule=one_cycle"], ["training.phases.backbone.epochs=3"], "schedule=one_cycle"),
         ([], ["training.epochs=3"], "only the last phase, backbone"),
@@ -85,10 +85,10 @@ def ended(tmp_path_factory, weights_for):
         (
             ["training.patience=1"],
             ["training.phases.backbone.epochs=3"],
-            "training.patience=1 has ended it after epoch 4",
+            "training.patience=1 has stopped it after epoch 4",
         ),
         (["status=diverged"], ["training.phases.backbone.epochs=3"], "it has ended as diverged"),
-        (["checkpoints"], ["training.phases.backbone.epochs=3"], "its checkpoints are gone"),
+        (["checkpoints"], ["training.phases.backbone.epochs=3"], "its checkpoints are missing"),
     ],
 )
 def test_what_more_epochs_would_not_give_is_refused_with_its_command(
@@ -111,7 +111,7 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
     with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
         run_folder.earlier_state(config.parse([*all_words, *words]), folder)
     # What it tells to type composes the run that is meant.
-    _, _, line = str(raised.value).partition("from the start is ")
+    _, _, line = str(raised.value).partition("from the start, use ")
     program, *arguments = shlex.split(line)
     assert program == programs.program("train")
     again = config.parse(reproduction.parse_arguments(arguments)[0])

@@ -23,7 +23,7 @@ FROZEN = [
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, weights_for):
-    """A function that runs a command in the cache of this test, and returns the folder."""
+    """A function that runs a command with this test's cache, and returns the folder."""
     monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
     weights = weights_for(*FROZEN)
 
@@ -97,7 +97,7 @@ def test_views_are_augmented_and_taken_in_turn(run, tmp_path):
     assert len(losses(mixed)) == 3
 
 
-def test_damaged_features_are_made_anew_with_a_warning(run, tmp_path):
+def test_damaged_features_are_rebuilt_with_a_warning(run, tmp_path):
     expected = losses(run("first"))
     for folder in kept(tmp_path):
         content = bytearray((folder / "features.npy").read_bytes())

@@ -14,8 +14,8 @@ from cifar_research.runtime import environment
 from cifar_research.training import loop, setup
 from cifar_research.training.state import Progress
 
-UNKNOWN = 1_000  # a dimension that is open, mostly that of the batch
-# Operations on axes, whose number is open, and what calls others.
+UNKNOWN = 1_000  # the size of an unknown dimension, mostly the batch's
+# Operations on axes, whose number is unknown, and operations that call others.
 OF_SHAPES = ("BroadcastGradientArgs", "If", "StatelessIf", "Range")
 SMALL = 512  # elements, more than a shape or a seed has
 
@@ -37,7 +37,7 @@ def graph_of_steps(*words):
 
 
 def operations(graph, seen):
-    """Yield the operations of a graph and of those it calls, but for what XLA compiles, which has kernels of its own."""
+    """Yield the operations of a graph and of the graphs it calls, without those that XLA compiles."""
     yield from graph.get_operations()
     for name, function in graph._functions.items():
         attributes = function.cached_definition.attr
@@ -56,7 +56,7 @@ def kernel(node: node_def_pb2.NodeDef):
 
 
 def in_host_memory(operation, of):
-    """Return the shapes of what a kernel takes and gives in the host's memory, and that is more than a shape or a seed."""
+    """Return the shapes of a kernel's inputs and outputs in host memory that are more than a shape or a seed."""
     definition = op_def_registry.get(operation.type)
     names = [argument.name for argument in (*definition.input_arg, *definition.output_arg)]
     tensors = [*operation.inputs, *operation.outputs]

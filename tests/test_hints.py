@@ -1,4 +1,4 @@
-"""The hints of messages work when they are typed."""
+"""The hints in messages work when a user types them."""
 
 import re
 import shlex
@@ -34,6 +34,7 @@ WRONG = [
     ("momentum=0.8", ["optimizer=sgd", "optimizer.momentum=0.8"]),
     ("optimizer.momentum=0.8", ["optimizer=sgd", "optimizer.momentum=0.8"]),
     ("optimizer=sgd optimizer.momentom=0.8", ["optimizer.momentum=0.8"]),
+    ("data.train_images=99", ["data=synthetic", "data.train_images=99"]),
     ("augmentation=flip augmentation.flip.probability=1", ["augmentation.horizontal_flip.probability=1"]),
     ("augmentation.rotation.degrees=30", ["augmentation=rotation"]),
     ("augmentation=horizontal_flip", ["augmentation=flip"]),
@@ -78,7 +79,7 @@ WRONG = [
 
 
 def refusal(words):
-    """Return why a command line is refused, as the command looks at it before it writes anything; None if it is not."""
+    """Return the message if a command line is rejected before anything is written, None if it is accepted."""
     try:
         parsed = parse_command(words)
         if isinstance(parsed, SweepSettings):
@@ -91,7 +92,7 @@ def refusal(words):
 
 
 def hints(message, words):
-    """Return the words that a message gives, as a shell would hand them on."""
+    """Return the overrides that a message suggests, as a shell passes them on."""
     told = message[message.index(";") :] if ";" in message else message.partition(": ")[2]
     name = message.partition(":")[0]
     found = [f"{name}={value}" for value in re.findall(r"did you mean '([^']*)'", told)]

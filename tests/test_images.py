@@ -323,11 +323,11 @@ def test_damaged_images_are_left_out_up_to_a_share(tmp_path, caplog, count, word
         with caplog.at_level(logging.INFO):
             data = load(folder, f"data.max_damaged={word}")
         assert sum(sizes(data)) == 20 - count and data.left_out == {"damaged": count}
-        assert "0.png (it is of no format known here)" in caplog.text
+        assert "0.png (its format is not supported)" in caplog.text
         with pytest.raises(DataError, match="data.max_damaged"):  # with a lower limit
             load(folder, "data.max_damaged=0")
     else:
-        reason = "'cat' has 0 images" if word == "1" else rf"data.max_damaged: {count} of 20 .*0\.png \("
+        reason = "'cat' has 0 readable images" if word == "1" else rf"data.max_damaged: {count} of 20 .*0\.png \("
         with pytest.raises(DataError, match=reason):
             load(folder, f"data.max_damaged={word}")
         assert not list((tmp_path / "cache").glob("*/meta.json"))
@@ -422,6 +422,6 @@ def test_a_class_without_images_that_can_be_read_is_refused(tmp_path):
     (folder / "fish").mkdir()
     (folder / "fish" / "a.jxl").touch()
     with pytest.raises(
-        DataError, match=r"fish: has no image that can be read \(0 images used; left out: 1 \.jxl \(no reader\)\)"
+        DataError, match=r"fish: has no readable image \(0 images used; left out: 1 \.jxl \(no reader\)\)"
     ):
         load(folder)

@@ -32,7 +32,7 @@ def test_more_jobs_than_cores_share_them(cores):
     assert [share.cores for share in shares] == [(0,), (1,), (2,), (3,), (4,), (0,), (1,)]
 
 
-def test_one_run_a_gpu_or_as_many_as_told(cores):
+def test_one_run_a_gpu_or_the_number_given(cores):
     assert [share.gpu for share in local._shares(None, ["0", "3"], 1)] == ["0", "3"]
     assert [share.gpu for share in local._shares(None, ["0", "3"], 2)] == ["0", "3", "0", "3"]
     assert [share.gpu for share in local._shares(1, ["0", "3"], 1)] == ["0"]
@@ -52,7 +52,7 @@ def test_gpus_are_those_of_the_environment_or_of_nvidia_smi(monkeypatch, tmp_pat
     assert local.visible_gpus() == ["0", "1"]
 
 
-def test_a_launcher_that_has_ended_nothing_waits_no_longer_than_told():
+def test_a_launcher_that_has_ended_nothing_waits_no_longer_than_asked():
     launcher = local.local(jobs=2)
     assert launcher.slots == 2 and launcher.wait(0.01) == {}
     launcher.close()

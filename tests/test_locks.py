@@ -1,4 +1,4 @@
-"""Locks: by flock, or by a file whose owner may have died, here or elsewhere."""
+"""Locks: by flock, or by a file whose owner may have ended, on this or another machine."""
 
 import errno
 import multiprocessing
@@ -161,7 +161,7 @@ def test_of_two_that_make_a_folder_one_is_refused(tmp_path):
     with only_process_in(tmp_path / "other") as late:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "report.json").touch()
-        with pytest.raises(LockedError, match="has done so meanwhile"):
+        with pytest.raises(LockedError, match="or did so just now"):
             late()
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["report.json"]
 

@@ -24,9 +24,9 @@ def my_nets(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "pooling", "parts"),
     [
-        ("vector", "avg", ["[None, 4]", "[None, h, w, channels]", "model.pooling=flatten", "leave out"]),
-        ("classifier", "avg", ["[None, 10]", "leave out"]),
-        ("classifier", "flatten", ["[None, 10]", "a whole classifier", "leave out its last layer"]),
+        ("vector", "avg", ["[None, 4]", "[None, h, w, channels]", "model.pooling=flatten", "classifier's last layer"]),
+        ("classifier", "avg", ["[None, 10]", "classifier's last layer"]),
+        ("classifier", "flatten", ["[None, 10]", "without a classifier's last layer"]),
         ("raise", "avg", ["RuntimeError: out of ideas (my_nets.py, line 6)"]),
         ("none", "avg", ["returns NoneType", "keras.Model"]),
     ],

@@ -28,7 +28,7 @@ def random_data(count=16, size=32):
 
 
 def any_backbone():
-    """Let a random backbone do for a frozen one."""
+    """Allow a frozen backbone with random weights."""
     return mock.patch.object(phases, "random_backbone_problems", return_value=[])
 
 
@@ -196,7 +196,7 @@ def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
 
 
 BAD = [
-    ("~training.phases.scratch", ["training.phases", "there is none"]),
+    ("~training.phases.scratch", ["training.phases", "is empty"]),
     ("training.phases.scratch.epochs=0", ["training.phases.scratch.epochs", "0", "at least 1"]),
     ("training.phases.scratch.learning_rate=-1", ["training.phases.scratch.learning_rate", "-1"]),
     ("training.phases.scratch.learning_rate_decay_by_depth=2", ["learning_rate_decay_by_depth", "2"]),
@@ -320,5 +320,5 @@ def test_a_random_backbone_is_not_frozen_before_it_is_trained(words, is_taken):
     if is_taken:
         config.parse(words.split())
     else:
-        with pytest.raises(ConfigError, match=r"^backbone\.weights: none leaves .*choose training=scratch"):
+        with pytest.raises(ConfigError, match=r"^backbone\.weights: none makes .*choose training=scratch"):
             config.parse(words.split())

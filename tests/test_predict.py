@@ -202,11 +202,11 @@ def test_calibrated_probabilities(call, finished_run, png_folder, tmp_path):
 
 
 MISTAKES = [
-    (["{run}", "nowhere.png", "x*.png"], "No image was found"),
-    (["{run}", "-"], "No image was found"),
+    (["{run}", "nowhere.png", "x*.png"], "no image was found"),
+    (["{run}", "-"], "no image was found"),
     (["{run}", __file__, "--top-k", "11"], "--top-k: 11 is out of range; it must be at least 1 and at most 10"),
     (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is not a directory"),
-    (["{run}/figures", __file__], "is not a run's folder"),
+    (["{run}/figures", __file__], "is not the folder of a run"),
     (["{run}", __file__, "--format", "xml"], "invalid choice: 'xml'"),
     (["{run}"], "the following arguments are required: images"),
 ]

@@ -92,7 +92,7 @@ def command_lines(page):
 
 
 def expects_error(block):
-    """Return whether a block is one command of training without placeholders, and the next one the error it ends with."""
+    """Return whether a block is one training command without placeholders, followed by its error."""
     is_followed = block.after is not None and block.after.language == "text" and block.after.text.startswith("error:")
     is_whole = is_followed and not re.search("…|<|resume=", block.text + block.after.text.partition(";")[0])
     return is_whole and block.language == "bash" and re.fullmatch(r"scripts/train [^\n]+\n", block.text)
@@ -113,8 +113,8 @@ LINES = [
 
 
 def words_of(line):
-    """Return the commands of a line of bash, each as its words, without redirections and variables in front."""
-    # What stands for a value that the reader has: dropped from key=<value>, but for folders of data, which some options need.
+    """Return the commands of a bash line, split into words, without redirections and leading variables."""
+    # Placeholders: key=<value> is dropped, except for folders of data, which some options need.
     line = re.sub(r"(?<=data\.dir=)<[^<>|;&]+>", PLACEHOLDER, line)
     line = re.sub(r"(?<!\S)'?(?!resume=)[\w.+~/]+=<[^<>|;&]+>'?", "", line)
     line = re.sub(r"<[^<>|;&\n]+>", PLACEHOLDER, line)
@@ -154,7 +154,7 @@ def parse_train(words):
 
 
 class Parsed(BaseException):
-    """Ends a command whose flags have been parsed."""
+    """Raised to end a command once its flags are parsed."""
 
 
 def parse_flags(module, words, monkeypatch):

@@ -135,7 +135,7 @@ RUNS = {
     "log of an existing run": (["resume=stopped", "hydra.job_logging.handlers.file.level=LOUD"], "hydra.job_logging"),
     "report": (["hydra.run.dir=report_damaged"], "report.json"),
     "checkpoints": (["resume=checkpoints_damaged"], "No checkpoint"),
-    "folder of a sweep": (["hydra.run.dir=grid"], "is a sweep's"),
+    "folder of a sweep": (["hydra.run.dir=grid"], "is the folder of a sweep"),
     "folder that is a file": (["hydra.run.dir=my_lab.py"], "hydra.run.dir"),
     "folder in a file": (["hydra.run.dir=my_lab.py/run"], "hydra.run.dir"),
     "repeats nothing": (["--from-run", "nowhere"], "--from-run"),
@@ -180,7 +180,7 @@ def assert_refused(here, capsys, words, part, settings=()):
 
 
 def with_small(words):
-    """Return the settings that the words do not say themselves, which must come before them."""
+    """Return the small settings that the overrides do not set themselves; they come before the overrides."""
     keys = {word.partition("=")[0] for word in words}
     return [
         word for word in SMALL if word.partition("=")[0] not in keys and ("data" not in keys or "data." not in word)
@@ -200,7 +200,7 @@ def test_a_refused_sweep_changes_nothing(here, capsys, words, part):
 @pytest.mark.parametrize("place", ["grid", "new/sweep"])
 def test_a_cluster_that_refuses_the_first_job_changes_nothing(here, capsys, monkeypatch, place):
     def start(*of):
-        raise ConfigError("hydra.launcher: SLURM refuses the job: invalid partition")
+        raise ConfigError("hydra.launcher: SLURM rejects the job: invalid partition")
 
     monkeypatch.setattr(local.Local, "start", start)
     assert_refused(here, capsys, ["-m", "seed=1,2,3", f"hydra.sweep.dir={place}"], "invalid partition", SMALL)

@@ -42,7 +42,7 @@ def test_it_comes_out_identical(original, tmp_path):
     again = report.read_report(tmp_path / "again" / "report.json")
     assert again["weights_sha256"] == found["weights_sha256"] and again["config_hash"] == found["config_hash"]
     # It can be gone on with like any other.
-    assert "ended already" in command(f"resume={tmp_path / 'again'}").stdout
+    assert "already ended" in command(f"resume={tmp_path / 'again'}").stdout
 
 
 def test_another_seed_is_another_run(original, tmp_path):
@@ -71,7 +71,7 @@ def result(accuracy, *, weights="a", images=10_000, status="completed", loss=1.0
         (result(0.812, weights="b"), reproduction.DIFFERENT, "Not reproduced: test accuracy 0.8120"),
         (result(0.788, weights="b"), reproduction.DIFFERENT, "Not reproduced"),
         (result(0.788, weights="b", images=100), reproduction.WITHIN_NOISE, "Within noise"),
-        (result(0.8, weights="b", fingerprint="y"), reproduction.WITHIN_NOISE, "The images are others."),
+        (result(0.8, weights="b", fingerprint="y"), reproduction.WITHIN_NOISE, "The images differ."),
         (result(0.8, status="diverged"), reproduction.DIFFERENT, "ended as diverged"),
     ],
 )
@@ -171,14 +171,14 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--from-run"], "needs the folder"),
+        (["--from-run"], "give the folder"),
         (["--from-run", "nowhere"], "nowhere has no report.json"),
-        (["--verify", "seed=1"], "give --from-run"),
+        (["--verify", "seed=1"], "add --from-run"),
         (["--from-run", "{original}", "--verify", "seed=1"], "seed: this run has 5, the command says 1"),
         (["--from-run", "{original}", "hydra.run.dir={original}"], "is the run to repeat"),
         (["--from-run", "{original}", "--verify", "-m", "seed=1,2"], "this is a sweep"),
         (["--from-run", "{original}", "seed=x"], "seed"),
-        (["--from-run", "{original}", "--verify", "schedule=step_decay"], "this is another config"),
+        (["--from-run", "{original}", "--verify", "schedule=step_decay"], "these overrides change the config"),
         (["--from-run", "{original}", "--verify", "~augmentation"], "augmentation"),
         (["--from-run", "{original}", "experiment=wide"], "would replace everything that is repeated"),
         (["--from-run", "{original}", "sweep=hyperparameters"], "would replace everything that is repeated"),

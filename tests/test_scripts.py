@@ -30,7 +30,7 @@ def write_program(path, text):
 
 
 def python_that_installs(path, version="3.12"):
-    """Write a stand-in for Python that notes what it is asked, and makes another one as .venv/bin/python."""
+    """Write a fake Python that records its arguments, and writes another one as .venv/bin/python."""
     return write_program(
         path,
         f"""
@@ -119,7 +119,7 @@ def test_tensorboard_is_bound_to_this_machine(clone):
     _, calls = call(clone, "tensorboard", str(clone), "--port", "7000", python=python)
     assert calls[-1] == f"-m tensorboard.main --logdir {clone} --host 127.0.0.1 --port 7000"
     done, _ = call(clone, "tensorboard", "nowhere", python=python)
-    assert done.returncode == 2 and "nowhere is no folder" in done.stderr
+    assert done.returncode == 2 and "nowhere: is not a directory" in done.stderr
 
 
 def test_the_users_folder_stays_the_current_one(tmp_path):

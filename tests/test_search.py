@@ -51,7 +51,7 @@ def test_space_of_a_command_line():
     assert found["augmentation.rotation.degrees"] == FloatDistribution(5, 30)
 
 
-def test_a_study_lies_in_its_folder_whatever_its_name(tmp_path):
+def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
     for name in ("q?a", "q?b", "a b%20#{c}"):
         (tmp_path / name).mkdir()
         source, _ = open_search(tmp_path / name, 1, "seed=1,2")

@@ -31,7 +31,7 @@ EVIL = "import pathlib\npathlib.Path('{0}').touch()\ndef evil(**settings):\n    
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
-    """A folder with a module that must not run, and the file that it would leave; no target is allowed."""
+    """A folder with a module that must not run, and the file that it would write; no target is allowed."""
     (tmp_path / "evil_lab.py").write_text(EVIL.format(tmp_path / "ran"))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -55,7 +55,7 @@ class Gadget:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_gadget_in_a_batch_does_not_run(tmp_path, protocol):
     content = pickle.dumps({b"data": Gadget(f"touch {tmp_path / 'ran'}")}, protocol)
-    with pytest.raises(DataError, match="system, which a data set has no use for"):
+    with pytest.raises(DataError, match="system, which a data set does not need"):
         cifar.parsed(cifar._unpickle_batch, content, "batch", False, 10)
     assert not (tmp_path / "ran").exists()
 
@@ -63,7 +63,7 @@ def test_a_gadget_in_a_batch_does_not_run(tmp_path, protocol):
 @pytest.mark.parametrize("name", ["builtins.eval", "builtins.getattr", "numpy.load", "numpy.testing.runstring"])
 def test_no_other_function_is_called_by_a_batch(name):
     module, _, function = name.rpartition(".")
-    with pytest.raises(DataError, match=f"it wants {name}"):
+    with pytest.raises(DataError, match=f"it would load {name}"):
         cifar.parsed(cifar._unpickle_batch, f"c{module}\n{function}\n(S'1'\ntR.".encode(), "batch", False, 10)
 
 

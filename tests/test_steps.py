@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 def images_and_labels(count, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, count)
-    # Classes differ in brightness and colour, so that it can learn.
+    # Classes differ in brightness and colour, so the model can learn.
     images = rng.integers(0, 128, (count, 16, 16, 3)) + labels[:, None, None, None] * np.array([12, 6, 1])
     return images.astype(np.uint8), labels.astype(np.int64)
 
@@ -115,7 +115,7 @@ def test_twenty_steps_equal_train_on_batch(loss, batch_norm, optimizer):
 
     swapped = make_task(batch_norm, loss=loss, optimizer=ours, model=swap_layers(task.model))
     np.testing.assert_allclose(losses_of(swapped, batches), expected, rtol=1e-6)
-    # A bias before a normalisation has no gradient but rounding errors, of which some optimizers make whole steps.
+    # The gradient of a bias before a normalisation is only rounding errors, and some optimizers make whole steps of them.
     np.testing.assert_allclose(losses_of(task, batches), expected, rtol=1e-2 if batch_norm else 1e-4)
 
 
@@ -155,7 +155,7 @@ def test_sixty_four_images_can_be_memorised():
 
 
 def test_golden_losses():
-    """A refactoring leaves the first 20 losses as they are; where they must change, the commit says why."""
+    """The first 20 losses are unchanged; a commit that must change them says why."""
     # By SGD at a small rate: a rounding, which differs from processor to processor, must not grow in twenty steps.
     task = make_task(batch_norm=True, dropout=0.3, optimizer=optimizers.sgd(learning_rate=0.003))
     losses = losses_of(task, some_batches(20))

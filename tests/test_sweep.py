@@ -47,7 +47,7 @@ def finish(folder, *more, code=0, command=None, workers=True):
 
 
 def own_schedule(folder, source, settings=""):
-    """Put a schedule of the user's own into the folder, `my_lab.breaks`, which `words` then choose."""
+    """Write a user's schedule `my_lab.breaks` and its option into the folder."""
     (folder / "my_lab.py").write_text(source)
     (folder / "my_conf" / "schedule").mkdir(parents=True)
     (folder / "my_conf" / "schedule" / "breaks.yaml").write_text(f"_target_: my_lab.breaks\n{settings}")
@@ -159,14 +159,14 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=1,2", "hydra.launcher.job=2"], ["hydra.launcher", "job", "jobs"]),
         (["sweep=seeds,hyperparameters"], ["sweep=seeds,hyperparameters", "takes one value"]),
         (["seed=1,2", "hydra.launcher.jobs=1,2"], ["hydra.launcher.jobs=1,2", "takes one value"]),
-        (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "has no effect in a sweep"]),
+        (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "has no effect on the jobs of a sweep"]),
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
-        (["data.dir=a,b"], ["data.dir=a,b", "changes nothing that a run computes"]),
-        (["name=a,b", "seed=1,2"], ["name=a,b", "changes nothing that a run computes"]),
+        (["data.dir=a,b"], ["data.dir=a,b", "does not change the results"]),
+        (["name=a,b", "seed=1,2"], ["name=a,b", "does not change the results"]),
         (["seed=1,2", "--cfg", "job"], ["--cfg", "remove -m"]),
-        (["seed=1,2", "--version"], ["--version: a sweep does not take this; remove it or -m"]),
-        (["--seed=1,2"], ["--seed=1,2: write settings without dashes: seed=1,2"]),
+        (["seed=1,2", "--version"], ["--version: cannot be used with a sweep; remove it or -m"]),
+        (["--seed=1,2"], ["--seed=1,2: is not an option; write settings without dashes: seed=1,2"]),
     ],
 )
 def test_a_bad_sweep_is_refused_and_leaves_nothing(tmp_path, arguments, parts):
@@ -188,7 +188,7 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     (tmp_path / "grid").mkdir()
     Ledger.open(tmp_path / "grid", [], plan("seed=1,2")).write()
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="hydra.run.dir: .*grid is a sweep's"):
+    with pytest.raises(ConfigError, match="hydra.run.dir: .*grid is the folder of a sweep"):
         run_folder.only_process_in(tmp_path / "grid").__enter__()
     for words, name, part in (
         (["seed=1,2"], "run", "is a run's folder"),
@@ -377,7 +377,10 @@ def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
 
 @pytest.mark.parametrize(
     ("word", "part"),
-    [("optimizer=glob(x*)", "no option of optimizer matches; it has adam,"), ("seed=glob(*)", "seed is not one")],
+    [
+        ("optimizer=glob(x*)", "no option of optimizer matches; its options are adam,"),
+        ("seed=glob(*)", "seed is not a group"),
+    ],
 )
 def test_glob_of_nothing_is_refused(word, part):
     with pytest.raises(ConfigError, match=rf"^{re.escape(word)}: .*{part}"):
@@ -397,8 +400,8 @@ def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
     ("words", "part"),
     [
         ("hydra/launcher=slurm", "add -m to submit it as one job"),
-        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; hydra/launcher=local"),
-        ("hydra.launcher.jobs=2", "add -m, or leave it out"),
+        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; use hydra/launcher=local"),
+        ("hydra.launcher.jobs=2", "add -m, or remove it"),
         ("hydra.sweep.dir=s", "add -m"),
         ("sweep.retries=2", "add -m"),
     ],

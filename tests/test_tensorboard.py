@@ -56,7 +56,7 @@ def test_a_resumed_run_shows_each_step_once(points, tmp_path):
 
 
 @pytest.mark.parametrize("points", [slow_points, fast_points])
-def test_a_run_begun_anew_in_the_folder_of_one_without_a_checkpoint_shows_each_step_once(points, tmp_path):
+def test_a_run_restarted_in_the_folder_of_one_without_a_checkpoint_shows_each_step_once(points, tmp_path):
     write_points(tmp_path, range(1, 6), 1.0)
     write_points(tmp_path, range(1, 4), 2.0)
     assert points(tmp_path, "train/loss") == [(step, 2.0) for step in range(1, 4)]
@@ -108,7 +108,7 @@ def test_hparams_have_typed_columns_and_the_outcomes_given(tmp_path):
         "seed": "DATA_TYPE_FLOAT64", "optimizer.learning_rate": "DATA_TYPE_FLOAT64",
         "name": "DATA_TYPE_STRING", "deterministic": "DATA_TYPE_BOOL", "filters": "DATA_TYPE_STRING",
     }  # fmt: skip
-    # Else the page would hide the runs beside this one whose values are others.
+    # Otherwise the page would hide the runs with other values.
     assert not any(info.WhichOneof("domain") for info in experiment.hparam_infos)
     infos = experiment.metric_infos
     shown = {info.display_name: slow_points(tmp_path, info.name.tag)[-1][1] for info in infos}

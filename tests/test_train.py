@@ -31,7 +31,7 @@ def run(folder, *overrides):
 
 
 def start(*arguments, **changes):
-    """Run the command in a Python of its own; forked.run is many times as fast."""
+    """Run the command in a new Python process; forked.run is much faster."""
     words = [sys.executable, "-m", "cifar_research.train", *arguments]
     return subprocess.run(words, capture_output=True, text=True, timeout=300, **changes)
 
@@ -73,7 +73,7 @@ def test_report_holds_what_the_contract_names(finished):
     assert found["git"] is None or len(found["git"]["commit"]) == 40
 
 
-def test_the_log_holds_what_the_run_said_and_the_end_offers_to_evaluate_it(finished):
+def test_the_log_holds_the_output_and_the_end_offers_to_evaluate_the_run(finished):
     folder, done = finished
     log = [
         line.partition("cifar_research.display.console: ")[2]
@@ -101,7 +101,7 @@ def test_terminal_shows_the_story_and_no_noise(finished):
     assert "Next: scripts/tensorboard" in done.stdout and "\x1b" not in done.stdout
 
 
-def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weights_for):
+def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys, weights_for):
     def said(technique):
         words = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
         settings = config.parse([*words, "optimizer.learning_rate=0.002"])
@@ -114,9 +114,9 @@ def test_it_is_said_which_phases_rates_are_the_optimizers(tmp_path, capsys, weig
     environment = environments.prepare(config.parse().training, 0)
     for words, part in (
         (["features.views=3"], "features.views is not used: no phase has a frozen backbone"),
-        (["features.views=3", *combined], "1 view of each image kept, since without augmentation"),
+        (["features.views=3", *combined], "1 view of each image kept: without augmentation"),
         (["features.views=3", *combined, "augmentation=flip"], "3 views of each image kept"),
-        (["training.precision=float16"], "float16, which processors compute many times as slowly"),
+        (["training.precision=float16"], "float16, which CPUs compute many times slower"),
     ):
         settings = config.parse([*SMALL, *words])
         data = datasets.load(settings.data)
@@ -150,7 +150,7 @@ def test_without_validation_the_last_epoch_is_tested(tmp_path):
     assert found["val"] is None and found["best_epoch"] == 2 and found["test"] is not None
 
 
-def test_validation_on_the_test_set_is_said(tmp_path):
+def test_validation_on_the_test_set_is_reported(tmp_path):
     found = run(tmp_path, "data.validation=test")
     assert "validated on the test set" in found["data"]["note"]
     assert found["data"]["sizes"] == {"train": 300, "val": 100, "test": 100}
@@ -209,7 +209,7 @@ sys.exit(train.command(sys.argv[1:]))
     ("words", "tolerance", "compiled"),
     [
         ([*SMALL, "training.steps_per_call=3"], 1e-4, ["steps", "device"]),
-        # XLA draws other numbers, so that this shows no more than that it can compile them.
+        # XLA draws other random numbers, so this only shows that it compiles.
         ([*SMALL, "augmentation=[slides,mixup,colour]", "backbone.dropout=0.2"], 2e-2, ["device"]),
         # Kept features in two views, float16 with its scaled loss, averages of the weights.
         ([*SMALL[:5], *PHASES, "training.precision=float16", "training.ema_decay=0.5"], 2e-2, ["device"]),
@@ -220,7 +220,7 @@ sys.exit(train.command(sys.argv[1:]))
 )
 def test_xla_gives_the_same_losses(tmp_path, words, tolerance, compiled, weights_for):
     words = [*words, weights_for(*words)] if "training=combined" in words else words
-    # Each in a process of its own, since TensorFlow cannot turn determinism off again, and XLA has none here.
+    # Each in a new process, since TensorFlow cannot turn determinism off again, and XLA has none here.
     losses = {}
     for name in ["plain", *compiled]:
         code = PRETENDS_A_DEVICE if name == "device" else None
@@ -303,7 +303,7 @@ def test_a_last_batch_of_one_image_is_the_same_whatever_the_kernel_makes_of_it(w
 
 
 @pytest.mark.parametrize("is_device", [False, True])
-def test_what_xla_cannot_compile_is_told_in_a_sentence(tmp_path, is_device):
+def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
     (tmp_path / "odd.py").write_text(
         "import tensorflow as tf\n"
         "def squared(logits, targets):\n"
@@ -344,7 +344,7 @@ def test_history_is_written_without_tensorboard_and_class_names_may_hold_anythin
         "damaged": 1,
     }
     logged = (tmp_path / "run" / "train.log").read_text()
-    assert "train/猫/drawn.svg" in logged and "test/猫/bad.png (it is of no format" in logged
+    assert "train/猫/drawn.svg" in logged and "test/猫/bad.png (its format is not supported" in logged
     assert len(report.read_history(tmp_path / "run" / "history.csv")) == 2
     assert (tmp_path / "run" / "figures" / "confusion.png").exists()
 
@@ -359,8 +359,8 @@ def test_standardised_images_train_too(tmp_path):
         (["data.drop_remainder=true", "training.batch_size=500"], "data.drop_remainder"),
         (["tensorboard.profile_start_step=10"], "tensorboard.profile_start_step: 10 is not among the 10 steps"),
         (["tensorboard.profile_start_step=8", "data.drop_remainder=true"], "is not among the 8 steps"),
-        (["schedule=cosine", "schedule.warmup_steps=10"], "schedule.warmup_steps: 10 leaves nothing of the 10 steps"),
-        (["data.train_images=10", "training.patience=1"], "training.patience: .* no image is left"),
+        (["schedule=cosine", "schedule.warmup_steps=10"], "schedule.warmup_steps: 10 is not below the 10 steps"),
+        (["data.train_images=10", "training.patience=1"], "training.patience: .* there are none"),
     ],
 )
 def test_what_only_the_data_shows_is_refused(tmp_path, overrides, message):

@@ -152,7 +152,7 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda run: shutil.rmtree(run), "is not a run's folder"),
+        (lambda run: shutil.rmtree(run), "is not the folder of a run"),
         (lambda run: os.unlink(run / "report.json"), "still running or interrupted; resume it"),
         (lambda run: change(run, status="stopped"), "not completed, it is stopped"),
         (lambda run: change(run, status="diverged"), "not completed, it is diverged"),
@@ -163,11 +163,11 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
         (lambda run: os.unlink(run / "model.weights.h5"), "model.weights.h5: is missing"),
         (lambda run: (run / "model.weights.h5").write_bytes(b""), "model.weights.h5: cannot be loaded"),
         (lambda run: os.truncate(run / "model.weights.h5", 9_000), "model.weights.h5: cannot be loaded"),
-        (lambda run: change(run, config__backbone__filters=[8, 8]), "gives a model of"),
+        (lambda run: change(run, config__backbone__filters=[8, 8]), "builds a model of"),
         (lambda run: change(run, config__backbone__filtres=[8]), "backbone.filtres: cnn has no parameter"),
     ],
 )  # fmt: skip
-def test_what_is_no_finished_run_is_refused(copy, spoil, told):
+def test_a_folder_without_a_finished_run_is_refused(copy, spoil, told):
     spoil(copy)
     with pytest.raises(RunError, match=told) as error:
         cifar_research.load(copy)

@@ -9,7 +9,7 @@ IMAGES = np.random.default_rng(0).random((3, 5, 6, 2), dtype=np.float32)
 
 
 def network(images, training):
-    """Be linear and different for every pixel, so that the logits identify the averaged images."""
+    """A network that is linear and different for each pixel, so the logits identify the averaged images."""
     weights = np.random.default_rng(1).random((5 * 6 * 2, 4), dtype=np.float32)
     return tf.reshape(images, [-1, 60]) @ weights + (100.0 if training else 0.0)
 

@@ -123,9 +123,9 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
     ValueError unless exactly one of `pixels` and `fraction` is given.
     """
     if pixels is None and fraction is None:
-        raise ValueError("pixels: null and fraction=null leave no limit; give one of them")
+        raise ValueError("pixels: pixels and fraction are both null; set one of them")
     if pixels is not None and fraction is not None:
-        raise ValueError(f"pixels: {pixels} does not go with fraction={fraction}; give one and make the other null")
+        raise ValueError(f"pixels: {pixels} cannot be combined with fraction={fraction}; set one of them to null")
     check_range("[]", 0, pixels=pixels)
     check_range("[]", 0, 1, fraction=fraction)
 

@@ -163,7 +163,7 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
         parameters.bar(x, sizes["parameters"] or 0, alpha=_PALE, **style)
         parameters.bar(x, sizes["trainable"] or 0, **style)
         seconds.bar(x, row.mean("seconds/total") or 0, **style)
-    labels = (f"{title}, 95 % interval", "parameters, pale those not trained", "seconds")
+    labels = (f"{title}, 95 % interval", "parameters (pale: not trained)", "seconds")
     for axes, label in zip(panels, labels, strict=True):
         axes.set_ylabel(label)
         axes.set_xticks(range(len(names)), map(plain, names), rotation=30, ha="right", fontsize=8)

@@ -55,7 +55,7 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
         if problem is None and type(error) is ValueError:  # raised by resolve_hydra
             problem = str(error)
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        unknown = f"{' '.join(overrides)}: cannot be composed ({reason}); look at the files it names"
+        unknown = f"{' '.join(overrides)}: cannot be composed ({reason}); correct the file that this names"
         raise ConfigError(problem or unknown) from error
     if problems:
         raise ConfigError("\n".join(problems))
@@ -79,7 +79,7 @@ def resolve_hydra(cfg: DictConfig) -> list[str]:
             for key, node, name, text in leaves:
                 if "runtime.output_dir" in text and OmegaConf.is_missing(cfg.hydra.runtime, "output_dir"):
                     if key in ("name", "hydra.run.dir"):
-                        raise ValueError(f"{key}: {text} is known only once this is; leave it out")
+                        raise ValueError(f"{key}: {text} depends on this value; remove it")
                     cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
                     config.set_config(cfg)  # copies the section
                     OmegaConf.set_readonly(cfg.hydra, False)
@@ -89,7 +89,7 @@ def resolve_hydra(cfg: DictConfig) -> list[str]:
     except (RecursionError, OmegaConfBaseException) as error:
         if "RecursionError" not in f"{type(error).__name__} {error}":
             raise
-        raise ValueError(f"{key}: {text} refers to itself; leave it out") from None
+        raise ValueError(f"{key}: {text} refers to itself; remove it") from None
     finally:
         config.cfg = before
         OmegaConf.set_readonly(cfg.hydra, False)
@@ -117,4 +117,4 @@ def _check_paths(cfg: DictConfig, key: str, text: str) -> None:
             hint = f"; did you mean ${{hydra:{path.removesuffix(last)}{close}}}?" if close else ""
             raise ValueError(f"{key}: ${{hydra:{path}}} does not exist{hint}")
         if OmegaConf.is_missing(section, last) or section[last] is None:
-            raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; leave it out")
+            raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; remove it")

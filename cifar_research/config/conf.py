@@ -36,7 +36,7 @@ def options(group: str, overrides: Sequence[str]) -> list[str]:
 
 def groups() -> list[str]:
     """Return the config groups of a run."""
-    others = ("experiment", "hydra", "schema", "sweep")
+    others = ("experiment", "hydra", "sweep")
     return sorted(path.name for path in Path(config_dir()).iterdir() if path.is_dir() and path.name not in others)
 
 

@@ -37,7 +37,7 @@ class HydraJob:
         try:
             configure_log(hydra.job_logging, hydra.verbose)
         except ValueError as error:
-            raise ConfigError(f"hydra.job_logging: cannot be set up ({error.__cause__ or error})") from error
+            raise ConfigError(f"hydra.job_logging: is invalid ({error.__cause__ or error}); correct it") from error
         for record in self._records:
             logger = logging.getLogger(record.name)
             for handler in logging.getLogger().handlers:

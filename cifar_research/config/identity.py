@@ -107,7 +107,7 @@ class Identity:
     def require_same(self, other: Identity, run_dir: Path) -> None:
         """Raise ConfigError, naming the keys, if a run cannot continue with another config."""
         if changed := self.differences(other):
-            advice = f"The run in {run_dir} has another config; use its values, or choose another hydra.run.dir."
+            advice = f"hydra.run.dir: the run in {run_dir} has another config; use its values, or choose another folder"
             raise ConfigError(f"{changes_text(changed)}\n{advice}")
 
     def described(self, options: Mapping[str, str] | None = None) -> dict[str, Any]:

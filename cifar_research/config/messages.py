@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
-from cifar_research.config import conf, targets, trust
+from cifar_research.config import conf, schema, targets, trust
 from cifar_research.config import overrides as grammar
 from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
@@ -93,14 +93,14 @@ def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
     close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
     given = "null" if option is None else repr(option)
-    has = f" It has {', '.join(sorted(listed))}" if listed else ""
+    has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
     return f"{group}: there is no option {given}{close or '.'}{has}"
 
 
 def _options_with(group: str, key: str) -> list[str]:
-    """Return the options of a group whose file has a key."""
-    files = (Path(conf.config_dir()) / group).glob("*.yaml")
-    return sorted(path.stem for path in files if key in OmegaConf.load(path))
+    """Return the options of a group that have a key, in their file or in the schema."""
+    files, sections = (Path(conf.config_dir()) / group).glob("*.yaml"), schema.DATA_SECTIONS if group == "data" else {}
+    return sorted(f.stem for f in files if key in OmegaConf.load(f) or key in vars(sections.get(f.stem, object)))
 
 
 def several_values(word: str, overrides: Sequence[str]) -> str:
@@ -108,11 +108,11 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     override = read_override(word)
     key, _, value = word.partition("=")
     if override.is_hydra_override():
-        return f"{word}: takes one value for all jobs; give one"
+        return f"{word}: takes one value for all jobs; give only one"
     sweep = override.value()
     if not isinstance(sweep, ChoiceSweep) or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
-    value = ",".join(getattr(one, "text", None) or str(one) for one in sweep.list)
+    value = ",".join(getattr(item, "text", None) or str(item) for item in sweep.list)
     takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
     ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
     if takes_list or key == "augmentation":
@@ -132,7 +132,7 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
     is_added = override.is_add() or override.is_force_add()
     if is_added and not is_there and re.match(r"training\.phases\.\w", key):
         whole = typed(f"++training.phases={{{key.split('.')[2]}:{{trainable:all}}}}")
-        return f"{key}: give a new phase with all its settings in one override: {whole}"
+        return f"{key}: there is no such phase; add it in one override: {whole}"
     if not is_there and not is_added:
         return unknown_key(key, value, cfg, overrides)
     if override.is_add() and is_there:
@@ -158,7 +158,7 @@ def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
     if re.fullmatch(r"training\.phases\.\w+", key) and value == "null":
         return f"{key}: null is not a valid phase; remove it with ~{key}"
     if isinstance(now, DictConfig):
-        return f"{key}: takes settings of its own, not {value}; it has {', '.join(map(str, now))}"
+        return f"{key}: is a section and cannot be {value}; set one of its keys: {', '.join(map(str, now))}"
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     kind = kinds.get(type(now)) or kinds.get(_type(cfg, key))
     if value == "null" or kind:
@@ -199,19 +199,20 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     chosen += [word for word in overrides if word.startswith(f"{parent}=")]
     if last in listed and last not in re.split(r"\W+", " ".join(chosen)):
         return f"{problem}; choose {parent}={last} first"
-    if (parent or rest) and (close := targets.closest(last, [*own, *hidden])):
+    elsewhere = _options_with(parent, last) if listed and not rest else []
+    if (parent or rest) and not elsewhere and (close := targets.closest(last, [*own, *hidden])):
         full = ".".join([*parts[:depth], close, *rest])
         if rest and not (isinstance(node[close], DictConfig) and rest[0] in node[close]):
             return problem + unknown_key(full, value, cfg, overrides).removeprefix(f"{full}: there is no such key")
         return f"{problem}; did you mean {_word(full if close in own else f'+{full}', value)}?"
-    if not rest and (keys := meant(last, cfg)):
+    if not rest and not elsewhere and (keys := meant(last, cfg)):
         return f"{problem}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
     last = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     for group in [parent] if listed else [] if parent else conf.groups():
         if not rest and (having := _options_with(group, last)):
             choices = " or ".join(f"{group}={option}" for option in having)
             return f"{problem} here; choose {choices} and write {_word(f'{group}.{last}', value)}"
-    return f"{problem}{targets.nearest(last, [*own, *hidden])}"
+    return f"{problem}{targets.nearest(last, [*own, *hidden]) or '; docs/configuration.md lists all keys'}"
 
 
 def meant(name: str, cfg: DictConfig) -> list[str]:
@@ -242,7 +243,7 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
     if match := re.search(r"Interpolation key 'hydra\.([^']*)' not found", text):
-        return f"{full[1] if full else 'config'}: write ${{hydra:{match[1]}}}, with a colon"
+        return f"{full[1] if full else 'config'}: ${{hydra.{match[1]}}} does not exist; write ${{hydra:{match[1]}}}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.match(r"In '([^']*)'", text)
     where = f" (in {file[1]})" if file else ""
@@ -278,22 +279,21 @@ def flags(arguments: Sequence[str]) -> str | None:
             value = following[0]
         is_known = name == "resume" or ("." in name and OmegaConf.select(cfg, name) is not None)
         write.append(f"{name if is_known else (meant(name, cfg) or [name])[0]}={value or '…'}")
-    return f"{' '.join(refused)}: write settings without dashes: {' '.join(write)}"
+    return f"{' '.join(refused)}: is not an option; write settings without dashes: {' '.join(write)}"
 
 
 def _unreadable(word: str) -> str:
     """Return why Hydra cannot parse an override, with a correction if possible."""
     key, is_pair, value = word.partition("=")
-    problem = f"{word!r} is not an override, key=value"
     if not is_pair:
-        return f"{problem}; put = between a key and its value, as in seed=1"
+        return f"{word}: is not of the form key=value; put = between a key and its value, as in seed=1"
     if parse_override(f"{key}=1") is None:
-        return f"{problem}: {key!r} is not a valid key"
+        return f"{word}: {key!r} is not a valid key; write it as in optimizer.learning_rate"
     whole = f"{key}={quoted(value)}"
     if value[0] in "[{":
         items = [item.strip() for item in value[1:-1].split(",")]
         inner = ",".join(item if parse_override(f"{key}={item}") else quoted(item) for item in items)
         whole = f"{key}={value[0]}{inner}{value[-1]}"
     if parse_override(whole) is None:
-        return f"{problem}: its value cannot be read; close its brackets, and put a text in quotes, key='text'"
+        return f"{word}: the value cannot be read; close its brackets, and put a text in quotes, key='text'"
     return f"{key.lstrip('+')}: {value!r} needs quotes; give {typed(whole)}"

@@ -97,10 +97,10 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
         group = override.key_or_group
         names = sorted(conf.options(group, overrides))
         if not names:
-            raise ValueError(f"{word}: glob picks options of a group, and {group} is not one; list the values")
+            raise ValueError(f"{word}: glob is only for config groups, and {group} is not a group; list the values")
         matched = glob.filter(names)
         if not matched:
-            raise ValueError(f"{word}: no option of {group} matches; it has {', '.join(names)}")
+            raise ValueError(f"{word}: no option of {group} matches; its options are {', '.join(names)}")
         expanded.append(f"{override.get_key_element()}={','.join(quoted_if_needed(name) for name in matched)}")
     return expanded
 

@@ -72,7 +72,7 @@ def schedule_span(phases: Sequence[Phase], number: int) -> range:
 def problems(training: Mapping[str, Any]) -> list[str]:
     """Return the problems of training.phases that can be found without the model."""
     if not training["phases"]:
-        return ["training.phases: there is none, so nothing would be trained; choose training=scratch, or add one"]
+        return ["training.phases: is empty, so nothing would be trained; choose training=scratch, or add a phase"]
     problems = []
     for name, phase in training["phases"].items():
         key = f"training.phases.{name}"
@@ -87,8 +87,8 @@ def problems(training: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{key}.{setting}: {targets.choice_problem(phase[setting], valid)}")
         if phase["image_size"] is not None and phase["trainable"] == "none":
             problems.append(
-                f"{key}.image_size: {phase['image_size']} does not go with trainable=none, whose features are computed "
-                "once; leave it out"
+                f"{key}.image_size: {phase['image_size']} cannot be combined with trainable=none, which computes the "
+                "features once; remove it"
             )
         problems += _trainable_problems(f"{key}.trainable", phase["trainable"])
     return problems
@@ -102,7 +102,7 @@ def _trainable_problems(key: str, value: Any) -> list[str]:
         return [f"{key}: {value!r} does not choose layers; {choices}"]
     ((how, what),) = value.items()
     if how == "last" and (not isinstance(what, int) or isinstance(what, bool) or what < 1):
-        return [f"{key}.last: {what!r} is not a number of layers; it must be at least 1"]
+        return [f"{key}.last: {what!r} is not a number of layers; give 1 or more"]
     if how == "from" and not (isinstance(what, str) and what):
         return [f"{key}.from: {what!r} is not the name of a layer; {choices}"]
     return []
@@ -116,9 +116,9 @@ def random_backbone_problems(first: Phase, backbone: Mapping[str, Any], default:
     """
     if default is None or backbone.get("weights", default) != "none" or first.trainable not in ("none", "upper"):
         return []
-    what = "no layer of it" if first.trainable == "none" else "its upper blocks alone"
+    what = "no layer of it" if first.trainable == "none" else "only its upper blocks"
     imagenet = "backbone.weights=imagenet, " if default == "imagenet" else ""
     return [
-        f"backbone.weights: none leaves the backbone random, and training.phases.{first.name} trains {what}; give "
+        f"backbone.weights: none makes the backbone random, and training.phases.{first.name} trains {what}; give "
         f"{imagenet}a weights file or a run folder, or choose training=scratch"
     ]

@@ -72,9 +72,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
                 full = f"{prefix}.{key}" if prefix else key
                 problems.append(messages.unknown_key(full, str(OmegaConf.select(config, full)), _without(config, full)))
     if schema.DATA_SECTIONS.get(config.data.name) is not data:
-        problems.append(
-            f"data.name: {config.data.name!r} does not go with these keys; choose data={config.data.name} instead"
-        )
+        problems.append(f"data.name: is set by the option; choose data={config.data.name}")
     return problems
 
 
@@ -104,17 +102,17 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
     data, training, problems = content["data"], content["training"], []
     if training["patience"] is not None and data["val_fraction"] == 0 and data["validation"] == "holdout":
         problems.append(
-            "training.patience: early stopping watches validation, and data.val_fraction=0 leaves none; "
-            "hold some images out or set training.patience=null"
+            "training.patience: early stopping needs validation images, and data.val_fraction=0 leaves none; set "
+            "data.val_fraction=0.1 or training.patience=null"
         )
     if training["jit_compile"] and training["strategy"] == "multi_worker":
         problems.append(
-            "training.jit_compile: true does not work with training.strategy=multi_worker (XLA compiles one "
-            "device's step, and its all-reduce cannot cross machines); choose one of them"
+            "training.jit_compile: true cannot be combined with training.strategy=multi_worker (XLA cannot "
+            "communicate between machines); choose one of them"
         )
     if training["jit_compile"] and training["deterministic"]:
         problems.append(
-            "training.deterministic: true does not work with training.jit_compile=true (XLA has no deterministic "
+            "training.deterministic: true cannot be combined with training.jit_compile=true (XLA has no deterministic "
             "gradient of max pooling); choose one of them"
         )
     if training["strategy"] == "multi_worker":
@@ -132,7 +130,7 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
 def folder_problems(data: Mapping[str, Any]) -> list[str]:
     """Return the problem of the data section's folder, as a list of at most one sentence."""
     if data["name"] == "images" and data["dir"] is None:
-        return ["data.dir: has no value; data=images needs the folder, data.dir=<folder>"]
+        return ["data.dir: has no value; give the folder of the images: data.dir=<folder>"]
     return []
 
 
@@ -152,7 +150,7 @@ def _warmup(content: Mapping[str, Any]) -> list[str]:
         if isinstance(warmup, (int, float)) and warmup >= epochs:
             is_own = content["training"]["phases"][phase.name]["epochs"] is not None
             key = f"training.phases.{phase.name}.epochs" if is_own else "training.epochs"
-            problems.append(f"schedule.warmup_epochs: {warmup} leaves nothing of {key}={epochs}; make it shorter")
+            problems.append(f"schedule.warmup_epochs: {warmup} is not below {key}={epochs}; lower it")
     return problems
 
 
@@ -162,23 +160,23 @@ def image_size_problems(
     """Return why the backbone or head does not support the data's or phases' image sizes."""
     size, least = data.image_size, backbone.min_image_size
     if data.standardize and backbone.standardizes:
-        return ["data.standardize: true does not go with this backbone, which has a preprocessing of its own"]
+        return ["data.standardize: true cannot be combined with this backbone, which scales images itself; remove it"]
     for phase in plan:
         if phase.image_size is None:
             continue
         key = f"training.phases.{phase.name}.image_size: {phase.image_size}"
         if not least <= phase.image_size <= size:
             return [
-                f"{key} is out of range; it must be at least {least}, which the backbone needs, and at most {size}, the "
-                "images' own"
+                f"{key} is out of range; it must be at least {least} (for the backbone) and at most {size} (the size of "
+                "the images)"
             ]
         if phase.image_size != size and not backbone.takes_any_size:
-            return [f"{key} needs a backbone that takes images of any size (takes_any_size); leave it out"]
+            return [f"{key} needs a backbone that takes images of any size (takes_any_size); remove it"]
         if not head.pools:
-            return [f"{key} needs a head that takes maps of any size; set model.pooling=avg or max"]
+            return [f"{key} needs a head that takes feature maps of any size; set model.pooling=avg"]
     if size < least:
         return [
-            f"backbone: takes images of {least} x {least} or more, and these have {size} x {size}; give it fewer blocks"
+            f"backbone: needs images of at least {least} x {least}, and these are {size} x {size}; use fewer blocks"
         ]
     return []
 
@@ -189,27 +187,25 @@ def data_problems(content: Mapping[str, Any], num_train: int, num_val: int) -> l
     steps_an_epoch = num_train // size if content["data"]["drop_remainder"] else -(-num_train // size)
     if not steps_an_epoch:
         return [
-            f"data.drop_remainder: true leaves no batch of {size} in {num_train} training images; set "
-            "training.batch_size lower"
+            f"data.drop_remainder: true leaves no batch of {size} in {num_train} training images; lower "
+            "training.batch_size"
         ]
     first_profiled = content["tensorboard"]["profile_start_step"] or 0
     if first_profiled >= (steps := steps_an_epoch * phases.total_epochs(content["training"])):
         problems.append(
-            f"tensorboard.profile_start_step: {first_profiled} is not among the {steps} steps of this run; give an "
-            "earlier one"
+            f"tensorboard.profile_start_step: {first_profiled} is not among the {steps} steps of this run; lower it"
         )
     if content["training"]["patience"] is not None and not num_val:
         problems.append(
-            "training.patience: early stopping watches validation, and no image is left for it; give more training "
-            "images, or set training.patience=null"
+            "training.patience: early stopping needs validation images, and there are none; use more training images, "
+            "or set training.patience=null"
         )
     warmup = content["schedule"].get("warmup_steps")
     for number, phase in enumerate(plan):
         steps = steps_an_epoch * sum(plan[n].epochs for n in phases.schedule_span(plan, number))
         if isinstance(warmup, int) and warmup >= steps:
             problems.append(
-                f"schedule.warmup_steps: {warmup} leaves nothing of the {steps} steps of phase {phase.name}; make it "
-                "shorter"
+                f"schedule.warmup_steps: {warmup} is not below the {steps} steps of phase {phase.name}; lower it"
             )
             break
     return problems

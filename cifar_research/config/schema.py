@@ -73,7 +73,7 @@ class PhaseConfig:
 class TrainingConfig:
     """The training loop: duration, precision, devices, evaluation, logging and checkpoints."""
 
-    epochs: int = 10  # The epochs of each phase that gives none of its own.
+    epochs: int = 10  # The epochs of each phase without a value of its own.
     phases: dict[str, PhaseConfig] = field(default_factory=dict)  # The phases by name, in order.
     batch_size: int = 128  # Images in a training batch, of all devices together.
     eval_batch_size: int = 500  # Images in a batch of validation and test; it changes no score.
@@ -171,8 +171,9 @@ def _writable(section: type) -> DictConfig:
 
 
 _store = ConfigStore.instance()
+# Without a group, so that --help does not list them as options.
 _store.store(name="schema", node=_writable(Config))
-_store.store(group="schema/data", name="cifar", node=_writable(CifarConfig))
-_store.store(group="schema/data", name="images", node=_writable(ImagesConfig))
-_store.store(group="schema/data", name="synthetic", node=_writable(SyntheticConfig))
-_store.store(group="schema/training", name="training", node=_writable(TrainingConfig))
+_store.store(name="schema_cifar", node=_writable(CifarConfig))
+_store.store(name="schema_images", node=_writable(ImagesConfig))
+_store.store(name="schema_synthetic", node=_writable(SyntheticConfig))
+_store.store(name="schema_training", node=_writable(TrainingConfig))

@@ -144,7 +144,7 @@ def _plugins(content: Mapping[str, Any], allowed: frozenset[str], build: Build) 
     """Return the built plug-ins by their names in Settings, and the problems."""
     augmentation = content["augmentation"]
     if not isinstance(augmentation, Mapping):
-        return {}, [f"augmentation: {augmentation!r} is not a mapping from names to transforms"]
+        return {}, [f"augmentation: {augmentation!r} is not a mapping of transforms; choose an option: augmentation=…"]
     nodes = {group: content[group] for group in PLUGIN_GROUPS}
     nodes |= {f"augmentation.{name}": node for name, node in augmentation.items() if node is not None}
     built = {key: build(key, node, allowed) for key, node in nodes.items()}
@@ -196,7 +196,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     option = next((word for word in overrides if word.startswith("data=")), f"data={own['name']}")
     keys = [word for word in overrides if not word.startswith("data=")]
     if any(word.startswith("data.name=") for word in keys):
-        raise ConfigError("data.name: goes with its option's keys; choose data=OPTION instead")
+        raise ConfigError("data.name: is set by the option; choose data=OPTION")
     config = compose([option, *keys]).config
     _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
     _refuse(rules.unknown_keys(config))

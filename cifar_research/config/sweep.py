@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> SweepSettings:
 def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
     """Build the launcher of hydra.launcher; ConfigError if that fails."""
     if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
-        raise ConfigError("hydra/launcher: Hydra's own are not used; choose hydra/launcher=local, slurm or ray")
+        raise ConfigError("hydra/launcher: Hydra's own are not supported; choose hydra/launcher=local, slurm or ray")
     launcher, problems = targets.build("hydra.launcher", plain(node), allowed)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -118,26 +118,24 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
     )
     for key, value in whole.items():
         if key != "name" and not key.startswith("sweep.") and alone.get(key, ...) != value:
-            raise ConfigError(
-                f"{key}: the sweep's file sets it outside of hydra.sweeper.params, where no job sees it; move it there"
-            )
+            raise ConfigError(f"{key}: the sweep's file sets it outside of hydra.sweeper.params; move it there")
 
 
 def _refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
     """Reject settings that only a sweep uses on the command line of one run."""
     # A run with its own folder cannot become a sweep.
     is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
-    leave = "leave it out" if is_begun else "add -m, or leave it out"
+    leave = "remove it" if is_begun else "add -m, or remove it"
     for word in arguments:
         key = word.lstrip("+~").partition("=")[0]
         if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
             raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
     launcher = str(composed.config.hydra.launcher.get("_target_")).rpartition(".")[2]
     if launcher != "local" and "hydra/launcher=local" not in arguments:
-        here = "hydra/launcher=local trains on this machine"
+        here = "use hydra/launcher=local to train on this machine"
         raise ConfigError(
             f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
-            + (here if is_begun else f"add -m to submit it as one job; {here}")
+            + (here if is_begun else f"add -m to submit it as one job, or {here}")
         )
 
 

@@ -56,10 +56,10 @@ def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
         name = str(target).partition(".")[0]
         what = f"{key}._target_: {target!r} is"
         if name == _PACKAGE:
-            return [*problems, f"{what} no factory of {name}, and a config may run no other code; choose an option"]
+            return [*problems, f"{what} not a factory of {name}, and a config may not run other code; choose an option"]
         problems.append(
-            f"{what} neither a factory of {_PACKAGE} nor of a package you have allowed, and a config may run no other "
-            f"code; if you trust it, set {ALLOWING_VARIABLE}={name}, or add allow_targets=[{name}] where overrides are taken"
+            f"{what} not a factory of {_PACKAGE} or of an allowed package, and a config may not run other code; if you "
+            f"trust it, set {ALLOWING_VARIABLE}={name}, or add allow_targets=[{name}] to the overrides"
         )
     return problems
 
@@ -75,8 +75,8 @@ def _is_ours(target: str) -> bool:
         return True  # `_factory` reports that it is a module
     if module not in _OURS or name.startswith("_"):
         return False
-    found = getattr(importlib.import_module(module), name, None)
-    return found is None or str(getattr(found, "__module__", "")).startswith(f"{_PACKAGE}.")
+    factory = getattr(importlib.import_module(module), name, None)
+    return factory is None or str(getattr(factory, "__module__", "")).startswith(f"{_PACKAGE}.")
 
 
 def range_problem(value: float | None, ends: str, low: float, high: float = math.inf) -> str | None:
@@ -116,9 +116,9 @@ def error_text(error: BaseException) -> str:
     """Return one line for an error in a user's code: type, message and location."""
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if "site-packages" not in frame.filename] or stack
-    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    location = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{place}"
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{location}"
 
 
 def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> tuple[Any, list[str]]:
@@ -155,7 +155,7 @@ def _factory(target: str) -> tuple[Callable[..., Any], str | None]:
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, ValueError) as error:
-        return factory, f"cannot import {target!r} ({error}); is its folder on PYTHONPATH?"
+        return factory, f"cannot import {target!r} ({error}); correct the name, or add its folder to PYTHONPATH"
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
         if not isinstance(error, AttributeError) or module not in sys.modules:
             return factory, f"cannot import {target!r}: {error_text(error)}"
@@ -178,14 +178,14 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
     for setting, value in values.items():
         if setting not in hints and not takes_more:
             hint = nearest(setting, hints)
-            drop = "" if "did you mean" in hint else f"; if it is a preset's, leave it out with ~{key}.{setting}"
-            problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{drop}")
+            remedy = f"{'' if hint.endswith('?') else '.'} If a preset sets it, remove it with ~{key}.{setting}"
+            problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{remedy}")
         elif setting in hints and not fits(value, hints[setting]):
             wanted = inspect.formatannotation(hints[setting]).replace("typing.", "")
             problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in values:
-            problems.append(f"{key}.{parameter.name}: {name} needs a value for it; add +{key}.{parameter.name}=…")
+            problems.append(f"{key}.{parameter.name}: {name} needs a value; add +{key}.{parameter.name}=…")
     return problems
 
 
@@ -222,7 +222,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in arguments)
+        return any(fits(value, option) for option in arguments)
     if origin is typing.Literal:
         return value in arguments
     if hint is float:
@@ -239,8 +239,8 @@ def fits(value: Any, hint: Any) -> bool:
 def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
     """Return a hint for an unknown name: the closest valid one, or all if at most `most`."""
     valid = sorted(valid)
-    if found := closest(name, valid):
-        return f"; did you mean {found!r}?"
+    if match := closest(name, valid):
+        return f"; did you mean {match!r}?"
     return f"; it has {', '.join(valid)}" if valid and len(valid) <= most else ""
 
 
@@ -249,13 +249,13 @@ def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:
 
     Initials, parts and beginnings are preferred to spelling: mse is mean_squared_error, horizontal_flip is flip.
     """
-    names = {str(one).lower(): str(one) for one in valid}
+    names = {str(key).lower(): str(key) for key in valid}
     low = name.lower()
-    words = set(low.split("_"))
-    initials = [one for one in names if "_" in one and "".join(part[:1] for part in one.split("_")) == low]
-    parts = [one for one in names if low and (words >= (own := set(one.split("_"))) or words <= own)]
-    begun = [one for one in names if len(low) >= 3 and one.startswith(low)]
-    for candidates, least in ((initials, 0.0), (parts, 0.0), (begun, 0.0), (names, cutoff)):
-        if found := difflib.get_close_matches(low, candidates, n=1, cutoff=least):
-            return names[found[0]]
+    name_parts = set(low.split("_"))
+    initials = [key for key in names if "_" in key and "".join(part[:1] for part in key.split("_")) == low]
+    parts = [key for key in names if low and (name_parts >= (own := set(key.split("_"))) or name_parts <= own)]
+    beginnings = [key for key in names if len(low) >= 3 and key.startswith(low)]
+    for candidates, least in ((initials, 0.0), (parts, 0.0), (beginnings, 0.0), (names, cutoff)):
+        if match := difflib.get_close_matches(low, candidates, n=1, cutoff=least):
+            return names[match[0]]
     return ""

@@ -75,7 +75,7 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
         ]
     for name in allowed:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-            return [f"{_KEY}: {name!r} is not the name of a package or a module, like my_lab"]
+            return [f"{_KEY}: {name!r} is not the name of a package or a module; give one, like my_lab"]
     return _check_hydra(cfg.hydra, overrides)
 
 
@@ -93,8 +93,8 @@ def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
     keys = [override.key_or_group for word in overrides if (override := parse_override(word)) is not None]
     if hydra.job.get("env_set") and not any(key.startswith("hydra.job.env_set") for key in keys):
         problems.append(
-            f"hydra.job.env_set: a file sets {', '.join(hydra.job.env_set)}, and environment variables may choose what "
-            "runs; set them before the command"
+            f"hydra.job.env_set: a config file may not set environment variables ({', '.join(hydra.job.env_set)}); set "
+            "them before the command"
         )
     return problems
 
@@ -106,7 +106,7 @@ def _foreign(key: str, value: Any) -> list[str]:
     is_foreign_object = text.startswith("ext://") and text not in _STREAMS
     is_hidden = "${" in text and last != "filename"
     if is_foreign_class or is_foreign_object or is_hidden:
-        return [f"{key}: {text!r} names code outside of Python's logging, which a file may not; remove it"]
+        return [f"{key}: {text!r} names code outside of Python's logging, which a file may not do; remove it"]
     return []
 
 

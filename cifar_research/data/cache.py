@@ -97,7 +97,7 @@ def load_arrays(
                 return _read(target)
             except (FileNotFoundError, ValueError) as error:
                 if target.exists():
-                    log.warning("%s: the cache is damaged (%s) and written again", target, error)
+                    log.warning("%s: the cache is damaged (%s); it is written again", target, error)
             _write(target, names, make)
             return _read(target)
     except OSError as error:

@@ -123,7 +123,7 @@ def locate(
             if path != root or len(lacking) < len(layout.members):
                 incomplete.append(f"{path} is incomplete: missing or empty: {', '.join(lacking)}")
         if incomplete and (root == roots[0] or not download):  # Keras may have been interrupted while unpacking
-            raise DataError(f"data.dir: {incomplete[0]}; fetch it again")
+            raise DataError(f"data.dir: {incomplete[0]}; download it again")
     if not download or (found_in and not given):
         layouts = ", ".join(layout.folder for layout in LAYOUTS[name])
         raise DataError(
@@ -133,7 +133,7 @@ def locate(
     files = (path for pattern in ("*/*", "train/*/*") for path in roots[0].glob(pattern))
     if given and any(path.suffix in (".png", ".jpg", ".jpeg") for path in files):
         raise DataError(
-            f"{key}: {roots[0]} holds folders of images and no {name}; add data=images, or give another folder"
+            f"{key}: {roots[0]} holds folders of images, not {name}; add data=images, or give another folder"
         )
     layout = LAYOUTS[name][0]
     archive = roots[0] / layout.archive
@@ -171,7 +171,7 @@ def load(name: str, data_dir: str | None, cache_root: Path, download: bool, foun
         for file in files:  # here, since an error while the cache is written names the cache
             file.open("rb").close()
     except OSError as error:
-        raise DataError(f"data.dir: {error.filename} cannot be read ({error.strerror}); give another one") from error
+        raise DataError(f"data.dir: {error.filename} cannot be read ({error.strerror}); give another folder") from error
     source = cache.load(cache_root, name, [layout.folder, stats], lambda: _decode(name, layout, path))
     return replace(source, found_in=os.path.abspath(path))
 
@@ -197,7 +197,7 @@ def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
         return None
     if path.is_dir() and layout.md5 == {member: hashlib.md5(contents[member]).hexdigest() for member in layout.md5}:
         return None
-    return f"{path.name}: its checksums are not the published ones, so it is a modified copy: say so beside its results"
+    return f"{path.name}: its checksums are not the published ones, so the images are a modified copy; say so beside their results"
 
 
 def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
@@ -218,7 +218,7 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
         if missing := sorted(set(wanted.values()) - contents.keys()):
             raise ValueError(f"it has no {', '.join(missing)}")
     except Exception as error:  # a damaged archive may raise any type
-        raise DataError(f"{archive}: is incomplete or damaged ({error}); remove it and fetch it again") from error
+        raise DataError(f"{archive}: is incomplete or damaged ({error}); remove it and download it again") from error
     return contents
 
 
@@ -227,7 +227,7 @@ def parsed(parse: Callable[..., Any], content: bytes, path: str, *settings: Any)
     try:
         return parse(content, *settings)
     except Exception as error:  # a damaged pickle may raise any type
-        raise DataError(f"{path}: is damaged ({error}); fetch the data set again") from error
+        raise DataError(f"{path}: is damaged ({error}); download the data set again") from error
 
 
 def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
@@ -279,4 +279,4 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which a data set has no use for") from None
+            raise pickle.UnpicklingError(f"it would load {module}.{name}, which a data set does not need") from None

@@ -87,7 +87,7 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
     train, test = whole["train"], whole["test"]
     if data.validation == "test":
         val = test
-        notes.append("validated on the test set, so its test accuracy is too high by the choice of the best epoch")
+        notes.append("validated on the test set, which also chose the best epoch, so the test accuracy is too high")
         if "val" in whole:
             notes.append("data.validation=test leaves the images of val/ unused")
     elif "val" in whole:
@@ -106,7 +106,7 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
     if data.train_size is not None:
         train = replace(train, indices=splits.subset(train.indices, train.labels, data.train_size, data.split_seed))
     if not len(train):
-        raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training image; lower it")
+        raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training images; lower it")
     left_out = {reason: len(names) for reason, names in source.left_out.items()}
     note = "; ".join(notes) or None
     return Dataset(data.name, classes, train, val, test, source.fingerprint, note, source.found_in, left_out)
@@ -118,7 +118,9 @@ def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
         if name not in classes:
             raise DataError(f"data.classes: there is no class {name!r}{nearest(name, classes)}")
     if len(names) < 2 or len(set(names)) < len(names):
-        raise DataError(f"data.classes: {list(names)} must be at least two different ones of {', '.join(classes)}")
+        raise DataError(
+            f"data.classes: {list(names)} is not valid; give two or more different ones of {', '.join(classes)}"
+        )
     return [classes.index(name) for name in names]
 
 
@@ -131,7 +133,7 @@ def _source(data: DataConfig, found_in: str | None) -> Source:
             return image_folders.load(cast(ImagesConfig, data), root)
         case "synthetic":
             return _synthetic(cast(SyntheticConfig, data), root)
-    raise DataError(f"data.name: {data.name!r} is not a data set")
+    raise DataError(f"data.name: {data.name!r} is not a data set; choose an option: data=…")
 
 
 def _synthetic(data: SyntheticConfig, root: Path) -> Source:

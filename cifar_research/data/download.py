@@ -57,7 +57,7 @@ def _fetch(url: str, path: Path, sha256: str, attempts: int, timeout_seconds: fl
             part.unlink()
             problem = f"the file has the SHA-256 {digest} and not the published {sha256}; it was removed"
     raise DataError(
-        f"{url} could not be downloaded: {problem}. Try again (it continues where it stopped), or fetch the file "
+        f"{url}: could not be downloaded ({problem}); try again (it continues where it stopped), or download the file "
         "yourself and give its folder as data.dir"
     )
 
@@ -82,7 +82,7 @@ def _transfer(url: str, part: Path, timeout_seconds: float) -> None:
                 file.write(chunk)
                 progress.update(bar, advance=len(chunk))
     if total is not None and part.stat().st_size != total:
-        raise ConnectionError("the connection broke off")
+        raise ConnectionError("the connection was lost")
 
 
 def hash_file(path: Path) -> str:

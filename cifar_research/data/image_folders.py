@@ -66,8 +66,8 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     for path in sorted(path for path in folder.iterdir() if path.name.lower() in _SPLITS):
         if _holds_only_folders(path):
             raise DataError(
-                f"data.dir: {folder} has {path.name}/, which looks like a split of a data set and not like a class; name the "
-                f"splits train/, val/ and test/, or give data.dir={path}, of which data.test_fraction is then held out"
+                f"data.dir: {folder} has {path.name}/, which looks like a split and not like a class; name the splits "
+                f"train/, val/ and test/, or give data.dir={path}, which holds out data.test_fraction for the test"
             )
     return {"train": folder}
 
@@ -99,9 +99,7 @@ def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]
         if len(below) > 1 and all(file.parent != path for file in files):
             merged.append(f"{path.name} ({image_files.first(below, 3)})")
     if len(classes) < 2:
-        raise DataError(
-            f"{folder}: has {len(classes)} class folders and needs two; put each class into a folder of its own"
-        )
+        raise DataError(f"{folder}: has {len(classes)} class folders and needs two; put each class into its own folder")
     if merged:
         notes.append(f"all images below a folder are one class, subfolders too: {image_files.first(merged, 3)}")
     return classes
@@ -116,7 +114,7 @@ def _check_class(path: Path, files: Sequence[Path], runs: Sequence[str], others:
         raise DataError(f"{path}: holds runs ({runs[0]}) and images ({files[0]}); separate them")
     if not files:
         counts = image_files.summary(0, {why: len(names) for why, names in others.items()})
-        raise DataError(f"{path}: has no image that can be read ({counts}); add some or remove it")
+        raise DataError(f"{path}: has no readable image ({counts}); add images, or remove the folder")
     if all((path / split).is_dir() for split in ("train", "test")):
         raise DataError(f"{path}: has train/ and test/, so it is a data set and not a class; give data.dir={path}")
 
@@ -125,8 +123,8 @@ def _check_same_classes(folder: Path, listed: dict[str, Classes]) -> None:
     for split, classes in listed.items():
         if differing := sorted(listed["train"].keys() ^ classes.keys()):
             raise DataError(
-                f"{folder}: class {differing[0]!r} is in only one of train/ and {split}/; give both the same classes, or hold "
-                f"images out of train/ for test: data.dir={folder / 'train'}"
+                f"{folder}: class {differing[0]!r} is in only one of train/ and {split}/; give both the same classes, or "
+                f"use only train/: data.dir={folder / 'train'}"
             )
 
 
@@ -158,8 +156,8 @@ def _decoded_or_cached(
         bad, num_images = [*damaged, *links], len(files) + len(links)
         if len(bad) > (max(1, data.max_damaged * num_images) if data.max_damaged else 0):
             raise DataError(
-                f"data.max_damaged: {len(bad):,} of {num_images:,} images in {folder} are damaged, and a share of "
-                f"{data.max_damaged:g} may be: {image_files.first(bad, 10)}; replace or remove them, or raise it"
+                f"data.max_damaged: {len(bad):,} of {num_images:,} images in {folder} are damaged, more than the share "
+                f"{data.max_damaged:g}: {image_files.first(bad, 10)}; replace or remove them, or raise data.max_damaged"
             )
 
     def decode() -> Source:
@@ -208,6 +206,5 @@ def _check_counts(folder: Path, names: Sequence[str], splits: Mapping[str, Label
         for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
             if count < least:
                 raise DataError(
-                    f"{folder}: class {name!r} has {count} images in {split} that can be read and needs {least}, with "
-                    "data.test_fraction one of them for test; add some"
+                    f"{folder}: class {name!r} has {count} readable images in {split} and needs {least}; add some"
                 )

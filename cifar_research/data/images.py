@@ -51,7 +51,7 @@ def decode(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise many types
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is of no format known here"
+            reason = "its format is not supported"
         raise ImageError(name, reason) from error
 
 
@@ -84,7 +84,7 @@ def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
     if lowest < 0 or limit is None:
         raise ValueError(
             f"its {values.dtype} values go from {lowest:g} to {highest:g}, and only 0 to 1 (float), 255, 4095 and 65535 "
-            "are known; convert it to 8 bits"
+            "are supported; convert it to 8 bits"
         )
     return np.rint(np.minimum(values, limit) * (255 / limit)).astype(np.uint8)
 
@@ -181,7 +181,7 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.nda
     kind, order = raw_mode.split(";16")
     if kind not in ("RGB", "RGBA", "RGBX"):
         if 0 < high.max(initial=0, where=np.arange(high.shape[-1]) < 3) < 16:
-            raise ValueError("of the 16 bits of its channels, 12 or fewer are used; convert it to 8 bits")
+            raise ValueError("it uses 12 or fewer of the 16 bits of its channels; convert it to 8 bits")
         return high.astype(np.uint8)
     if not isinstance(file, (str, Path)):
         file.seek(0)

@@ -119,11 +119,11 @@ def _views_row(settings: Settings) -> dict[str, str]:
     kept = settings.kept_views
     text = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"
     is_less = kept < settings.features.views
-    return {"Features": text + (", since without augmentation all would be alike" if is_less else "")}
+    return {"Features": text + (": without augmentation all views are equal" if is_less else "")}
 
 
 def _precision_text(precision: str, environment: Environment) -> str:
     texts = [precision]
     if precision == "float16" and environment.prefetch_device is None:
-        texts.append("which processors compute many times as slowly as bfloat16 or float32")
+        texts.append("which CPUs compute many times slower than bfloat16 or float32")
     return ", ".join([*texts, *(["deterministic"] if environment.deterministic else [])])

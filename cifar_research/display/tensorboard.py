@@ -48,7 +48,7 @@ class Writer:
         except tf.errors.OpError as error:
             reason = str(error).splitlines()[0].rpartition("; ")[2]  # "… <file>; No space left on device"
             raise WriteError(
-                errno.EIO, f"{self.folder}: TensorBoard's events cannot be written ({reason}); make room, or set "
+                errno.EIO, f"{self.folder}: TensorBoard's events cannot be written ({reason}); free disk space, or set "
                 "tensorboard.enabled=false"
             ) from error  # fmt: skip
 

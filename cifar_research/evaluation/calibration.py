@@ -59,7 +59,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> Temperature:
     num, wrong = len(labels), int((logits.argmax(1) != labels).sum())
     if num < MIN_IMAGES or not MIN_OF_EACH <= wrong <= num - MIN_OF_EACH:
         needed = f"{MIN_IMAGES} images, at least {MIN_OF_EACH} of them right and {MIN_OF_EACH} wrong"
-        reason = f"{wrong:,} of {num:,} validation images are wrong, and a temperature needs at least {needed}"
+        reason = f"{wrong:,} of {num:,} validation images are misclassified, and a temperature needs at least {needed}"
         return Temperature(1.0, None, reason)
     value = fit_temperature(logits, labels)
     if not LOWEST < value < HIGHEST:

@@ -47,7 +47,7 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
     if shape != (size, size, 3):
         raise DataError(f"data: its images are {shape}, and the run takes {(size, size, 3)}; set data.image_size")
     if not len(data.test):
-        raise DataError(f"data: {data.name} has no test images; give data that has some")
+        raise DataError(f"data: {data.name} has no test images; give data with test images")
     data = _in_order(data, classes)
     has_own_splits = all(own.get(key) == getattr(section, key, None) for key in _SPLIT_KEYS)
     if has_own_splits and data.fingerprint == report["data"]["fingerprint"]:
@@ -68,7 +68,7 @@ def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
 def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | None:
     """Return why a run's score on this data may be too high, by its report, or None."""
     if report["config"]["data"]["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
-        return "was trained on another split or folder of images, and perhaps on some of those that are tested here"
+        return "was trained on another split or folder, perhaps also on images that are tested here"
     return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
 
 
@@ -81,7 +81,7 @@ def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.n
     if sorted(classes) != sorted(_CIFAR10) or size != 32:
         raise DataError(
             "--cifar10-1: has the ten classes of CIFAR-10 and images of 32 x 32, and the run has "
-            f"{image_files.first(classes, 10)} and {size} x {size}; leave it out"
+            f"{image_files.first(classes, 10)} and {size} x {size}; remove it"
         )
     paths = [folders.expanded(folder, "--cifar10-1") / f"cifar10.1_v6_{name}.npy" for name in ("data", "labels")]
     try:
@@ -91,5 +91,5 @@ def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.n
         if not len(labels) or not np.isin(labels, range(10)).all():
             raise ValueError("labels are not integers from 0 to 9")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"--cifar10-1: {folder} does not hold the published files ({error}); download both") from error
+        raise DataError(f"--cifar10-1: {folder} does not hold the published files ({error}); replace them") from error
     return images, np.array([list(classes).index(name) for name in _CIFAR10], np.int64)[labels.astype(np.int64)]

@@ -88,8 +88,8 @@ def _reliability(measured: Mapping[str, Any], logits: np.ndarray, labels: np.nda
         accuracy, confidence = np.nan_to_num(bins["accuracy"]), np.nan_to_num(bins["confidence"])
         low = np.minimum(accuracy, confidence)
         top.bar(middles, low, width, color=_RIGHT, label="accuracy")
-        top.bar(middles, accuracy - low, width, bottom=low, color=_UNSURE, label="accuracy beyond confidence")
-        top.bar(middles, confidence - low, width, bottom=low, color=_SURE, label="confidence beyond accuracy")
+        top.bar(middles, accuracy - low, width, bottom=low, color=_UNSURE, label="accuracy above confidence")
+        top.bar(middles, confidence - low, width, bottom=low, color=_SURE, label="confidence above accuracy")
         top.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
         error = "too few images for an ECE" if ece is None else f"ECE {ece:.4f}"
         top.set(title=f"{titles[when]}, T = {temperature:.3g}, {error}", xlim=(0, 1), ylim=(0, 1))
@@ -108,7 +108,7 @@ def _robustness(accuracies: Mapping[str, Sequence[float]], clean: float) -> Figu
     values = np.array(list(accuracies.values()))
     figure = Figure(figsize=(5.6, 6.2), layout="constrained", dpi=110)
     names = [name.replace("_", " ") for name in accuracies]
-    label = f"lost of the clean accuracy, {clean:.3f}"
+    label = f"accuracy lost (clean accuracy: {clean:.3f})"
     axes = heat_map(figure, clean - values, np.char.mod("%.3f", values), names, [*map(str, corruptions.SEVERITIES)],
                     cmap="Reds", top=max(clean, 0.01), label=label)  # fmt: skip
     axes.set(xlabel="severity", title="Accuracy under corruption")

@@ -152,7 +152,7 @@ def find(paths: Sequence[str]) -> list[Path]:
             raise ReportError(f"{path}: no run in it was completed; wait, or give another folder")
         runs |= completed
     if not runs:
-        raise ConfigError("RUN: no folder was given; give that of a run, or of a sweep")
+        raise ConfigError("RUN: no folder was given; give the folder of a run or of a sweep")
     return list(runs.values())
 
 

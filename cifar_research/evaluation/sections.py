@@ -50,20 +50,21 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         Section("Calibration", [_calibration(result), _of_calibration(result), figures["reliability"]]),
     ]
     if "misclassified" in figures:
-        text = "The misclassified test images whose wrong class is the likeliest, truth → prediction, its probability."
+        text = "The misclassified test images with the most probable wrong class: true class → predicted class, probability."
         sections.append(Section("Worst mistakes", [text, figures["misclassified"]]))
     if robustness := result.get("corruptions"):
         text = (
-            f"Mean over {len(robustness['means'])} corruptions and 5 severities: {robustness['mean']:.4f}, of the same "
-            f"{robustness['images']:,} test images uncorrupted {robustness['clean']:.4f}. Made from a seed like CIFAR-10-C "
-            "(Hendrycks and Dietterich 2019): compare runs by them, and not with published figures."
+            f"Mean over {len(robustness['means'])} corruptions and 5 severities: {robustness['mean']:.4f}; the same "
+            f"{robustness['images']:,} test images without corruption: {robustness['clean']:.4f}. The corruptions are "
+            "like those of CIFAR-10-C (Hendrycks and Dietterich 2019), drawn from a seed. Compare runs with each other, "
+            "not with published figures."
         )
         table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
         for name, values in robustness["accuracies"].items():
             table.append([name.replace("_", " "), *(f"{v:.4f}" for v in (robustness["means"][name], *values))])
         sections.append(Section("Robustness", [text, table, figures["corruptions"], figures["corrupted"]]))
     if "grad_cam" in figures:
-        text = "Grad-CAM (Selvaraju et al. 2017): evidence for the predicted class, and below for the true one; «none»: nowhere."
+        text = "Grad-CAM (Selvaraju et al. 2017) for the predicted class, and below it for the true class; «none»: no evidence."
         sections.append(Section("Evidence", [text, figures["grad_cam"]]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
     sections.append(Section("Run", [f"{result['run']}, config {result['config_hash']}. Seconds: {seconds}."]))
@@ -85,13 +86,13 @@ def _accuracies(result: Result) -> Table:
 def _of_accuracies(result: Result) -> list[str]:
     test, reported = result["test"], result["reported_accuracy"]
     sentences = [
-        f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. Intervals are 95 %, "
-        "Wilson's, of the images: they say nothing of how another seed would do."
+        f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
+        "(Wilson) are over the images: they do not include the spread of the seeds."
     ]
     if reported is not None and abs(reported - test["accuracy"]) > 5e-4:
         sentences.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
     if not result["data"]["is_own"]:
-        sentences.append("These are not the images, or not the splits, that the run was trained with.")
+        sentences.append("The run was trained with other images or other splits.")
     return sentences + _note(result)
 
 
@@ -99,7 +100,7 @@ def _of_classes(result: Result) -> str:
     num = len(result["classes"])
     means = [f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
              for name, (value, known) in scores.macro(result["by_class"]).items()]  # fmt: skip
-    return f"Means over the classes: {', '.join(means)}. –: no image of the class, or none taken for it."
+    return f"Means over the classes: {', '.join(means)}. –: no image of the class, or none predicted as it."
 
 
 def _calibration(result: Result) -> Table:
@@ -108,15 +109,15 @@ def _calibration(result: Result) -> Table:
 
 
 def _of_calibration(result: Result) -> str:
-    text = "The temperature is that of the evaluation on the run's own data."
+    text = "The temperature is from the evaluation on the run's own data."
     if reason := result["uncalibrated"]:
         text = f"Predictions are not calibrated: {reason}."
     elif num := result["temperature_images"]:
         text = f"The temperature was fitted on {num:,} validation images."
     if result["calibration"]["before"]["ece"] is None:
-        return f"{text} No ECE: of fewer than {MIN_IMAGES_OF_ECE} test images it is large by chance."
+        return f"{text} No ECE: with fewer than {MIN_IMAGES_OF_ECE} test images it is large by chance."
     bins = result["calibration"]["bins"]
-    return f"{text} ECE is over {bins} equal bins of confidence (Guo et al. 2017); the temperature changes no accuracy."
+    return f"{text} ECE is over {bins} equal bins of confidence (Guo et al. 2017); the temperature does not change the accuracy."
 
 
 def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
@@ -136,8 +137,9 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     if num := len(result["differences"]):
         few = differences(result)[:21]
         text = (
-            f"The first {len(few) - 1} of {num:,} images that only one gets right, by the difference of the probabilities of "
-            "their true class; the CSV file has all. Above a picture: the truth, and what the first | the second say."
+            f"The first {len(few) - 1} of {num:,} images that only one classifier gets right, sorted by the difference in "
+            "the probability of the true class; the CSV file has all. Above each image: the true class, and the "
+            "predictions of the first | the second."
         )
         sections.append(Section("Where they differ", [text, few, *figures]))
     return sections
@@ -171,14 +173,13 @@ def _mcnemar(result: Result) -> list[str]:
     is_single = all(len(result[name]["accuracies"]) == 1 for name in ("first", "second"))
     votes = "The two" if is_single else "The votes of the groups' runs"
     if result["p"] is None:
-        return [f"{votes} are right on the same images, so that McNemar's test has nothing to go by."]
+        return [f"{votes} are right on the same images, so McNemar's test cannot compare them."]
     verdict = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
     num = only_first + only_second
-    few = f" No {num} images could show a difference, however they fall; it takes 6." if num < 6 else ""
+    few = f" {num} images are too few to show a difference; at least 6 are needed." if num < 6 else ""
     return [
         f"{votes} {verdict} on these images: McNemar's exact test, {only_first:,} images that only the first gets right "
-        f"against {only_second:,}, p = {result['p']:.3g}.{few} It speaks of these trained weights, and not of how other "
-        "seeds would do."
+        f"against {only_second:,}, p = {result['p']:.3g}.{few} This is about these trained weights, not about other seeds."
     ]
 
 

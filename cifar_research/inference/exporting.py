@@ -66,10 +66,10 @@ def export(
             verdict = (_verify_quantized if quantize else _verify)(FORMATS[kind].reload(path), classifier, images)
         except Exception as error:  # converters and runtimes raise many types
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-            problem = f"{kind} does not take this model ({line})"
+            problem = f"{kind} cannot convert this model ({line})"
             if isinstance(error, (ExportError, OSError)):
                 problem = line if isinstance(error, ExportError) else f"cannot be written ({error.strerror or line})"
-            raise ExportError(f"{target}: {problem}; nothing was kept") from error
+            raise ExportError(f"{target}: {problem}; nothing was written") from error
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             os.replace(target, Path(temporary) / "before")
@@ -102,7 +102,7 @@ def _of_run(report: dict[str, Any], quantize: bool) -> Images:
         section = data_section(report["config"]["data"], download=False, cache_dir=None)
         data = datasets.load(section, report["data"]["found_in"])
         if data.fingerprint != report["data"]["fingerprint"]:
-            raise DataError(f"{data.name}: these are other images than the run's")
+            raise DataError(f"{data.name}: the images are not the run's")
     except DataError as error:
         if quantize:
             raise RunError(f"--quantize: needs images to calibrate with ({error}); give --images FOLDER") from error
@@ -146,10 +146,9 @@ def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str
     largest = float(differences.max())
     if not largest <= TOLERANCE:  # also rejects nan
         raise ExportError(
-            f"its probabilities differ from the run's by {largest:.2g} on {len(few)} {images.name}, and {TOLERANCE:g} is "
-            "allowed"
+            f"its probabilities differ from the run's by {largest:.2g} on {len(few)} {images.name}, more than {TOLERANCE:g}"
         )
-    return f"Verified: probabilities differ by {largest:.1g} at the most on {len(few)} {images.name}"
+    return f"Verified: probabilities differ by at most {largest:.1g} on {len(few)} {images.name}"
 
 
 def _verify_quantized(model: formats.Model, classifier: Classifier, images: Images) -> str:
@@ -158,12 +157,12 @@ def _verify_quantized(model: formats.Model, classifier: Classifier, images: Imag
     predictions = np.concatenate([model(images.test[i : i + _VERIFIED]) for i in range(0, num, _VERIFIED)]).argmax(1)
     expected = classifier.probabilities(images.test).argmax(1)
     if labels is None:  # an upper bound of the loss of accuracy
-        measure, change = "share of other predictions", (predictions != expected).mean()
+        measure, change = "share of changed predictions", (predictions != expected).mean()
     else:
         measure, change = "change of accuracy", (predictions == labels).mean() - (expected == labels).mean()
     result = f"{measure}: {change:+.4f} on {num:,} {images.name}"
     if round(abs(change) * num) > ACCURACY_TOLERANCE * num:
-        raise ExportError(f"{result}, and {ACCURACY_TOLERANCE} is allowed")
+        raise ExportError(f"{result}, more than {ACCURACY_TOLERANCE}")
     return f"Verified: {result}"
 
 

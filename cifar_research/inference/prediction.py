@@ -52,7 +52,7 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
         console.error(problem)
     if not files:
         raise RunError(
-            f"No image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
+            f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
         )
     classifier = trained.load(run)
     note_uncalibrated(classifier, run)

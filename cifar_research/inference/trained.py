@@ -143,10 +143,10 @@ def read(run: Path) -> dict[str, Any]:
     except ReportError as error:
         raise RunError(str(error)) from error
     if report is None and not any((run / name).is_dir() for name in (".hydra", "checkpoints")):
-        raise RunError(f"{run}: is not a run's folder; give one that holds report.json")
+        raise RunError(f"{run}: is not the folder of a run; give one that holds report.json")
     if report is None or report["status"] != "completed":
         status = "still running or interrupted" if report is None else report["status"]
-        raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another")
+        raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another run")
     if not (run / files.WEIGHTS).is_file():
         again = f"{programs.program('train')} --from-run {shlex.quote(str(run))}"
         if any(run.glob("checkpoints/*.ckpt")):

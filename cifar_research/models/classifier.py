@@ -32,7 +32,7 @@ def _logits(head: Head, inputs: keras.KerasTensor, num_classes: int) -> keras.Ke
         logits = head.build(inputs, num_classes)
     if _shape(logits) != [None, num_classes]:
         returned = _shape(logits) or type(logits).__name__
-        raise WeightsError(f"model: {name} returns {returned}; it must return logits {[None, num_classes]}")
+        raise WeightsError(f"model: {name} returns {returned}; return logits {[None, num_classes]}")
     return logits
 
 
@@ -46,9 +46,8 @@ def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, nu
     is_known = len(shape) > 1 and None not in shape[1:]
     if not is_known or (needs_map and len(shape) != 4) or _is_classifier(model, shape, num_classes):
         raise WeightsError(
-            f"backbone: {name} returns {shape or type(features).__name__}; it must return a keras.Model whose output is one "
-            "feature map [None, h, w, channels] of a known size, or a vector with model.pooling=flatten; of a whole classifier, "
-            "leave out its last layer"
+            f"backbone: {name} returns {shape or type(features).__name__}; return a keras.Model with one feature map [None, "
+            "h, w, channels] of a known size, or a vector with model.pooling=flatten, and without a classifier's last layer"
         )
     return features
 

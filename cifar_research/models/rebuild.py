@@ -39,8 +39,8 @@ def network(
         model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
         if model.count_params() != report["parameters"]["total"]:
             raise RunError(
-                f"{run}: its config now gives a model of {model.count_params():,} parameters, and it trained one of "
-                f"{report['parameters']['total']:,}; put its config, or the code of its model, back"
+                f"{run}: its config now builds a model of {model.count_params():,} parameters, and the run trained "
+                f"{report['parameters']['total']:,}; restore the config or the model's code"
             )
         with warnings.catch_warnings():  # Keras warns about renamed lists of layers
             warnings.simplefilter("ignore", UserWarning)
@@ -50,8 +50,8 @@ def network(
     except Exception as error:  # a damaged file raises many types
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunError(
-            f"{run / files.WEIGHTS}: cannot be loaded into the model that report.json describes ({line[:300]}); restore it, or "
-            "delete both files and resume the run, whose checkpoints then give new ones"
+            f"{run / files.WEIGHTS}: cannot be loaded into the model of report.json ({line[:300]}); restore the file, or "
+            "delete both files and resume the run, which writes them again"
         ) from error
     finally:
         keras.config.set_dtype_policy(before)

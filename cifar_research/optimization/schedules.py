@@ -118,7 +118,7 @@ def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float,
     """Return `factor`(step, warm-up steps, total_steps, steps_per_epoch) with a warm-up."""
     check_range("[]", 0, warmup_epochs=epochs, warmup_steps=steps)
     if epochs and steps:
-        raise ValueError(f"warmup_steps: {steps} contradicts warmup_epochs={epochs}; set one of them")
+        raise ValueError(f"warmup_steps: {steps} cannot be combined with warmup_epochs={epochs}; set one of them to 0")
 
     def schedule(step: tf.Tensor, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
         begin = steps or epochs * steps_per_epoch
@@ -135,5 +135,5 @@ def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[
     if steps is not None:
         return lambda steps_per_epoch: steps
     if epochs is None:
-        raise ValueError("every_epochs: null and every_steps=null leave no period; set one of them")
+        raise ValueError("every_epochs: every_epochs and every_steps are both null; set one of them")
     return lambda steps_per_epoch: epochs * steps_per_epoch

@@ -56,7 +56,7 @@ def read(path: Path) -> Checkpoint:
             loaded = {name: arrays[name] for name in arrays.files}
         meta = json.loads(loaded.pop("meta.json").tobytes())
         if not isinstance(meta, dict):
-            raise ValueError("it remembers nothing")
+            raise ValueError("it holds no state")
         return Checkpoint(loaded, meta)
     except Exception as error:  # a forged file may raise any kind
         raise CheckpointError(f"{path}: is damaged ({error!r})") from error
@@ -131,10 +131,10 @@ class Checkpoints:
                 problems.append(str(error))
                 continue
             except (KeyError, TypeError, ValueError) as error:
-                problems.append(f"{path}: is damaged (its best weights are {error!r})")
+                problems.append(f"{path}: is damaged (its best weights cannot be read: {error!r})")
                 continue
             for problem in problems:
-                log.warning("%s; going on from %s", problem, path.name)
+                log.warning("%s; continuing from %s", problem, path.name)
             return checkpoint
         if problems:
             raise CheckpointError(

@@ -40,14 +40,14 @@ def check(
     if reason is None:
         return
     changed = before.differences(settings.identity)
-    advice = "use the epochs it has, or choose another hydra.run.dir"
+    advice = "keep its epochs, or choose another hydra.run.dir"
     if ended is not None:
         allowed = ended["config"]["allow_targets"]
         overrides = [f"allow_targets=[{','.join(allowed)}]"] if allowed else []
         overrides += [f"{key}={new}" for key, (_, new) in changed.items()]
         command = [programs.program("train"), "--from-run", shlex.quote(str(run_dir)), *map(shlex.quote, overrides)]
-        advice = f"a run of these epochs from the start is {' '.join(command)}"
-    raise ConfigError(f"{changes_text(changed)}\nThe run in {run_dir} cannot continue to that: {reason}; {advice}")
+        advice = f"to train these epochs from the start, use {' '.join(command)}"
+    raise ConfigError(f"{changes_text(changed)}\nhydra.run.dir: {run_dir} cannot change its epochs: {reason}; {advice}")
 
 
 def _refusal(
@@ -57,17 +57,17 @@ def _refusal(
     if ended is not None and ended["status"] in ("diverged", "pruned"):
         return f"it has ended as {ended['status']}"
     if meta is None:
-        return "its checkpoints are gone"
+        return "its checkpoints are missing"
     new = settings.phases
     last, current = len(new) - 1, meta["phase"]
     if old[:-1] != new[:-1]:
-        return f"only the last phase, {new[-1].name}, may have other epochs"
+        return f"only the last phase, {new[-1].name}, may change its epochs"
     done = meta["epoch"] - meta["phase_epochs"][-1]
     if current == last and new[-1].epochs < done:
         return f"it has trained for {done} epochs already"
     patience, best = settings.training.patience, meta["best"]
     if patience and best and meta["epoch"] - max(best["epoch"], meta["phase_epochs"][-1]) >= patience:
-        return f"training.patience={patience} has ended it after epoch {meta['epoch']}, and would again"
+        return f"training.patience={patience} has stopped it after epoch {meta['epoch']}"
     span = phases.schedule_span(new, last)
     if current in span:
         row = meta["history"][-1] if meta["history"] else {"step": 1, "epoch": 1}
@@ -76,5 +76,5 @@ def _refusal(
         environment.import_tensorflow()
         if schedules.looks_at_total(settings.schedule, totals, steps_per_epoch):
             name = targets.name(settings.content["schedule"]["_target_"])
-            return f"its learning rates, by schedule={name}, depend on the number of epochs"
+            return f"with schedule={name} its learning rates depend on the number of epochs"
     return None

@@ -75,7 +75,7 @@ def read(folder: Path) -> tuple[list[str], list[Job]] | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ReportError(
             f"{path}: is damaged (line {number}: {error}); delete it and give the sweep's command again with this "
-            "hydra.sweep.dir, which then finds its runs by their folders"
+            "hydra.sweep.dir: complete runs are not repeated"
         ) from error
 
 

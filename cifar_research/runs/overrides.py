@@ -19,7 +19,7 @@ def read_overrides(folder: Path) -> list[str]:
         of_hydra = hydra["hydra"]["overrides"]["hydra"]
         return overrides + [word for word in of_hydra if word.startswith("hydra.searchpath=")]
     except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{folder / '.hydra' / 'hydra.yaml'} is damaged; give its command again") from None
+        raise ConfigError(f"{folder / '.hydra' / 'hydra.yaml'}: is damaged; give its command again") from None
 
 
 def _read(folder: Path, name: str) -> Any:
@@ -34,8 +34,8 @@ def _read(folder: Path, name: str) -> Any:
             raise ValueError
         return content
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder} is not the folder of a run, it has no {path}; give the folder of a run") from None
+        raise ConfigError(f"{folder}: is not the folder of a run, it has no {path}; give the folder of a run") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"{path} is damaged; give the run's whole command again, with hydra.run.dir={folder}"
+            f"{path}: is damaged; give the run's whole command again, with hydra.run.dir={folder}"
         ) from error

@@ -63,7 +63,7 @@ def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("it is not the one that report.json speaks of")
+            raise ValueError("it is not the history of this report.json")
         text = content.decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         # A file cut within its last number would still parse.

@@ -50,7 +50,7 @@ class Original:
         if run_dir.resolve() == self.folder.resolve():
             raise ConfigError(f"--from-run: {run_dir} is the run to repeat; choose another hydra.run.dir")
         if self.is_verified and (changed := Identity(self.report["config"]).differences(identity)):
-            raise ConfigError(f"{changes_text(changed)}\n--verify: this is another config; remove these overrides")
+            raise ConfigError(f"{changes_text(changed)}\n--verify: these overrides change the config; remove them")
 
     def verdict(self, result: Mapping[str, Any]) -> tuple[int, str]:
         """Return the exit code and sentence for how a run's results compare with the original's.
@@ -62,7 +62,7 @@ class Original:
             return DIFFERENT, f"Not reproduced: this run has ended as {result['status']}, {self.folder} was completed."
         same = [result[split] == self.report[split] for split in ("train", "val", "test")]
         if all(same) and result["weights_sha256"] == self.report["weights_sha256"]:
-            return IDENTICAL, f"Identical: losses, accuracies and all weights are those of {self.folder}, to the bit."
+            return IDENTICAL, f"Identical: losses, accuracies and all weights equal those of {self.folder}, to the bit."
         accuracies, sizes = zip(
             *((run["test"]["accuracy"], run["data"]["sizes"]["test"]) for run in (result, self.report)), strict=True
         )
@@ -74,16 +74,16 @@ class Original:
         text += f"; the 95 % interval of the difference is {low:.4f} to {high:.4f}"
         if low <= 0 <= high:
             return WITHIN_NOISE, f"Within noise, not identical: {text}.{cause}"
-        return DIFFERENT, f"Not reproduced: {text}, without 0.{cause}"
+        return DIFFERENT, f"Not reproduced: {text}, which excludes 0.{cause}"
 
     def _other_cause(self, result: Mapping[str, Any]) -> str:
         if result["data"]["fingerprint"] != self.report["data"]["fingerprint"]:
-            return " The images are others."
+            return " The images differ."
         there, here = self.report["hardware"], result["hardware"]
         if there["cpu"] != here["cpu"]:
-            return f" The processor was {there['cpu']}, and is {here['cpu']}."
+            return f" It ran on {there['cpu']}, and this run on {here['cpu']}."
         if there["device"] != here["device"]:  # a job of a sweep has a share of the cores
-            return f" It ran on {there['device']}, and this one on {here['device']}."
+            return f" It ran on {there['device']}, and this run on {here['device']}."
         return ""
 
 
@@ -98,23 +98,25 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], Original | Non
     try:
         given, rest = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
-        raise ConfigError(f"--from-run: needs the folder of a run ({error.message})") from error
+        raise ConfigError(f"--from-run: has no value ({error.message}); give the folder of a run") from error
     if given.from_run is None:
         if given.verify:
-            raise ConfigError("--verify: says how a repeated run came out; give --from-run <run> with it")
+            raise ConfigError("--verify: compares a repeated run with the original; add --from-run <run>")
         return rest, None
     path = Path(given.from_run)
     original = report.read_report(path / "report.json")
     if original is None:
         raise ConfigError(f"--from-run: {path} has no report.json; give the folder of a run")
     if given.verify and original["status"] != "completed":
-        raise ConfigError(f"--verify: {path} was not completed but {original['status']}; leave --verify out")
+        raise ConfigError(f"--verify: {path} was not completed, it is {original['status']}; remove --verify")
     try:
         chosen = _chosen(rest)
         overrides = [*_overrides(original["config"], chosen), *data_dir_override(original, chosen, path)]
         return [*overrides, *rest], Original(path, original, given.verify)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--from-run: the config in {path / 'report.json'} is not a run's ({error!r})") from error
+        raise ConfigError(
+            f"--from-run: the config in {path / 'report.json'} is not a run's ({error!r}); give another run"
+        ) from error
 
 
 def data_dir_override(original: Mapping[str, Any], chosen: Set[str], run: Path) -> list[str]:
@@ -130,7 +132,7 @@ def data_dir_override(original: Mapping[str, Any], chosen: Set[str], run: Path) 
     except DataError:
         is_same = False
     if not is_same:
-        console.note(f"{run}: found its data in {found_in}, which no longer has it; set data.dir=<folder>")
+        console.note(f"data.dir: the data of {run} is no longer in {found_in}; set data.dir=<folder>")
         return []
     console.note(f"The data is in {folder}, where {run} found it")
     return [f"data.dir={quoted(folder)}"]

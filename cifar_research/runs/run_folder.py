@@ -45,7 +45,7 @@ def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | N
         extension.check(Identity(final["config"]), settings, run_dir, None, final)
     elif ended is not None or (run_dir / "history.csv").exists():  # both are written after the first checkpoint
         raise CheckpointError(
-            f"{checkpoints.folder}: this run has started and its checkpoints are gone; restore them from a backup, or "
+            f"{checkpoints.folder}: this run has started, and its checkpoints are missing; restore them from a backup, or "
             "start over in another hydra.run.dir"
         )
     return None, checkpoint
@@ -61,14 +61,13 @@ def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
     """Raise ConfigError unless a checkpoint's or report's images are those of `data`."""
     if before["fingerprint"] != data.fingerprint:
         raise ConfigError(
-            f"data: this run started with the images of fingerprint {before['fingerprint']} in {before['found_in']}, and "
-            f"those found now in {data.found_in} have {data.fingerprint}; restore its data.dir, or choose another "
-            "hydra.run.dir"
+            f"data: this run started with other images (in {before['found_in']}, fingerprint {before['fingerprint']}; now "
+            f"in {data.found_in}, {data.fingerprint}); restore its data.dir, or choose another hydra.run.dir"
         )
     if list(data.classes) != before["classes"]:
         raise ConfigError(
             f"data: this run started with the classes {', '.join(before['classes'])}, and the same images now have "
-            f"{', '.join(data.classes)}; give the classes their names back, or choose another hydra.run.dir"
+            f"{', '.join(data.classes)}; restore the names of the classes, or choose another hydra.run.dir"
         )
 
 
@@ -103,7 +102,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
     Only the chief of a multi-worker run locks. User errors before the first checkpoint leave the folder unchanged.
     """
     if (run_dir / LEDGER).exists():
-        raise ConfigError(f"hydra.run.dir: {run_dir} is a sweep's, whose runs have folders in it; choose another")
+        raise ConfigError(f"hydra.run.dir: {run_dir} is the folder of a sweep; choose another")
     if not is_chief:
         yield lambda: None
         return

@@ -105,7 +105,7 @@ class Lock:
                 return owner
             if timeout is None and waited > _WARN_SECONDS and not is_logged:
                 is_logged = True
-                log.warning("%s: waiting for %s; delete this file if it has ended", self.path, _name(owner))
+                log.warning("%s: waiting for %s; delete this file if that process has ended", self.path, _name(owner))
             time.sleep(_POLL_SECONDS)
 
     def release(self, *, restores: bool = False) -> None:
@@ -220,11 +220,9 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
         if keeps and missing:
             acquire()
             if any(not path.name.startswith(".lock") for path in folder.iterdir()):
-                raise LockedError(f"{folder}: another {what} here, or has done so meanwhile; repeat this command")
+                raise LockedError(f"{folder}: another {what} here, or did so just now; repeat this command")
         if keeps and not lock.has_flock:
-            log.warning(
-                "%s: is the lock, as there is no flock(2) here; %s removes that of another machine", lock.path, UNLOCK
-            )
+            log.warning("%s: this disk has no flock(2); if another machine leaves this file, add %s", lock.path, UNLOCK)
         is_kept = keeps
 
     try:

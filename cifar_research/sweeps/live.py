@@ -129,7 +129,7 @@ class Live:
             )
         self.message(f"Everything is in {self._folder}")
         for command in next_commands:
-            note = "   (what is complete is not run again)" if "resume=" in command else ""
+            note = "   (completed jobs are not run again)" if "resume=" in command else ""
             self.message(f"Next: {command}{note}")
 
     def _table(self) -> Table:

@@ -56,7 +56,7 @@ class Plan:
             by_key[key] = word, override
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
         if any(override.is_sweep_override() for key, (_, override) in by_key.items() if key == "allow_targets"):
-            raise ConfigError("allow_targets: takes one list for all jobs of a sweep, allow_targets=[my_lab]")
+            raise ConfigError("allow_targets: takes one list for all jobs of a sweep; give allow_targets=[my_lab]")
         fixed = [word for word, override in by_key.values() if not override.is_sweep_override()]
         swept = [override for _, override in by_key.values() if override.is_sweep_override()]
         return cls(fixed, swept, JobParser(fixed, context))
@@ -69,8 +69,8 @@ class Plan:
         for override in self.swept:
             if not override.is_discrete_sweep():
                 raise ConfigError(
-                    f"{override.input_line}: a grid takes lists of values, key=a,b,c; an interval is for a search, "
-                    "sweep.trials=<how many>"
+                    f"{override.input_line}: a grid needs lists of values, key=a,b,c; for an interval add "
+                    "sweep.trials=<number>"
                 )
         choices = [
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -96,8 +96,8 @@ class Plan:
         for override in self.swept:
             if job.identity.is_free(override.key_or_group):
                 raise ConfigError(
-                    f"{override.input_line}: changes nothing that a run computes, so that these jobs would be one; give "
-                    "one value, and a sweep for each"
+                    f"{override.input_line}: does not change the results, so these jobs would be the same; give only one "
+                    "value"
                 )
 
     def job(self, row: Sequence[str]) -> Job:
@@ -124,9 +124,9 @@ def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
         if not re.match(r"(sweep|hydra)\b", key):
             continue
         if override.is_sweep_override():
-            raise ConfigError(f"{word}: takes one value for all jobs; give one")
+            raise ConfigError(f"{word}: takes one value for all jobs; give only one")
         if key.startswith("hydra") and not trust.is_of_sweep(key):
-            raise ConfigError(f"{word}: has no effect in a sweep, whose jobs have their own folders and logs")
+            raise ConfigError(f"{word}: has no effect on the jobs of a sweep; remove it")
 
 
 def _folder_name(row: Sequence[str]) -> str:

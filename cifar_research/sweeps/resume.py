@@ -34,7 +34,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = ledger.read(folder)
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
-        raise ConfigError(f"resume: {folder} is one run, and -m makes many; leave -m and lists of values out")
+        raise ConfigError(f"resume: {folder} is one run, and -m makes many; remove -m and lists of values")
     try:
         overrides = trust.of_a_file(read_overrides(folder) if sweep is None else sweep[0])
     except ConfigError as error:

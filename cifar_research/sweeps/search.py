@@ -177,7 +177,7 @@ def space(plan: Plan) -> dict[str, Distribution]:
     for key, distribution in distributions.items():  # Hydra converts the ends of interval(8,64) to floats
         if isinstance(distribution, FloatDistribution) and takes_whole_numbers(composed, key):
             if math.ceil(distribution.low) > math.floor(distribution.high):
-                raise ConfigError(f"{key}: there is no whole number from {distribution.low:g} to {distribution.high:g}")
+                raise ConfigError(f"{key}: no integer from {distribution.low:g} to {distribution.high:g}; widen it")
             distributions[key] = IntDistribution(
                 math.ceil(distribution.low), math.floor(distribution.high), log=distribution.log
             )
@@ -185,7 +185,7 @@ def space(plan: Plan) -> dict[str, Distribution]:
         data = plan.job(row).config["data"]
         if data["val_fraction"] == 0 and data["validation"] == "holdout":
             raise ConfigError(
-                "sweep.trials: a search goes by the validation accuracy, and data.val_fraction=0 leaves no images for it"
+                "sweep.trials: a search needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
             )
     return distributions
 

@@ -75,8 +75,8 @@ def train(
             word.startswith("hydra.run.dir=") for word in composed.overrides
         ):
             raise ConfigError(
-                "hydra.run.dir: the workers of training.strategy=multi_worker share one folder; give all of them the same "
-                "one, on a disk that they share"
+                "hydra.run.dir: the workers of training.strategy=multi_worker need one folder; give all of them the same "
+                "one, on a shared disk"
             )
         if original is not None:
             original.check(parsed.identity, this.run_dir)

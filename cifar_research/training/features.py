@@ -141,12 +141,12 @@ def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
 
 def _memory_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """Create and map a .npy file; allocate it first, since writing to a full disk would crash."""
-    kept = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):
         size = path.stat().st_size
         with cache.needs(size), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
-    return kept
+    return array
 
 
 def _code(section: Mapping[str, Any]) -> str | None:

@@ -92,7 +92,7 @@ def fit(
             if is_epoch_end:
                 _end_epoch(state, progress, stage, training, saver, outputs, clock)
                 if stage.is_hopeless is not None and stage.is_hopeless(progress.history[-1]) and not is_over:
-                    outputs.display.message(f"Pruned after epoch {progress.epoch}: others were better by then.")
+                    outputs.display.message(f"Pruned after epoch {progress.epoch}: other jobs were better.")
                     return outcome("pruned")
             elif stage.stop.signal:
                 saver.save(state, progress)

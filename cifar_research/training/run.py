@@ -57,7 +57,7 @@ def run(
         ended, checkpoint = run_folder.earlier_state(settings, run_dir)
         if ended is not None:
             run_folder.repair_history(run_dir, ended)
-            display.message(f"{run_dir}: this run has ended already, {ended['status']}.")
+            display.message(f"{run_dir}: this run has already ended: {ended['status']}.")
             return ended
         # Data before TensorFlow: errors in the data are reported at once.
         with _timed(seconds, "data"):
@@ -132,7 +132,7 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
     except DataError as error:
         if not found_in or found_in in str(error):
             raise
-        raise DataError(f"{error}. This run found its data in {found_in}") from error
+        raise DataError(f"{error} (this run found its data in {found_in})") from error
     if checkpoint is not None:
         run_folder.check_images(before, data)
     if problems := rules.data_problems(settings.content, len(data.train), len(data.val)):
@@ -152,7 +152,7 @@ def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> Non
     if checkpoint is None:
         return
     if run.environment.is_chief and run_folder.reopen(folder):
-        display.message(f"Its report is replaced by one of {settings.total_epochs} epochs.")
+        display.message(f"Its report will be replaced by one for {settings.total_epochs} epochs.")
     if settings.data.dir is None and data.found_in:
         display.message(f"The data is in {data.found_in}.")
     display.message(f"Continuing from step {run.progress.step}.")

@@ -60,19 +60,19 @@ class Saver:
 def restore(state: TrainState, progress: Progress, checkpoint: Checkpoint) -> None:
     """Restore state and progress; CheckpointError if the checkpoint is for a different model."""
     variables = state.variables()
-    advice = "its code has changed since; restore the code, or choose another hydra.run.dir"
+    advice = "the code has changed; restore it, or choose another folder"
     if variables.keys() != checkpoint.arrays.keys():
         unknown = sorted(variables.keys() ^ checkpoint.arrays.keys())
-        raise CheckpointError(f"The checkpoint is for a different model ({', '.join(unknown[:5])}): {advice}")
+        raise CheckpointError(f"hydra.run.dir: this run has another model ({', '.join(unknown[:5])}): {advice}")
     for name, variable in variables.items():
         array = checkpoint.arrays[name]
         if tuple(variable.shape) != array.shape or variable.dtype != array.dtype:
             raise CheckpointError(
-                f"The checkpoint's {name} is {array.dtype} {array.shape}, and this model's {variable.dtype} "
+                f"hydra.run.dir: the checkpoint's {name} is {array.dtype} {array.shape}, and this model's {variable.dtype} "
                 f"{tuple(variable.shape)}: {advice}"
             )
     if missing := sorted(asdict(progress).keys() - checkpoint.meta.keys()):
-        raise CheckpointError(f"The checkpoint lacks {', '.join(missing)}; choose another hydra.run.dir")
+        raise CheckpointError(f"hydra.run.dir: the checkpoint lacks {', '.join(missing)}; choose another folder")
     for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
     for name in asdict(progress):

@@ -51,7 +51,7 @@ def _smallest_batch(num_images: int, batch_size: int, drop_remainder: bool) -> i
     smallest = batches.smallest(num_images, batch_size, drop_remainder)
     if smallest < replicas:
         raise ConfigError(
-            f"training.batch_size: batches of {batch_size} from {num_images:,} images leave one of {smallest}, too few for "
+            f"training.batch_size: batches of {batch_size} from {num_images:,} images end with one of {smallest}, too few for "
             f"{replicas} replicas; set training.batch_size={max(batch_size, replicas)} data.drop_remainder=true"
         )
     return smallest
@@ -62,8 +62,8 @@ def _check_loss(loss: Callable[[Any, Any], Any], name: str, num_classes: int) ->
     shape = tuple(tf.convert_to_tensor(loss(tf.zeros([2, num_classes]), tf.one_hot([0, 0], num_classes))).shape)
     if shape != (2,):
         raise ConfigError(
-            f"loss: {name} returns the shape {list(shape)} for the logits of two images, and must return [2], a loss for "
-            "each; leave out its mean over the batch"
+            f"loss: {name} returns the shape {list(shape)} for two images, and must return [2]; return the loss of each "
+            "image, without a mean over the batch"
         )
 
 

@@ -31,19 +31,19 @@ def trained_layers(
     if trainable == "upper":
         if upper_blocks is None:
             raise ConfigError(
-                "training.phases: trainable: upper needs a backbone that names its upper blocks, and "
+                "training.phases: trainable=upper needs a backbone that names its upper blocks, and "
                 f"{backbone.name} does not; give {{from: <layer>}} or {{last: <n>}}"
             )
         trainable = {"from": upper_blocks}
     names = [layer.name for layer in everything]
     if isinstance(trainable, str):
-        found = [layer for layer in layers if fnmatch.fnmatchcase(layer.name, trainable)]
-        if not found:
+        matching = [layer for layer in layers if fnmatch.fnmatchcase(layer.name, trainable)]
+        if not matching:
             raise ConfigError(
-                f"training.phases: trainable: no layer with weights of {backbone.name} is called {trainable!r}"
+                f"training.phases: trainable={trainable} matches no layer with weights of {backbone.name}"
                 f"{targets.nearest(trainable, [layer.name for layer in layers])}"
             )
-        return found
+        return matching
     if "last" in trainable:
         return layers[-trainable["last"] :]
     first = trainable["from"]

@@ -150,34 +150,34 @@ def start(peer, python, model, batch_size, steps):
     return Worker([python, HERE / script, model, *options])
 
 
-def training(pythons, chosen, model, batch_size, steps, rounds, has_gpu, tell):
+def training(pythons, chosen, model, batch_size, steps, rounds, has_gpu, log):
     """Let the chosen peers take turns on one model; return them with what was measured."""
-    tell(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
+    log(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
     workers = [start(peer, pythons[peer.kind], model, batch_size, steps) for peer in chosen]
     turns = list(zip(chosen, workers, strict=True))
     for peer, worker in turns:
-        peer.facts = _or_failure(peer, tell, worker.answer) or {}
-    tell(f"{model}, batch {batch_size}: warming up")
+        peer.facts = _or_failure(peer, log, worker.answer) or {}
+    log(f"{model}, batch {batch_size}: warming up")
     for word in _words("ours", has_gpu):  # all at once, since only compiling takes long
         asked = [(peer, worker) for peer, worker in turns if not peer.failure and word in _words(peer.kind, has_gpu)]
         for _, worker in asked:
             worker.say(word)
         for peer, worker in asked:
-            _or_failure(peer, tell, worker.answer)
-            tell(f"{model}, batch {batch_size}: {peer.name} has done {word}")
+            _or_failure(peer, log, worker.answer)
+            log(f"{model}, batch {batch_size}: {peer.name} has done {word}")
     for number in range(1, rounds + 1):
         for peer, worker in turns:
             time.sleep(0.3)  # for the threads of the one before to go to sleep
             for word in _words(peer.kind, has_gpu):
                 if peer.failure:
                     break
-                tell(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}, {word}")
-                answer = _or_failure(peer, tell, worker.ask, word)
+                log(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}, {word}")
+                answer = _or_failure(peer, log, worker.ask, word)
                 if answer is None:
                     break
                 peer.peak_memory_bytes = answer["peak_memory_bytes"]
                 if answer["loss"] != answer["loss"]:  # not a number
-                    sys.exit(f"error: {peer.name} gives {answer['loss']} for {word}; its figures would mean nothing")
+                    sys.exit(f"error: {peer.name} has the loss {answer['loss']} in {word}, so its figures would be meaningless")
                 getattr(peer, word).append(answer["seconds"])
     for worker in workers:
         worker.close()
@@ -191,28 +191,28 @@ def _words(kind, has_gpu):
     return ["train", "held", "evaluate", "matrix"] if has_gpu else ["train", "evaluate", "matrix"]
 
 
-def _or_failure(peer, tell, ask, *word):
+def _or_failure(peer, log, ask, *word):
     """Return what a peer answers, or None if it has failed, so that the others go on."""
     try:
         return ask(*word)
     except PeerFailed as error:
-        tell(f"error: {error}")
+        log(f"error: {error}")
         peer.failure = str(error).strip().splitlines()[-1]
         return None
 
 
-def torch_python(tell):
+def torch_python(log):
     """Return the Python of PyTorch's environment, which is made beside .venv the first time."""
     folder = ROOT / ".venv-torch"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
-        tell(f"installing {' '.join(TORCH)} into {folder}")
+        log(f"installing {' '.join(TORCH)} into {folder}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         done = subprocess.run(
             [python, "-m", "pip", "install", "--quiet", *TORCH], capture_output=True, text=True, errors="replace"
         )
         if done.returncode:
-            sys.exit(f"error: {done.stderr.strip()}\nPyTorch could not be installed; leave it out: --peers ours keras")
+            sys.exit(f"error: {done.stderr.strip()}\nPyTorch could not be installed; run without it: --peers ours keras")
         (folder / "complete").touch()
     return python
 
@@ -226,8 +226,8 @@ def hardware():
         flags, name = lines.get("flags", ""), lines.get("model name", name)
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
     asks = shutil.which("nvidia-smi")
-    told = subprocess.run([asks, "-L"], capture_output=True, text=True, errors="replace").stdout if asks else ""
-    gpus = [line for line in told.splitlines() if line.startswith("GPU ")]
+    listing = subprocess.run([asks, "-L"], capture_output=True, text=True, errors="replace").stdout if asks else ""
+    gpus = [line for line in listing.splitlines() if line.startswith("GPU ")]
     return {"processor": name, "cores": cores(), "units": units, "gpus": gpus}
 
 
@@ -235,25 +235,25 @@ def versions(pythons):
     """Return the versions of what each peer runs on, asked of its own environment."""
     names = {"ours": ["tensorflow", "keras", "numpy"], "torch": ["torch"]}
     code = "import sys, importlib.metadata as m; print(*(f'{n}={m.version(n)}' for n in sys.argv[1:]))"
-    found = {"python": platform.python_version()}
+    versions_by_name = {"python": platform.python_version()}
     for kind in pythons.keys() & names.keys():
         done = subprocess.run(
             [pythons[kind], "-c", code, *names[kind]], capture_output=True, text=True, errors="replace", check=True
         )
-        found |= dict(pair.split("=") for pair in done.stdout.split())
-    return found
+        versions_by_name |= dict(pair.split("=") for pair in done.stdout.split())
+    return versions_by_name
 
 
 @console.command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the study's two models at batch 128, five peers")
+    parser.add_argument("--quick", action="store_true", help="only the study's two models at batch 128, and five peers")
     parser.add_argument("--models", nargs="+", choices=["first_version", "wide", "augmented", "fast"])
     parser.add_argument("--batch-sizes", nargs="+", type=int)
     parser.add_argument("--peers", nargs="+", choices=["ours", "keras", "torch"], default=["ours", "keras", "torch"])
     parser.add_argument("--parts", nargs="+", choices=["training", *parts.PARTS], default=["training", *parts.PARTS])
-    parser.add_argument("--rounds", type=int, default=2, help="that count; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=50, help="in a block; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, help="measured rounds; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=50, help="steps in a block; default: %(default)s")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "benchmark", help="default: %(default)s")
     args = parser.parse_args()
     models = args.models or (
@@ -261,51 +261,51 @@ def main():
     )
     batch_sizes = args.batch_sizes or ([128] if args.quick else [128, 512])
 
-    def tell(text):
+    def log(text):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     machine = hardware()
     has_gpu = bool(machine["gpus"])
     has_bfloat16 = has_gpu or any("bf16" in unit for unit in machine["units"])
     if not has_bfloat16:
-        tell("this processor has no bfloat16, so it is left out")
+        log("this processor has no bfloat16, so bfloat16 is not measured")
     precision = "bfloat16" if has_bfloat16 else "float32"
     pythons = {"ours": sys.executable, "keras": sys.executable}
     if "torch" in args.peers and "training" in args.parts:
-        pythons["torch"] = torch_python(tell)
-    found = {"command": " ".join(["scripts/benchmark", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
-    found |= {"hardware": machine, "versions": versions(pythons), "steps": args.steps, "rounds": args.rounds}
-    found |= {"training": []}
+        pythons["torch"] = torch_python(log)
+    results = {"command": " ".join(["scripts/benchmark", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
+    results |= {"hardware": machine, "versions": versions(pythons), "steps": args.steps, "rounds": args.rounds}
+    results |= {"training": []}
     failed = []
     args.output.mkdir(parents=True, exist_ok=True)
 
     def write():
-        (args.output / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (args.output / "benchmark.md").write_text(markdown(found), encoding="utf-8")
+        (args.output / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (args.output / "benchmark.md").write_text(markdown(results), encoding="utf-8")
 
     if "training" in args.parts:
         for model in models:
             for batch_size in batch_sizes:
                 chosen = peers(args.quick, args.peers, has_bfloat16, has_gpu)
-                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, has_gpu, tell)
-                found["training"].append(
+                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, has_gpu, log)
+                results["training"].append(
                     {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}
                 )
                 write()
     for name in parts.PARTS:
         if name in args.parts:
             try:
-                found[name] = parts.PARTS[name](Worker, args.quick, args.steps, args.rounds, precision, tell)
+                results[name] = parts.PARTS[name](Worker, args.quick, args.steps, args.rounds, precision, log)
             except PeerFailed as error:
-                tell(f"error: {name} is left out: {error}")
+                log(f"error: {name}: was not measured: {error}")
                 failed.append(name)
                 continue
             write()
-    print(markdown(found))
-    failed += [peer["name"] for result in found["training"] for peer in result["peers"] if peer["failure"]]
+    print(markdown(results))
+    failed += [peer["name"] for result in results["training"] for peer in result["peers"] if peer["failure"]]
     if failed:
-        sys.exit(f"error: failed: {', '.join(failed)}; what they said last is above")
-    tell(f"written to {args.output}/benchmark.md and benchmark.json")
+        sys.exit(f"error: failed: {', '.join(failed)}; their last output is above")
+    log(f"written to {args.output}/benchmark.md and benchmark.json")
 
 
 if __name__ == "__main__":

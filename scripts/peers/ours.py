@@ -14,10 +14,10 @@ class Ours:
     """One preset at one batch size, precision and number of steps a call; its own augmentation and pipeline."""
 
     def __init__(self, options):
-        words = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
-        words += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
-        words += [f"training.jit_compile={str(options.compile).lower()}"]
-        self.settings = config.parse([*words, "data.drop_remainder=true"])
+        overrides = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
+        overrides += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
+        overrides += [f"training.jit_compile={str(options.compile).lower()}"]
+        self.settings = config.parse([*overrides, "data.drop_remainder=true"])
         from cifar_research.data.datasets import Dataset, Split
         from cifar_research.runtime import environment
         from cifar_research.training import shards
@@ -101,8 +101,8 @@ class Ours:
         """As many chains of products as the step has parts, since an operation then has one thread."""
         chains = [square * number for number in range(1, self.environment.batch_shards + 1)]
         for number in range(PRODUCTS):
-            place = number % len(chains)
-            chains[place] = self.tf.matmul(square, chains[place])
+            index = number % len(chains)
+            chains[index] = self.tf.matmul(square, chains[index])
         return sum(product[0, 0] for product in chains)
 
     def facts(self):

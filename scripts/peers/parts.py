@@ -16,14 +16,14 @@ ROOT = HERE.parents[1]
 SMALL = ["data=synthetic", "tensorboard.enabled=false"]
 
 
-def pipeline(worker, quick, steps, rounds, precision, tell):
+def pipeline(worker, quick, steps, rounds, precision, log):
     """Return images/s of the study's augmentation by three pipelines, and milliseconds a batch inside a step."""
     words, batch = ("step", "ours", "keras", "tf_image"), 128
     process = worker([sys.executable, HERE / "pipelines.py", "wide", "--images", batch * steps])
     process.answer()
     seconds = {word: [] for word in words}
     for number in range(rounds + 1):
-        tell(f"pipeline: round {number} of {rounds}")
+        log(f"pipeline: round {number} of {rounds}")
         for word in words:
             answer = process.ask(word)
             if number:
@@ -37,21 +37,21 @@ def pipeline(worker, quick, steps, rounds, precision, tell):
     }
 
 
-def start_up(worker, quick, steps, rounds, precision, tell):
+def start_up(worker, quick, steps, rounds, precision, log):
     """Return seconds from the command to the end of its first step, in float32 and without TensorBoard."""
     times = {"warm": [], "cold": []}
-    words = [*SMALL, "data.train_images=128", "data.test_images=10", "data.val_fraction=0", "training.epochs=1"]
+    overrides = [*SMALL, "data.train_images=128", "data.test_images=10", "data.val_fraction=0", "training.epochs=1"]
     rounds = 1 if quick else rounds
     # The first run does not count: it reads the files, which those that are warm find in memory.
     for number, kind in [(0, "warm"), *((number, kind) for number in range(1, rounds + 1) for kind in times)]:
         if kind == "cold" and not _forget_files():
-            tell("start-up: cold starts are left out, since only root may make the system forget the files it has read")
+            log("start-up: cold starts are not measured, since only root can clear the system's file cache")
             continue
-        tell(f"start-up: round {number} of {rounds}, {kind}")
+        log(f"start-up: round {number} of {rounds}, {kind}")
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder, "run")
             began = time.time()
-            command = [sys.executable, "-m", "cifar_research.train", "experiment=wide", *words]
+            command = [sys.executable, "-m", "cifar_research.train", "experiment=wide", *overrides]
             subprocess.run([*command, f"hydra.run.dir={run}"], cwd=ROOT, check=True, capture_output=True)
             if number:
                 times[kind].append(min(path.stat().st_mtime for path in _written(run)) - began)
@@ -73,7 +73,7 @@ def _forget_files():
     return True
 
 
-def sweep(worker, quick, steps, rounds, precision, tell):
+def sweep(worker, quick, steps, rounds, precision, log):
     """Return seconds of eight cells of `wide`, two epochs each, whole commands: ours by one and two jobs, and Keras's.
 
     All in the same precision and 20 steps a call, Keras's from tf.data.
@@ -92,7 +92,7 @@ def sweep(worker, quick, steps, rounds, precision, tell):
     seconds = {"ours, 1 job": [], "ours, 2 jobs": [], "keras.fit": []}
     for number in range(1, (1 if quick else rounds) + 1):
         for name, times in seconds.items():
-            tell(f"sweep: round {number}, {name}")
+            log(f"sweep: round {number}, {name}")
             began = time.perf_counter()
             if name == "keras.fit":
                 process = worker([sys.executable, HERE / "keras_peer.py", "wide", "--images", images, *same])
@@ -101,15 +101,15 @@ def sweep(worker, quick, steps, rounds, precision, tell):
                 process.close()
             else:
                 with tempfile.TemporaryDirectory() as folder:
-                    words = [*base, f"optimizer.learning_rate={rates}", f"hydra.sweep.dir={folder}/sweep"]
-                    words += [f"hydra.launcher.jobs={name.split()[1]}"]
-                    command = [sys.executable, "-m", "cifar_research.train", "-m", *words]
+                    overrides = [*base, f"optimizer.learning_rate={rates}", f"hydra.sweep.dir={folder}/sweep"]
+                    overrides += [f"hydra.launcher.jobs={name.split()[1]}"]
+                    command = [sys.executable, "-m", "cifar_research.train", "-m", *overrides]
                     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             times.append(time.perf_counter() - began)
     return {"images": images, "precision": precision, "seconds": seconds}
 
 
-def memory(worker, quick, steps, rounds, precision, tell):
+def memory(worker, quick, steps, rounds, precision, log):
     """Return the peak of each process that trains `first_version` for an epoch on as many images as CIFAR-10 has.
 
     All in the same precision and 50 steps a call.
@@ -122,7 +122,7 @@ def memory(worker, quick, steps, rounds, precision, tell):
     ]
     same = ["--images", images, "--precision", precision, "--steps-per-call", 50]
     for name, script, given in peers[: 2 if quick else 3]:
-        tell(f"memory: {name}")
+        log(f"memory: {name}")
         process = worker([sys.executable, HERE / script, "first_version", *same, "--input", given])
         process.answer()
         peaks[name] = process.ask("train")["peak_memory_bytes"]

@@ -5,23 +5,23 @@ import statistics
 import sweep_scale
 
 
-def markdown(found):
+def markdown(results):
     """Return a document of what benchmark.py found; a part that was not measured is left out."""
-    machine, versions = found["hardware"], found["versions"]
+    machine, versions = results["hardware"], results["versions"]
     gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
     lines = [
         "# Benchmark",
         "",
-        f"`{found['command']}`, {found['date']}: {machine['cores']} cores of {machine['processor']} "
+        f"`{results['command']}`, {results['date']}: {machine['cores']} cores of {machine['processor']} "
         f"({', '.join(machine['units']) or 'no vector units'}){gpus}; "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        + f". Medians of {found['rounds']} rounds, blocks of {found['steps']} steps; the spread is lowest to highest.",
+        + f". Medians of {results['rounds']} rounds, blocks of {results['steps']} steps; the spread is lowest to highest.",
     ]
-    for result in found["training"]:
+    for result in results["training"]:
         lines += _training(result)
-    if "pipeline" in found:
-        lines += _pipeline(found)
-    if "start_up" in found:
+    if "pipeline" in results:
+        lines += _pipeline(results)
+    if "start_up" in results:
         lines += [
             "",
             "## Command to the end of the first step, `wide` in float32",
@@ -29,12 +29,12 @@ def markdown(found):
             "| | seconds | spread |",
             "|---|---|---|",
         ]
-        for kind, seconds in found["start_up"]["seconds"].items():
+        for kind, seconds in results["start_up"]["seconds"].items():
             lines.append(f"| {kind} | {statistics.median(seconds):.1f} | {_spread(seconds, '.1f')} |")
-    if "sweep" in found:
-        lines += _sweep(found["sweep"])
-    if "memory" in found:
-        peaks, images, precision = (found["memory"][key] for key in ("peak_bytes", "images", "precision"))
+    if "sweep" in results:
+        lines += _sweep(results["sweep"])
+    if "memory" in results:
+        peaks, images, precision = (results["memory"][key] for key in ("peak_bytes", "images", "precision"))
         lines += ["", f"## Peak memory of an epoch of `first_version` over {images:,} images, {precision}", ""]
         lines += ["| | MB | ours over it |", "|---|---|---|"]
         mine = peaks["ours"]
@@ -98,8 +98,8 @@ def _share(peer):
     return f"{reached / matrix:.2f} of {matrix / 1e9:,.0f} GFLOP/s"
 
 
-def _pipeline(found):
-    rates, milliseconds = found["pipeline"]["images_per_second"], found["pipeline"]["step_milliseconds"]
+def _pipeline(results):
+    rates, milliseconds = results["pipeline"]["images_per_second"], results["pipeline"]["step_milliseconds"]
     names = {"ours": "ours, a batch at a time", "keras": "Keras layers, a batch at a time"}
     names |= {"tf_image": "`tf.image`, an image at a time, without rotation"}
     lines = [
@@ -111,10 +111,10 @@ def _pipeline(found):
     ]
     lines += [f"| {name} | {rates[key]:,.0f} | {rates['ours'] / rates[key]:.1f} |" for key, name in names.items()]
     lines += ["", f"Inside a traced step it takes {milliseconds:.2f} ms a batch"]
-    for result in found["training"]:
+    for result in results["training"]:
         mine = _fastest([peer for peer in result["peers"] if peer["kind"] == "ours" and not peer.get("failure")])
         if result["model"] == "wide" and result["batch_size"] == 128 and mine:
-            step = 1e3 * statistics.median(mine["train"]) / found["steps"]
+            step = 1e3 * statistics.median(mine["train"]) / results["steps"]
             share = milliseconds / (step + milliseconds)
             lines[-1] += f", {share:.1%} of a step of `wide` with it ({mine['name']}: {step:.1f} ms without)"
     lines[-1] += "."

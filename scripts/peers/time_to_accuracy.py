@@ -26,14 +26,14 @@ from cifar_research.display import console
 from cifar_research.runtime.errors import ConfigError
 
 
-def ours(folder, words, seed, target):
+def ours(folder, overrides, seed, target):
     """Train once by the command line, and return what its report says."""
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place, "run")
+    with tempfile.TemporaryDirectory() as folder_of_run:
+        run = Path(folder_of_run, "run")
         fixed = [f"data.dir={quoted(str(folder))}", f"seed={seed}", f"hydra.run.dir={run}", "tensorboard.enabled=false"]
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "cifar_research.train", *words, *fixed],
+            [sys.executable, "-m", "cifar_research.train", *overrides, *fixed],
             capture_output=True,
             text=True,
             errors="replace",
@@ -41,7 +41,7 @@ def ours(folder, words, seed, target):
         )
         whole = time.perf_counter() - began
         if done.returncode:
-            sys.exit(f"error: {' '.join(words)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}")
+            sys.exit(f"error: {' '.join(overrides)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}")
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
         history = [line.split(",") for line in (run / "history.csv").read_text(encoding="utf-8").splitlines()]
     rows = [dict(zip(history[0], row, strict=True)) for row in history[1:]]
@@ -88,40 +88,40 @@ def interval(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of the run; default: experiment=fast")
+    parser.add_argument("overrides", nargs="*", help="overrides of the run; default: experiment=fast")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's recipe out")
-    parser.add_argument("--target", type=float, help="a validation accuracy; the seconds until it are told")
+    parser.add_argument("--no-torch", action="store_true", help="run without PyTorch's recipe")
+    parser.add_argument("--target", type=float, help="also print the seconds until this validation accuracy is reached")
     parser.add_argument("--json", type=Path, default=ROOT / "outputs" / "time_to_accuracy.json")
     args = parser.parse_intermixed_args()
     folder = args.folder.resolve()
     if not (folder / "cifar-10-batches-bin" / "test_batch.bin").is_file():
-        parser.error(f"{folder} has no cifar-10-batches-bin/test_batch.bin; name the folder that holds those batches")
+        parser.error(f"folder: {folder} has no cifar-10-batches-bin/test_batch.bin; give the folder that holds it")
 
-    def tell(text):
+    def log(text):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
-    words = args.overrides or ["experiment=fast"]
+    overrides = args.overrides or ["experiment=fast"]
     if args.target is not None:
         try:
-            has_validation = config.parse(words).data.val_fraction > 0
+            has_validation = config.parse(overrides).data.val_fraction > 0
         except ConfigError as error:
             parser.error(str(error))
         if not has_validation:
-            parser.error("--target is a validation accuracy, and no image is held out; add data.val_fraction=0.1")
-    pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_python(tell)})
+            parser.error("--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1")
+    pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_python(log)})
     runs = {"ours": []} | ({} if args.no_torch else {"PyTorch": []})
-    found = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
-    found |= {"versions": versions(pythons), "seeds": args.seeds, "runs": runs}
+    results = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
+    results |= {"versions": versions(pythons), "seeds": args.seeds, "runs": runs}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in runs:
-            tell(f"seed {seed}: {name}")
-            one = ours(folder, words, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
-            runs[name].append(one)
-            tell(f"seed {seed}: {name}, test accuracy {one['test_accuracy']:.4f} in {one['command_seconds']:.0f} s")
+            log(f"seed {seed}: {name}")
+            run = ours(folder, overrides, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
+            runs[name].append(run)
+            log(f"seed {seed}: {name}, test accuracy {run['test_accuracy']:.4f} in {run['command_seconds']:.0f} s")
             # Each time, so that nothing is lost if it is stopped.
-            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
     print(f"{'':9}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
     for name, of in runs.items():
@@ -139,13 +139,13 @@ def main():
         print(f"floating-point operations of a training of ours: {runs['ours'][0]['flops']:.3g}")
     if args.target is not None:
         reached = [run["target_seconds"] for run in runs["ours"]]
-        told = [f"{seconds:.0f} s" if seconds else "not reached" for seconds in reached]
-        print(f"validation accuracy {args.target}: {', '.join(told)}")
+        times = [f"{seconds:.0f} s" if seconds else "not reached" for seconds in reached]
+        print(f"validation accuracy {args.target}: {', '.join(times)}")
     if "PyTorch" in runs:
         pairs = zip(runs["ours"], runs["PyTorch"], strict=True)
         ratios = [mine["command_seconds"] / its["command_seconds"] for mine, its in pairs]
         print(f"seconds of the command, ours over PyTorch's: {statistics.median(ratios):.2f}")
-    tell(f"written to {args.json}")
+    log(f"written to {args.json}")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["first_version", "wide", "augmented", "fast"])
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--images", type=int, default=12_800, help="in an epoch, which is a block")
+    parser.add_argument("--images", type=int, default=12_800, help="images in an epoch, which is a block")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps-per-call", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="by XLA, or by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile with XLA or torch.compile")
     parser.add_argument("--input", choices=["numpy", "tf.data"], default="numpy")
     return parser.parse_args()
 

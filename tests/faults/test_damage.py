@@ -1,4 +1,4 @@
-"""Whatever becomes of a file, it is noticed: what can be is made anew or done without, and the rest is told."""
+"""Damaged or missing files: rebuilt, left out with a warning, or reported with their path."""
 
 import logging
 import random
@@ -77,7 +77,7 @@ def test_every_damage_of_the_last_checkpoint_falls_back_to_the_one_before(folder
         caplog.clear()
         found = store.latest()
         assert found.meta["step"] == int(before.stem[5:]), name
-        assert last.name in caplog.text and f"going on from {before.name}" in caplog.text, name
+        assert last.name in caplog.text and f"continuing from {before.name}" in caplog.text, name
     last.unlink()
     assert store.latest().meta["step"] == int(before.stem[5:])
 
@@ -116,7 +116,7 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(folder, left):
         (folder / "report.json").unlink()
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match="its checkpoints are gone.*backup"):
+    with pytest.raises(CheckpointError, match="its checkpoints are missing.*backup"):
         run(folder)
 
 
@@ -130,7 +130,7 @@ def test_an_earlier_checkpoint_gives_the_same_end(folder, finished, caplog):
     assert found["weights_sha256"] == expected["weights_sha256"] is not None
 
 
-def test_every_damage_of_the_report_is_told_and_mended_by_running_again(folder):
+def test_every_damage_of_the_report_is_reported_and_repaired_by_running_again(folder):
     path = folder / "report.json"
     content = path.read_bytes()
     for _name, damaged in damages(content):
@@ -147,7 +147,7 @@ def _written(path, content):
     return path
 
 
-def test_every_damage_of_the_history_is_told_and_mended_from_the_checkpoint(folder, caplog):
+def test_every_damage_of_the_history_is_reported_and_repaired_from_the_checkpoint(folder, caplog):
     path, found = folder / "history.csv", report.read_report(folder / "report.json")
     content = path.read_bytes()
     for _name, damaged in damages(content):
@@ -162,7 +162,7 @@ def test_every_damage_of_the_history_is_told_and_mended_from_the_checkpoint(fold
     assert path.read_bytes() == content
 
 
-def test_every_damage_of_the_cache_is_told_and_made_anew(tmp_path, caplog):
+def test_every_damage_of_the_cache_is_reported_and_rebuilt(tmp_path, caplog):
     words = ["data=synthetic", "data.train_images=10", "data.test_images=10", f"data.cache_dir={tmp_path}"]
     settings = config.parse(words).data
     expected = datasets.load(settings)

@@ -1,4 +1,4 @@
-"""A full disk or a folder that may not be written: one sentence with the path, and nothing of what was there is lost."""
+"""A full disk or a read-only folder: one message with the path, and no existing file is lost."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ def open_folder():
 
 
 def fill(folder):
-    """Take all that is left on a disk."""
+    """Fill a disk."""
     with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_from_the_start(small_disk, tmp_path):
 
 @needs_root
 @pytest.mark.slow
-def test_features_that_find_no_room_are_told_with_their_size(small_disk, tmp_path, weights_for):
+def test_features_that_find_no_room_are_reported_with_their_size(small_disk, tmp_path, weights_for):
     words = [*OVERRIDES, "training=feature_extraction", weights_for(*OVERRIDES), f"hydra.run.dir={tmp_path / 'run'}"]
     words += ["data.train_images=500", "data.test_images=20"]
     (small_disk / "synthetic").mkdir()
@@ -133,7 +133,7 @@ def test_a_folder_that_may_not_be_written(open_folder, tmp_path):
 
 
 @needs_root
-def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
+def test_a_cache_that_finds_no_room_is_reported_with_its_size(small_disk):
     words = ["data=synthetic", "data.train_images=900", "data.test_images=10", f"data.cache_dir={small_disk}"]
     with pytest.raises(DataError, match=r"synthetic-.*needs 2,764,800 bytes.*data\.cache_dir"):
         datasets.load(config.parse(words).data)
@@ -141,7 +141,7 @@ def test_a_cache_that_finds_no_room_is_told_with_its_size(small_disk):
 
 
 @needs_root
-def test_weights_that_find_no_room_are_told_with_their_size(small_disk):
+def test_weights_that_find_no_room_are_reported_with_their_size(small_disk):
     import keras
 
     model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000)])

@@ -1,4 +1,4 @@
-"""A number that is not one, at whatever step, ends the run within one logging interval and spoils nothing."""
+"""NaN or infinity at any step ends the run within one logging interval and damages no file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whatever is typed or lies in a file, it is refused in sentences: written mistakes, generated ones, and rubbish."""
+"""Wrong command lines and files are rejected with a message: hand-written, generated and random ones."""
 
 import contextlib
 import hashlib
@@ -139,7 +139,7 @@ def saved():
 
 
 def sealed_checkpoint(payload):
-    """Return a checkpoint whose checksum is right, as one who means harm would write it."""
+    """Return a checkpoint with harmful content and a valid checksum."""
     return checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload
 
 
@@ -156,7 +156,7 @@ def read_image(path):
 
 
 def read_cache(path):
-    """Read a cache, whose damage is a ValueError that `load_arrays` answers."""
+    """Read a cache; ValueError if it is damaged, which `load_arrays` handles."""
     folder = path.with_suffix(".cache")
     folder.mkdir(exist_ok=True)
     content = path.read_bytes()
@@ -171,7 +171,7 @@ def read_cache(path):
 
 
 def read_sealed_meta(path):
-    """Read a cache whose facts are another mapping with a right checksum."""
+    """Read a cache whose facts are replaced by another mapping with a valid checksum."""
     folder = path.with_suffix(".facts")
     folder.mkdir(exist_ok=True)
     (folder / "meta.json").write_bytes(files.dumps({"files": list(path.read_bytes()[:20])}))
@@ -226,7 +226,7 @@ READERS = {
 
 
 def mutated(content):
-    """Strategies for bytes: rubbish, rubbish after a good beginning, and a good file with a few bytes changed."""
+    """Strategies for bytes: random, random after a valid beginning, a valid file with a few bytes changed."""
     changes = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)
 
     def change(found):

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, also inside a save: started again until it is done, a run ends identical to the bit."""
+"""SIGKILL at any moment, also inside a save: a run that is restarted until it completes is bit-identical."""
 
 import functools
 import math
@@ -54,7 +54,7 @@ def die_in_save(number, stage):
 
 
 class Chain:
-    """Runs, one after another, each killed and started again until it is done; they share a number of kills."""
+    """Runs one after another, each killed and restarted until it completes; they share a number of kills."""
 
     def __init__(self, overrides, folder, whole, seconds, rng, kills):
         self.overrides, self.folder, self.whole = overrides, folder, whole
@@ -69,7 +69,7 @@ class Chain:
     def one_run(self):
         name = f"run{self.completed}"
         words = [*self.overrides, f"hydra.run.dir={self.folder / name}"]
-        # Its own cache, so that a kill may come while that is made.
+        # Its own cache, so that a kill may hit its creation.
         environment = os.environ | {"CIFAR_CACHE_DIR": str(self.folder / f"cache{self.completed}")}
         while self.killed < self.kills:
             if (

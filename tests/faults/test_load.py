@@ -1,4 +1,4 @@
-"""Many at once, and many one after another."""
+"""Load: many runs at the same time, and many one after another."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The data of a step are a function of the seed and of its number, wherever a run goes on."""
+"""The data of a step depend only on the seed and the step number, wherever a run continues."""
 
 import hashlib
 

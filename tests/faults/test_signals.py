@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: saved within one call of steps, told by the exit code; a second one ends at once."""
+"""SIGTERM, SIGINT and SIGUSR1: save within one call and set the exit code; a second signal ends at once."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ OVERRIDES = [
 
 
 def tell_steps(path):
-    """Have this process write down when it has done which step."""
+    """Make this process write the time of each step to a file."""
     from cifar_research.display import console
 
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -37,7 +37,7 @@ def tell_steps(path):
 
 
 def stop_once(folder, number, seconds):
-    """Send the signal so long after the first step; return (steps done then, the checkpoint's, exit code, report)."""
+    """Send a signal some seconds after the first step; return (steps done, steps saved, exit code, report)."""
     folder.mkdir()
     steps = folder / "steps"
     words = [*OVERRIDES, f"hydra.run.dir={folder / 'run'}"]

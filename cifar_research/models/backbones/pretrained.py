@@ -45,7 +45,7 @@ def pretrained(
     check_range("[]", min_image_size, 1024, image_size=image_size)
     loading.check(weights, has_imagenet=True)
     if batch_norm == "inference" and weights == "none":
-        raise ValueError("batch_norm: inference needs the moving statistics of weights; use batch_norm=train")
+        raise ValueError("batch_norm: inference needs pretrained weights; use batch_norm=train")
     mode = batch_norm or ("train" if weights == "none" else "inference")
     make = functools.partial(_application, module, application, image_size, options or {})
 
@@ -80,7 +80,7 @@ def _application(module: str, name: str, image_size: int, options: dict[str, Any
     except (TypeError, ValueError) as error:
         if weights == "imagenet" and "hash" in str(error):  # a damaged download
             raise
-        raise WeightsError(f"backbone: {name} refuses its settings: {error}") from error
+        raise WeightsError(f"backbone: {name} rejects its settings: {error}") from error
 
 
 def _with_our_layers(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:

@@ -55,10 +55,9 @@ def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
                 source = keras.models.clone_model(backbone) if make is None else make(None)
                 source.load_weights(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            is_run = path.name == files.WEIGHTS
-            hint = "; it is a whole classifier: give its run's folder, whose backbone is taken" if is_run else ""
+            hint = "; give its run folder, and only the backbone is loaded" if path.name == files.WEIGHTS else ""
             raise WeightsError(
-                f"backbone.weights: {path} cannot be read for {backbone.name} ({_first_line(error)}){hint}"
+                f"backbone.weights: {path} cannot be loaded into {backbone.name} ({_first_line(error)}){hint}"
             ) from error
     _copy(source, backbone, weights)
 
@@ -70,8 +69,8 @@ def _copy(source: keras.Model, backbone: keras.Model, weights: str) -> None:
         shape = tuple(values[weight.path].shape) if weight.path in values else "missing"
         if shape != tuple(weight.shape):
             raise WeightsError(
-                f"backbone.weights: {weights} is of another network: {weight.path} is {tuple(weight.shape)} in "
-                f"{backbone.name} and {shape} in it; give both the same settings"
+                f"backbone.weights: {weights} is for a different network: {weight.path} is {shape} in it, and "
+                f"{tuple(weight.shape)} in {backbone.name}; use the same settings for both"
             )
     for weight in backbone.weights:
         weight.assign(values[weight.path])

@@ -49,7 +49,9 @@ class Ray:
         try:
             import ray as library
         except ImportError:
-            raise ConfigError(f"hydra/launcher=ray needs Ray: {pip()} install 'cifar_research[ray]'") from None
+            raise ConfigError(
+                f"hydra/launcher: ray needs Ray; install it with {pip()} install 'cifar_research[ray]'"
+            ) from None
         try:
             library.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, library.exceptions.RayError) as error:

@@ -64,7 +64,7 @@ def slurm(
     targets.check_range("(]", 0, memory_gb=memory_gb)
     for name, value in (sbatch or {}).items():
         if not re.fullmatch(r"[\w-]+", str(name)) or not re.fullmatch(r"[^\r\n]*", str(value)):
-            raise ValueError(f"sbatch: {name!r}: {value!r} is not one line of options; leave it out")
+            raise ValueError(f"sbatch: {name!r}: {value!r} is not one line of options; remove it")
     parameters: dict[str, Any] = {
         "job_name": "cifar",
         "time": minutes,
@@ -99,7 +99,9 @@ class Slurm:
 
     def open(self, folder: Path) -> None:
         if importlib.util.find_spec("submitit") is None:
-            raise ConfigError(f"hydra/launcher=slurm needs submitit: {pip()} install 'cifar_research[slurm]'")
+            raise ConfigError(
+                f"hydra/launcher: slurm needs submitit; install it with {pip()} install 'cifar_research[slurm]'"
+            )
         for program in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
             if shutil.which(program) is None:
                 raise ConfigError(
@@ -107,7 +109,7 @@ class Slurm:
                     "cluster, or use hydra/launcher=local"
                 )
         if not self._ask():
-            raise ConfigError("hydra/launcher=slurm: squeue fails on this machine; try squeue --me")
+            raise ConfigError("hydra/launcher=slurm: squeue fails on this machine; see what squeue --me says")
         self.queue = max(self.slots, _largest_array())
         self._logs = folder.absolute() / LOGS
         with contextlib.suppress(OSError, ValueError):
@@ -169,7 +171,7 @@ class Slurm:
                 )
         except FailedJobError as error:
             lines = (errors.getvalue() or str(error)).strip().splitlines()
-            raise ConfigError(f"hydra.launcher: SLURM refuses the job: {lines[-1]}") from error
+            raise ConfigError(f"hydra.launcher: SLURM rejects the job: {lines[-1]}") from error
         for key, job in zip(keys, submitted, strict=True):
             del self._waiting[key]
             self._ids[key] = self._known_ids[key] = str(job.job_id)
