@@ -54,20 +54,20 @@ print("FIGURES", json.dumps(seconds))
 """
 
 
-def sweep_scale(worker, quick, steps, rounds, precision, tell):
+def sweep_scale(worker, quick, steps, rounds, precision, log):
     """Return the figures of each size, and those that do not depend on the size. Times are in seconds."""
     found = {"sizes": {}}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        tell("sweep_scale: one run of quickstart")
+        log("sweep_scale: one run of quickstart")
         subprocess.run(
             [*TRAIN, "experiment=quickstart", f"hydra.run.dir={folder / 'run'}"], check=True, capture_output=True
         )
         found["run_bytes"] = _size(folder / "run")
-        tell("sweep_scale: the overhead of a job")
+        log("sweep_scale: the overhead of a job")
         found |= _overhead(folder)
         for size in SIZES[: 2 if quick else None]:
-            tell(f"sweep_scale: {size} jobs")
+            log(f"sweep_scale: {size} jobs")
             found["sizes"][size] = _of_size(size, folder, folder / "run")
     return found
 

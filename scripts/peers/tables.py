@@ -39,8 +39,8 @@ def markdown(results):
         lines += ["| | MB | ours over it |", "|---|---|---|"]
         mine = peaks["ours"]
         lines += [f"| {name} | {peak / 1e6:,.0f} | {mine / peak:.2f} |" for name, peak in peaks.items()]
-    if "sweep_scale" in found:
-        lines += sweep_scale.table(found["sweep_scale"])
+    if "sweep_scale" in results:
+        lines += sweep_scale.table(results["sweep_scale"])
     return "\n".join(lines) + "\n"
 
 
