@@ -81,7 +81,7 @@ def test_slurm_takes_more_jobs_than_an_array_may_have(lab, on_slurm):
     arrays = re.findall(
         r"--array=0-(\d+)%", "".join(path.read_text() for path in (lab / "sweep" / "slurm").glob("*.sh"))
     )
-    assert sorted(map(int, arrays)) == [2, 5]  # scripts/cluster sets MaxArraySize=6
+    assert set(map(int, arrays)) == {2, 5}  # scripts/cluster sets MaxArraySize=6
 
 
 @pytest.mark.cluster
