@@ -177,7 +177,9 @@ def training(pythons, chosen, model, batch_size, steps, rounds, has_gpu, log):
                     break
                 peer.peak_memory_bytes = answer["peak_memory_bytes"]
                 if answer["loss"] != answer["loss"]:  # not a number
-                    sys.exit(f"error: {peer.name} has the loss {answer['loss']} in {word}, so its figures would be meaningless")
+                    sys.exit(
+                        f"error: {peer.name} has the loss {answer['loss']} in {word}, so its figures would be meaningless"
+                    )
                 getattr(peer, word).append(answer["seconds"])
     for worker in workers:
         worker.close()
@@ -212,7 +214,9 @@ def torch_python(log):
             [python, "-m", "pip", "install", "--quiet", *TORCH], capture_output=True, text=True, errors="replace"
         )
         if done.returncode:
-            sys.exit(f"error: {done.stderr.strip()}\nPyTorch could not be installed; run without it: --peers ours keras")
+            sys.exit(
+                f"error: {done.stderr.strip()}\nPyTorch could not be installed; run without it: --peers ours keras"
+            )
         (folder / "complete").touch()
     return python
 

@@ -103,7 +103,9 @@ def _figures(code, *arguments):
 def _start(command, sweep):
     """Return the seconds from the command to the first job's start, and the process's memory then; kill it."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     ledger = sweep / "jobs.jsonl"
     while not (ledger.exists() and b'"state": "running"' in _end_of(ledger)):
         time.sleep(0.02)

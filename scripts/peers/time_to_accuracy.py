@@ -41,7 +41,9 @@ def ours(folder, overrides, seed, target):
         )
         whole = time.perf_counter() - began
         if done.returncode:
-            sys.exit(f"error: {' '.join(overrides)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}")
+            sys.exit(
+                f"error: {' '.join(overrides)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}"
+            )
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
         history = [line.split(",") for line in (run / "history.csv").read_text(encoding="utf-8").splitlines()]
     rows = [dict(zip(history[0], row, strict=True)) for row in history[1:]]
@@ -108,7 +110,9 @@ def main():
         except ConfigError as error:
             parser.error(str(error))
         if not has_validation:
-            parser.error("--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1")
+            parser.error(
+                "--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
+            )
     pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_python(log)})
     runs = {"ours": []} | ({} if args.no_torch else {"PyTorch": []})
     results = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
@@ -117,7 +121,9 @@ def main():
     for seed in args.seeds:
         for name in runs:
             log(f"seed {seed}: {name}")
-            run = ours(folder, overrides, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
+            run = (
+                ours(folder, overrides, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
+            )
             runs[name].append(run)
             log(f"seed {seed}: {name}, test accuracy {run['test_accuracy']:.4f} in {run['command_seconds']:.0f} s")
             # Each time, so that nothing is lost if it is stopped.
