@@ -20,15 +20,19 @@ def main() -> None:
     parser.add_argument(
         "images", nargs="+", help="files, folders (with all below them), globs, or - for paths from standard input"
     )
-    parser.add_argument("--format", choices=prediction.FORMATS, default="table", help="the format (default: table)")
+    parser.add_argument(
+        "--format", choices=prediction.FORMATS, help="the format (default: that of FILE's suffix, or else table)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of standard output")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes for each image (default: 1)")
     args = parser.parse_args()
     if isinstance(sys.stdin, io.TextIOWrapper):
         # File names may be bytes that are not valid text.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+    suffix = args.output.suffix[1:] if args.output else ""
+    kind = args.format or (suffix if suffix in prediction.FORMATS else "table")
     try:
-        sys.exit(prediction.predict(args.run, args.images, args.output, args.format, args.top_k))
+        sys.exit(prediction.predict(args.run, args.images, args.output, kind, args.top_k))
     except (RunError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)

@@ -98,7 +98,9 @@ def best_command(comparison: Comparison) -> str:
         raise ReportError("--best: no completed run has a validation accuracy; wait, or give other runs")
     folder = rows[0].runs[0].folder
     try:
-        return shlex.join([programs.program("train"), *overrides.read_overrides(folder)])
+        # Of overrides given twice, as a sweep adds some to its jobs', the last counts.
+        words = dict.fromkeys(reversed(overrides.read_overrides(folder)))
+        return shlex.join([programs.program("train"), *reversed(words)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
 

@@ -295,7 +295,8 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
     ("break_it", "message"),
     [
         (lambda root: (root / "train" / "fish").mkdir(), r"fish: has no readable image"),
-        (lambda root: write_images(root / "test" / "fish"), r"'fish' is in only one"),
+        (lambda root: write_images(root / "test" / "fish"), r"'fish' is in test/ and not in train/; give both"),
+        (lambda root: write_images(root / "train" / "fish"), r"'fish' is in train/ and not in test/; give both"),
         (lambda root: root.rename(root.parent / "elsewhere"), r"data\.dir.*pets"),
         (lambda root: shutil.rmtree(root / "test"), r"data\.dir: .* has train/.*pets/train, which holds out"),
         (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/, which looks like a split"),

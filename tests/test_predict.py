@@ -166,6 +166,18 @@ def test_writes_json_lines_to_a_file(call, classifier, png_folder, finished_run,
     assert [path.name for path in tmp_path.iterdir()] == ["found.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "start"),
+    [("a.csv", [], "file,class"), ("a.jsonl", [], '{"file"'), ("a.txt", [], "file "), ("a.csv", ["table"], "file ")],
+)
+def test_a_files_suffix_is_its_format_unless_one_is_given(
+    call, finished_run, png_folder, tmp_path, name, options, start
+):
+    options = [word for option in options for word in ("--format", option)]
+    call(finished_run, next(png_folder.rglob("*.png")), "--output", tmp_path / name, *options)
+    assert (tmp_path / name).read_text().startswith(start)
+
+
 def test_a_table_is_aligned_and_bad_files_are_told_and_skipped(call, finished_run, tmp_path):
     picture().save(tmp_path / "good.png")
     picture(seed=1).convert("CMYK").save(tmp_path / "a longer name.jpg")

@@ -162,11 +162,11 @@ def test_a_head_in_the_file_is_left_out_whatever_its_classes(tmp_path):
 def test_a_keras_file_cannot_run_code(tmp_path):
     inner = keras.layers.Lambda(lambda x: x)
     keras.Sequential([keras.Input((3,)), inner]).save(tmp_path / "evil.keras")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be loaded into"):
         built(f"backbone.weights={tmp_path / 'evil.keras'}")
     with zipfile.ZipFile(tmp_path / "empty.keras", "w"):
         pass
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be loaded into"):
         built(f"backbone.weights={tmp_path / 'empty.keras'}")
 
 

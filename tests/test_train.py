@@ -17,6 +17,7 @@ from cifar_research.runs import report
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup
+from cifar_research.training.run import _next_commands
 from cifar_research.training.run import run as train_run
 
 SMALL = [
@@ -82,6 +83,27 @@ def test_the_log_holds_the_output_and_the_end_offers_to_evaluate_the_run(finishe
     assert [line for line in log if line] == [line for line in done.stdout.splitlines() if line]
     program = "scripts/evaluate" if (Path(config.config_dir()).parent / "scripts").is_dir() else "cifar-evaluate"
     assert [line for line in log if line.startswith("Next: ")][0] == f"Next: {program} {folder}"
+
+
+@pytest.mark.parametrize(
+    ("status", "overrides", "expected"),
+    [
+        ("completed", [], ["evaluate runs/a", "tensorboard runs", "train --help"]),
+        ("completed", ["tensorboard.enabled=false"], ["evaluate runs/a", "train --help"]),
+        (
+            "completed",
+            ["allow_targets=[x,y]"],
+            ["evaluate runs/a 'allow_targets=[x,y]'", "tensorboard runs", "train --help"],
+        ),
+        ("stopped", ["allow_targets=[x]"], ["train 'allow_targets=[x]' resume=runs/a"]),
+        ("diverged", ["tensorboard.enabled=false"], ["train --help"]),
+    ],
+)
+def test_the_commands_that_a_run_names_next_work_as_they_are(status, overrides, expected):
+    settings = config.parse([*SMALL, *overrides])
+    content = {"status": status, "config": settings.content}
+    commands = _next_commands(content, Path("runs/a"))
+    assert [command.removeprefix("scripts/") for command in commands] == expected
 
 
 def test_history_agrees_with_the_report(finished):

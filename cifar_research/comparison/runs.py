@@ -75,13 +75,13 @@ class Run:
 
     @functools.cached_property
     def group(self) -> tuple[str, str | None]:
-        """Return a key that completed runs share if they differ by their seed only."""
-        if self.state != "completed":
+        """Return a key that completed or waiting runs share if they differ by their seed only."""
+        if self.state not in ("completed", "waiting"):
             return str(self.folder), None
         # The fingerprint identifies the images, whatever their folder.
         ignored = {"seed", "data.dir"} if self.fingerprint else {"seed"}
         flat = {key: value for key, value in self.identity.keys.items() if key not in ignored}
-        return repr(sorted(flat.items())), self.fingerprint
+        return f"{self.state} {sorted(flat.items())}", self.fingerprint
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of history.csv; ReportError if it is missing or its digest differs."""

@@ -69,7 +69,7 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
         ]
         for name, values in sizes.items():
             form = ".1f" if name == "MFLOP" else ""
-            cells.append(_Cell(name.lower(), name if len(values) > 1 else "", run.sizes[name], form))
+            cells.append(_Cell(name.lower(), name if len(values - {None}) > 1 else "", run.sizes[name], form))
         rows.append([
             *cells,
             _Cell("epochs", "epochs", row.mean("epochs"), "g"),

@@ -122,9 +122,10 @@ def _check_class(path: Path, files: Sequence[Path], runs: Sequence[str], others:
 def _check_same_classes(folder: Path, listed: dict[str, Classes]) -> None:
     for split, classes in listed.items():
         if differing := sorted(listed["train"].keys() ^ classes.keys()):
+            here, missing = ("train", split) if differing[0] in listed["train"] else (split, "train")
             raise DataError(
-                f"{folder}: class {differing[0]!r} is in only one of train/ and {split}/; give both the same classes, or "
-                f"use only train/: data.dir={folder / 'train'}"
+                f"{folder}: class {differing[0]!r} is in {here}/ and not in {missing}/; give both the same classes, or use "
+                f"only train/: data.dir={folder / 'train'}"
             )
 
 

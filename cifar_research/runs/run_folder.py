@@ -114,7 +114,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
             there = set(run_dir.iterdir()) if run_dir.exists() else set()
             keep()
             before = there
-            for name in ("checkpoints", "figures", "tensorboard"):
+            for name in ("checkpoints", "figures"):
                 (run_dir / name).mkdir(exist_ok=True)
             # Remove unfinished files of a killed process, by prefix: the folder may contain other files.
             names = (".history.csv", ".report.json", ".model.weights", "checkpoints/.step-", "checkpoints/.best-")

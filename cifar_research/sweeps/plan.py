@@ -106,7 +106,7 @@ class Plan:
         try:
             content = self.parser.content(row)
         except ConfigError as error:
-            raise ConfigError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from error
+            raise ConfigError("\n".join(f"{line} (in the job {name})" for line in str(error).splitlines())) from error
         return Job(name, [*self.fixed, *row], content)
 
 

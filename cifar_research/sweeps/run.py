@@ -138,8 +138,8 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
     is_done = all(job.is_complete for job in ledger.jobs) and source.next() is None
     # Overrides that are not trusted from a file must be typed again.
     kept = trust.of_a_file(ledger.arguments)
-    allowing = "".join(f"{word} " for word in ledger.arguments if word not in kept)
-    again = [] if is_done else [f"{programs.program('train')} {allowing}{shlex.quote(f'resume={folder}')}"]
+    allowing = [word for word in ledger.arguments if word not in kept]
+    again = [] if is_done else [f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"]
     return [*again, f"{programs.program('report')} {shlex.quote(str(folder))}"]
 
 

@@ -203,14 +203,17 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
 
 def _next_commands(result: Report, run_dir: Path) -> list[str]:
     train = programs.program("train")
+    allowed = result["config"]["allow_targets"]
+    allowing = [f"allow_targets=[{','.join(allowed)}]"] if allowed else []
     if result["status"] == "stopped":
-        allowed = result["config"]["allow_targets"]
-        allowing = f"allow_targets=[{','.join(allowed)}] " if allowed else ""
-        return [f"{train} {allowing}{shlex.quote(f'resume={run_dir}')}"]
-    watch = "scripts/tensorboard" if train.startswith("scripts") else "tensorboard --logdir"
-    more = [f"{watch} {shlex.quote(str(run_dir.parent))}", f"{train} --help"]
-    is_completed = result["status"] == "completed"
-    return [f"{programs.program('evaluate')} {shlex.quote(str(run_dir))}"] * is_completed + more
+        return [f"{train} {shlex.join([*allowing, f'resume={run_dir}'])}"]
+    commands = []
+    if result["status"] == "completed":
+        commands.append(f"{programs.program('evaluate')} {shlex.join([str(run_dir), *allowing])}")
+    if result["config"]["tensorboard"]["enabled"]:
+        watch = "scripts/tensorboard" if train.startswith("scripts") else "tensorboard --logdir"
+        commands.append(f"{watch} {shlex.quote(str(run_dir.parent))}")
+    return [*commands, f"{train} --help"]
 
 
 @contextlib.contextmanager
