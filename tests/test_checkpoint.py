@@ -63,6 +63,16 @@ def test_keeps_the_last_and_what_they_speak_of(tmp_path):
     assert store.latest().meta["step"] == 5
 
 
+@pytest.mark.parametrize(("keep", "training", "ended"), [(None, [3, 4], [4]), (1, [4], [4]), (3, [2, 3, 4], [2, 3, 4])])
+def test_a_run_that_has_ended_keeps_one_state_unless_more_are_asked_for(tmp_path, keep, training, ended):
+    store = Checkpoints(tmp_path, keep=keep)
+    for step in range(1, 5):
+        save(store, step, best=1)
+    assert [int(path.stem[5:]) for path in store._steps()] == training
+    store.end()
+    assert [int(path.stem[5:]) for path in store._steps()] == ended and store.best_path(1).exists()
+
+
 def test_damaged_latest_falls_back_and_says_so(tmp_path, caplog):
     store = Checkpoints(tmp_path, keep=2)
     save(store, 1)
