@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from cifar_research.comparison import runs as reading
@@ -31,6 +32,8 @@ _SINGLE_SEEDS = (
     "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
     "out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
 )
+_MOST_ROWS = 100  # of the leaderboard, in report.html and leaderboard.md
+_MOST_VALUES = 20  # of a setting's main effects, there
 
 
 @console.command
@@ -83,7 +86,7 @@ def write(folder: Path, comparison: Comparison) -> None:
     environment.provide_home()
     from cifar_research.comparison import figures, hparams  # imported here because they take a second
 
-    sections = _sections(comparison)
+    sections = _sections(comparison, _MOST_ROWS, _MOST_VALUES)
     hparams.write(folder, comparison.runs)
     drawn = [Section(heading, [figure]) for heading, figure in figures.draw(comparison, folder / "figures").items()]
     atomic_write(folder / "leaderboard.csv", as_csv(tables.leaderboard_csv(comparison)))
@@ -105,13 +108,28 @@ def best_command(comparison: Comparison) -> str:
         raise ReportError(f"{error}; the best run is {folder}") from error
 
 
-def _sections(comparison: Comparison) -> list[Section]:
-    """Return the report's tables; main effects and the study only where they apply."""
+def _sections(comparison: Comparison, most_rows: int | None = None, most_values: int | None = None) -> list[Section]:
+    """Return the report's tables; main effects and the study only where they apply.
+
+    most_rows: of the leaderboard. most_values: of a key's main effects. What is left out is counted below the table.
+    """
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
-    notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else _NOTES
-    sections = [Section("Leaderboard", [tables.leaderboard_table(comparison), *notes])]
-    if len(effects := tables.effects_table(comparison)) > 1:
-        sections.append(Section("Main effects", [effects]))
+    notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else list(_NOTES)
+    leaderboard = tables.leaderboard_table(comparison)
+    if most_rows and (hidden := comparison.leaderboard[most_rows:]):
+        leaderboard = leaderboard[: most_rows + 1]
+        states = ", ".join(f"{num:,} {state}" for state, num in Counter(row.runs[0].state for row in hidden).items())
+        total = len(comparison.leaderboard)
+        notes.insert(0, f"The first {most_rows} of {total:,} rows. leaderboard.csv also has the others: {states}.")
+    sections = [Section("Leaderboard", [leaderboard, *notes])]
+    if len(effects := tables.effects_table(comparison, most_values)) > 1:
+        numbers = {comparison.titles[key]: len(values) for key, values in comparison.effects.items()}
+        cut = [
+            f"{title}: the best {most_values} of {num:,} values. {programs.program('report')} prints all."
+            for title, num in numbers.items()
+            if most_values and num > most_values
+        ]
+        sections.append(Section("Main effects", [effects, *cut]))
     if study := tables.study_table(comparison):
         sections.append(Section("Beside the study", [study]))
     return sections

@@ -343,7 +343,7 @@ def test_files_are_written_and_read_back(tmp_path):
     page = (tmp_path / "report.html").read_text()
     own = page.replace(get_plotlyjs(), "")
     assert not re.search(r"(src|href)=|https?://|@import", own)  # opens without a network
-    assert own.count("Plotly.newPlot") == 4 and "parcoords" in own and "<th>learning_rate</th>" in own
+    assert own.count('<div class="figure"') == 4 and "parcoords" in own and "<th>learning_rate</th>" in own
     (picture,) = (tmp_path / "figures").iterdir()
     assert picture.name == "parallel_coordinates.png" and np.asarray(Image.open(picture).convert("L")).std() > 5
 
@@ -420,13 +420,13 @@ def test_phases_begin_where_the_history_changes():
     assert figures.phase_changes(one) == [(3, "backbone"), (5, "all")]
     assert figures.phase_changes(history("scratch", "scratch")) == figures.phase_changes([]) == []
     # Two runs that changed at different times.
-    both = [history("head", "head", "head", "backbone"), history("head", "head", "backbone")]
+    both = map(figures.curve, [history("head", "head", "head", "backbone"), history("head", "head", "backbone")])
     assert figures.phase_starts(both) == {"backbone": 3}
 
 
 def test_a_mean_curve_ends_with_the_first_run():
     both = [history(*"aaa", accuracies=(0.1, 0.2, 0.9)), history(*"aa", accuracies=(0.3, None))]
-    epochs, values = figures.mean_curve(both)
+    epochs, values = figures.mean_curve([*map(figures.curve, both)])
     assert epochs == [1, 2] and values == pytest.approx([0.2, float("nan")], nan_ok=True)
 
 
@@ -454,7 +454,7 @@ def test_names_are_text_in_the_page(tmp_path):
     found, _ = runs.find([str(tmp_path)])
     command.write(tmp_path, Comparison(found))
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
-    assert "<b>" not in own.replace("<\\/script><b>", "") and "&lt;b&gt;$x" in own
+    assert "<b>" not in own and "&lt;b&gt;$x" in own
 
 
 def test_best_prints_its_command(tmp_path):

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -23,11 +23,18 @@ from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.display.tables import text_of
 from cifar_research.runtime.errors import ReportError
 
-History = list[dict[str, Any]]  # rows of history.csv
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
 _PALE = 0.35  # opacity of background lines and bars
 _MOST_CURVES = 10  # of one row of the leaderboard
+_MOST_BEHIND = 20  # thin curves behind a technique's mean
 _LEGEND_BELOW = {"orientation": "h", "y": -0.2}
+
+
+class Curve(NamedTuple):
+    """What is drawn of a history: the validation accuracy of each epoch, or nan, and the changes of phase."""
+
+    accuracies: np.ndarray
+    changes: list[tuple[int, str]]
 
 
 def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path]:
@@ -52,14 +59,16 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
         path = figures["Backbones, the best setting of each"] = folder / "backbones.png"
         save(draw_backbones(best, colours), path)
     if len(techniques) > 1:
-        figures["Techniques, the mean of each and its runs"] = _techniques(comparison.completed, colours)
+        figures[f"Techniques, the mean of each and its first {_MOST_BEHIND} runs"] = _techniques(
+            comparison.completed, colours
+        )
     return figures
 
 
 def _curves(comparison: Comparison) -> plotly.Figure:
     """Return validation accuracy by epoch: a line a run, a colour a row of the leaderboard.
 
-    Of a row with many seeds, the first ones.
+    Of a row with many seeds, the first ones; the legend says how many.
     """
     figure = plotly.Figure(
         layout={"yaxis_title": "validation accuracy", "xaxis_title": "epoch", "legend": _LEGEND_BELOW}
@@ -67,10 +76,17 @@ def _curves(comparison: Comparison) -> plotly.Figure:
     for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
         settings = row.runs[0].settings
         name = ", ".join(f"{title} {text_of(settings.get(key))}" for key, title in comparison.titles.items())
+        if (num := len(row.runs)) == 1:
+            name = f"{name}, seed {row.runs[0].seed}"
+        else:
+            name = f"{name}, {num} seeds" if num <= _MOST_CURVES else f"{name}, {_MOST_CURVES} of {num} seeds"
+        is_first = True
         for run in row.runs[:_MOST_CURVES]:
             with contextlib.suppress(ReportError):
-                epochs, values = mean_curve([run.history()])
-                figure.add_scatter(x=epochs, y=values, name=f"{name}, seed {run.seed}", line_color=colour)
+                epochs, values = mean_curve([curve(run.history())])
+                style = {"line_color": colour, "name": name, "legendgroup": name, "showlegend": is_first}
+                figure.add_scatter(x=epochs, y=values, hovertext=f"seed {run.seed}", **style)
+                is_first = False
     return figure
 
 
@@ -109,16 +125,18 @@ def _heat_map(comparison: Comparison) -> plotly.Figure:
 
 def _parallel(comparison: Comparison) -> plotly.Figure:
     """Return a line a completed run through its settings to its validation accuracy."""
-    completed = sorted(comparison.completed, key=lambda run: run.val_accuracy)
-    accuracies = [run.val_accuracy for run in completed]
+    accuracies = np.array([run.val_accuracy for run in comparison.completed])
+    order, left = np.argsort(accuracies, kind="stable"), 0  # the best are drawn last
     dimensions = []
     for key, title in comparison.titles.items():
-        positions, names = levels([run.settings.get(key) for run in completed])
+        positions, names = levels([run.settings.get(key) for run in comparison.completed])
         ticks = {"tickvals": list(range(len(names))), "ticktext": names} if names else {}
-        dimensions.append({"label": title, "values": positions} | ticks)
-    dimensions.append({"label": "val accuracy", "values": accuracies})
-    line = {"color": accuracies, "colorscale": "Viridis", "showscale": True}
-    return plotly.Figure(plotly.Parcoords(dimensions=dimensions, line=line), layout={"margin": {"t": 60, "l": 120}})
+        left = left or max(map(len, names or [""]))  # of the first axis, whose names are left of the figure
+        dimensions.append({"label": title, "values": np.array(positions)[order].tolist()} | ticks)
+    dimensions.append({"label": "val accuracy", "values": accuracies[order].tolist()})
+    line = {"color": dimensions[-1]["values"], "colorscale": "Viridis", "showscale": True}
+    layout = {"margin": {"t": 60, "l": min(max(120, 7 * left), 400)}}
+    return plotly.Figure(plotly.Parcoords(dimensions=dimensions, line=line), layout=layout)
 
 
 def _static_parallel(parallel: plotly.Figure) -> Figure:
@@ -181,51 +199,60 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
 def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figure:
     """Return validation accuracy by epoch, a panel a backbone, a colour a technique.
 
-    Runs are thin behind their mean; a dotted line marks the first start of a phase.
+    The first runs are thin behind the mean of all; a dotted line marks the first start of a phase.
     """
-    histories = _histories(runs)
-    columns = min(max(len(histories), 1), 3)
-    num_rows = math.ceil(max(len(histories), 1) / columns)
-    figure = make_subplots(num_rows, columns, subplot_titles=list(histories), shared_yaxes="all", x_title="epoch",
+    panels = _curves_by_panel(runs)
+    columns = min(max(len(panels), 1), 3)
+    num_rows = math.ceil(max(len(panels), 1) / columns)
+    figure = make_subplots(num_rows, columns, subplot_titles=list(panels), shared_yaxes="all", x_title="epoch",
                            y_title="validation accuracy")  # fmt: skip
     figure.update_layout(height=360 * num_rows + 100, legend=_LEGEND_BELOW, margin_t=40)
-    for number, by_technique in enumerate(histories.values()):
+    for number, by_technique in enumerate(panels.values()):
         panel = {"row": number // columns + 1, "col": number % columns + 1}
-        for technique, runs_of_technique in by_technique.items():
+        styles = {
+            name: {"mode": "lines", "line_color": colours[name], "name": name, "legendgroup": name} | panel
+            for name in by_technique
+        }
+        for technique, curves in by_technique.items():
+            for thin in curves[:_MOST_BEHIND]:
+                x, y = mean_curve([thin])
+                figure.add_scatter(x=x, y=y, line_width=1, opacity=_PALE, showlegend=False, **styles[technique])
+        for technique, curves in by_technique.items():  # after all thin ones, which would hide them
             colour = colours[technique]
-            style = {"mode": "lines", "line_color": colour, "name": technique, "legendgroup": technique} | panel
-            for history in runs_of_technique:
-                x, y = mean_curve([history])
-                figure.add_scatter(x=x, y=y, line_width=1, opacity=_PALE, showlegend=False, **style)
-            x, y = mean_curve(runs_of_technique)
+            x, y = mean_curve(curves)
             is_first = not any(trace.name == technique and trace.showlegend for trace in figure.data)
-            figure.add_scatter(x=x, y=y, line_width=3, showlegend=is_first, **style)
-            for phase, epoch in phase_starts(runs_of_technique).items():
+            figure.add_scatter(x=x, y=y, line_width=3, showlegend=is_first, **styles[technique])
+            for phase, epoch in phase_starts(curves).items():
                 label = {"text": phase, "textposition": "start", "xanchor": "left"}
                 figure.add_vline(epoch - 0.5, line={"color": colour, "dash": "dot", "width": 1.5}, label=label, **panel)
     return figure
 
 
-def _histories(runs: Sequence[Run]) -> dict[str, dict[str, list[History]]]:
-    """Return the runs' histories by backbone and technique, without missing ones."""
-    histories: dict[str, dict[str, list[History]]] = {}
+def _curves_by_panel(runs: Sequence[Run]) -> dict[str, dict[str, list[Curve]]]:
+    """Return the runs' curves by backbone and technique, without those whose history is missing."""
+    panels: dict[str, dict[str, list[Curve]]] = {}
     for run in runs:
         with contextlib.suppress(ReportError):
-            history = run.history()
-            histories.setdefault(run.settings["backbone"], {}).setdefault(ranking.technique(run), []).append(history)
-    return histories
+            drawn = curve(run.history())
+            panels.setdefault(run.settings["backbone"], {}).setdefault(ranking.technique(run), []).append(drawn)
+    return panels
 
 
-def mean_curve(histories: Sequence[History]) -> tuple[list[int], list[float]]:
+def curve(history: Sequence[Mapping[str, Any]]) -> Curve:
+    """Return what is drawn of the rows of history.csv, which would fill the memory of a large report."""
+    return Curve(np.array([row["val_accuracy"] for row in history], float), phase_changes(history))
+
+
+def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
     """Return the epochs that all runs have, and the mean validation accuracy in each, or nan."""
-    epochs = list(zip(*histories, strict=False))
-    means = [float(np.mean(np.array([row["val_accuracy"] for row in rows], float))) for rows in epochs]
-    return [rows[0]["epoch"] for rows in epochs], means
+    num_epochs = min(len(each.accuracies) for each in curves)
+    means = np.mean([each.accuracies[:num_epochs] for each in curves], axis=0)
+    return list(range(1, num_epochs + 1)), means.tolist()
 
 
-def phase_starts(histories: Sequence[History]) -> dict[str, int]:
+def phase_starts(curves: Sequence[Curve]) -> dict[str, int]:
     """Return the first epoch in which a run starts each phase, except the first phase."""
-    changes = sorted((change for history in histories for change in phase_changes(history)), reverse=True)
+    changes = sorted((change for each in curves for change in each.changes), reverse=True)
     return {phase: epoch for epoch, phase in changes}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -36,9 +37,9 @@ class Run:
     seed: int
     options: dict[str, str]
 
-    @functools.cached_property
+    @property
     def identity(self) -> Identity:
-        return Identity(self.config)
+        return Identity(self.config)  # not cached, as its keys would fill the memory of a large report
 
     def score(self, path: str) -> Any:
         """Return the report's value at a path such as `val/accuracy`, or None."""
@@ -81,7 +82,8 @@ class Run:
         # The fingerprint identifies the images, whatever their folder.
         ignored = {"seed", "data.dir"} if self.fingerprint else {"seed"}
         flat = {key: value for key, value in self.identity.keys.items() if key not in ignored}
-        return f"{self.state} {sorted(flat.items())}", self.fingerprint
+        values = f"{self.state} {sorted(flat.items())}"
+        return hashlib.sha256(values.encode(errors="replace")).hexdigest(), self.fingerprint
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of history.csv; ReportError if it is missing or its digest differs."""

@@ -81,11 +81,11 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
     return rows
 
 
-def effects_table(comparison: Comparison) -> Table:
-    """Return the main effects as text, the best value of each key first."""
+def effects_table(comparison: Comparison, most: int | None = None) -> Table:
+    """Return the main effects as text, the best value of each key first; most: of the values of a key."""
     table = [["what", "value", "n", "mean val accuracy", "95 %"]]
     for key, rows in comparison.effects.items():
-        for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean):
+        for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean)[:most]:
             missing = "–" if n == 1 else NO_SPREAD
             interval = missing if math.isnan(half_width) else f"± {half_width:.4f}"
             table.append([comparison.titles[key], value, str(n), f"{mean:.4f}", interval])

@@ -35,7 +35,20 @@ document.querySelectorAll("th").forEach(head => head.addEventListener("click", (
     || sign * (key(a) - key(b) || text(a).localeCompare(text(b)))).forEach(row => body.append(row));
 }));
 """
-_TEMPLATE = {"layout": {"margin": {"t": 20}, "height": 460}}  # defaults of plotly figures
+# A figure is drawn when it comes near the window, or before printing: drawing all would delay a large page.
+_DRAW = """
+const draw = figure => {
+  if (figure.hasChildNodes()) return;
+  const {data, layout} = JSON.parse(figure.nextElementSibling.textContent);
+  Plotly.newPlot(figure, data, layout, {responsive: true});
+};
+const figures = document.querySelectorAll("div.figure"), observer = new IntersectionObserver(
+  entries => entries.filter(entry => entry.isIntersecting).forEach(entry => draw(entry.target)), {rootMargin: "300px"});
+figures.forEach(figure => observer.observe(figure));
+addEventListener("beforeprint", () => figures.forEach(draw));
+"""
+_HEIGHT = 460  # of a figure, in pixels
+_TEMPLATE = {"layout": {"margin": {"t": 20}, "height": _HEIGHT}}  # defaults of plotly figures
 
 
 @dataclass(frozen=True)
@@ -68,20 +81,23 @@ def markdown(folder: Path, sections: Sequence[Section]) -> str:
 def page(title: str, sections: Sequence[Section]) -> str:
     """Return the sections as one HTML page without links to other files."""
     head, title = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>', escape(title)
+    blocks = [f"<h1>{title}</h1>"]
+    for section in sections:
+        blocks.append(f"<h2>{escape(section.heading)}</h2>")
+        blocks += [_block(part, section.heading) for part in section.parts]
+    scripts = [_SORT]
     if any(not isinstance(part, (str, list, Path)) for section in sections for part in section.parts):
         from plotly.offline import get_plotlyjs
 
-        head += f"<script>{get_plotlyjs()}</script>"
-    blocks = [f"<h1>{title}</h1>"]
-    for number, section in enumerate(sections):
-        blocks.append(f"<h2>{escape(section.heading)}</h2>")
-        blocks += [_block(part, section.heading, f"figure{number}") for part in section.parts]
+        scripts += [get_plotlyjs(), _DRAW]
+    # At the end, so that the tables are shown before five megabytes of plotly are read.
+    blocks += [f"<script>{script}</script>" for script in scripts]
     body = "\n".join(blocks)
-    return f"<!DOCTYPE html>\n<html><head>{head}</head><body>\n{body}\n<script>{_SORT}</script></body></html>\n"
+    return f"<!DOCTYPE html>\n<html><head>{head}</head><body>\n{body}\n</body></html>\n"
 
 
-def _block(part: Part, heading: str, name: str) -> str:
-    """Return a part as HTML; name: the element's id, for a plotly figure."""
+def _block(part: Part, heading: str) -> str:
+    """Return a part as HTML; a plotly figure as an empty element with its data, see _DRAW."""
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>"
     if isinstance(part, list):
@@ -90,4 +106,6 @@ def _block(part: Part, heading: str, name: str) -> str:
         image = base64.b64encode(part.read_bytes()).decode()
         return f'<img alt="{escape(heading)}" src="data:image/png;base64,{image}">'
     part.layout.template = _TEMPLATE
-    return part.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True})
+    content, height = part.to_json().replace("<", "\\u003c"), part.layout.height or _HEIGHT
+    figure = f'<div class="figure" style="min-height: {height}px"></div>'
+    return f'{figure}<script type="application/json">{content}</script>'

@@ -133,7 +133,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 @contextlib.contextmanager
 def _without_glyph_warnings() -> Iterator[None]:
-    """Silence the warnings about glyphs that the font lacks."""
+    """Ignore warnings about glyphs that the font lacks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

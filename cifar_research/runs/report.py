@@ -30,7 +30,7 @@ HISTORY_COLUMNS = (
     "epoch", "step", "phase", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds",
     "images_per_second",
 )  # fmt: skip
-_INTEGERS = ("epoch", "step")
+_KINDS: dict[str, type] = {"epoch": int, "step": int, "phase": str}  # of other columns: float
 _PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorboard", "cifar_research")
 
 
@@ -52,14 +52,6 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
     """Read history.csv; ReportError if it is damaged or does not match the SHA-256."""
-
-    def value(column: str, cell: str) -> Any:
-        if column == "phase":
-            return cell
-        if cell == "":
-            return None
-        return int(cell) if column in _INTEGERS else float(cell)
-
     try:
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -69,7 +61,14 @@ def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
         # A file cut within its last number would still parse.
         if tuple(header) != HISTORY_COLUMNS or not text.endswith("\n"):
             raise ValueError("its columns are not a history's, or its end is missing")
-        return [{c: value(c, cell) for c, cell in zip(HISTORY_COLUMNS, row, strict=True)} for row in rows]
+        kinds = [_KINDS.get(column, float) for column in HISTORY_COLUMNS]
+        return [
+            {
+                column: kind(cell) if cell else None
+                for column, kind, cell in zip(HISTORY_COLUMNS, kinds, row, strict=True)
+            }
+            for row in rows
+        ]
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from error
     except (ValueError, csv.Error) as error:
