@@ -182,7 +182,7 @@ def test_failed_diverged_and_pruned_are_rows(tmp_path):
 def test_waiting_jobs_that_differ_in_their_seed_are_one_row(tmp_path):
     words = [["optimizer=adam", f"seed={seed}"] for seed in (0, 1)]
     jobs = [Job(str(seed), overrides, made(*overrides), "waiting") for seed, overrides in enumerate(words)]
-    Ledger(tmp_path, [], [*jobs, Job("2", ["seed=2"], made("seed=2"), "running")], []).write()
+    Ledger(tmp_path, [], [*jobs, Job("2", ["seed=2"], made("seed=2"), "running")]).write()
     assert [(row["n"], row["state"]) for row in table_of(tmp_path)] == [("2", "waiting"), ("1", "running")]
 
 
@@ -441,9 +441,9 @@ def test_sizes_are_columns_where_they_differ(tmp_path):
     write_transfer(tmp_path / "d", "resnet50", "combined", accuracy=0.3)
     write_run(tmp_path / "e", ["backbone=cnn"], accuracy=0.2)
     # What a waiting or running job will have is not known yet, and no difference.
-    Ledger(tmp_path / "a", [], [Job("next", ["seed=3"], made("seed=3"), "waiting")], []).write()
+    Ledger(tmp_path / "a", [], [Job("next", ["seed=3"], made("seed=3"), "waiting")]).write()
     assert not {"parameters", "trainable", "MFLOP"} & table_of(tmp_path / "a")[0].keys()
-    (tmp_path / "a" / "cells.json").unlink()
+    (tmp_path / "a" / "jobs.jsonl").unlink()
     found = [(row["parameters"], row["trainable"], row["MFLOP"]) for row in table_of(tmp_path)]
     assert found == [("5000", "10", "10.0")] * 2 + [("5000", "5", "10.0"), ("8000", "10", "16.0"), ("–", "–", "–")]
 
