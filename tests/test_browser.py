@@ -1,4 +1,4 @@
-"""TensorBoard's view of a sweep in headless Chromium."""
+"""A sweep's report, and TensorBoard's view of it, in headless Chromium."""
 
 import contextlib
 import json
@@ -11,7 +11,12 @@ import urllib.error
 import urllib.request
 
 import pytest
-from test_sweep import SMALL, finish
+from test_compare import write_run
+from test_sweep import finish
+
+from cifar_research import report
+from cifar_research.comparison import runs
+from cifar_research.comparison.ranking import Comparison
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 FLAGS = [
@@ -65,8 +70,7 @@ def test_hparams_page_shows_the_sweep_by_what_varies(tmp_path, chromium):
     grid = ["-m", "optimizer.learning_rate=0.01,0.001", "loss=categorical_crossentropy,mean_squared_error"]
     # A value that some jobs lack, which would change a column's type.
     grid += ["training.patience=null,2", "tensorboard.enabled=true", "training.epochs=1"]
-    words = [sys.executable, "-m", "cifar_research.train", *SMALL, *grid, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    finish(tmp_path, command=words)
+    finish(tmp_path, *grid)
     with tensorboard(tmp_path / "sweep") as address:
         end = time.monotonic() + 120
         while len(ask(f"{address}/data/runs")) < 9:
@@ -88,3 +92,17 @@ def test_hparams_page_shows_the_sweep_by_what_varies(tmp_path, chromium):
     for word in ("TABLE VIEW", "loss", "learning_r", "mean_squared", "categorical_cro", " 0.0010000", " 0.010000"):
         assert word in shown, shown
     assert "None" not in shown and "NaN" not in shown
+
+
+def test_a_report_is_printed_with_the_figures_that_are_drawn_when_seen(tmp_path, chromium):
+    for rate in (0.1, 0.2):
+        for dropout in (0.0, 0.5):
+            write_run(tmp_path / f"{rate}{dropout}", [f"optimizer.learning_rate={rate}", f"model.dropout={dropout}"])
+    report.write(tmp_path, Comparison(runs.find([str(tmp_path)])[0]))
+    page, address = tmp_path / "report.pdf", f"file://{tmp_path / 'report.html'}"
+    browser = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'browser'}"]
+    subprocess.run([*browser, f"--print-to-pdf={page}", address], capture_output=True, timeout=180, check=True)
+    shown = subprocess.run(["pdftotext", "-layout", page, "-"], capture_output=True, text=True, check=True).stdout
+    # Tick labels of the main effects, and names that are below the curves alone.
+    for word in ("learning_rate 0.2", "dropout 0.5", "dropout 0, learning_rate 0.1, seed"):
+        assert word in shown, shown

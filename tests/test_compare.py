@@ -1,5 +1,6 @@
 """Tables of many runs: found, grouped over seeds, ranked with ties, failures shown."""
 
+import collections
 import copy
 import csv
 import functools
@@ -500,6 +501,51 @@ def test_five_hundred_runs_need_no_tensorflow(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if " completed" in line]) == 100
+
+
+def test_a_large_page_has_the_best_rows_and_counts_the_others(tmp_path):
+    base = made()
+    for i in range(125):
+        changes = [("optimizer", "learning_rate", 0.001 * (i // 5 + 1)), ("model", "dropout", 0.1 * (i % 5))]
+        status = "diverged" if i < 3 else "completed"
+        write_run(tmp_path / str(i), base=base, accuracy=0.5 + i / 2000, changes=changes, status=status)
+    shown = call(str(tmp_path), "--write").stdout
+    page, markdown = ((tmp_path / name).read_text() for name in ("report.html", "leaderboard.md"))
+    note = "The first 100 of 125 rows. leaderboard.csv also has the others: 22 completed, 3 diverged."
+    effects = "learning_rate: the best 20 of 25 values. scripts/report prints all."
+    for text in (page, markdown):
+        assert note in text and effects in text and "dropout: the best" not in text
+    assert page.count("<tr>") == (1 + 100) + (1 + 20 + 5)
+    assert len((tmp_path / "leaderboard.csv").read_text().splitlines()) == 1 + 125
+    assert note not in shown and shown.count(" diverged") == 3
+    # Nothing is remembered of a run whose report has changed.
+    (tmp_path / "124" / "report.json").unlink()
+    (tmp_path / "124" / "history.csv").unlink()
+    write_run(tmp_path / "124" / "again", base=base, accuracy=0.9, changes=changes)
+    assert "0.9000" in call(str(tmp_path), "--write").stdout.splitlines()[1]
+
+
+def test_techniques_have_twenty_thin_curves_behind_the_mean_of_all():
+    rows = [history(*"ab", accuracies=(i / 100, i / 50)) for i in range(30)]
+    drawn = [figures.curve(each) for each in rows]
+    run = collections.namedtuple("Run", "settings config history")
+    runs_of = [
+        run({"backbone": "cnn"}, {"training": {"phases": [phase]}}, lambda each=each: each)
+        for phase in ("head", "backbone")
+        for each in rows
+    ]
+    figure = figures._techniques(runs_of, {"feature extraction": "#000", "fine-tuning": "#fff"})
+    assert [trace.line.width for trace in figure.data] == [1] * 40 + [3] * 2
+    assert figure.data[-1].y == pytest.approx(np.mean([each.accuracies for each in drawn], axis=0))
+
+
+def test_a_row_of_many_seeds_has_one_entry_in_the_legend(tmp_path):
+    for seed in range(12):
+        write_run(tmp_path / str(seed), [f"seed={seed}"])
+    write_run(tmp_path / "other", ["optimizer=sgd"], accuracy=0.4)
+    figure = figures._curves(Comparison(runs.find([str(tmp_path)])[0]))
+    shown = [trace.name.rpartition(", ")[2] for trace in figure.data if trace.showlegend]
+    assert len(figure.data) == 11 and shown == ["10 of 12 seeds", "seed 0"]
 
 
 def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):

@@ -16,8 +16,9 @@ from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.config.sweep import parse_command
 from cifar_research.runs import report, run_folder
 from cifar_research.runs.ledger import Job, read
+from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import live
+from cifar_research.sweeps import live, watch
 from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
@@ -463,6 +464,48 @@ def test_a_running_sweep_is_watched_by_its_files(tmp_path):
     output, errors = shown.communicate()
     assert shown.returncode == 0, errors
     assert "2 jobs, 1 at once" in output and "1 stopped, 1 waiting" in output
+
+
+def test_watching_counts_each_end_and_a_searchs_trials(tmp_path, monkeypatch):
+    config = {"training": {"monitor": "accuracy", "epochs": 3, "phases": {"scratch": {"epochs": None}}}}
+    config |= {"augmentation": {}, "sweep": {"trials": 5}}
+    jobs = [Job(name, [], config, "running") for name in "abc"]
+    lines = [{"arguments": []}, *(job.line for job in jobs)]
+    (tmp_path / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "a" / ".hydra").mkdir(parents=True)
+    os.utime(tmp_path / "a" / ".hydra", (0, time.time() - 60))
+    changes = iter([("a", "completed"), ("b", "failed")])
+
+    def is_held(folder):
+        name, state = next(changes, (None, None))
+        if name is not None:
+            jobs["abc".index(name)].state = state
+            with (folder / "jobs.jsonl").open("a") as file:
+                file.write(f"{json.dumps(jobs['abc'.index(name)].change)}\n")
+        return name is not None
+
+    monkeypatch.setattr(locks, "is_held", is_held)
+    monkeypatch.setattr(watch, "_SECONDS", 0)
+    before = sorted(tmp_path.rglob("*"))
+    watch.watch(tmp_path, Console(file=(shown := io.StringIO()), width=200))
+    first, *ends, counts = shown.getvalue().splitlines()
+    assert first.endswith("5 jobs, 3 at once") and counts == "1 completed, 1 failed, 1 running"
+    # The seconds are the run's own, not those since the watching began.
+    assert re.match(r"\[1/5\] a: completed, 6\d s; about \d min left", ends[0]), ends
+    assert re.match(r"\[1/5\] b: failed, \d s", ends[1]), ends
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_large_sweeps_table_has_what_runs_and_what_ended_last(tmp_path):
+    config = {"training": {"monitor": "accuracy", "epochs": 3, "phases": {"scratch": {"epochs": None}}}}
+    states = ["completed"] * 500 + ["running"] + ["waiting"] * 499
+    jobs = [Job(f"job{number}", [], config, state) for number, state in enumerate(states)]
+    console = Console(file=(shown := io.StringIO()), force_terminal=True, width=100)
+    with live.Live(tmp_path, jobs, None, 1000, console):
+        pass
+    shown = shown.getvalue()
+    assert "job500 " in shown and "job499 " in shown and "job0 " not in shown and "job999 " not in shown
+    assert re.search(r"and 9\d\d more", shown)
 
 
 def test_watching_needs_the_folder_of_a_sweep(tmp_path):

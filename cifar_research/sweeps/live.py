@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import shutil
 import statistics
 import time
@@ -42,7 +43,7 @@ class Live:
         self, folder: Path, jobs: Sequence[Job], launcher: Launcher | None, total: int, console: Console | None = None
     ) -> None:
         self._console = console or Console(highlight=False)
-        self._folder, self._jobs, self._launcher, self._total = folder, jobs, launcher, total
+        self._folder, self._jobs, self._launcher, self.total = folder, jobs, launcher, total
         self._best: tuple[float, str] | None = None  # validation accuracy and job folder
         self._started: dict[str, float] = {}
         self._durations: list[float] = []  # in seconds, of jobs completed in this launch
@@ -53,7 +54,7 @@ class Live:
         if self._live:
             self._live.start()
         else:
-            self.message(f"{self._folder}: {self._total} job{'s' * (self._total > 1)}, {self._slots} at once")
+            self.message(f"{self._folder}: {self.total} job{'s' * (self.total > 1)}, {self._slots} at once")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -65,8 +66,8 @@ class Live:
         """Read the runs' files and redraw the table, at most once a second."""
         now = time.monotonic()
         for job in self._jobs:
-            if self._state(job) == "running":
-                self._started.setdefault(job.folder, now)
+            if self._state(job) == "running" and job.folder not in self._started:
+                self._started[job.folder] = self._start(job)
         if self._live and now - self._drawn >= _REDRAW_SECONDS:
             self._drawn = now
             self._live.update(self._table(), refresh=True)
@@ -84,7 +85,8 @@ class Live:
             self._best = accuracy, job.folder
 
     def ended(self, job: Job) -> None:
-        seconds = time.monotonic() - self._started.pop(job.folder, time.monotonic())
+        started = self._started.pop(job.folder, None)
+        seconds = time.monotonic() - (self._start(job) if started is None else started)
         if job.is_complete:
             self._durations.append(seconds)
         _, best = self._progress(job)
@@ -94,9 +96,7 @@ class Live:
             done = sum(job.is_complete for job in self._jobs)
             outcome = job.state if job.reason is None else f"{job.state}, {job.reason}"
             accuracy = "" if best is None else f", validation accuracy {best:.4f} in its best epoch"
-            self.message(
-                f"[{done}/{self._total}] {job.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._time_left()}"
-            )
+            self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._time_left()}")
 
     def retry(self, job: Job) -> None:
         if not self._live:
@@ -141,9 +141,13 @@ class Live:
         table.add_column("job", overflow="fold")
         for name in ("state", "epoch", "val acc, best epoch", "seconds"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        # The most urgent jobs that fit the terminal, in the sweep's order.
+        # The most urgent jobs that fit the terminal, in the sweep's order: of the complete ones, the last.
         height, order = max(3, shutil.get_terminal_size().lines - 8), list(_STYLES)
-        urgent = {job.folder for job in sorted(self._jobs, key=lambda job: order.index(states[job.folder]))[:height]}
+        ranks = [
+            (order.index(states[job.folder]), -number if job.is_complete else number, job.folder)
+            for number, job in enumerate(self._jobs)
+        ]
+        urgent = {name for *_, name in heapq.nsmallest(height, ranks)}
         for job in (job for job in self._jobs if job.folder in urgent):
             epoch, best = self._progress(job)
             started, state = self._started.get(job.folder), states[job.folder]
@@ -153,6 +157,14 @@ class Live:
         if len(urgent) < len(self._jobs):
             table.caption = f"and {len(self._jobs) - len(urgent)} more"
         return table
+
+    def _start(self, job: Job) -> float:
+        """Return when a job began, by the monotonic clock: now, or by its files if another process runs it."""
+        if self._launcher is None:
+            with contextlib.suppress(OSError):
+                written = (self._folder / job.folder / ".hydra").stat().st_mtime
+                return time.monotonic() - max(0.0, time.time() - written)
+        return time.monotonic()
 
     @property
     def _slots(self) -> int:
@@ -177,7 +189,7 @@ class Live:
         return f"{len(rows)}/{phases.total_epochs(job.config['training'])}", accuracy
 
     def _time_left(self) -> str:
-        left = self._total - sum(job.is_complete or job.state == "failed" for job in self._jobs)
+        left = self.total - sum(job.is_complete or job.state == "failed" for job in self._jobs)
         if left <= 0 or not self._durations:
             return ""
         minutes = left * statistics.mean(self._durations) / self._slots / 60

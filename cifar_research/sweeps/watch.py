@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from cifar_research.runs import ledger
-from cifar_research.runs.ledger import LEDGER, Job
+from cifar_research.runs.ledger import COMPLETE, LEDGER, Job
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.live import Live
 
 _SECONDS = 2.0  # between two looks at the files
+_ENDED = ("failed", *COMPLETE)
 
 
 def watch(folder: Path, console: Console | None = None) -> None:
@@ -22,7 +24,7 @@ def watch(folder: Path, console: Console | None = None) -> None:
     ReportError if the folder is not a sweep's.
     """
     jobs = _jobs(folder)
-    live = Live(folder, jobs, None, len(jobs), console)
+    live = Live(folder, jobs, None, _total(jobs), console)
     for job in jobs:
         if job.is_complete:
             live.ended_before(job)
@@ -32,10 +34,11 @@ def watch(folder: Path, console: Console | None = None) -> None:
         while is_running:
             is_running = locks.is_held(folder)  # before the last look, so that no change is missed
             if (now := _stamp(folder)) != stamp:
-                stamp, complete = now, {job.folder for job in jobs if job.is_complete}
+                stamp, states = now, {job.folder: job.state for job in jobs}
                 jobs[:] = _jobs(folder)
+                live.total = _total(jobs)
                 for job in jobs:
-                    if job.is_complete and job.folder not in complete:
+                    if job.state in _ENDED and job.state != states.get(job.folder):
                         live.ended(job)
             live.refresh()
             if is_running:
@@ -48,6 +51,11 @@ def _jobs(folder: Path) -> list[Job]:
     if sweep is None:
         raise ReportError(f"{folder}: is not the folder of a sweep; give one that has {LEDGER}")
     return [job for job in sweep[1] if job.is_planned]
+
+
+def _total(jobs: Sequence[Job]) -> int:
+    """Return the final number of jobs: a search lists those that it has proposed."""
+    return max([len(jobs), *(job.config.get("sweep", {}).get("trials") or 0 for job in jobs[-1:])])
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
