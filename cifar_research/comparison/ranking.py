@@ -49,9 +49,9 @@ class Row:
         mean = sum(scores) / max(len(scores), 1)
         return mean - half_width, mean + half_width
 
-    def interval(self, path: str, bounds: tuple[float, float]) -> str:
-        """Return the 95 % interval of `bounds` as text: ± over seeds, or [low, high] for one run."""
-        num_scores, (low, high) = len(self.scores(path)), bounds
+    def interval(self, path: str) -> str:
+        """Return the 95 % interval as text: ± over seeds, or [low, high] for one run."""
+        num_scores, (low, high) = len(self.scores(path)), self.bounds(path)
         if not num_scores:
             return "–"
         if math.isnan(low):

@@ -55,12 +55,12 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
         ]
         for split in ("val", "test"):
             path = f"{split}/accuracy"
-            low, high = bounds = row.bounds(path)
+            low, high = row.bounds(path)
             cells += [
                 _Cell(f"{split}_accuracy", f"{split} accuracy", row.mean(path), ".4f"),
                 _Cell(f"{split}_low", "", low),
                 _Cell(f"{split}_high", "", high),
-                _Cell("", f"{split} 95 %", row.interval(path, bounds)),
+                _Cell("", f"{split} 95 %", row.interval(path)),
             ]
         cells += [
             _Cell("interval", "", "seeds" if num > 1 else "images"),
