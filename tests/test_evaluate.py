@@ -323,11 +323,11 @@ def test_images_that_may_have_been_trained_on_are_reported(tmp_path, capsys):
     settings = config.parse([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
     train_run(settings, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "mine" / "a" / "b.svg").touch()
-    told = [evaluate([tmp_path / "run"], more, corrupted=0) for more in ([], ["data.split_seed=5"])]
+    notes = [evaluate([tmp_path / "run"], more, corrupted=0) for more in ([], ["data.split_seed=5"])]
     assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
     evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluated["data"]["left_out"] == {".svg (no reader)": 1}
-    assert ["perhaps also on images that are tested here" in text for text in told] == [False, True]
+    assert ["perhaps also on images that are tested here" in text for text in notes] == [False, True]
 
 
 def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):

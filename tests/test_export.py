@@ -179,7 +179,7 @@ class Shifted:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda p: p + np.float32(2e-4), "differ from the run's by 0.0002 on 100 test images, more than 0.0001"),
         (lambda p: p * np.float32("nan"), "differ from the run's by nan"),
@@ -187,12 +187,12 @@ class Shifted:
         (lambda p: p[:, :, :], "onnx cannot convert this model"),
     ],
 )
-def test_what_is_not_the_run_is_not_kept(call, finished_run, monkeypatch, tmp_path, change, told):
+def test_what_is_not_the_run_is_not_kept(call, finished_run, monkeypatch, tmp_path, change, message):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.onnx").write_text("the one before")
     monkeypatch.setitem(formats.FORMATS, "onnx", Shifted("onnx", change).format)
     code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path / "out")
-    assert code == 1 and re.search(told, err) and "nothing was written" in err and out == ""
+    assert code == 1 and re.search(message, err) and "nothing was written" in err and out == ""
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["the one before"]
 
 
@@ -289,7 +289,7 @@ MISTAKES = [
 ]
 
 
-def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path):
+def test_mistakes_are_reported_before_tensorflow_is_imported(finished_run, tmp_path):
     before = (
         "import importlib.util\n"
         "find, extra = importlib.util.find_spec, ('onnx', 'tf2onnx', 'onnxruntime', 'ai_edge_litert')\n"
@@ -297,8 +297,8 @@ def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path)
     )
     (tmp_path / "x").touch()
     lines = [[str(finished_run), *words] for words, _ in MISTAKES]
-    for done, (_, told) in zip(refusals("export", lines, tmp_path, before), MISTAKES, strict=True):
-        assert done["code"] == 2 and told in done["stderr"], done
+    for done, (_, message) in zip(refusals("export", lines, tmp_path, before), MISTAKES, strict=True):
+        assert done["code"] == 2 and message in done["stderr"], done
         assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 

@@ -178,7 +178,7 @@ def test_a_files_suffix_is_its_format_unless_one_is_given(
     assert (tmp_path / name).read_text().startswith(start)
 
 
-def test_a_table_is_aligned_and_bad_files_are_told_and_skipped(call, finished_run, tmp_path):
+def test_a_table_is_aligned_and_bad_files_are_reported_and_skipped(call, finished_run, tmp_path):
     picture().save(tmp_path / "good.png")
     picture(seed=1).convert("CMYK").save(tmp_path / "a longer name.jpg")
     (tmp_path / "bad.png").write_text("no image")
@@ -224,8 +224,8 @@ MISTAKES = [
 ]
 
 
-def test_mistakes_are_told_before_tensorflow_is_imported(finished_run, tmp_path):
+def test_mistakes_are_reported_before_tensorflow_is_imported(finished_run, tmp_path):
     lines = [[word.format(run=finished_run) for word in words] for words, _ in MISTAKES]
-    for done, (_, told) in zip(refusals("predict", lines, tmp_path), MISTAKES, strict=True):
-        assert done["code"] == 2 and told in done["stderr"], done
+    for done, (_, message) in zip(refusals("predict", lines, tmp_path), MISTAKES, strict=True):
+        assert done["code"] == 2 and message in done["stderr"], done
         assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done

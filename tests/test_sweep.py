@@ -307,13 +307,13 @@ def test_workers_are_replaced_and_share_the_cores(tmp_path):
         "tag: 0\n",
     )
     finish(tmp_path, "-m", "schedule.tag=0,1,2,3", "hydra.launcher.runs_per_process=2", "training.epochs=1")
-    told = []
+    workers = []
     for tag in range(4):
         text = (tmp_path / "sweep" / f"tag={tag}" / "output.log").read_text()
-        told.append(next(line.split()[1:] for line in text.splitlines() if line.startswith("WORKER")))
-    ids = [process for process, _, _ in told]
+        workers.append(next(line.split()[1:] for line in text.splitlines() if line.startswith("WORKER")))
+    ids = [process for process, _, _ in workers]
     assert ids[0] == ids[1] != ids[2] == ids[3]
-    assert {int(count) for _, count, _ in told} == {len(os.sched_getaffinity(0))}
+    assert {int(count) for _, count, _ in workers} == {len(os.sched_getaffinity(0))}
 
 
 @pytest.mark.slow
@@ -328,14 +328,14 @@ def test_a_job_after_one_of_other_threads_is_what_it_is_alone(tmp_path):
     )
     # Without batch normalisation batches have parts, and an operation one thread.
     finish(tmp_path, "-m", "backbone.batch_norm=false,true", "seed=0,1", "training.threads=2", "training.epochs=1")
-    told = {}
+    workers = {}
     for folder in (tmp_path / "sweep").glob("*batch_norm*"):
         text = (folder / "output.log").read_text()
-        told[folder.name] = next(line.split()[1:] for line in text.splitlines() if line.startswith("WORKER"))
-    assert {name: int(threads) for name, (_, threads) in told.items()} == {
-        name: 2 if "batch_norm=True" in name else 1 for name in told
+        workers[folder.name] = next(line.split()[1:] for line in text.splitlines() if line.startswith("WORKER"))
+    assert {name: int(threads) for name, (_, threads) in workers.items()} == {
+        name: 2 if "batch_norm=True" in name else 1 for name in workers
     }
-    assert len(told) == 4 and len({process for process, _ in told.values()}) == 2
+    assert len(workers) == 4 and len({process for process, _ in workers.values()}) == 2
     assert set(states(tmp_path).values()) == {"completed"}
 
 
@@ -345,7 +345,7 @@ def test_a_job_that_ends_as_a_stale_process_would_is_not_begun_for_ever(tmp_path
     assert set(states(tmp_path).values()) == {"failed"}
 
 
-def test_damaged_ledger_is_told_and_a_lost_one_made_anew(tmp_path):
+def test_a_damaged_ledger_is_reported_and_a_lost_one_made_again(tmp_path):
     grid = ["-m", "seed=0,1", "training.epochs=1"]
     finish(tmp_path, *grid)
     path = tmp_path / "sweep" / "jobs.jsonl"

@@ -150,7 +150,7 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda run: shutil.rmtree(run), "is not the folder of a run"),
         (lambda run: os.unlink(run / "report.json"), "still running or interrupted; resume it"),
@@ -167,9 +167,9 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
         (lambda run: change(run, config__backbone__filtres=[8]), "backbone.filtres: cnn has no parameter"),
     ],
 )  # fmt: skip
-def test_a_folder_without_a_finished_run_is_refused(copy, spoil, told):
+def test_a_folder_without_a_finished_run_is_refused(copy, spoil, message):
     spoil(copy)
-    with pytest.raises(RunError, match=told) as error:
+    with pytest.raises(RunError, match=message) as error:
         cifar_research.load(copy)
     assert str(copy) in str(error.value) and "\n" not in str(error.value)
 
