@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.types import OverrideType
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import rules, settings, targets
@@ -25,7 +25,6 @@ from cifar_research.config.schema import data_section
 from cifar_research.runtime.errors import ConfigError
 
 _MOST_PLUGINS = 1000  # built plug-ins kept by a parser
-_DIFFERENT: Any = object()
 
 
 @dataclass
@@ -76,7 +75,7 @@ class _Shared:
                 OmegaConf.update(self._config, key, value)
             for key in [*values, *self._computed]:
                 value = OmegaConf.select(self._config, key)
-                if isinstance(value, ListConfig):
+                if OmegaConf.is_config(value):
                     value = OmegaConf.to_container(value, resolve=True)
                 content = _with_value(content, key.split("."), value)
             if rules.out_of_range(content):
