@@ -38,7 +38,7 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
         (["backbone=vgg16", "backbone.weights=none"], "random"),
         ({"weights": "some.weights.h5"}, "from some.weights.h5"),
         ({"weights": "outputs"}, "from the run outputs"),
-        (["~backbone.weights"], "as it is built"),
+        (["~backbone.weights"], "the backbone's own"),
     ],
 )
 def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):

@@ -319,7 +319,7 @@ def test_every_class_is_trained_validated_and_tested(tmp_path):
     assert np.bincount(data.test.labels).tolist() == [1, 27, 2]
     assert set(data.train.labels[data.train.indices]) == {0, 1, 2}
     write_images(tmp_path / "pets" / "bird", 1)
-    with pytest.raises(DataError, match="bird.*has 1 readable images in train and needs 2"):
+    with pytest.raises(DataError, match="bird.*needs at least 2 readable images for training and test, and has 1"):
         images(tmp_path / "pets")
 
 

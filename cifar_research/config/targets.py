@@ -24,6 +24,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 # Modules of factories; none of these runs or downloads anything that its settings name.
 _PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
@@ -59,7 +60,7 @@ def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
             return [*problems, f"{what} not a factory of {name}, and a config may not run other code; choose an option"]
         problems.append(
             f"{what} not a factory of {_PACKAGE} or of an allowed package, and a config may not run other code; if you "
-            f"trust it, set {ALLOWING_VARIABLE}={name}, or add allow_targets=[{name}] to the overrides"
+            f"trust it, set {ALLOWING_VARIABLE}={name}, or give allow_targets=[{name}] to a command that takes overrides"
         )
     return problems
 
@@ -181,8 +182,9 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
             remedy = f"{'' if hint.endswith('?') else '.'} If a preset sets it, remove it with ~{key}.{setting}"
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{remedy}")
         elif setting in hints and not fits(value, hints[setting]):
-            wanted = inspect.formatannotation(hints[setting]).replace("typing.", "")
-            problems.append(f"{key}.{setting}: {value!r} is not of type {wanted}")
+            hint = hints[setting]
+            wanted = _KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
+            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; give one")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in values:
             problems.append(f"{key}.{parameter.name}: {name} needs a value; add +{key}.{parameter.name}=…")

@@ -206,6 +206,7 @@ def _check_counts(folder: Path, names: Sequence[str], splits: Mapping[str, Label
         least = 2 if split == "train" and "test" not in splits else 1
         for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
             if count < least:
+                use = "training and test" if least == 2 else split
                 raise DataError(
-                    f"{folder}: class {name!r} has {count} readable images in {split} and needs {least}; add some"
+                    f"{folder}: class {name!r} needs at least {least} readable images for {use}, and has {count}; add some"
                 )

@@ -79,7 +79,7 @@ def _weights_text(backbone: Mapping[str, Any]) -> str:
     """Return the source of the backbone's initial weights."""
     chosen = backbone.get("weights")
     if chosen is None:
-        return "as it is built"  # a user's backbone
+        return "the backbone's own"  # of a user's backbone
     if chosen == "none":
         return "random, whitening from the training images" if "whitening_size" in backbone else "random"
     if chosen == "imagenet":
