@@ -327,7 +327,9 @@ def test_damaged_images_are_left_out_up_to_a_share(tmp_path, caplog, count, word
         with pytest.raises(DataError, match="data.max_damaged"):  # with a lower limit
             load(folder, "data.max_damaged=0")
     else:
-        reason = "'cat' needs at least . readable images" if word == "1" else rf"data.max_damaged: {count} of 20 .*0\.png \("
+        reason = (
+            "'cat' needs at least . readable images" if word == "1" else rf"data.max_damaged: {count} of 20 .*0\.png \("
+        )
         with pytest.raises(DataError, match=reason):
             load(folder, f"data.max_damaged={word}")
         assert not list((tmp_path / "cache").glob("*/meta.json"))
