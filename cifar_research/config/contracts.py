@@ -1,4 +1,4 @@
-"""The types that factories of backbones, heads and transforms return.
+"""The types that factories of backbones, heads, losses and transforms return.
 
 A factory may also return a plain function, the first field; the other fields then have their defaults.
 """
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     import keras
     import numpy as np
+
+
+LossFunction = Callable[[Any, Any], Any]
 
 
 class _Contract:
@@ -63,6 +66,19 @@ class Head(_Contract):
     build: Callable[[Any, int], Any]
     pools: bool = False
     is_by_image: bool = False
+
+
+@dataclass(frozen=True)
+class Loss(_Contract):
+    """A loss of each image.
+
+    function: (logits float [B, K], targets float [B, K]) -> float32 [B].
+    of_counts: (training images by class, int64 [K]) -> the function that training minimizes, where that depends on
+    them; ConfigError if it cannot. Validation and test always use `function`.
+    """
+
+    function: LossFunction
+    of_counts: Callable[[np.ndarray], LossFunction] | None = None
 
 
 @dataclass(frozen=True)

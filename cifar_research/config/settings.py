@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
-from cifar_research.config.contracts import Backbone, Head, Transform
+from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Transform
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, section, without_hydra
 from cifar_research.config.overrides import parse_override
 from cifar_research.config.phases import Phase
@@ -40,7 +40,7 @@ class Settings:
     phases: tuple[Phase, ...]
     backbone: Backbone
     head: Head
-    loss: Callable[[Any, Any], Any]
+    loss: Loss
     optimizer: Any
     schedule: Callable[[Any, Any, Any], Any]
     transforms: Mapping[str, Transform]
@@ -154,6 +154,7 @@ def _plugins(content: Mapping[str, Any], allowed: frozenset[str], build: Build) 
     values = {key: value for key, (value, _) in built.items()}
     transforms = {name: Transform.of(values.pop(f"augmentation.{name}")) for name in augmentation if augmentation[name]}
     values |= {"backbone": Backbone.of(values["backbone"]), "head": Head.of(values.pop("model"))}
+    values["loss"] = Loss.of(values["loss"])
     return {**values, "transforms": transforms}, []
 
 
@@ -180,11 +181,11 @@ def network(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[Backbo
     return Backbone.of(built[0][0]), Head.of(built[1][0])
 
 
-def loss(content: Mapping[str, Any], allowed: frozenset[str]) -> Callable[[Any, Any], Any]:
-    """Return the loss of a finished run's config; ConfigError if it cannot be built."""
+def loss(content: Mapping[str, Any], allowed: frozenset[str]) -> LossFunction:
+    """Return the loss that scores a finished run; ConfigError if it cannot be built."""
     value, problems = targets.build("loss", content["loss"], allowed)
     _refuse(problems)
-    return value
+    return Loss.of(value).function
 
 
 def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> schema.DataConfig:
@@ -209,7 +210,8 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
         changes |= {key: value for key, value in own.items() if key not in given | {"cache_dir"}}
     elif isinstance(data, schema.ImagesConfig) and "image_size" not in given:
         changes["image_size"] = schema.data_section(own).image_size
-    changes |= {"drop_remainder": False, "train_size": None}  # only for training
+    # These are only for training.
+    changes |= {"drop_remainder": False, "train_size": None, "imbalance": "none", "label_noise": "none"}
     data = schema.data_section(vars(data), **changes)
     _refuse([*rules.out_of_range({"data": vars(data)}), *rules.folder_problems(vars(data))])
     return data

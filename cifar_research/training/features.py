@@ -112,7 +112,7 @@ class _Extraction:
         root = folders.root(self._settings.data.cache_dir)
         arrays, _ = cache.load_arrays(root, NAME, identity, ("features", "targets"), make)
         labels = arrays["targets"] if augments else split.labels[split.indices]
-        return Split(arrays["features"], labels, np.arange(len(split)), views)
+        return Split(arrays["features"], labels, np.arange(len(split)), views, split.chances)
 
     def _compute(self, split: Split, view: int, augments: bool, kept: np.ndarray, targets: np.ndarray) -> None:
         """Fill one view's rows of the features and targets."""

@@ -72,10 +72,13 @@ def gather(
 
 
 def _data(data: Dataset, state: TrainState) -> dict[str, Any]:
+    matrix = data.label_matrix()
     mean, deviation = state.preprocessing.mean, state.preprocessing.standard_deviation
     return {
         "name": data.name,
         "classes": list(data.classes),
+        "train_counts": data.train.counts(len(data.classes)).tolist(),
+        "label_matrix": None if matrix is None else matrix.tolist(),
         "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "fingerprint": data.fingerprint,
         "found_in": data.found_in,

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cifar_research import augmentation
 from cifar_research.config import phases
-from cifar_research.config.contracts import Backbone
+from cifar_research.config.contracts import Backbone, LossFunction
 from cifar_research.config.phases import Phase
 from cifar_research.config.settings import Settings
 from cifar_research.data import batches
@@ -28,11 +28,14 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
     smallest_batch = _smallest_batch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)
     image_shape, num_classes = data.train.images.shape[1:], len(data.classes)
     model = classifier.classifier(settings.backbone, settings.head, image_shape, num_classes)
-    _check_loss(settings.loss, settings.content["loss"]["_target_"], num_classes)
+    _check_loss(settings.loss.function, settings.content["loss"]["_target_"], num_classes)
     statistics = data.train.channel_statistics() if settings.data.standardize else (None, None)
     return TrainState(
         model=model,
-        loss=settings.loss,
+        loss=settings.loss.of_counts(data.train.counts(num_classes))
+        if settings.loss.of_counts
+        else settings.loss.function,
+        scoring_loss=settings.loss.function,
         optimizer=settings.optimizer,
         preprocessing=Preprocessing(num_classes, augmentation.compose(settings.transforms), *statistics),
         seed=settings.seed,
@@ -57,7 +60,7 @@ def _smallest_batch(num_images: int, batch_size: int, drop_remainder: bool) -> i
     return smallest
 
 
-def _check_loss(loss: Callable[[Any, Any], Any], name: str, num_classes: int) -> None:
+def _check_loss(loss: LossFunction, name: str, num_classes: int) -> None:
     """Reject losses that are not per example: a batch mean would train with mis-scaled gradients."""
     shape = tuple(tf.convert_to_tensor(loss(tf.zeros([2, num_classes]), tf.one_hot([0, 0], num_classes))).shape)
     if shape != (2,):

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cifar_research.config.contracts import LossFunction
 from cifar_research.optimization.optimizers import Optimizer
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training.forward import Forward, Preprocessing, of_images
@@ -22,14 +23,14 @@ HOST = "/CPU:0"
 class TrainState:
     """The model, the optimizer's slots and the counters; `enter` sets the fields of a phase.
 
-    loss: (logits, targets [B, K]) -> float32 [B]. batch_shards: see shards.count. several_images: whether every batch
-    has more than one image.
+    loss: what training minimizes, (logits, targets [B, K]) -> float32 [B]. scoring_loss: of validation and test; None is
+    the same. batch_shards: see shards.count. several_images: whether every batch has more than one image.
     Of the phase: forward, weights, slots. learning_rate: step, float32 -> rate. scales: each weight's multiplier of the
     rate. first_step: the phase's. optimizer_first_steps: each weight's since the optimizer's reset.
     """
 
     model: keras.Model
-    loss: Callable[[Any, Any], Any]
+    loss: LossFunction
     optimizer: Optimizer
     preprocessing: Preprocessing
     seed: int
@@ -39,6 +40,7 @@ class TrainState:
     ema_decay: float | None = None
     batch_shards: int = 1
     several_images: bool = False
+    scoring_loss: LossFunction | None = None
     forward: Forward = field(init=False)
     weights: list[tf.Variable] = field(init=False)
     slots: list[list[tf.Variable]] = field(init=False)

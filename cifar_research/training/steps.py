@@ -117,11 +117,11 @@ def _scored(
     state: TrainState, network: Network, inputs: tf.Tensor, targets: tf.Tensor, *, training: bool
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Return logits float32 [b, K] and losses float32 [b] of each shard of the batch."""
-    scored = []
+    scored, loss = [], state.loss if training or state.scoring_loss is None else state.scoring_loss
     for first_row, (some, their_targets) in shards.cut(state.batch_shards, inputs, targets):
         with layers.rows_from(first_row):
             logits = tf.cast(network(some, training), tf.float32)
-        scored.append((logits, state.loss(logits, their_targets)))
+        scored.append((logits, loss(logits, their_targets)))
     return scored
 
 
