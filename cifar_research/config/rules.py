@@ -21,6 +21,10 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "data.split_seed": ("[]", 0, _MOST),
     "data.train_size": ("[]", 1, _MOST),
     "data.image_size": ("[]", 8, 1024),
+    "data.folds": ("[]", 2, 1000),
+    "data.fold": ("[]", 0, 999),
+    "data.imbalance_factor": ("[]", 1, 1e6),
+    "data.label_noise_rate": ("[)", 0, 1),
     "data.test_fraction": ("()", 0, 1),
     "data.max_damaged": ("[]", 0, 1),
     "data.train_images": ("[]", 10, _MOST),
@@ -43,6 +47,9 @@ _RANGES: dict[str, tuple[str, float, float]] = {
 }
 _CHOICES = {
     "data.validation": ("holdout", "test"),
+    "data.imbalance": ("none", "exponential", "step"),
+    "data.sampling": ("uniform", "balanced", "sqrt"),
+    "data.label_noise": ("none", "symmetric", "asymmetric"),
     "evaluation.views": schema.VIEWS,
     "training.precision": ("float32", "bfloat16", "float16"),
     "training.strategy": ("none", "mirrored", "multi_worker"),
@@ -100,7 +107,12 @@ def out_of_range(content: Mapping[str, Any]) -> list[str]:
 def combinations(content: Mapping[str, Any]) -> list[str]:
     """Return a problem for each invalid combination of values."""
     data, training, problems = content["data"], content["training"], []
-    if training["patience"] is not None and data["val_fraction"] == 0 and data["validation"] == "holdout":
+    if (
+        training["patience"] is not None
+        and not data["folds"]
+        and data["val_fraction"] == 0
+        and data["validation"] == "holdout"
+    ):
         problems.append(
             "training.patience: early stopping needs validation images, and data.val_fraction=0 leaves none; set "
             "data.val_fraction=0.1 or training.patience=null"
@@ -122,9 +134,18 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
             is_chief(training["strategy"])  # raises if TF_CONFIG is invalid
         except ConfigError as error:
             problems.append(str(error))
-    problems += folder_problems(data)
+    problems += folder_problems(data) + _fold_problems(data)
     problems += phases.problems(training)
     return problems or _rates(content) + _warmup(content)
+
+
+def _fold_problems(data: Mapping[str, Any]) -> list[str]:
+    folds, fold = data["folds"], data["fold"]
+    if folds is None:
+        return [f"data.fold: {fold} needs data.folds, the number of folds; add it"] if fold else []
+    if data["validation"] == "test":
+        return [f"data.folds: {folds} does not work with data.validation=test; choose one of them"]
+    return [f"data.fold: {fold} is out of range; it must be at most {folds - 1}"] if fold >= folds else []
 
 
 def folder_problems(data: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,15 @@ class DataConfig:
     cache_dir: str | None = None  # Where decoded images and features are kept; null is the cache folder.
     val_fraction: float = 0.1  # The share of the training images that is held out for validation.
     validation: str = "holdout"  # Validate on held-out training images, or on the test images.
-    split_seed: int = 0  # Chooses which training images are held out.
+    split_seed: int = 0  # Chooses which training images are held out, left out by `imbalance`, or get wrong labels.
+    folds: int | None = None  # Hold out one of this number of folds of the training images; null is `val_fraction`.
+    fold: int = 0  # The fold that is held out, from 0 on.
     train_size: int | None = None  # The number of training images, stratified; null is all of them.
+    imbalance: str = "none"  # Leave out training images for a long tail of classes, or a step after half of them.
+    imbalance_factor: float = 100.0  # How many times the images of the last class the first one has.
+    sampling: str = "uniform"  # Draw images equally often, or classes (`balanced`), or between the two (`sqrt`).
+    label_noise: str = "none"  # Give wrong labels to training images: any other class, or a similar one.
+    label_noise_rate: float = 0.4  # The share of the labels that `label_noise` changes.
     classes: list[str] | None = None  # Keep these classes, in this order; null is all of them.
     standardize: bool = False  # Subtract each channel's mean and divide by its standard deviation.
     drop_remainder: bool = False  # Leave out the last batch of an epoch if it is smaller than the others.

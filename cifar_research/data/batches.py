@@ -24,17 +24,28 @@ def smallest(num_images: int, batch_size: int, drop_remainder: bool) -> int:
 
 
 def indices(
-    step: tf.Tensor, num_images: int, batch_size: int, steps: int, seed: int, count: tf.Tensor | int = 1
+    step: tf.Tensor,
+    num_images: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    count: tf.Tensor | int = 1,
+    chances: np.ndarray | None = None,
 ) -> tf.Tensor:
     """Return the images of `count` batches of an epoch, from `step` on: int64 [B].
 
     An epoch has `steps` batches. It is a permutation of the split keyed by (seed, epoch), so there is no state to save.
+    With chances, an epoch is as many draws with replacement, keyed by the same.
     """
     epoch, batch = step // steps, step % steps
     first = batch * batch_size
     positions = tf.range(first, tf.minimum(first + count * batch_size, num_images), dtype=tf.int64)
     key = tf.stack([tf.cast(seed, tf.int64), epoch])
-    return tf.random.experimental.index_shuffle(positions, key, tf.cast(num_images - 1, tf.int64))
+    if chances is None:
+        return tf.random.experimental.index_shuffle(positions, key, tf.cast(num_images - 1, tf.int64))
+    draws = tf.gather(tf.random.stateless_uniform([num_images], key, dtype=tf.float64), positions)
+    chosen = tf.searchsorted(np.cumsum(chances), draws, side="right")
+    return tf.minimum(tf.cast(chosen, tf.int64), num_images - 1)  # the sum may end a little below 1
 
 
 def training(
@@ -60,7 +71,7 @@ def training(
 
     def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         step, replica = element // own_replicas, first_replica + element % own_replicas
-        chosen = indices(step, len(split), batch_size, steps, seed)
+        chosen = indices(step, len(split), batch_size, steps, seed, chances=split.chances)
         size = tf.size(chosen, tf.int64)
         return read(chosen[size * replica // replicas : size * (replica + 1) // replicas], step // steps)
 
@@ -93,7 +104,7 @@ def training_rows(
 
     def batches(call: tf.Tensor) -> tuple[tf.Tensor]:
         step, count = call[0], call[1]
-        chosen = indices(step, len(split), batch_size, steps, seed, count)
+        chosen = indices(step, len(split), batch_size, steps, seed, count, split.chances)
         return (tf.reshape(rows(chosen, step // steps), [count, -1]),)
 
     dataset = tf.data.Dataset.from_tensor_slices(np.array(calls, np.int64).reshape(-1, 2))

@@ -11,7 +11,7 @@ import numpy as np
 
 from cifar_research.config.schema import CifarConfig, DataConfig, ImagesConfig, SyntheticConfig
 from cifar_research.config.targets import nearest
-from cifar_research.data import cache, cifar, image_files, image_folders, splits, synthetic
+from cifar_research.data import cache, cifar, image_files, image_folders, noise, splits, synthetic
 from cifar_research.data.cache import Source
 from cifar_research.runtime import folders
 from cifar_research.runtime.errors import DataError
@@ -23,12 +23,14 @@ class Split:
 
     Images stay a memory map that the runs on a machine share. For backbone features, images are float32 [views N, ...],
     and labels may be targets float32 [views N, K]: `views` copies of the split, one for each epoch in turn.
+    chances: how often an image is drawn in training, float64 [len], the sum 1; None: once an epoch.
     """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
     views: int = 1
+    chances: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -37,6 +39,10 @@ class Split:
         """Return the images of the chosen classes, with labels numbered in that order."""
         labels = splits.renumbered(self.labels, chosen)
         return Split(self.images, labels, self.indices[labels[self.indices] >= 0])
+
+    def counts(self, num_classes: int) -> np.ndarray:
+        """Return the number of images of each class, int64 [num_classes]."""
+        return np.bincount(self.labels[self.indices], minlength=num_classes)
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return each channel's mean and standard deviation, float32 [C], of pixels in [0, 1]."""
@@ -55,7 +61,8 @@ class Dataset:
     """The data to train, validate and test on.
 
     note: a caveat to show beside results, or None. found_in: the folder or archive it was read from.
-    left_out: the number of unused files in the data set's folder, by reason.
+    left_out: the number of unused files in the data set's folder, by reason. true_labels: of the training images if
+    data.label_noise has changed them, int64 [N].
     """
 
     name: str
@@ -67,6 +74,15 @@ class Dataset:
     note: str | None
     found_in: str | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    true_labels: np.ndarray | None = None
+
+    def label_matrix(self) -> np.ndarray | None:
+        """Return how many training images of each class (row) have which label (column), None without noise."""
+        if self.true_labels is None:
+            return None
+        matrix, rows = np.zeros((len(self.classes),) * 2, np.int64), self.train.indices
+        np.add.at(matrix, (self.true_labels[rows], self.train.labels[rows]), 1)
+        return matrix
 
     def file_summary(self) -> str:
         """Return as one line how many images are used and how many files are left out."""
@@ -92,10 +108,16 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
             notes.append("data.validation=test leaves the images of val/ unused")
     elif "val" in whole:
         val = whole["val"]
+        if data.folds:
+            raise DataError("data.folds: val/ holds the validation images; leave data.folds out, or remove val/")
         if data.val_fraction != DataConfig.val_fraction:
             notes.append(f"data.val_fraction={data.val_fraction} is not used, since val/ holds the validation images")
     else:
-        held_out = splits.hold_out(train.labels, data.val_fraction, data.split_seed)
+        held_out = (
+            splits.fold(train.labels, source.classes, data.folds, data.fold, data.split_seed)
+            if data.folds
+            else splits.hold_out(train.labels, data.val_fraction, data.split_seed)
+        )
         val = replace(train, indices=np.flatnonzero(held_out))
         train = replace(train, indices=np.flatnonzero(~held_out))
     classes = source.classes
@@ -103,13 +125,36 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
         chosen = _chosen(data.classes, classes)
         classes = tuple(classes[i] for i in chosen)
         train, val, test = (split.of_classes(chosen) for split in (train, val, test))
-    if data.train_size is not None:
-        train = replace(train, indices=splits.subset(train.indices, train.labels, data.train_size, data.split_seed))
-    if not len(train):
-        raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training images; lower it")
+    train, true_labels = _for_training(train, data, classes)
+    if true_labels is not None:
+        share = (true_labels != train.labels)[train.indices].mean()
+        notes.append(f"{100 * share:.1f} % of the training images have wrong labels, by data.label_noise")
     left_out = {reason: len(names) for reason, names in source.left_out.items()}
     note = "; ".join(notes) or None
-    return Dataset(data.name, classes, train, val, test, source.fingerprint, note, source.found_in, left_out)
+    return Dataset(
+        data.name, classes, train, val, test, source.fingerprint, note, source.found_in, left_out, true_labels
+    )
+
+
+def _for_training(train: Split, data: DataConfig, classes: Sequence[str]) -> tuple[Split, np.ndarray | None]:
+    """Return the training images as the config changes them, and their true labels if it changes labels."""
+    rows, labels = train.indices, train.labels
+    if data.imbalance != "none" and len(rows):
+        rows = splits.imbalanced(rows, labels, classes, data.imbalance, data.imbalance_factor, data.split_seed)
+    if data.train_size is not None:
+        rows = splits.subset(rows, labels, data.train_size, data.split_seed)
+    if not len(rows):
+        raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training images; lower it")
+    has_noise = data.label_noise != "none"
+    given = labels
+    if has_noise:
+        given = noise.noisy(labels, rows, classes, data.label_noise, data.label_noise_rate, data.split_seed)
+    train = replace(train, indices=rows, labels=given)
+    if data.sampling != "uniform":
+        counts = train.counts(len(classes))
+        weights = (1 / counts if data.sampling == "balanced" else counts**-0.5)[given[rows]]
+        train = replace(train, chances=weights / weights.sum())
+    return train, labels if has_noise else None
 
 
 def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
