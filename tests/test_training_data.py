@@ -1,12 +1,16 @@
 """What the config changes of the training images: folds, long tails, sampling, wrong labels."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_datasets import lay_out
 
 from cifar_research import config
 from cifar_research.data import batches, datasets, noise, splits
 from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.training.run import run
 
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
@@ -126,7 +130,7 @@ def test_noise_is_of_the_training_labels_alone_and_both_are_known():
     matrix = noisy.label_matrix()
     assert matrix.sum() == len(plain.train) and matrix.trace() == len(plain.train) - round(0.25 * len(plain.train))
     assert (matrix.sum(1) == plain.train.counts(10)).all() and (matrix.sum(0) == noisy.train.counts(10)).all()
-    assert "25.0 % of the training images have wrong labels" in noisy.note
+    assert "25.0 % of the training images have other labels" in noisy.note
     assert plain.label_matrix() is None and plain.note is None
 
 
@@ -159,3 +163,101 @@ def test_wrong_settings_are_refused(words, message):
 def test_settings_that_the_data_does_not_allow_are_refused(words, message):
     with pytest.raises(DataError, match=message):
         load(*words)
+
+
+@pytest.fixture
+def labelled(tmp_path, monkeypatch):
+    """Return a function that loads a small CIFAR-10 with a labels file of this content, and the file's path."""
+    monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
+    folder = lay_out(tmp_path / "data", "cifar10", 0, archive=False)
+    path = tmp_path / "labels.npy"
+
+    def load_with(content, *words):
+        if content is not None:
+            np.save(path, content, allow_pickle=True)
+        words = [f"data.dir={folder}", f"data.labels_file={path}", *words]
+        return datasets.load(config.parse(["data.val_fraction=0", *words]).data)
+
+    return load_with, path
+
+
+def own_labels(labelled):
+    labels = np.array(labelled[0](None, "data.labels_file=null").train.labels)
+    return labels, (labels + (np.arange(len(labels)) % 4 == 0)) % 10
+
+
+def test_a_file_gives_the_labels_of_the_training_images(labelled):
+    labels, given = own_labels(labelled)
+    several = {"clean_label": labels, "worse_label": given, "aggre_label": labels}  # as in CIFAR-10N
+    for content, words in (
+        (given, []),
+        (given.astype(np.uint8), []),
+        (several, ["data.labels_key=worse_label"]),
+    ):
+        data = labelled[0](content, *words)
+        assert (data.train.labels == given).all() and (data.true_labels == labels).all()
+        assert data.note.endswith("25.0 % of the training images have other labels than the data set's")
+        assert not np.array_equal(data.test.labels, given)
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        (lambda own, new: new[:-1], [], r"labels_file: .* has an array of shape \[\d+\]; it must hold"),
+        (lambda own, new: new + 1, [], "labels_file: .* has other values than the whole numbers 0 to 9"),
+        (lambda own, new: new / 2, [], "labels_file: .* has other values than the whole numbers 0 to 9"),
+        (lambda own, new: {"worse_label": new}, [], "labels_key: give one of worse_label"),
+        (lambda own, new: {"worse_label": new}, ["data.labels_key=worst"], "labels_key: 'worst' is not in the file"),
+        (lambda own, new: new, ["data.labels_key=worst"], "labels_key: .* holds one array"),
+        (
+            lambda own, new: {"clean_label": np.roll(own, 1), "noisy": new},
+            ["data.labels_key=noisy"],
+            "labels_file: clean_label of .* differs from the labels of the data",
+        ),
+        (lambda own, new: None, [], "labels_file: .*labels.npy cannot be read: No such file"),
+        (lambda own, new: b"no array", [], "labels_file: .*labels.npy is not a .npy file of labels"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(labelled, content, words, message):
+    content = content(*own_labels(labelled))
+    if isinstance(content, bytes):
+        labelled[1].write_bytes(content)
+        content = None
+    with pytest.raises(DataError, match=f"data.{message}"):
+        labelled[0](content, *words)
+
+
+def test_a_labels_file_runs_no_code(labelled, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    np.save(labelled[1], np.array({"worse_label": Hostile()}), allow_pickle=True)
+    with pytest.raises(DataError, match="it would load posix.system"):
+        labelled[0](None, "data.labels_key=worse_label")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.labels_key=a"], "data.labels_key: 'a' needs data.labels_file"),
+        (["data.labels_file=a.npy", "data.label_noise=symmetric"], "does not work with data.label_noise"),
+        (["data.labels_file=a.npy", "data.classes=[cat,dog]"], "does not work with data.classes"),
+    ],
+)
+def test_settings_that_exclude_a_labels_file_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        config.parse(words)
+
+
+def test_a_run_continues_with_the_labels_that_it_began_with(labelled, tmp_path):
+    labels, given = own_labels(labelled)
+    labelled[0](given)
+    words = [f"data.dir={tmp_path / 'data'}", f"data.labels_file={labelled[1]}", "training.epochs=2"]
+    small = ["backbone.filters=[4]", "model.hidden=[4]", "tensorboard.enabled=false", "data.val_fraction=0.2"]
+    report = run(config.parse([*words, *small]), tmp_path / "run")
+    assert np.trace(report["data"]["label_matrix"]) < np.sum(report["data"]["label_matrix"])
+    labelled[0](labels)
+    with pytest.raises(ConfigError, match="data.labels_file: this run started with other labels"):
+        run(config.parse([*words, *small, "training.epochs=3"]), tmp_path / "run")

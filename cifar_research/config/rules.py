@@ -134,7 +134,7 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
             is_chief(training["strategy"])  # raises if TF_CONFIG is invalid
         except ConfigError as error:
             problems.append(str(error))
-    problems += folder_problems(data) + _fold_problems(data)
+    problems += folder_problems(data) + _fold_problems(data) + _label_problems(data)
     problems += phases.problems(training)
     return problems or _rates(content) + _warmup(content)
 
@@ -146,6 +146,16 @@ def _fold_problems(data: Mapping[str, Any]) -> list[str]:
     if data["validation"] == "test":
         return [f"data.folds: {folds} does not work with data.validation=test; choose one of them"]
     return [f"data.fold: {fold} is out of range; it must be at most {folds - 1}"] if fold >= folds else []
+
+
+def _label_problems(data: Mapping[str, Any]) -> list[str]:
+    file, key = data.get("labels_file"), data.get("labels_key")
+    if file is None:
+        return [f"data.labels_key: {key!r} needs data.labels_file; add it"] if key else []
+    for other, unset in (("label_noise", "none"), ("classes", None)):
+        if data[other] != unset:
+            return [f"data.labels_file: does not work with data.{other}; choose one of them"]
+    return []
 
 
 def folder_problems(data: Mapping[str, Any]) -> list[str]:

@@ -46,6 +46,8 @@ class DataConfig:
 @dataclass(frozen=True)
 class CifarConfig(DataConfig):
     download: bool = True  # Download the images if they are in none of the usual places.
+    labels_file: str | None = None  # A .npy file of labels for the training images, in the order of the data's files.
+    labels_key: str | None = None  # The labels to take if the file has several, such as `worse_label` of CIFAR-10N.
 
 
 @dataclass(frozen=True)

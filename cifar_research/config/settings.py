@@ -212,6 +212,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
         changes["image_size"] = schema.data_section(own).image_size
     # These are only for training.
     changes |= {"drop_remainder": False, "train_size": None, "imbalance": "none", "label_noise": "none"}
+    changes |= {"labels_file": None, "labels_key": None} if isinstance(data, schema.CifarConfig) else {}
     data = schema.data_section(vars(data), **changes)
     _refuse([*rules.out_of_range({"data": vars(data)}), *rules.folder_problems(vars(data))])
     return data

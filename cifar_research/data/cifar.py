@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike
 from cifar_research.data import cache
 from cifar_research.data.cache import Labelled, Source
 from cifar_research.data.download import fetch, hash_file
+from cifar_research.data.unpickling import PlainUnpickler
 from cifar_research.runtime.errors import DataError
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz"
@@ -238,7 +238,7 @@ def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
 
 
 def _unpickle_batch(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
-    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     return _checked(np.asarray(batch[b"data"]), batch[b"fine_labels" if is_fine else b"labels"], num_classes)
 
 
@@ -252,7 +252,7 @@ def _checked(pixels: np.ndarray, labels: ArrayLike, num_classes: int) -> Labelle
 
 
 def _unpickle_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
-    meta = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    meta = PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     names = meta[b"fine_label_names" if is_fine else b"label_names"]
     return _split_names(b"\n".join(names), is_fine, num_classes)
 
@@ -262,21 +262,3 @@ def _split_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, 
     if len(names) != num_classes:
         raise ValueError(f"it has {len(names)} class names instead of {num_classes}")
     return names
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that allows plain types and numpy arrays only."""
-
-    _ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how newer Pythons pickle bytes
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it would load {module}.{name}, which a data set does not need") from None

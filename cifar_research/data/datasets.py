@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,8 +62,8 @@ class Dataset:
     """The data to train, validate and test on.
 
     note: a caveat to show beside results, or None. found_in: the folder or archive it was read from.
-    left_out: the number of unused files in the data set's folder, by reason. true_labels: of the training images if
-    data.label_noise has changed them, int64 [N].
+    left_out: the number of unused files in the data set's folder, by reason. true_labels: the data set's own, int64 [N],
+    if the training images have others.
     """
 
     name: str
@@ -83,6 +84,10 @@ class Dataset:
         matrix, rows = np.zeros((len(self.classes),) * 2, np.int64), self.train.indices
         np.add.at(matrix, (self.true_labels[rows], self.train.labels[rows]), 1)
         return matrix
+
+    def labels_sha256(self) -> str:
+        """Return the digest of the labels of the training images."""
+        return hashlib.sha256(self.train.labels[self.train.indices].astype("<i8").tobytes()).hexdigest()
 
     def file_summary(self) -> str:
         """Return as one line how many images are used and how many files are left out."""
@@ -128,7 +133,7 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
     train, true_labels = _for_training(train, data, classes)
     if true_labels is not None:
         share = (true_labels != train.labels)[train.indices].mean()
-        notes.append(f"{100 * share:.1f} % of the training images have wrong labels, by data.label_noise")
+        notes.append(f"{100 * share:.1f} % of the training images have other labels than the data set's")
     left_out = {reason: len(names) for reason, names in source.left_out.items()}
     note = "; ".join(notes) or None
     return Dataset(
@@ -145,16 +150,17 @@ def _for_training(train: Split, data: DataConfig, classes: Sequence[str]) -> tup
         rows = splits.subset(rows, labels, data.train_size, data.split_seed)
     if not len(rows):
         raise DataError(f"data.val_fraction: {data.val_fraction} leaves no training images; lower it")
-    has_noise = data.label_noise != "none"
     given = labels
-    if has_noise:
+    if data.label_noise != "none":
         given = noise.noisy(labels, rows, classes, data.label_noise, data.label_noise_rate, data.split_seed)
+    elif isinstance(data, CifarConfig) and data.labels_file:
+        given = noise.from_file(Path(data.labels_file), data.labels_key, labels, len(classes))
     train = replace(train, indices=rows, labels=given)
     if data.sampling != "uniform":
         counts = train.counts(len(classes))
         weights = (1 / counts if data.sampling == "balanced" else counts**-0.5)[given[rows]]
         train = replace(train, chances=weights / weights.sum())
-    return train, labels if has_noise else None
+    return train, None if given is labels else labels
 
 
 def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:

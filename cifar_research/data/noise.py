@@ -1,11 +1,15 @@
-"""Label noise: wrong labels for a share of the training images, by a seed."""
+"""Labels other than the data set's: wrong ones by a seed, or those of a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cifar_research.config.targets import nearest
+from cifar_research.data.unpickling import PlainUnpickler
 from cifar_research.runtime.errors import DataError
 
 # CIFAR-10's pairs of similar classes (Patrini et al. 2017).
@@ -36,3 +40,51 @@ def noisy(
         own = rng.permutation(rows[labels[rows] == classes.index(source)])
         given[own[: round(rate * len(own))]] = classes.index(target)
     return given
+
+
+def from_file(path: Path, key: str | None, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the labels, int64 [N], in a .npy file: an array, or CIFAR-10N's dict of arrays (Wei et al. 2022).
+
+    key: of the dict. labels: the data set's own, int64 [N], in the order of its files. DataError if the file's do not fit.
+    """
+    content = _read(path)
+    if isinstance(content, dict):
+        names = [name for name in content if isinstance(name, str)]
+        if key not in names:
+            hint = "give one of" if key is None else f"{key!r} is not in the file{nearest(key, names)}; it has"
+            raise DataError(f"data.labels_key: {hint} {', '.join(names)}")
+        clean, given = content.get("clean_label"), np.asarray(content[key])
+        if clean is not None and not np.array_equal(clean, labels):
+            raise DataError(
+                f"data.labels_file: clean_label of {path} differs from the labels of the data; give a file in the order of the "
+                "data set's own files, such as CIFAR-10_human.npy"
+            )
+    elif key is not None:
+        raise DataError(f"data.labels_key: {path} holds one array and has no keys; remove {key!r}")
+    else:
+        given = content
+    if given.shape != labels.shape:
+        raise DataError(
+            f"data.labels_file: {path} has an array of shape {list(given.shape)}; it must hold {len(labels)} labels, one for each "
+            "training image"
+        )
+    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= num_classes:
+        raise DataError(
+            f"data.labels_file: {path} has other values than the whole numbers 0 to {num_classes - 1}; correct it"
+        )
+    return given.astype(np.int64)
+
+
+def _read(path: Path) -> Any:
+    """Return the array or the dict of arrays in a .npy file; DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            _, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+            if not dtype.hasobject:
+                return np.load(path)
+            return PlainUnpickler(file).load().item()
+    except OSError as error:
+        raise DataError(f"data.labels_file: {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # numpy and pickle raise many types for damaged files
+        raise DataError(f"data.labels_file: {path} is not a .npy file of labels: {error}") from error

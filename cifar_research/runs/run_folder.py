@@ -64,6 +64,10 @@ def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
             f"data: this run started with other images (in {before['found_in']}, fingerprint {before['fingerprint']}; now "
             f"in {data.found_in}, {data.fingerprint}); restore its data.dir, or choose another hydra.run.dir"
         )
+    if before["labels_sha256"] != data.labels_sha256():
+        raise ConfigError(
+            "data.labels_file: this run started with other labels; restore the file, or choose another hydra.run.dir"
+        )
     if list(data.classes) != before["classes"]:
         raise ConfigError(
             f"data: this run started with the classes {', '.join(before['classes'])}, and the same images now have "

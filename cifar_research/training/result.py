@@ -81,6 +81,7 @@ def _data(data: Dataset, state: TrainState) -> dict[str, Any]:
         "label_matrix": None if matrix is None else matrix.tolist(),
         "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "fingerprint": data.fingerprint,
+        "labels_sha256": data.labels_sha256(),
         "found_in": data.found_in,
         "note": data.note,
         "left_out": dict(data.left_out),

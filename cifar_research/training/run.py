@@ -115,6 +115,7 @@ def _saver(settings: Settings, data: Dataset, environment: Environment, run_dir:
     identity = {
         "config": settings.content,
         "fingerprint": data.fingerprint,
+        "labels_sha256": data.labels_sha256(),
         "classes": list(data.classes),
         "found_in": data.found_in,
         "device": environment.device,
