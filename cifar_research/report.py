@@ -32,6 +32,10 @@ _SINGLE_SEEDS = (
     "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
     "out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
 )
+_FOLDS = (
+    "Over folds, ± and the t-test have the correction of Nadeau and Bengio (2003): the folds' training sets overlap, so the "
+    "variance of the mean is s² (1/n + validation images / training images)."
+)
 _MOST_ROWS = 100  # of the leaderboard, in report.html and leaderboard.md
 _MOST_VALUES = 20  # of a setting's main effects, there
 
@@ -115,6 +119,7 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     """
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
     notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else list(_NOTES)
+    notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)
     if most_rows and (hidden := comparison.leaderboard[most_rows:]):
         leaderboard = leaderboard[: most_rows + 1]

@@ -89,6 +89,24 @@ def test_one_row_a_setting_with_interval_over_seeds(tmp_path):
     assert not {"momentum", "beta_1", "learning_rate", "seed", "batch_size"} & first.keys()
 
 
+def test_folds_are_one_row_with_their_correction(tmp_path):
+    for seed in range(2):
+        for fold, accuracy in enumerate((0.70, 0.72, 0.71)):
+            words = ["optimizer=sgd", f"seed={seed}", "data.folds=3", f"data.fold={fold}"]
+            write_run(tmp_path / f"{seed}{fold}", words, accuracy=accuracy + seed / 100)
+    write_run(tmp_path / "other", ["optimizer=adam", "data.folds=3", "data.fold=1"], accuracy=0.3)
+    first, second = table_of(tmp_path)
+    assert (first["n"], first["val accuracy"], second["n"]) == ("6", "0.7150", "1")
+    # 2.5706 x 0.0105 x sqrt(1 / 6 + 5,000 / 45,000)
+    assert first["val 95 %"] == "± 0.0142"
+    assert not {"fold", "seed"} & first.keys()
+    comparison = Comparison(runs.find([str(tmp_path)])[0])
+    assert comparison.effects["optimizer"][0].half_width == pytest.approx(0.0142, abs=1e-4)
+    cells = dict(zip(*tables.leaderboard_csv(comparison)[:2], strict=True))
+    assert cells["interval"] == "folds"
+    assert "Nadeau and Bengio (2003)" in command.summary(comparison)
+
+
 def test_a_run_that_repeats_another_is_no_further_seed(tmp_path):
     for name, seed, accuracy in (("a", 0, 0.6), ("b", 1, 0.8), ("c", 1, 0.7)):
         write_run(tmp_path / name, [f"seed={seed}"], accuracy=accuracy)
@@ -545,7 +563,7 @@ def test_a_row_of_many_seeds_has_one_entry_in_the_legend(tmp_path):
     write_run(tmp_path / "other", ["optimizer=sgd"], accuracy=0.4)
     figure = figures._curves(Comparison(runs.find([str(tmp_path)])[0]))
     shown = [trace.name.rpartition(", ")[2] for trace in figure.data if trace.showlegend]
-    assert len(figure.data) == 11 and shown == ["10 of 12 seeds", "seed 0"]
+    assert len(figure.data) == 11 and shown == ["10 of 12 runs", "seed 0"]
 
 
 def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):

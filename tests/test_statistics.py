@@ -26,6 +26,22 @@ def test_paired_where_the_seeds_are_the_same_and_welch_where_not():
     assert math.isnan(statistics.t_test(FIRST, {0: 0.5}))
 
 
+def test_folds_have_the_correction_of_nadeau_and_bengio():
+    values, overlap = list(FIRST.values()), 1 / 3  # four folds
+    plain = stats.sem(values)
+    wider = math.sqrt(plain**2 * (1 + 4 * overlap))
+    low, high = stats.t.interval(0.95, 3, 0, wider)
+    assert statistics.t_half_width(values, overlap) == pytest.approx((high - low) / 2)
+    differences = [FIRST[fold] - SECOND[fold] for fold in FIRST]
+    t = sum(differences) / 4 / (stats.sem(differences) * math.sqrt(1 + 4 * overlap))
+    assert statistics.t_test(FIRST, SECOND, overlap) == pytest.approx(2 * stats.t.sf(t, 3))
+    other = {5: 0.70, 6: 0.72, 7: 0.715}
+    scaled = [(sum(each) / len(each), stats.tstd(each) * math.sqrt(1 + len(each) * overlap), len(each))
+              for each in (values, list(other.values()))]  # fmt: skip
+    welch = stats.ttest_ind_from_stats(*scaled[0], *scaled[1], equal_var=False).pvalue
+    assert statistics.t_test(FIRST, other, overlap) == pytest.approx(welch) and welch > statistics.t_test(FIRST, other)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -68,7 +68,7 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
 def _curves(comparison: Comparison) -> plotly.Figure:
     """Return validation accuracy by epoch: a line a run, a colour a row of the leaderboard.
 
-    Of a row with many seeds, the first ones; the legend says how many.
+    Of a row with many runs, the first ones; the legend says how many.
     """
     figure = plotly.Figure(
         layout={"yaxis_title": "validation accuracy", "xaxis_title": "epoch", "legend": _LEGEND_BELOW}
@@ -77,17 +77,22 @@ def _curves(comparison: Comparison) -> plotly.Figure:
         settings = row.runs[0].settings
         name = ", ".join(f"{title} {text_of(settings.get(key))}" for key, title in comparison.titles.items())
         if (num := len(row.runs)) == 1:
-            name = f"{name}, seed {row.runs[0].seed}"
+            name = f"{name}, {_repeat(row.runs[0])}"
         else:
-            name = f"{name}, {num} seeds" if num <= _MOST_CURVES else f"{name}, {_MOST_CURVES} of {num} seeds"
+            name = f"{name}, {num} runs" if num <= _MOST_CURVES else f"{name}, {_MOST_CURVES} of {num} runs"
         is_first = True
         for run in row.runs[:_MOST_CURVES]:
             with contextlib.suppress(ReportError):
                 epochs, values = mean_curve([curve(run.history())])
                 style = {"line_color": colour, "name": name, "legendgroup": name, "showlegend": is_first}
-                figure.add_scatter(x=epochs, y=values, hovertext=f"seed {run.seed}", **style)
+                figure.add_scatter(x=epochs, y=values, hovertext=_repeat(run), **style)
                 is_first = False
     return figure
+
+
+def _repeat(run: Run) -> str:
+    seed, fold = run.repeat
+    return f"seed {seed}" if fold is None else f"seed {seed}, fold {fold}"
 
 
 def _effects(comparison: Comparison) -> plotly.Figure:

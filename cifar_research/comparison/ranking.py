@@ -25,7 +25,7 @@ _TECHNIQUES = {
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by their seed only. rank: 1 for the best and its ties, None if unranked."""
+    """Runs that differ by seed or fold only. rank: 1 for the best and its ties, None if unranked."""
 
     runs: list[Run]
     rank: int | None = None
@@ -40,17 +40,22 @@ class Row:
         scores = self.scores(path)
         return sum(scores) / len(scores) if scores else None
 
+    @property
+    def overlap(self) -> float:
+        """Return the correction for folds, see statistics.t_half_width; 0 if the runs are of one fold."""
+        return _overlap(self.runs)
+
     def bounds(self, path: str) -> tuple[float, float]:
-        """Return the 95 % interval of an accuracy, by t over seeds or Wilson's for one run, or nan."""
+        """Return the 95 % interval of an accuracy, by t over seeds and folds or Wilson's for one run, or nan."""
         scores = self.scores(path)
         if len(scores) == 1:
             return wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
-        half_width = statistics.t_half_width(scores)
+        half_width = statistics.t_half_width(scores, self.overlap if scores else 0.0)
         mean = sum(scores) / max(len(scores), 1)
         return mean - half_width, mean + half_width
 
     def interval(self, path: str) -> str:
-        """Return the 95 % interval as text: ± over seeds, or [low, high] for one run."""
+        """Return the 95 % interval as text: ± over seeds and folds, or [low, high] for one run."""
         num_scores, (low, high) = len(self.scores(path)), self.bounds(path)
         if not num_scores:
             return "–"
@@ -81,8 +86,8 @@ class Comparison:
 
     @cached_property
     def distinct(self) -> list[Run]:
-        """The runs without completed ones that a later run repeats with the same seed."""
-        return list({(run.group, run.seed): run for run in self.runs}.values())
+        """The runs without completed ones that a later run repeats with the same seed and fold."""
+        return list({(run.group, run.repeat): run for run in self.runs}.values())
 
     @cached_property
     def completed(self) -> list[Run]:
@@ -102,9 +107,9 @@ class Comparison:
         """
         rows = []
         for number, row in enumerate(self.scored_rows, 1):
-            best, own = ({run.seed: run.val_accuracy for run in other.runs} for other in (self.scored_rows[0], row))
-            num_best, num_own = (other.runs[0].score("data/sizes/val") for other in (self.scored_rows[0], row))
-            is_tie = number > 1 and statistics.is_tie(best, own, num_best, num_own)
+            best, own = ({run.repeat: run.val_accuracy for run in other.runs} for other in (self.scored_rows[0], row))
+            sizes = [other.runs[0].score("data/sizes/val") for other in (self.scored_rows[0], row)]
+            is_tie = number > 1 and statistics.is_tie(best, own, *sizes, row.overlap)
             rows.append(Row(row.runs, 1 if is_tie else number, is_tie))
         return rows + _rows([run for run in self.distinct if not run.is_scored])
 
@@ -125,17 +130,27 @@ class Comparison:
         """
         effects_by_key = {}
         for key in self.titles:
-            accuracies: dict[str, list[float]] = {}
+            runs_by_value: dict[str, list[Run]] = {}
             for run in self.completed:
                 if key in run.settings:
-                    accuracies.setdefault(text_of(run.settings[key]), []).append(run.val_accuracy)
+                    runs_by_value.setdefault(text_of(run.settings[key]), []).append(run)
             # If each run has another value, as in a random search, means are meaningless.
-            if any(len(values) > 1 for values in accuracies.values()):
-                effects_by_key[key] = [
-                    Effect(value, sum(values) / len(values), statistics.t_half_width(values), len(values))
-                    for value, values in accuracies.items()
-                ]
+            if any(len(runs) > 1 for runs in runs_by_value.values()):
+                effects_by_key[key] = [_effect(value, runs) for value, runs in runs_by_value.items()]
         return effects_by_key
+
+
+def _effect(value: str, runs: Sequence[Run]) -> Effect:
+    accuracies = [run.val_accuracy for run in runs]
+    half_width = statistics.t_half_width(accuracies, _overlap(runs))
+    return Effect(value, sum(accuracies) / len(accuracies), half_width, len(accuracies))
+
+
+def _overlap(runs: Sequence[Run]) -> float:
+    if len({run.repeat[1] for run in runs}) == 1:
+        return 0.0
+    num_val, num_train = (sum(run.score(f"data/sizes/{split}") for run in runs) for split in ("val", "train"))
+    return float(num_val / num_train)
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:

@@ -55,6 +55,11 @@ class Run:
         return math.nan if value is None else value
 
     @property
+    def repeat(self) -> tuple[int, int | None]:
+        """Return the seed and the fold, None without folds: what may differ between the runs of a setting."""
+        return self.seed, self.config["data"]["fold"] if self.config["data"]["folds"] else None
+
+    @property
     def is_scored(self) -> bool:
         """Return whether the run is completed and has a validation accuracy."""
         return self.state == "completed" and not math.isnan(self.val_accuracy)
@@ -76,11 +81,11 @@ class Run:
 
     @functools.cached_property
     def group(self) -> tuple[str, str | None]:
-        """Return a key that completed or waiting runs share if they differ by their seed only."""
+        """Return a key that completed or waiting runs share if they differ by seed or fold only."""
         if self.state not in ("completed", "waiting"):
             return str(self.folder), None
         # The fingerprint identifies the images, whatever their folder.
-        ignored = {"seed", "data.dir"} if self.fingerprint else {"seed"}
+        ignored = {"seed", "data.fold", *(["data.dir"] if self.fingerprint else [])}
         flat = {key: value for key, value in self.identity.keys.items() if key not in ignored}
         values = f"{self.state} {sorted(flat.items())}"
         return hashlib.sha256(values.encode(errors="replace")).hexdigest(), self.fingerprint
@@ -168,7 +173,7 @@ def _name_options(runs: Sequence[Run]) -> None:
 
 
 def varied(runs: Sequence[Run]) -> dict[str, str]:
-    """Return {key: title} of the settings that differ between runs, except `seed`.
+    """Return {key: title} of the settings that differ between runs, except `seed` and `data.fold`.
 
     A key that varies with its group's option only is left out. A title is the key, or its last part if unique.
     """
@@ -180,6 +185,6 @@ def varied(runs: Sequence[Run]) -> dict[str, str]:
             is_of_option = is_of_option or key.startswith(("training.phases.", "training.epochs"))
             option = str(run.settings[group]) if is_of_option else ""
             values.setdefault(key, {}).setdefault(option, set()).add(str(value))
-    keys = [key for key, options in values.items() if key != "seed" and max(map(len, options.values())) > 1]
+    keys = [key for key, options in values.items() if key not in ("seed", "data.fold") and max(map(len, options.values())) > 1]
     last = [key.rpartition(".")[2] for key in keys]
     return {key: title if last.count(title) == 1 else key for key, title in zip(keys, last, strict=True)}

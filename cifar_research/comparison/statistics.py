@@ -13,28 +13,40 @@ _CHI_SQUARED = 3.841458820694124  # its quantile at 95 %, one degree of freedom
 Key = TypeVar("Key")  # a seed, or another key of a setting's runs
 
 
-def t_half_width(values: Sequence[float]) -> float:
-    """Return half the 95 % interval of a mean by Student's t; nan without spread."""
+def t_half_width(values: Sequence[float], overlap: float = 0.0) -> float:
+    """Return half the 95 % interval of a mean by Student's t; nan without spread.
+
+    overlap: for folds, validation images over training images. The training sets overlap, so the values are not
+    independent, and the variance of their mean is larger by it (Nadeau and Bengio 2003).
+    """
     if len(values) < 2 or not (std := _std(values)):
         return math.nan
     from scipy.special import stdtrit  # scipy.stats takes a second
 
-    return float(stdtrit(len(values) - 1, 1 - _LEVEL / 2) * std / math.sqrt(len(values)))
+    return float(stdtrit(len(values) - 1, 1 - _LEVEL / 2) * std * math.sqrt(1 / len(values) + overlap))
 
 
-def t_test(first: Mapping[Key, float], second: Mapping[Key, float]) -> float:
-    """Return the two-sided p of a t-test of two settings' values by seed.
+def t_test(first: Mapping[Key, float], second: Mapping[Key, float], overlap: float = 0.0) -> float:
+    """Return the two-sided p of a t-test of two settings' values by seed and fold.
 
-    Paired if the seeds are the same, otherwise Welch's. nan below two values each, or without spread.
+    Paired if seeds and folds are the same, otherwise Welch's. nan below two values each, or without spread. overlap:
+    as of `t_half_width`.
     """
     if min(len(first), len(second)) < 2:
         return math.nan
     from scipy import stats
 
     if first.keys() == second.keys():
-        differences = [first[seed] - second[seed] for seed in first]
-        return float(stats.ttest_1samp(differences, 0).pvalue) if _std(differences) else math.nan
-    a, b = ((np.mean(values), _std(values), len(values)) for values in (list(first.values()), list(second.values())))
+        differences = [first[key] - second[key] for key in first]
+        if not (std := _std(differences)):
+            return math.nan
+        error = std * math.sqrt(1 / len(differences) + overlap)
+        return float(2 * stats.t.sf(abs(np.mean(differences)) / error, len(differences) - 1))
+    # A standard deviation from which scipy computes the wider error of the mean.
+    a, b = (
+        (np.mean(values), _std(values) * math.sqrt(1 + overlap * len(values)), len(values))
+        for values in (list(first.values()), list(second.values()))
+    )
     return float(stats.ttest_ind_from_stats(*a, *b, equal_var=False).pvalue) if a[1] or b[1] else math.nan
 
 
@@ -55,9 +67,11 @@ def is_within_binomial(first: float, second: float, num_first: int, num_second: 
     return float(((table - expected) ** 2 / expected).sum()) < _CHI_SQUARED
 
 
-def is_tie(first: Mapping[int, float], second: Mapping[int, float], num_first: int, num_second: int) -> bool:
-    """Return whether noise of the seeds or of the images may explain two settings' difference."""
-    if t_test(first, second) > _LEVEL:
+def is_tie(
+    first: Mapping[Key, float], second: Mapping[Key, float], num_first: int, num_second: int, overlap: float = 0.0
+) -> bool:
+    """Return whether noise of seeds, folds or images may explain two settings' difference; overlap: as above."""
+    if t_test(first, second, overlap) > _LEVEL:
         return True
     mean_first, mean_second = (float(np.mean(list(values.values()))) for values in (first, second))
     return is_within_binomial(mean_first, mean_second, num_first, num_second)

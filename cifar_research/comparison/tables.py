@@ -63,7 +63,7 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
                 _Cell("", f"{split} 95 %", row.interval(path)),
             ]
         cells += [
-            _Cell("interval", "", "seeds" if num > 1 else "images"),
+            _Cell("interval", "", ("folds" if row.overlap else "seeds") if num > 1 else "images"),
             _Cell("train_accuracy", "train accuracy", row.mean("train/accuracy"), ".4f"),
             _Cell("val_loss", "val loss", row.mean("val/loss"), ".4f"),
         ]
