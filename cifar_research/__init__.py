@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifar_research.config.contracts import Backbone, Head, Transform
+    from cifar_research.config.contracts import Backbone, Head, Loss, Transform
     from cifar_research.inference.trained import load
 
-__all__ = ["Backbone", "Head", "Transform", "load"]
-_MODULES = {"load": "inference.trained"} | dict.fromkeys(("Backbone", "Head", "Transform"), "config.contracts")
+__all__ = ["Backbone", "Head", "Loss", "Transform", "load"]
+_MODULES = {"load": "inference.trained"} | dict.fromkeys(("Backbone", "Head", "Loss", "Transform"), "config.contracts")
 
 
 def __getattr__(name: str) -> Any:

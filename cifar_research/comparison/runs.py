@@ -185,6 +185,10 @@ def varied(runs: Sequence[Run]) -> dict[str, str]:
             is_of_option = is_of_option or key.startswith(("training.phases.", "training.epochs"))
             option = str(run.settings[group]) if is_of_option else ""
             values.setdefault(key, {}).setdefault(option, set()).add(str(value))
-    keys = [key for key, options in values.items() if key not in ("seed", "data.fold") and max(map(len, options.values())) > 1]
+    keys = [
+        key
+        for key, options in values.items()
+        if key not in ("seed", "data.fold") and max(map(len, options.values())) > 1
+    ]
     last = [key.rpartition(".")[2] for key in keys]
     return {key: title if last.count(title) == 1 else key for key, title in zip(keys, last, strict=True)}

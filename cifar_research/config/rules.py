@@ -30,6 +30,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "data.train_images": ("[]", 10, _MOST),
     "data.test_images": ("[]", 10, _MOST),
     "data.seed": ("[]", 0, _MOST),
+    "batch_norm.images": ("[]", 1, _MOST),
     "features.views": ("[]", 0, 1000),
     "training.epochs": ("[]", 1, _MOST),
     "training.batch_size": ("[]", 1, _MOST),
@@ -50,6 +51,7 @@ _CHOICES = {
     "data.imbalance": ("none", "exponential", "step"),
     "data.sampling": ("uniform", "balanced", "sqrt"),
     "data.label_noise": ("none", "symmetric", "asymmetric"),
+    "batch_norm.statistics": ("moving", "debiased", "precise"),
     "evaluation.views": schema.VIEWS,
     "training.precision": ("float32", "bfloat16", "float16"),
     "training.strategy": ("none", "mirrored", "multi_worker"),
@@ -68,6 +70,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
         "training": schema.TrainingConfig,
         "tensorboard": schema.TensorBoardConfig,
         "evaluation": schema.EvaluationConfig,
+        "batch_norm": schema.BatchNormConfig,
         "features": schema.FeaturesConfig,
         "sweep": schema.SweepConfig,
     }

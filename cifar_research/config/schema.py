@@ -107,6 +107,14 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class BatchNormConfig:
+    # What evaluation normalizes by: averages over training steps (`moving`), the same corrected for their start
+    # (`debiased`), or means over training images with the weights as they are (`precise`).
+    statistics: str = "moving"
+    images: int = 2000  # How many training images the `precise` means are over.
+
+
+@dataclass(frozen=True)
 class FeaturesConfig:
     """Whether the features of a frozen backbone are computed once and kept."""
 
@@ -149,6 +157,7 @@ class Config:
     schedule: Any = MISSING
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    batch_norm: BatchNormConfig = field(default_factory=BatchNormConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -35,6 +35,7 @@ class Settings:
     data: schema.DataConfig
     training: schema.TrainingConfig
     evaluation: schema.EvaluationConfig
+    batch_norm: schema.BatchNormConfig
     features: schema.FeaturesConfig
     tensorboard: schema.TensorBoardConfig
     phases: tuple[Phase, ...]
@@ -102,6 +103,7 @@ def parse_composed(composed: Composed) -> Settings:
         data=data,
         training=section(config.training, schema.TrainingConfig),
         evaluation=section(config.evaluation, schema.EvaluationConfig),
+        batch_norm=section(config.batch_norm, schema.BatchNormConfig),
         features=section(config.features, schema.FeaturesConfig),
         tensorboard=section(config.tensorboard, schema.TensorBoardConfig),
         **plugins,

@@ -31,14 +31,15 @@ Rule = Callable[[Mapping[str, Any]], bool]
 class Stage:
     """A phase of training with its data: images or features.
 
-    evaluate: scores the splits. is_last: whether no phase follows. stop: a request to save and stop. is_hopeless: True
-    prunes.
+    evaluate: scores the splits. measure: sets batch normalisation's statistics before it. is_last: whether no phase
+    follows. stop: a request to save and stop. is_hopeless: True prunes.
     """
 
     phase: Phase
     data: Dataset
     drop_remainder: bool
     evaluate: Evaluation
+    measure: Callable[[], None]
     is_last: bool
     stop: StopRequest
     is_hopeless: Rule | None = None
@@ -201,6 +202,7 @@ def _end_epoch(
     clock: Clock,
 ) -> None:
     """Validate, extend the history and save; FloatingPointError if a value is not finite."""
+    stage.measure()
     scores = stage.evaluate(stage.data.val) if len(stage.data.val) else None
     _add_row(state, progress, stage.phase.name, scores, clock)
     is_best = _is_best(progress, scores, training.monitor)

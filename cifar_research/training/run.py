@@ -165,7 +165,7 @@ def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> Non
 
 def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Scores | None]:
     """Train all phases, and test the best weights if all are complete."""
-    from cifar_research.training import forward, loop, setup
+    from cifar_research.training import forward, loop, norms, setup
     from cifar_research.training.scoring import Evaluation
 
     settings, data, state, progress, saver = run.settings, run.data, run.state, run.progress, run.saver
@@ -188,7 +188,8 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
         is_last = number == len(settings.phases) - 1
         with signals.stop_signals(within_calls=True) as stop:
             drops = settings.data.drop_remainder
-            stage = loop.Stage(phase, phase_data, drops, evaluate, is_last, stop, is_hopeless)
+            measure = norms.measurement(settings, state, phase_data.train, phase_forward, run.environment.strategy)
+            stage = loop.Stage(phase, phase_data, drops, evaluate, measure, is_last, stop, is_hopeless)
             outcome = loop.fit(state, progress, stage, settings.training, run.environment, saver, run.outputs)
         if run.seconds.get("first_step") is None:
             run.seconds["first_step"] = outcome.first_step_seconds

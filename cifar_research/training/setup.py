@@ -18,7 +18,7 @@ from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset
 from cifar_research.models import classifier
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.training import features, forward, trainable
+from cifar_research.training import features, forward, norms, trainable
 from cifar_research.training.forward import Forward, Preprocessing
 from cifar_research.training.state import Progress, TrainState
 
@@ -28,6 +28,8 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
     smallest_batch = _smallest_batch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)
     image_shape, num_classes = data.train.images.shape[1:], len(data.classes)
     model = classifier.classifier(settings.backbone, settings.head, image_shape, num_classes)
+    for layer in norms.of_model(classifier.parts(model)[0]):
+        layer.is_pretrained = _is_pretrained(settings)
     _check_loss(settings.loss.function, settings.content["loss"]["_target_"], num_classes)
     statistics = data.train.channel_statistics() if settings.data.standardize else (None, None)
     return TrainState(
@@ -44,8 +46,13 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
         jit_compile=settings.training.jit_compile,
         ema_decay=settings.training.ema_decay,
         batch_shards=batch_shards,
+        debiases_norms=settings.batch_norm.statistics == "debiased",
         several_images=smallest_batch > 1,
     )
+
+
+def _is_pretrained(settings: Settings) -> bool:
+    return settings.backbone.load_weights is not None and settings.content["backbone"].get("weights") != "none"
 
 
 def _smallest_batch(num_images: int, batch_size: int, drop_remainder: bool) -> int:

@@ -24,7 +24,8 @@ class TrainState:
     """The model, the optimizer's slots and the counters; `enter` sets the fields of a phase.
 
     loss: what training minimizes, (logits, targets [B, K]) -> float32 [B]. scoring_loss: of validation and test; None is
-    the same. batch_shards: see shards.count. several_images: whether every batch has more than one image.
+    the same. debiases_norms: see layers.debiased. batch_shards: see shards.count. several_images: whether every batch has
+    more than one image.
     Of the phase: forward, weights, slots. learning_rate: step, float32 -> rate. scales: each weight's multiplier of the
     rate. first_step: the phase's. optimizer_first_steps: each weight's since the optimizer's reset.
     """
@@ -39,6 +40,7 @@ class TrainState:
     jit_compile: bool = False
     ema_decay: float | None = None
     batch_shards: int = 1
+    debiases_norms: bool = False
     several_images: bool = False
     scoring_loss: LossFunction | None = None
     forward: Forward = field(init=False)

@@ -63,7 +63,8 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
     context = tf.distribute.get_replica_context()
     num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
     several_images = layers.several_images(state.several_images)
-    with tf.GradientTape() as tape, layers.random_seed(seed), several_images:
+    debiased = layers.debiased(step if state.debiases_norms else None)
+    with tf.GradientTape() as tape, layers.random_seed(seed), several_images, debiased:
         scored = _scored(state, state.forward.network, inputs, targets, training=True)
         # Sum by shard, so that a shard's gradient does not wait for the other shards.
         objective = tf.add_n([tf.reduce_sum(losses) for _, losses in scored]) / num_images

@@ -6,6 +6,8 @@ To switch one off, import the layer of the same name from keras.layers here: `Co
 
 from cifar_research.models.layers.activation import Activation as Activation
 from cifar_research.models.layers.bias import Dense as Dense
+from cifar_research.models.layers.context import debiased as debiased
+from cifar_research.models.layers.context import measures_norms as measures_norms
 from cifar_research.models.layers.context import portable as portable
 from cifar_research.models.layers.context import random_seed as random_seed
 from cifar_research.models.layers.context import rows_from as rows_from

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,8 @@ class _Context(threading.local):
     first_row: tf.Tensor | None = None
     several_images: bool = False
     portable: bool = False
+    norm_rate: Callable[[float], Any] | None = None
+    measures_norms: bool = False
 
 
 current = _Context()
@@ -37,6 +39,23 @@ def rows_from(first: tf.Tensor | None) -> AbstractContextManager[None]:
 def several_images(has_several: bool) -> AbstractContextManager[None]:
     """Set whether all batches have more than one image, so layers skip that case."""
     return _set("several_images", has_several)
+
+
+def debiased(steps: tf.Tensor | None) -> AbstractContextManager[None]:
+    """Correct moving statistics for their start, after `steps` earlier ones, float32 []; None: do not.
+
+    As in Adam (Kingma and Ba 2015, section 3): after t steps the first value's weight is 0, not momentum^t.
+    """
+    if steps is None:
+        return contextlib.nullcontext()
+    return _set("norm_rate", lambda momentum: (1 - momentum) / -tf.math.expm1((steps + 1) * tf.math.log(momentum)))
+
+
+@contextlib.contextmanager
+def measures_norms(batches: tf.Tensor) -> Iterator[None]:
+    """Make moving statistics the means over batches, after `batches` earlier ones, float32 []; drop nothing out."""
+    with _set("norm_rate", lambda momentum: 1 / (batches + 1)), _set("measures_norms", True):
+        yield
 
 
 def portable() -> AbstractContextManager[None]:

@@ -32,7 +32,7 @@ class Dropout(keras.layers.Layer):
         self.rate, self.noise_shape = rate, noise_shape
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if not training or self.rate == 0:
+        if not training or self.rate == 0 or current.measures_norms:
             return inputs
         seed = current.seed
         if seed is None:

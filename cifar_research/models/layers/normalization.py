@@ -21,8 +21,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Inputs: float [B, H, W, C] or [B, C]. Statistics are float32, over all replicas of a `tf.distribute` strategy. With
     one value a channel there is no variance (cuDNN returns nan, other kernels 0): the moving statistics are used,
-    unchanged.
+    unchanged. is_pretrained: the moving statistics have no start to correct for, see `debiased`.
     """
+
+    is_pretrained = False
 
     def call(self, inputs: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None) -> tf.Tensor:
         if not isinstance(inputs, tf.Tensor) or not self.center:
@@ -72,8 +74,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return self.gamma.value if self.scale else tf.ones_like(self.beta.value)
 
     def _move(self, mean: tf.Tensor, variance: tf.Tensor, is_single: tf.Tensor | None = None) -> None:
+        momentum = self.momentum
+        if current.norm_rate is not None and (current.measures_norms or not self.is_pretrained):
+            momentum = 1 - current.norm_rate(momentum)
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moved = average.value * self.momentum + value * (1 - self.momentum)
+            moved = average.value * momentum + value * (1 - momentum)
             if is_single is not None:
                 moved = tf.where(is_single, average.value, moved)
             # This replica's copy: all replicas have the same moments, and `assign` would reduce them again.
