@@ -15,13 +15,14 @@ from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
 from cifar_research.runs import overrides
+from cifar_research.runs.metrics import words
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
 from cifar_research.sweeps.watch import watch
 
 _NOTES = (
-    "Ranked by the validation accuracy of the best epoch. A rank with = is a tie with the best: the difference is "
+    "Ranked by the validation {metric} of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
     "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which does "
     "not include the spread of the seeds. «no spread»: all seeds reached the same accuracy, so the spread of other seeds "
@@ -118,7 +119,8 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     most_rows: of the leaderboard. most_values: of a key's main effects. What is left out is counted below the table.
     """
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
-    notes = [*_NOTES, _SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else list(_NOTES)
+    notes = [note.format(metric=words(comparison.metric)) for note in _NOTES]
+    notes += [_SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else []
     notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)
     if most_rows and (hidden := comparison.leaderboard[most_rows:]):

@@ -89,6 +89,6 @@ def test_p_values_are_those_of_the_formulas():
 
 def test_a_tie_needs_only_one_kind_of_noise():
     far = {0: 0.60, 1: 0.62, 2: 0.61}
-    assert not statistics.is_tie({0: 0.7, 1: 0.72, 2: 0.71}, far, 5000, 5000)
-    assert statistics.is_tie({0: 0.7, 1: 0.72, 2: 0.71}, far, 50, 50)
-    assert statistics.is_tie({0: 0.9, 1: 0.5, 2: 0.6}, far, 10**6, 10**6)
+    assert not statistics.is_tie({0: 0.7, 1: 0.72, 2: 0.71}, far, [5000, 5000])
+    assert statistics.is_tie({0: 0.7, 1: 0.72, 2: 0.71}, far, [50, 50])
+    assert statistics.is_tie({0: 0.9, 1: 0.5, 2: 0.6}, far, [10**6, 10**6])

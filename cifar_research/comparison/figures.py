@@ -21,6 +21,7 @@ from cifar_research.comparison.ranking import Comparison, Row
 from cifar_research.comparison.runs import Run
 from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.display.tables import text_of
+from cifar_research.runs.metrics import words
 from cifar_research.runtime.errors import ReportError
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
@@ -31,9 +32,9 @@ _LEGEND_BELOW = {"orientation": "h", "y": -0.2}
 
 
 class Curve(NamedTuple):
-    """What is drawn of a history: the validation accuracy of each epoch, or nan, and the changes of phase."""
+    """What is drawn of a history: a validation metric of each epoch, or nan, and the changes of phase."""
 
-    accuracies: np.ndarray
+    values: np.ndarray
     changes: list[tuple[int, str]]
 
 
@@ -50,7 +51,7 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
     if effects:
         figures["Main effects, with 95 % intervals"] = _effects(comparison)
     if len(effects) > 1:
-        figures["Mean validation accuracy by two settings"] = _heat_map(comparison)
+        figures[f"Mean validation {words(comparison.metric)} by two settings"] = _heat_map(comparison)
     if len(titles) > 1 and best:
         figure = _parallel(comparison)
         save(_static_parallel(figure), folder / "parallel_coordinates.png")
@@ -66,12 +67,16 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
 
 
 def _curves(comparison: Comparison) -> plotly.Figure:
-    """Return validation accuracy by epoch: a line a run, a colour a row of the leaderboard.
+    """Return the validation metric by epoch: a line a run, a colour a row of the leaderboard.
 
     Of a row with many runs, the first ones; the legend says how many.
     """
     figure = plotly.Figure(
-        layout={"yaxis_title": "validation accuracy", "xaxis_title": "epoch", "legend": _LEGEND_BELOW}
+        layout={
+            "yaxis_title": f"validation {words(comparison.metric)}",
+            "xaxis_title": "epoch",
+            "legend": _LEGEND_BELOW,
+        }
     )
     for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
         settings = row.runs[0].settings
@@ -83,7 +88,7 @@ def _curves(comparison: Comparison) -> plotly.Figure:
         is_first = True
         for run in row.runs[:_MOST_CURVES]:
             with contextlib.suppress(ReportError):
-                epochs, values = mean_curve([curve(run.history())])
+                epochs, values = mean_curve([curve(run.history(), comparison.metric)])
                 style = {"line_color": colour, "name": name, "legendgroup": name, "showlegend": is_first}
                 figure.add_scatter(x=epochs, y=values, hovertext=_repeat(run), **style)
                 is_first = False
@@ -96,8 +101,10 @@ def _repeat(run: Run) -> str:
 
 
 def _effects(comparison: Comparison) -> plotly.Figure:
-    """Return the mean validation accuracy of each value of each setting, with its interval."""
-    figure = plotly.Figure(layout={"yaxis_title": "mean validation accuracy", "margin": {"t": 20, "b": 160}})
+    """Return the mean validation metric of each value of each setting, with its interval."""
+    figure = plotly.Figure(
+        layout={"yaxis_title": f"mean validation {words(comparison.metric)}", "margin": {"t": 20, "b": 160}}
+    )
     for key, rows in comparison.effects.items():
         title = comparison.titles[key]
         figure.add_scatter(
@@ -113,15 +120,15 @@ def _effects(comparison: Comparison) -> plotly.Figure:
 
 
 def _heat_map(comparison: Comparison) -> plotly.Figure:
-    """Return the mean validation accuracy by the two settings with the largest effects."""
+    """Return the mean validation metric by the two settings with the largest effects."""
     spread = {key: np.ptp([row.mean for row in rows]) for key, rows in comparison.effects.items()}
     first, second = sorted(spread, key=lambda key: -spread[key])[:2]
-    accuracies: dict[tuple[str, str], list[float]] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
     for run in comparison.completed:
-        values = text_of(run.settings.get(first)), text_of(run.settings.get(second))
-        accuracies.setdefault(values, []).append(run.val_accuracy)
-    rows, columns = (list(dict.fromkeys(values)) for values in zip(*accuracies, strict=True))
-    means = [[float(np.mean(accuracies.get((row, column), math.nan))) for column in columns] for row in rows]
+        cell = text_of(run.settings.get(first)), text_of(run.settings.get(second))
+        scores.setdefault(cell, []).append(run.val(comparison.metric))
+    rows, columns = (list(dict.fromkeys(values)) for values in zip(*scores, strict=True))
+    means = [[float(np.mean(scores.get((row, column), math.nan))) for column in columns] for row in rows]
     figure = plotly.Figure(plotly.Heatmap(z=means, x=columns, y=rows, colorscale="Viridis"))
     figure.update_yaxes(title=comparison.titles[first], type="category", automargin=True)
     figure.update_xaxes(title=comparison.titles[second], type="category", automargin=True)
@@ -129,16 +136,17 @@ def _heat_map(comparison: Comparison) -> plotly.Figure:
 
 
 def _parallel(comparison: Comparison) -> plotly.Figure:
-    """Return a line a completed run through its settings to its validation accuracy."""
-    accuracies = np.array([run.val_accuracy for run in comparison.completed])
-    order, left = np.argsort(accuracies, kind="stable"), 0  # the best are drawn last
+    """Return a line a completed run through its settings to its validation metric."""
+    values = np.array([run.val(comparison.metric) for run in comparison.completed])
+    # The best are drawn last.
+    order, left = np.argsort(-values if comparison.metric == "loss" else values, kind="stable"), 0
     dimensions = []
     for key, title in comparison.titles.items():
         positions, names = levels([run.settings.get(key) for run in comparison.completed])
         ticks = {"tickvals": list(range(len(names))), "ticktext": names} if names else {}
         left = left or max(map(len, names or [""]))  # of the first axis, whose names are left of the figure
         dimensions.append({"label": title, "values": np.array(positions)[order].tolist()} | ticks)
-    dimensions.append({"label": "val accuracy", "values": accuracies[order].tolist()})
+    dimensions.append({"label": f"val {words(comparison.metric)}", "values": values[order].tolist()})
     line = {"color": dimensions[-1]["values"], "colorscale": "Viridis", "showscale": True}
     layout = {"margin": {"t": 60, "l": min(max(120, 7 * left), 400)}}
     return plotly.Figure(plotly.Parcoords(dimensions=dimensions, line=line), layout=layout)
@@ -243,15 +251,15 @@ def _curves_by_panel(runs: Sequence[Run]) -> dict[str, dict[str, list[Curve]]]:
     return panels
 
 
-def curve(history: Sequence[Mapping[str, Any]]) -> Curve:
+def curve(history: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> Curve:
     """Return what is drawn of the rows of history.csv, which would fill the memory of a large report."""
-    return Curve(np.array([row["val_accuracy"] for row in history], float), phase_changes(history))
+    return Curve(np.array([row[f"val_{metric}"] for row in history], float), phase_changes(history))
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """Return the epochs that all runs have, and the mean validation accuracy in each, or nan."""
-    num_epochs = min(len(each.accuracies) for each in curves)
-    means = np.mean([each.accuracies[:num_epochs] for each in curves], axis=0)
+    """Return the epochs that all runs have, and the mean of the metric in each, or nan."""
+    num_epochs = min(len(each.values) for each in curves)
+    means = np.mean([each.values[:num_epochs] for each in curves], axis=0)
     return list(range(1, num_epochs + 1)), means.tolist()
 
 

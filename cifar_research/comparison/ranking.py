@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cifar_research.comparison import statistics
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.display.tables import text_of
-from cifar_research.runs.metrics import wilson_interval
+from cifar_research.runs import metrics
 
 NO_SPREAD = "no spread"
 # Techniques by their phases.
@@ -46,10 +46,12 @@ class Row:
         return _overlap(self.runs)
 
     def bounds(self, path: str) -> tuple[float, float]:
-        """Return the 95 % interval of an accuracy, by t over seeds and folds or Wilson's for one run, or nan."""
+        """Return the 95 % interval of a metric, by t over seeds and folds or Wilson's for one run, or nan."""
         scores = self.scores(path)
         if len(scores) == 1:
-            return wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
+            if not metrics.is_share(path.rpartition("/")[2]):
+                return math.nan, math.nan
+            return metrics.wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
         half_width = statistics.t_half_width(scores, self.overlap if scores else 0.0)
         mean = sum(scores) / max(len(scores), 1)
         return mean - half_width, mean + half_width
@@ -57,7 +59,7 @@ class Row:
     def interval(self, path: str) -> str:
         """Return the 95 % interval as text: ± over seeds and folds, or [low, high] for one run."""
         num_scores, (low, high) = len(self.scores(path)), self.bounds(path)
-        if not num_scores:
+        if not num_scores or (num_scores == 1 and math.isnan(low)):
             return "–"
         if math.isnan(low):
             return NO_SPREAD
@@ -95,9 +97,18 @@ class Comparison:
         return [run for run in self.distinct if run.is_scored]
 
     @cached_property
+    def metric(self) -> str:
+        """The metric that ranks: the one that all runs monitored, or else `accuracy`."""
+        monitored = {run.config["training"]["monitor"] for run in self.runs}
+        return str(monitored.pop()) if len(monitored) == 1 else "accuracy"
+
+    @cached_property
     def scored_rows(self) -> list[Row]:
-        """The rows with a result by mean validation accuracy, best first, without ranks."""
-        return sorted(_rows(self.completed), key=lambda row: row.mean("val/accuracy") or 0.0, reverse=True)
+        """The rows with a result by the mean of the metric, best first, without ranks."""
+        sign = -1 if self.metric == "loss" else 1
+        return sorted(
+            _rows(self.completed), key=lambda row: sign * (row.mean(f"val/{self.metric}") or 0.0), reverse=True
+        )
 
     @cached_property
     def leaderboard(self) -> list[Row]:
@@ -107,9 +118,13 @@ class Comparison:
         """
         rows = []
         for number, row in enumerate(self.scored_rows, 1):
-            best, own = ({run.repeat: run.val_accuracy for run in other.runs} for other in (self.scored_rows[0], row))
+            best, own = (
+                {run.repeat: run.val(self.metric) for run in other.runs} for other in (self.scored_rows[0], row)
+            )
             sizes = [other.runs[0].score("data/sizes/val") for other in (self.scored_rows[0], row)]
-            is_tie = number > 1 and statistics.is_tie(best, own, *sizes, row.overlap)
+            if not metrics.is_share(self.metric):
+                sizes = []
+            is_tie = number > 1 and statistics.is_tie(best, own, sizes, row.overlap)
             rows.append(Row(row.runs, 1 if is_tie else number, is_tie))
         return rows + _rows([run for run in self.distinct if not run.is_scored])
 
@@ -136,14 +151,13 @@ class Comparison:
                     runs_by_value.setdefault(text_of(run.settings[key]), []).append(run)
             # If each run has another value, as in a random search, means are meaningless.
             if any(len(runs) > 1 for runs in runs_by_value.values()):
-                effects_by_key[key] = [_effect(value, runs) for value, runs in runs_by_value.items()]
+                effects_by_key[key] = [self._effect(value, runs) for value, runs in runs_by_value.items()]
         return effects_by_key
 
-
-def _effect(value: str, runs: Sequence[Run]) -> Effect:
-    accuracies = [run.val_accuracy for run in runs]
-    half_width = statistics.t_half_width(accuracies, _overlap(runs))
-    return Effect(value, sum(accuracies) / len(accuracies), half_width, len(accuracies))
+    def _effect(self, value: str, runs: Sequence[Run]) -> Effect:
+        values = [run.val(self.metric) for run in runs]
+        half_width = statistics.t_half_width(values, _overlap(runs))
+        return Effect(value, sum(values) / len(values), half_width, len(values))
 
 
 def _overlap(runs: Sequence[Run]) -> float:

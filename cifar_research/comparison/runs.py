@@ -48,10 +48,9 @@ class Run:
             value = value.get(key) if value else None
         return value
 
-    @property
-    def val_accuracy(self) -> float:
-        """Return the validation accuracy of the best epoch, or nan."""
-        value = self.score("val/accuracy")
+    def val(self, metric: str) -> float:
+        """Return a validation metric of the best epoch, or nan."""
+        value = self.score(f"val/{metric}")
         return math.nan if value is None else value
 
     @property
@@ -62,7 +61,7 @@ class Run:
     @property
     def is_scored(self) -> bool:
         """Return whether the run is completed and has a validation accuracy."""
-        return self.state == "completed" and not math.isnan(self.val_accuracy)
+        return self.state == "completed" and not math.isnan(self.val("accuracy"))
 
     @property
     def fingerprint(self) -> str | None:

@@ -68,13 +68,18 @@ def is_within_binomial(first: float, second: float, num_first: int, num_second: 
 
 
 def is_tie(
-    first: Mapping[Key, float], second: Mapping[Key, float], num_first: int, num_second: int, overlap: float = 0.0
+    first: Mapping[Key, float], second: Mapping[Key, float], num_images: Sequence[int], overlap: float = 0.0
 ) -> bool:
-    """Return whether noise of seeds, folds or images may explain two settings' difference; overlap: as above."""
+    """Return whether noise of seeds, folds or images may explain two settings' difference.
+
+    num_images: of each setting, empty if the values are not shares of images. overlap: as of `t_half_width`.
+    """
     if t_test(first, second, overlap) > _LEVEL:
         return True
+    if not num_images:
+        return False
     mean_first, mean_second = (float(np.mean(list(values.values()))) for values in (first, second))
-    return is_within_binomial(mean_first, mean_second, num_first, num_second)
+    return is_within_binomial(mean_first, mean_second, *num_images)
 
 
 def _std(values: Sequence[float]) -> float:

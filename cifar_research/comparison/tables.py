@@ -13,6 +13,7 @@ from cifar_research import config
 from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row
 from cifar_research.comparison.runs import Run
 from cifar_research.display.tables import Table, text_of
+from cifar_research.runs.metrics import words
 
 
 class _Cell(NamedTuple):
@@ -53,15 +54,9 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
             *([_Cell("images", "images", run.fingerprint, ".8")] if has_images else []),
             _Cell("n", "n", num),
         ]
-        for split in ("val", "test"):
-            path = f"{split}/accuracy"
-            low, high = row.bounds(path)
-            cells += [
-                _Cell(f"{split}_accuracy", f"{split} accuracy", row.mean(path), ".4f"),
-                _Cell(f"{split}_low", "", low),
-                _Cell(f"{split}_high", "", high),
-                _Cell("", f"{split} 95 %", row.interval(path)),
-            ]
+        if comparison.metric not in ("accuracy", "loss"):
+            cells += [*_scores(row, "val", comparison.metric), *_scores(row, "test", comparison.metric)]
+        cells += [*_scores(row, "val", "accuracy"), *_scores(row, "test", "accuracy")]
         cells += [
             _Cell("interval", "", ("folds" if row.overlap else "seeds") if num > 1 else "images"),
             _Cell("train_accuracy", "train accuracy", row.mean("train/accuracy"), ".4f"),
@@ -81,9 +76,20 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
     return rows
 
 
+def _scores(row: Row, split: str, metric: str) -> list[_Cell]:
+    path, name = f"{split}/{metric}", f"{split}_" if metric == "accuracy" else f"{split}_{metric}_"
+    low, high = row.bounds(path)
+    return [
+        _Cell(f"{split}_{metric}", f"{split} {words(metric)}", row.mean(path), ".4f"),
+        _Cell(f"{name}low", "", low),
+        _Cell(f"{name}high", "", high),
+        _Cell("", f"{split} 95 %", row.interval(path)),
+    ]
+
+
 def effects_table(comparison: Comparison, most: int | None = None) -> Table:
     """Return the main effects as text, the best value of each key first; most: of the values of a key."""
-    table = [["what", "value", "n", "mean val accuracy", "95 %"]]
+    table = [["what", "value", "n", f"mean val {words(comparison.metric)}", "95 %"]]
     for key, rows in comparison.effects.items():
         for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean)[:most]:
             missing = "–" if n == 1 else NO_SPREAD

@@ -55,7 +55,7 @@ _CHOICES = {
     "evaluation.views": schema.VIEWS,
     "training.precision": ("float32", "bfloat16", "float16"),
     "training.strategy": ("none", "mirrored", "multi_worker"),
-    "training.monitor": ("accuracy", "loss"),
+    "training.monitor": schema.METRICS,
     "sweep.on_error": ("continue", "stop"),
     "sweep.keep": ("all", "best", "none"),
 }

@@ -12,6 +12,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+# Validation metrics, see runs.metrics.
+METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "many_accuracy", "medium_accuracy",
+           "few_accuracy")  # fmt: skip
 VIEWS = ("none", "flip", "flip_shift")  # modes of test-time augmentation
 
 
@@ -93,7 +96,7 @@ class TrainingConfig:
     threads: int | None = None  # CPU threads that TensorFlow uses; null is its own choice.
     strategy: str = "none"  # One device, all GPUs of this machine, or several machines given by TF_CONFIG.
     ema_decay: float | None = None  # Evaluate an exponential moving average of the weights with this decay.
-    monitor: str = "accuracy"  # The validation metric that chooses the best epoch.
+    monitor: str = "accuracy"  # The validation metric that chooses the best epoch, ranks jobs and steers searches.
     patience: int | None = None  # Stop a phase after this number of epochs without a better one.
     # How many of the latest checkpoints are kept, beside the best; null is two, and one once the run has ended.
     keep_checkpoints: int | None = None

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from cifar_research.display import tables
 from cifar_research.display.tables import text_of
-from cifar_research.runs.metrics import wilson_interval
+from cifar_research.runs.metrics import wilson_interval, words
 
 log = logging.getLogger(__name__)
 _WIDE = 100  # columns; room for the phase beside the progress bar
@@ -157,12 +157,16 @@ class Display:
         has_validation = row["val_loss"] is not None
         if not self._has_legend:
             self.message(
-                f"* best so far by validation {self._monitor}; the best epoch is tested at the end"
+                f"* best so far by validation {words(self._monitor)}; the best epoch is tested at the end"
                 if has_validation
                 else "There are no validation images: the last epoch is tested at the end"
             )
-        table = tables.of([row], _EPOCH_COLUMNS | {self._unit: "images_per_second:,.0f"})
-        widths = (*_EPOCH_WIDTHS, max(9, len(self._unit)))
+        more = (
+            {} if self._monitor in ("accuracy", "loss") else {f"val {words(self._monitor)}": f"val_{self._monitor}:.4f"}
+        )
+        more |= {self._unit: "images_per_second:,.0f"}
+        table = tables.of([row], _EPOCH_COLUMNS | more)
+        widths = (*_EPOCH_WIDTHS, *(max(9, len(title)) for title in more))
         header, line = ("  ".join(map(str.rjust, cells, widths)) for cells in table)
         if not self._has_header:
             self._print(Text(header, style="bold"))
@@ -176,7 +180,8 @@ class Display:
     def results(self, report: Mapping[str, Any], run_dir: Path, next_commands: Sequence[str], pace: str = "") -> None:
         """Write the results, the run's folder and the next commands; pace: the training speed."""
         self._bar.stop()
-        table = [["", "epoch", "images", "loss", "accuracy", "95 % interval"]]
+        more = [] if self._monitor in ("accuracy", "loss") else [self._monitor]
+        table = [["", "epoch", "images", "loss", "accuracy", "95 % interval", *map(words, more)]]
         for split, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             scores, size = report[split] or {}, report["data"]["sizes"][split]
             interval = "–"
@@ -184,8 +189,8 @@ class Display:
             if scores and split != "train":
                 interval = "{:.4f} – {:.4f}".format(*wilson_interval(scores["accuracy"], size))
             epoch = report["best_epoch"] if scores else None
-            values = (text_of(scores.get(name), ".4f") for name in ("loss", "accuracy"))
-            table.append([title, text_of(epoch), f"{size:,}", *values, interval])
+            loss, accuracy, *others = (text_of(scores.get(name), ".4f") for name in ("loss", "accuracy", *more))
+            table.append([title, text_of(epoch), f"{size:,}", loss, accuracy, interval, *others])
         *rows, test = tables.as_text(table).splitlines()
         self.message("")
         self._print(Text(f"{report['config']['name']}: {report['status']}", style="bold"))

@@ -96,7 +96,7 @@ def compare(
     is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
     keys = [[seed if is_paired else (number, i) for i, seed in enumerate(own)] for number, own in enumerate(seeds)]
     by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
-    p_of_seeds = statistics.t_test(*by_seed)
+    p_of_seeds = statistics.t_test(by_seed[0], by_seed[1])
     return {
         "first": groups[0],
         "second": groups[1],

@@ -46,6 +46,7 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     seconds = {"predict": time.perf_counter() - began}
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
     temperature = _temperature(classifier, data, is_own)
+    counts = np.array(classifier.report["data"]["train_counts"])
     result: dict[str, Any] = {
         "temperature": temperature.value,
         "temperature_images": temperature.num_images,
@@ -58,7 +59,7 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
             "left_out": dict(data.left_out),
         },
         "classes": list(data.classes),
-        "test": scores.summary(logits, labels) | {"loss": _loss(classifier, logits, labels)},
+        "test": scores.summary(logits, labels, counts) | {"loss": _loss(classifier, logits, labels)},
         "reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None,
         "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
@@ -72,10 +73,12 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     }
     if views is not None:
         averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
-        result["views"] = {kind: scores.summary(other.logits(images), labels) for kind, other in averaged.items()}
+        result["views"] = {
+            kind: scores.summary(other.logits(images), labels, counts) for kind, other in averaged.items()
+        }
     if subject.cifar10_1 is not None:
         new_images, new_labels = subject.cifar10_1
-        result["cifar10_1"] = scores.summary(classifier.logits(new_images), new_labels)
+        result["cifar10_1"] = scores.summary(classifier.logits(new_images), new_labels, counts)
     if corrupted != 0:
         began = time.perf_counter()
         result["corruptions"] = _robustness(classifier, images, labels, corrupted)

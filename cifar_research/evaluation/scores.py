@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 from scipy import special
+from scipy.stats import rankdata
 
 from cifar_research.runs import metrics
 
 
-def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Return accuracy, its 95 % interval (Wilson 1927) and the mean cross-entropy in nats.
+def summary(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) -> dict[str, Any]:
+    """Return accuracy, its 95 % interval (Wilson 1927), the mean cross-entropy in nats, and other metrics.
 
-    logits: float [N, K]; labels: int [N] in [0, K).
+    logits: float [N, K]; labels: int [N] in [0, K). train_counts: training images of each class, int [K]. The metrics are
+    those of runs.metrics.of_matrix, top-5 accuracy with more than 5 classes, and the area under the ROC curve.
     """
+    num_classes = logits.shape[1]
+    matrix = metrics.confusion_matrix(labels, logits.argmax(1), num_classes)
     correct = int((logits.argmax(1) == labels).sum())
     accuracy = correct / len(labels)
     return {
@@ -24,7 +28,31 @@ def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "accuracy": accuracy,
         "interval": list(metrics.wilson_interval(accuracy, len(labels))),
         "cross_entropy": cross_entropy(logits, labels),
+        **metrics.of_matrix(matrix, train_counts),
+        "top5_accuracy": _top5(logits, labels) if num_classes > 5 else None,
+        "auc": auc(logits, labels),
     }
+
+
+def _top5(logits: np.ndarray, labels: np.ndarray) -> float:
+    own = logits[np.arange(len(labels)), labels]
+    return float(((logits > own[:, None]).sum(1) < 5).mean())
+
+
+def auc(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the area under the ROC curve of each class against the others, their mean (Hand and Till 2001).
+
+    By probabilities, as scikit-learn's `roc_auc_score(multi_class="ovr")`. None if a class has no images, or all.
+    """
+    probabilities, areas = special.softmax(logits.astype(np.float64), 1), []
+    for number in range(logits.shape[1]):
+        is_own = labels == number
+        positive, negative = int(is_own.sum()), int((~is_own).sum())
+        if not positive or not negative:
+            return None
+        ranks = rankdata(probabilities[:, number])
+        areas.append((ranks[is_own].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return float(np.mean(areas))
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from cifar_research.display.document import Section
 from cifar_research.display.tables import Table
 from cifar_research.evaluation import corruptions, scores
 from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
+from cifar_research.runs.metrics import words
 
 Result = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ _BY_CLASS = {"class": "class", "images": "images:,", "precision": "precision:.4f
 _PAIRS = {"truth": "truth", "prediction": "prediction", "images": "images", "share of the class": "share:.4f"}
 _CALIBRATION = {"calibration": "name", "temperature": "temperature:.4f", "ECE": "ece:.4f", "cross-entropy":
                 "cross_entropy:.4f", "Brier score": "brier:.4f", "mean confidence": "confidence:.4f"}  # fmt: skip
+_AUC = "area under the ROC curve, one class against the others,"
 _GROUPS = {"group": "name", "runs": "runs", "mean accuracy": "mean:.4f", "95 % interval": "between",
            "accuracy of the vote": "vote:.4f"}  # fmt: skip
 _GROUPS_BY_CLASS = {"class": "class", "images": "images:,", "first": "first:.4f", "second": "second:.4f",
@@ -89,6 +91,18 @@ def _of_accuracies(result: Result) -> list[str]:
         f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
         "(Wilson) are over the images: they do not include the spread of the seeds."
     ]
+    others = {
+        "balanced_accuracy",
+        "macro_f1",
+        "top5_accuracy",
+        "many_accuracy",
+        "medium_accuracy",
+        "few_accuracy",
+        "auc",
+    }
+    named = [f"{_AUC if name == 'auc' else words(name)} {value:.4f}" for name, value in test.items()
+             if name in others and value is not None]  # fmt: skip
+    sentences.append(f"Other metrics: {', '.join(named)}.")
     if reported is not None and abs(reported - test["accuracy"]) > 5e-4:
         sentences.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
     if not result["data"]["is_own"]:

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_research.config.schema import METRICS
 from cifar_research.runtime import files
 from cifar_research.runtime.errors import ReportError
 from cifar_research.runtime.files import atomic_write
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 
 HISTORY_COLUMNS = (
-    "epoch", "step", "phase", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds",
-    "images_per_second",
+    "epoch", "step", "phase", "learning_rate", "loss", "accuracy", *(f"val_{name}" for name in METRICS),
+    "seconds", "images_per_second",
 )  # fmt: skip
 _KINDS: dict[str, type] = {"epoch": int, "step": int, "phase": str}  # of other columns: float
 _PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorboard", "cifar_research")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_research.runs import report
+from cifar_research.runs import metrics, report
 from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ReportError
 from cifar_research.runtime.files import WEIGHTS
@@ -62,12 +62,9 @@ def _files(run_dir: Path) -> list[Path]:
 
 
 def _score(run_dir: Path, job: Job) -> float | None:
-    """Return a run's best validation accuracy, or loss times -1; None if it has no validation."""
+    """Return how good a run is by its monitored metric; None if it has no validation."""
     try:
         ended = report.read_report(run_dir / "report.json")
     except ReportError:
         return None
-    if ended is None or not ended["val"]:
-        return None
-    is_loss = job.config["training"]["monitor"] == "loss"
-    return -ended["val"]["loss"] if is_loss else ended["val"]["accuracy"]
+    return metrics.worth(ended and ended["val"], job.config["training"]["monitor"])

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_research.config import phases
-from cifar_research.runs import report
+from cifar_research.runs import metrics, report
 from cifar_research.runs.ledger import COMPLETE, LEDGER, STATES, Job
 from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ReportError
@@ -44,7 +44,7 @@ class Live:
     ) -> None:
         self._console = console or Console(highlight=False)
         self._folder, self._jobs, self._launcher, self.total = folder, jobs, launcher, total
-        self._best: tuple[float, str] | None = None  # validation accuracy and job folder
+        self._best: tuple[float, str] | None = None  # how good, by metrics.worth, and job folder
         self._started: dict[str, float] = {}
         self._durations: list[float] = []  # in seconds, of jobs completed in this launch
         self._drawn = 0.0
@@ -78,11 +78,11 @@ class Live:
             ended = report.read_report(self._folder / job.folder / "report.json")
             if ended is not None and ended["status"] == "completed":
                 self._durations.append(ended["seconds"]["total"])
-                self._compare(job, ended["val"] and ended["val"]["accuracy"])
+                self._compare(job, metrics.worth(ended["val"], _monitor(job)))
 
-    def _compare(self, job: Job, accuracy: float | None) -> None:
-        if accuracy is not None and (self._best is None or accuracy > self._best[0]):
-            self._best = accuracy, job.folder
+    def _compare(self, job: Job, worth: float | None) -> None:
+        if worth is not None and (self._best is None or worth > self._best[0]):
+            self._best = worth, job.folder
 
     def ended(self, job: Job) -> None:
         started = self._started.pop(job.folder, None)
@@ -95,8 +95,9 @@ class Live:
         if not self._live:
             done = sum(job.is_complete for job in self._jobs)
             outcome = job.state if job.reason is None else f"{job.state}, {job.reason}"
-            accuracy = "" if best is None else f", validation accuracy {best:.4f} in its best epoch"
-            self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{accuracy}, {seconds:.0f} s{self._time_left()}")
+            name = metrics.words(_monitor(job))
+            score = "" if best is None else f", validation {name} {abs(best):.4f} in its best epoch"
+            self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{score}, {seconds:.0f} s{self._time_left()}")
 
     def retry(self, job: Job) -> None:
         if not self._live:
@@ -136,10 +137,10 @@ class Live:
         states = {job.folder: self._state(job) for job in self._jobs}
         counts = Counter(states.values())
         title = ", ".join(f"{counts[state]} {state}" for state in ("queued", *STATES) if counts[state])
-        leader = "" if self._best is None else f"; best so far {self._best[0]:.4f}, {self._best[1]}"
+        leader = "" if self._best is None else f"; best so far {abs(self._best[0]):.4f}, {self._best[1]}"
         table = Table(title=Text(f"{self._folder}: {title}{self._time_left()}{leader}"), title_justify="left")
         table.add_column("job", overflow="fold")
-        for name in ("state", "epoch", "val acc, best epoch", "seconds"):
+        for name in ("state", "epoch", "val, best epoch", "seconds"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
         # The most urgent jobs that fit the terminal, in the sweep's order: of the complete ones, the last.
         height, order = max(3, shutil.get_terminal_size().lines - 8), list(_STYLES)
@@ -151,9 +152,9 @@ class Live:
         for job in (job for job in self._jobs if job.folder in urgent):
             epoch, best = self._progress(job)
             started, state = self._started.get(job.folder), states[job.folder]
-            accuracy = "–" if best is None else f"{best:.4f}"
+            score = "–" if best is None else f"{abs(best):.4f}"
             seconds = "–" if started is None else f"{time.monotonic() - started:.0f}"
-            table.add_row(Text(job.folder), Text(state, style=_STYLES[state]), epoch, accuracy, seconds)
+            table.add_row(Text(job.folder), Text(state, style=_STYLES[state]), epoch, score, seconds)
         if len(urgent) < len(self._jobs):
             table.caption = f"and {len(self._jobs) - len(urgent)} more"
         return table
@@ -176,17 +177,14 @@ class Live:
         return "queued" if is_queued else job.state
 
     def _progress(self, job: Job) -> tuple[str, float | None]:
-        """Return `3/10` and the validation accuracy of the best epoch, from history.csv."""
-        training = job.config["training"]
+        """Return `3/10` and how good the best epoch is by the monitored metric, from history.csv."""
         try:
             rows = report.read_history(self._folder / job.folder / "history.csv")
         except ReportError:
             rows = []
-        scored = [row for row in rows if row["val_accuracy"] is not None]
-        is_loss = training["monitor"] == "loss"
-        best = max(scored, key=lambda row: -row["val_loss"] if is_loss else row["val_accuracy"], default=None)
-        accuracy = None if best is None else best["val_accuracy"]
-        return f"{len(rows)}/{phases.total_epochs(job.config['training'])}", accuracy
+        worths = [metrics.worth(row, f"val_{_monitor(job)}") for row in rows]
+        best = max((worth for worth in worths if worth is not None), default=None)
+        return f"{len(rows)}/{phases.total_epochs(job.config['training'])}", best
 
     def _time_left(self) -> str:
         left = self.total - sum(job.is_complete or job.state == "failed" for job in self._jobs)
@@ -194,3 +192,7 @@ class Live:
             return ""
         minutes = left * statistics.mean(self._durations) / self._slots / 60
         return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
+
+
+def _monitor(job: Job) -> str:
+    return str(job.config["training"]["monitor"])

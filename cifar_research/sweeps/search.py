@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cifar_research import config
 from cifar_research.config.sweep import takes_whole_numbers
 from cifar_research.display import console
-from cifar_research.runs import report
+from cifar_research.runs import metrics, report
 from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.sweeps.ledger import Ledger
@@ -114,7 +114,7 @@ class Search:
         elif job.state == "completed":
             ended = report.read_report(self._ledger.folder / job.folder / "report.json")
             # A small data set may have no validation images.
-            value = ended["val"]["accuracy"] if ended and ended["val"] else None
+            value = metrics.worth(ended and ended["val"], job.config["training"]["monitor"])
             self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
     def trial_of(self, job: Job) -> tuple[str, int] | None:
@@ -279,11 +279,12 @@ def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
         yield dict(zip(space, values, strict=True))
 
 
-def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
+def pruner_of(trial: tuple[str, int], monitor: str) -> Callable[[Mapping[str, Any]], bool]:
     """Return a function that decides after each epoch whether a run is hopeless.
 
-    Median stopping rule (Golovin et al. 2017): hopeless if the best validation accuracy is below the median of earlier
-    trials at this epoch. It applies from epoch 2 on, with five complete trials and five that reached this epoch.
+    Median stopping rule (Golovin et al. 2017): hopeless if the best value of the monitored metric is worse than the
+    median of earlier trials at this epoch. It applies from epoch 2 on, with five complete trials and five that reached
+    this epoch.
     """
     url, number = trial
     storage = _storage(url)
@@ -295,7 +296,9 @@ def pruner_of(trial: tuple[str, int]) -> Callable[[Mapping[str, Any]], bool]:
     def is_hopeless(row: Mapping[str, Any]) -> bool:
         known = study.get_trials(deepcopy=False)[number].intermediate_values
         if row["epoch"] not in known:  # known if the run resumed from an earlier checkpoint
-            live.report(row["val_accuracy"], row["epoch"])
+            value = metrics.worth(row, f"val_{monitor}")
+            assert value is not None  # a search needs validation images
+            live.report(value, row["epoch"])
         return live.should_prune()
 
     return is_hopeless

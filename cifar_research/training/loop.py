@@ -11,10 +11,10 @@ from typing import Any
 import tensorflow as tf
 
 from cifar_research.config.phases import Phase
-from cifar_research.config.schema import TrainingConfig
+from cifar_research.config.schema import METRICS, TrainingConfig
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.runs import report
+from cifar_research.runs import metrics, report
 from cifar_research.runtime.environment import Environment
 from cifar_research.runtime.signals import StopRequest
 from cifar_research.training.outputs import Outputs
@@ -210,7 +210,7 @@ def _end_epoch(
         saver.save_best(state, progress)
     row = progress.history[-1]
     outputs.display.epoch(row, is_best)
-    outputs.scalars(progress.step, {"val/loss": row["val_loss"], "val/accuracy": row["val_accuracy"]}, flush=True)
+    outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS}, flush=True)
     outputs.histograms(progress.step, state.model)
     saver.save(state, progress)
     # After the checkpoint, so that a history without checkpoints shows that they were lost.
@@ -230,11 +230,10 @@ def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores |
             "learning_rate": _learning_rate(state, progress),
             "loss": loss,
             "accuracy": accuracy,
-            "val_loss": scores and scores.loss,
-            "val_accuracy": scores and scores.accuracy,
             "seconds": progress.seconds,
             "images_per_second": clock.images_per_second,
         }
+        | {f"val_{name}": scores and scores.values[name] for name in METRICS}
     )
     progress.totals, progress.seconds = [0.0, 0.0, 0.0], 0.0
     clock.reset()
@@ -244,9 +243,9 @@ def _is_best(progress: Progress, scores: Scores | None, monitor: str) -> bool:
     """Return whether the epoch is the best so far; if so, store it in progress.best."""
     value = None
     if scores is not None:
-        value = scores.accuracy if monitor == "accuracy" else -scores.loss
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the validation loss is {scores.loss} after epoch {progress.epoch}")
+        value, loss = metrics.worth(scores.values, monitor), scores.values["loss"]
+        if value is None or not math.isfinite(value):
+            raise FloatingPointError(f"the validation loss is {loss} after epoch {progress.epoch}")
     # Without validation images the last epoch counts as the best.
     is_best = progress.best is None or value is None or value > progress.best["value"]
     if is_best:

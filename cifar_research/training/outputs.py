@@ -104,7 +104,7 @@ def leave(
     # A stopped run continues later, and TensorBoard accepts these only once.
     if writer is not None and result["status"] != "stopped" and result["val"] is not None:
         outcomes = {"val/accuracy": result["val"]["accuracy"], "val/loss": result["val"]["loss"]}
-        outcomes |= {} if test is None else {"test/accuracy": test.accuracy}
+        outcomes |= {} if test is None else {"test/accuracy": test.values["accuracy"]}
         is_job = (folder.parent / LEDGER).exists()
         described = Identity(result["config"]).described(result["options"])
         writer.hparams(described, outcomes, with_columns=not is_job)
@@ -120,7 +120,7 @@ def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores)
     figures.save(confusion, outputs.folder / "figures" / "confusion.png")
     if outputs.writer is None:
         return
-    outputs.writer.scalars(step, {"test/loss": test.loss, "test/accuracy": test.accuracy})
+    outputs.writer.scalars(step, {f"test/{name}": value for name, value in test.values.items() if value is not None})
     outputs.writer.images("confusion", figures.pixels(confusion), step)
     wrong = np.flatnonzero(labels != test.predictions)[:25]
     if len(wrong):

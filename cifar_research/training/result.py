@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from cifar_research.config.schema import METRICS
 from cifar_research.config.settings import Settings
 from cifar_research.data.datasets import Dataset
 from cifar_research.models import classifier
@@ -55,8 +56,8 @@ def gather(
         # Skipped if stopped: counting takes time, and the run must end soon.
         "forward_flops": None if status == "stopped" else classifier.forward_flops(state.model),
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
-        "val": {"loss": best["val_loss"], "accuracy": best["val_accuracy"]} if best and has_val else None,
-        "test": test and {"loss": test.loss, "accuracy": test.accuracy},
+        "val": {name: best[f"val_{name}"] for name in METRICS} if best and has_val else None,
+        "test": test and dict(test.values),
         "weights_sha256": test and report.weights_sha256(state.model),
         "best_epoch": best_epoch,
         "epochs": progress.epoch,

@@ -14,7 +14,7 @@ from cifar_research.config import rules
 from cifar_research.config.settings import Settings
 from cifar_research.data import datasets
 from cifar_research.display import console, header
-from cifar_research.runs import run_folder
+from cifar_research.runs import metrics, run_folder
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import programs, signals
@@ -136,7 +136,9 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
         raise DataError(f"{error} (this run found its data in {found_in})") from error
     if checkpoint is not None:
         run_folder.check_images(before, data)
-    if problems := rules.data_problems(settings.content, len(data.train), len(data.val)):
+    problems = rules.data_problems(settings.content, len(data.train), len(data.val))
+    problems += metrics.problems(settings.training.monitor, data.train.counts(len(data.classes)))
+    if problems:
         raise ConfigError("\n".join(problems))
     return data
 
@@ -171,7 +173,8 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
     settings, data, state, progress, saver = run.settings, run.data, run.state, run.progress, run.saver
     batch_size, device = settings.training.eval_batch_size, run.environment.prefetch_device
     whole = forward.of_images(state.preprocessing, state.model, views=settings.evaluation.views)
-    evaluate_images = Evaluation(state, batch_size, whole, device)
+    counts = data.train.counts(len(data.classes))
+    evaluate_images = Evaluation(state, batch_size, whole, counts, device)
     total_steps = setup.steps_per_epoch(settings, data) * settings.total_epochs
     run.outputs.display.start(total_steps, progress.step, settings.total_epochs, settings.training.monitor)
     for number in range(progress.phase, len(settings.phases)):
@@ -184,7 +187,7 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
         phase_data, phase_forward = setup.enter(settings, state, data, progress, run.outputs.display.message)
         progress.seconds += time.perf_counter() - began
         is_of_images = phase_data is data
-        evaluate = evaluate_images if is_of_images else Evaluation(state, batch_size, phase_forward, device)
+        evaluate = evaluate_images if is_of_images else Evaluation(state, batch_size, phase_forward, counts, device)
         is_last = number == len(settings.phases) - 1
         with signals.stop_signals(within_calls=True) as stop:
             drops = settings.data.drop_remainder

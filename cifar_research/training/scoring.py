@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from cifar_research.data import batches
 from cifar_research.data.datasets import Split
+from cifar_research.runs import metrics
 from cifar_research.training.forward import Forward
 from cifar_research.training.state import TrainState
 from cifar_research.training.steps import eval_step
@@ -19,18 +20,23 @@ from cifar_research.training.steps import eval_step
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a split: mean loss and accuracy over images, and predicted classes int64 [N]."""
+    """Scores of a split by metric, see runs.metrics, and predicted classes int64 [N]; None: not defined for the data."""
 
-    loss: float
-    accuracy: float
+    values: Mapping[str, float | None]
     predictions: np.ndarray
 
 
 class Evaluation:
-    """Scores splits with one forward pass, traced once. device: batches are prefetched to it."""
+    """Scores splits with one forward pass, traced once.
 
-    def __init__(self, state: TrainState, batch_size: int, forward: Forward, device: str | None) -> None:
+    train_counts: training images of each class, int64 [K]. device: batches are prefetched to it.
+    """
+
+    def __init__(
+        self, state: TrainState, batch_size: int, forward: Forward, train_counts: np.ndarray, device: str | None
+    ) -> None:
         self._state, self._batch_size, self._forward, self._device = state, batch_size, forward, device
+        self._train_counts = train_counts
         self._call: Callable[..., Any] | None = None
 
     def __call__(self, split: Split) -> Scores:
@@ -43,10 +49,17 @@ class Evaluation:
             )
         with averaged_weights(self._state):
             scored = [self._call(inputs, labels) for inputs, labels in dataset]
-        losses = np.concatenate([losses.numpy() for losses, _ in scored])
-        predictions = np.concatenate([predictions.numpy() for _, predictions in scored])
-        correct = predictions == split.labels[split.indices]
-        return Scores(float(losses.mean(dtype=np.float64)), float(correct.mean()), predictions)
+        losses, predictions, in_top5 = (
+            np.concatenate([part.numpy() for part in of]) for of in zip(*scored, strict=True)
+        )
+        labels, num_classes = split.labels[split.indices], len(self._train_counts)
+        matrix = metrics.confusion_matrix(labels, predictions, num_classes)
+        values = {
+            "accuracy": float((predictions == labels).mean()),
+            "loss": float(losses.mean(dtype=np.float64)),
+            "top5_accuracy": float(in_top5.mean()) if num_classes > 5 else None,
+        }
+        return Scores(values | metrics.of_matrix(matrix, self._train_counts), predictions)
 
 
 @contextlib.contextmanager

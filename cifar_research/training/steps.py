@@ -103,15 +103,16 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
 
 def eval_step(
     state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, forward: Forward | None = None
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Score a batch; return losses float32 [B] and predicted classes int64 [B].
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Score a batch; return losses float32 [B], predicted classes int64 [B], and whether the class is in the top 5.
 
     forward: the forward pass; None: the phase's own.
     """
     forward = forward or state.forward
     scored = _scored(state, forward.network, *forward.evaluate(inputs, labels), training=False)
     logits, losses = (tf.concat(of_shards, 0) for of_shards in zip(*scored, strict=True))
-    return losses, tf.argmax(logits, -1)
+    in_top5 = tf.math.in_top_k(tf.cast(labels, tf.int32), logits, 5)
+    return losses, tf.argmax(logits, -1), in_top5
 
 
 def _scored(

@@ -46,13 +46,17 @@ def run(job: JobCommand) -> int:
     if lock.acquire(_PREDECESSOR_SECONDS) is None:
         lock.release(restores=True)
     try:
-        is_hopeless = None
-        if job.trial is not None:
-            from cifar_research.sweeps import search
-
-            is_hopeless = search.pruner_of(job.trial)
         overrides = [argument for argument in job.arguments if argument != locks.UNLOCK]
-        return command.exit_code(overrides, lambda: command.train(compose(overrides), None, is_hopeless, unlocks))
+
+        def train() -> int:
+            composed, is_hopeless = compose(overrides), None
+            if job.trial is not None:
+                from cifar_research.sweeps import search
+
+                is_hopeless = search.pruner_of(job.trial, composed.config.training.monitor)
+            return command.train(composed, None, is_hopeless, unlocks)
+
+        return command.exit_code(overrides, train)
     except environment.StaleProcess:
         return STALE
     except BaseException:
