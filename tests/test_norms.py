@@ -85,6 +85,17 @@ def test_precise_statistics_are_means_over_training_images_without_dropout(words
         np.testing.assert_allclose(measured[-1], state.model.weights[-1].numpy())
 
 
+@pytest.mark.parametrize(
+    ("statistics", "epochs", "is_warned"), [("moving", 2, True), ("moving", 40, False), ("precise", 2, False)]
+)
+def test_moving_statistics_in_a_short_run_are_warned_of(statistics, epochs, is_warned):
+    settings, _, state = prepared(f"batch_norm.statistics={statistics}")
+    lines = norms.warnings(settings, state.model, 9 * epochs)
+    assert bool(lines) is is_warned
+    if is_warned:
+        assert "will be 83 % their start after the 18 steps" in lines[0]
+
+
 def test_frozen_statistics_are_not_measured():
     settings, data, state = prepared("batch_norm.statistics=precise")
     layers_of_backbone = norms.of_model(state.model.layers[1])

@@ -176,6 +176,8 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
     counts = data.train.counts(len(data.classes))
     evaluate_images = Evaluation(state, batch_size, whole, counts, device)
     total_steps = setup.steps_per_epoch(settings, data) * settings.total_epochs
+    for line in norms.warnings(settings, state.model, total_steps):
+        run.outputs.display.message(line)
     run.outputs.display.start(total_steps, progress.step, settings.total_epochs, settings.training.monitor)
     for number in range(progress.phase, len(settings.phases)):
         phase = settings.phases[number]
