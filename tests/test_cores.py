@@ -95,7 +95,7 @@ def test_training_and_evaluation_are_those_of_the_whole_batch(parts):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for weight, wanted in zip(weights, of_whole, strict=True):
         np.testing.assert_allclose(weight, wanted, rtol=1e-4, atol=1e-6)
-    for (some, classes), (wanted, wanted_classes) in zip(scored, scored_whole, strict=True):
+    for (some, *classes), (wanted, *wanted_classes) in zip(scored, scored_whole, strict=True):
         np.testing.assert_allclose(some, wanted, rtol=1e-5)
         np.testing.assert_array_equal(classes, wanted_classes)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_research.config.schema import METRICS
 from cifar_research.display import figures
 from cifar_research.runs import metrics, report
 from cifar_research.runtime.errors import ReportError, WriteError
@@ -19,8 +20,8 @@ from cifar_research.runtime.files import atomic_write
 ROWS = [
     {
         "epoch": epoch, "step": 10 * epoch, "phase": "head" if epoch < 3 else "all",
-        "learning_rate": 0.1 + 0.2, "loss": 2.0 / epoch, "accuracy": 1 / 3, "val_loss": None,
-        "val_accuracy": None, "seconds": 1.5, "images_per_second": None if epoch == 1 else 1000.0,
+        "learning_rate": 0.1 + 0.2, "loss": 2.0 / epoch, "accuracy": 1 / 3, **{f"val_{name}": None for name in METRICS},
+        "seconds": 1.5, "images_per_second": None if epoch == 1 else 1000.0,
     }
     for epoch in range(1, 5)
 ]  # fmt: skip

@@ -150,7 +150,7 @@ def test_sixty_four_images_can_be_memorised():
     # As many as the moving statistics need to follow, at their momentum of 0.99.
     losses_of(task, [batch] * 600)
     assert losses_of(task, [batch])[0] < 0.05
-    _, predictions = steps.eval_step(task, *batch)
+    _, predictions, _ = steps.eval_step(task, *batch)
     assert (predictions.numpy() == batch[1]).mean() > 0.95
 
 

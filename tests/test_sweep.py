@@ -423,8 +423,8 @@ def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1
 
 
-@pytest.mark.parametrize(("monitor", "expected"), [("accuracy", 0.5), ("loss", 0.25)])
-def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, monitor, expected):
+@pytest.mark.parametrize(("monitor", "expected"), [("accuracy", 0.5), ("loss", 1.0)])
+def test_the_monitored_metric_of_the_best_epoch_is_shown(tmp_path, monitor, expected):
     (tmp_path / "run").mkdir()
     row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch"}
     rows = [row | {"val_loss": loss, "val_accuracy": accuracy} for loss, accuracy in [(2.0, 0.5), (1.0, 0.25)]]
@@ -435,7 +435,7 @@ def test_the_accuracy_shown_is_that_of_the_epoch_that_the_run_tests(tmp_path, mo
     file = io.StringIO()
     with live.Live(tmp_path, [job], launcher, 1, Console(file=file, width=200)) as display:
         display.ended(job)
-    assert f"run: completed, validation accuracy {expected:.4f} in its best epoch" in file.getvalue()
+    assert f"run: completed, validation {monitor} {expected:.4f} in its best epoch" in file.getvalue()
 
 
 @pytest.mark.parametrize("time", ["8", "8 h", "h", "0s", "-1h", "1h30m", "soon"])

@@ -1,6 +1,7 @@
 """What the config changes of the training images: folds, long tails, sampling, wrong labels."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from test_datasets import lay_out
 
 from cifar_research import config
 from cifar_research.data import batches, datasets, noise, splits
+from cifar_research.runs import report as history
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.training.run import run
 
@@ -261,3 +263,30 @@ def test_a_run_continues_with_the_labels_that_it_began_with(labelled, tmp_path):
     labelled[0](labels)
     with pytest.raises(ConfigError, match="data.labels_file: this run started with other labels"):
         run(config.parse([*words, *small, "training.epochs=3"]), tmp_path / "run")
+
+
+LOSSES = sorted(path.stem for path in (Path(config.__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
+IMBALANCES = ("none", "exponential", "step")
+SAMPLINGS = ("balanced", "sqrt", "uniform")
+NOISES = ("symmetric", "none")
+
+
+# Each option of each key with another partner; all combinations would be 189.
+@pytest.mark.parametrize("number", range(len(LOSSES)))
+def test_a_continued_run_is_the_same_with_every_option(tmp_path, number):
+    words = [
+        *SMALL, f"loss={LOSSES[number]}", f"data.imbalance={IMBALANCES[number % 3]}", "data.imbalance_factor=5",
+        f"data.sampling={SAMPLINGS[(number + number // 3) % 3]}", f"data.label_noise={NOISES[number % 2]}",
+        "data.folds=4", "backbone.filters=[4]", "model.hidden=[4]", "training.batch_size=64", "optimizer.learning_rate=0.01",
+        "tensorboard.enabled=false",
+    ]  # fmt: skip
+    if LOSSES[number] in ("focal", "mean_squared_error"):
+        words.append("loss.class_weights=effective_number")
+    whole = run(config.parse([*words, "training.epochs=2"]), tmp_path / "whole")
+    run(config.parse([*words, "training.epochs=1"]), tmp_path / "part")
+    continued = run(config.parse([*words, "training.epochs=2"]), tmp_path / "part")
+    assert continued["weights_sha256"] == whole["weights_sha256"] and np.isfinite(whole["train"]["loss"])
+    assert continued["val"] == whole["val"] and continued["data"] == whole["data"]
+    rows = [history.read_history(tmp_path / name / "history.csv") for name in ("whole", "part")]
+    losses = [[row["loss"] for row in each] for each in rows]
+    assert losses[0] == losses[1]

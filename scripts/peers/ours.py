@@ -51,7 +51,11 @@ class Ours:
             self.held_call = self._held_call(steps, iter(source), *batch)
         self.scored = Split(images, labels, np.arange(len(images))[: worker.SCORED])
         self.evaluation = Evaluation(
-            self.state, self.settings.training.eval_batch_size, forward, self.environment.prefetch_device
+            self.state,
+            self.settings.training.eval_batch_size,
+            forward,
+            split.counts(len(data.classes)),
+            self.environment.prefetch_device,
         )
 
     def train(self):
