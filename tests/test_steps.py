@@ -35,7 +35,7 @@ def make_task(batch_norm=False, dropout=0.0, loss="mean_squared_error", optimize
     optimizer = optimizer or optimizers.adam(learning_rate=0.005)
     settings = {
         "model": classifier.classifier(backbone, head, (16, 16, 3), 10),
-        "loss": config.parse([f"loss={loss}"]).loss,
+        "loss": config.parse([f"loss={loss}"]).loss.function,
         "optimizer": optimizer,
         "preprocessing": Preprocessing(10, augment or (lambda images, targets, seed, epoch_seed: (images, targets))),
         "seed": 0,

@@ -113,7 +113,7 @@ class EvaluationConfig:
 class BatchNormConfig:
     # What evaluation normalizes by: averages over training steps (`moving`), the same corrected for their start
     # (`debiased`), or means over training images with the weights as they are (`precise`).
-    statistics: str = "moving"
+    statistics: str = "precise"
     images: int = 2000  # How many training images the `precise` means are over.
 
 
