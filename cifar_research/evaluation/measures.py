@@ -45,11 +45,11 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     logits = classifier.logits(images)
     seconds = {"predict": time.perf_counter() - began}
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
-    temperature = _temperature(classifier, data, is_own)
+    fitted = temperature(classifier, data, is_own)
     result: dict[str, Any] = {
-        "temperature": temperature.value,
-        "temperature_images": temperature.num_images,
-        "uncalibrated": temperature.reason,
+        "temperature": fitted.value,
+        "temperature_images": fitted.num_images,
+        "uncalibrated": fitted.reason,
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
@@ -63,11 +63,11 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
         "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
         "confused_pairs": scores.confused_pairs(matrix, data.classes),
-        "misclassified": scores.worst(logits / np.float32(temperature.value), labels),
+        "misclassified": scores.worst(logits / np.float32(fitted.value), labels),
         "calibration": {
             "bins": calibration.NUM_BINS,
             "before": calibration.measures(logits, labels),
-            "after": None if temperature.reason else calibration.measures(logits, labels, temperature.value),
+            "after": None if fitted.reason else calibration.measures(logits, labels, fitted.value),
         },
     }
     if views is not None:
@@ -88,7 +88,7 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(split.images[split.indices]), np.asarray(split.labels[split.indices])
 
 
-def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:
+def temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:
     """Return the temperature fitted on the run's validation images, or the saved one."""
     if not is_own:
         return Temperature(classifier.temperature, None, classifier.uncalibrated)
