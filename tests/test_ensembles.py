@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import sys
 
@@ -137,7 +138,7 @@ def test_commands(copies, monkeypatch, capsys, call, tmp_path):  # noqa: F811
     monkeypatch.setattr(sys, "argv", ["cifar-evaluate", str(copies / "s0"), str(copies / "s1"), "--ensemble"])
     command.main()
     shown = capsys.readouterr().out
-    assert "mean of the 2 runs" in shown and "          ensemble     300" in shown
+    assert "mean of the 2 runs" in shown and re.search(r"^ensemble +300 ", shown, re.MULTILINE)
     assert "Two runs disagree on" in shown and "The temperature was fitted on 60 validation images" in shown
     code, out, err = call(*words)
     after = json.loads(out)["predictions"][0]

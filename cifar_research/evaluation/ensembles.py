@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cifar_research.comparison import statistics
 from cifar_research.config import trust
 from cifar_research.display import console, document
-from cifar_research.evaluation import calibration, images, measures, scores, sections
+from cifar_research.evaluation import against, images, measures, scores, sections
 from cifar_research.evaluation.run import completed
 from cifar_research.inference import trained
 from cifar_research.runs.report import versions
@@ -56,6 +54,8 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
     """
     reports = _reports(runs)
     data, other = images.load(reports[runs[0]], overrides)
+    if data.left_out:
+        console.note(data.file_summary())
     pixels, labels = measures.arrays(data.test)
     ensemble = trained.load(runs, allow_targets=trust.allowances(overrides))
     assert isinstance(ensemble, trained.Ensemble)
@@ -65,26 +65,18 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
             begin(run.name)
             logits.append(member.logits(pixels)[:, [member.classes.index(name) for name in data.classes]])
     pooled = ensemble.logits(pixels)
-    accuracies = [float((own.argmax(1) == labels).mean()) for own in logits]
-    mean, half = sum(accuracies) / len(accuracies), statistics.t_half_width(accuracies)
-    temperature = measures.temperature(ensemble, data, other is None)
+    group = against.group(np.stack(logits), labels, [report["seed"] for report in reports.values()])
+    note = images.notes(reports, data, is_own=other is None)
     result: dict[str, Any] = {
-        "temperature": temperature.value,
-        "temperature_images": temperature.num_images,
-        "uncalibrated": temperature.reason,
+        **measures.calibrated(ensemble, data, pooled, is_own=other is None),
         "test": scores.summary(pooled, labels),
         "members": [
-            {"run": str(run), "seed": reports[run]["seed"], **scores.summary(own, labels)}
-            for run, own in zip(runs, logits, strict=True)
+            {"run": str(run), "seed": seed, **scores.summary(own, labels)}
+            for run, seed, own in zip(runs, group["seeds"], logits, strict=True)
         ],
-        "mean": {"accuracy": mean, "interval": None if math.isnan(half) else [mean - half, mean + half]},
+        "mean": {"accuracy": group["mean"], "interval": group["interval"]},
         "disagreement": disagreement(np.stack(logits)),
-        "calibration": {
-            "bins": calibration.NUM_BINS,
-            "before": calibration.measures(pooled, labels),
-            "after": None if temperature.reason else calibration.measures(pooled, labels, temperature.value),
-        },
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": data.note, "is_own": other is None},
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note, "is_own": other is None},
         "classes": list(data.classes),
         "versions": versions(),
     }

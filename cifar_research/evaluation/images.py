@@ -72,6 +72,12 @@ def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | N
     return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
 
 
+def notes(reports: Mapping[Path, Mapping[str, Any]], data: Dataset, *, is_own: bool) -> str | None:
+    """Return the data's note, and why a run's score on it may be too high, or None."""
+    why = {run: doubts(report, data, is_own=is_own) for run, report in reports.items()}
+    return "; ".join(filter(None, [data.note, *(f"{run}: {doubt}" for run, doubt in why.items() if doubt)])) or None
+
+
 def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Return CIFAR-10.1 v6, images uint8 [2000, 32, 32, 3] and labels int64 [2000].
 

@@ -45,11 +45,9 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     logits = classifier.logits(images)
     seconds = {"predict": time.perf_counter() - began}
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
-    fitted = temperature(classifier, data, is_own)
+    fitted = calibrated(classifier, data, logits, is_own=is_own)
     result: dict[str, Any] = {
-        "temperature": fitted.value,
-        "temperature_images": fitted.num_images,
-        "uncalibrated": fitted.reason,
+        **fitted,
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
@@ -63,12 +61,7 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
         "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
         "confused_pairs": scores.confused_pairs(matrix, data.classes),
-        "misclassified": scores.worst(logits / np.float32(fitted.value), labels),
-        "calibration": {
-            "bins": calibration.NUM_BINS,
-            "before": calibration.measures(logits, labels),
-            "after": None if fitted.reason else calibration.measures(logits, labels, fitted.value),
-        },
+        "misclassified": scores.worst(logits / np.float32(fitted["temperature"]), labels),
     }
     if views is not None:
         averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
@@ -88,7 +81,22 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(split.images[split.indices]), np.asarray(split.labels[split.indices])
 
 
-def temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:
+def calibrated(classifier: Classifier, data: Dataset, logits: np.ndarray, *, is_own: bool) -> dict[str, Any]:
+    """Return the temperature, or why there is none, and the calibration of the test logits without and with it."""
+    fitted, labels = _temperature(classifier, data, is_own), arrays(data.test)[1]
+    return {
+        "temperature": fitted.value,
+        "temperature_images": fitted.num_images,
+        "uncalibrated": fitted.reason,
+        "calibration": {
+            "bins": calibration.NUM_BINS,
+            "before": calibration.measures(logits, labels),
+            "after": None if fitted.reason else calibration.measures(logits, labels, fitted.value),
+        },
+    }
+
+
+def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:
     """Return the temperature fitted on the run's validation images, or the saved one."""
     if not is_own:
         return Temperature(classifier.temperature, None, classifier.uncalibrated)

@@ -99,8 +99,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         if trained.image_size(report) != trained.image_size(own):
             raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
     data, other_data = images.load(own, overrides)
-    doubts = {run: images.doubts(report, data, is_own=other_data is None) for run, report in runs.items()}
-    notes = [data.note, *(f"{run}: {doubt}" for run, doubt in doubts.items() if doubt)]
+    note = images.notes(runs, data, is_own=other_data is None)
     folder = first[0] / "evaluation"
     pixels, labels = measures.arrays(data.test)
     logits = {}
@@ -113,9 +112,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     seeds = [runs[run]["seed"] for run in first], [runs[run]["seed"] for run in second]
     result = against.compare(logits_first, logits_second, labels, data.classes, seeds) | {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
-        "data": {
-            "name": data.name, "fingerprint": data.fingerprint, "note": "; ".join(filter(None, notes)) or None,
-        },
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note},
         "classes": list(data.classes),
         "differences": against.differences(logits_first, logits_second, labels),
     }  # fmt: skip
