@@ -89,7 +89,7 @@ def evaluate(
 
     with _unchanged(overrides):
         if not isinstance(run, (Path, str)):
-            return ensembles.evaluate([Path(one).expanduser() for one in run], overrides)[0]
+            return ensembles.evaluate([Path(folder).expanduser() for folder in run], overrides)[0]
         [(result, _)] = evaluation.evaluate(
             [Path(run).expanduser()], overrides, views=views, corrupted=corruptions, cifar10_1=cifar10_1
         )
@@ -102,10 +102,10 @@ def runs(*folders: Path | str) -> list[dict[str, Any]]:
     All rows have the same keys: folder, status, reason, seed, scores such as `val/accuracy`, and the settings that decide
     the results, by their dotted keys. A value that a run does not have is None; a list is text.
     """
-    found, warnings = reading.find([str(folder) for folder in folders or ["outputs"]])
+    listed, warnings = reading.find([str(folder) for folder in folders or ["outputs"]])
     for warning in warnings:
         console.error(warning)
-    return reading.rows(found)
+    return reading.rows(listed)
 
 
 @contextlib.contextmanager

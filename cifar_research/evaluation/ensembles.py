@@ -97,7 +97,7 @@ def disagreement(logits: np.ndarray) -> float:
     logits: float [R, N, K], of two members or more.
     """
     predictions = logits.argmax(2)
-    return float(np.mean([(one != other).mean() for one, other in itertools.combinations(predictions, 2)]))
+    return float(np.mean([(first != second).mean() for first, second in itertools.combinations(predictions, 2)]))
 
 
 def _reports(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
@@ -108,7 +108,7 @@ def _reports(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         if report["data"]["fingerprint"] != own["data"]["fingerprint"]:
             raise DataError(f"{run}: was trained on other images than {first}; give runs of the same data set")
         for key in images.SPLIT_KEYS:
-            value, expected = (one["config"]["data"].get(key) for one in (report, own))
+            value, expected = (content["config"]["data"].get(key) for content in (report, own))
             if value != expected:
                 raise DataError(
                     f"{run}: has data.{key}={value}, and {first} has {expected}, so they hold out other validation images; "

@@ -147,10 +147,10 @@ def load(
     allowed = targets.allowed(allow_targets)
     if isinstance(run, (Path, str)):
         return _load(Path(os.path.expanduser(run)), precision, allowed)
-    runs = [Path(os.path.expanduser(one)) for one in run]
+    runs = [Path(os.path.expanduser(folder)) for folder in run]
     reports = read_members(runs)
     temperature, uncalibrated = read_temperature(ensemble_file(reports))
-    members = [_load(one, precision, allowed) for one in runs]
+    members = [_load(folder, precision, allowed) for folder in runs]
     first = members[0]
     return Ensemble(
         first.model, first.report, first.image_shape, first.mean, first.std, "none", temperature, uncalibrated, allowed,
