@@ -18,7 +18,7 @@ _MODULES |= {"load": "inference.trained"} | dict.fromkeys(("evaluate", "runs", "
 
 
 class _Package(ModuleType):
-    """The package, whose functions keep their names when modules of the same names are imported.
+    """The package, whose functions are not replaced by modules of the same names.
 
     Importing cifar_research.train, evaluate or runs would set the attribute to that module.
     """

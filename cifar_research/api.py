@@ -1,4 +1,4 @@
-"""The Python API: what the commands do, as functions that return results and leave the process as it was."""
+"""The Python API: the commands as functions, which leave the process as it was."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def evaluate(
     corruptions: int | None = 2_000,
     cifar10_1: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a completed run, as `scripts/evaluate` does; return the content of evaluation.json.
+    """Evaluate a run, as `scripts/evaluate` does; return the content of evaluation.json.
 
     overrides: of the data, as on the command line. views: `flip` or `flip_shift`, compared with none. corruptions: the
     number of test images to corrupt, None for all, 0 for none. cifar10_1: the folder of CIFAR-10.1.
@@ -97,10 +97,11 @@ def evaluate(
 
 
 def runs(*folders: Path | str) -> list[dict[str, Any]]:
-    """Return a flat row for each run in and below folders or globs (outputs/), for pandas.DataFrame.
+    """Return a flat row, for pandas.DataFrame, for each run in and below folders.
 
-    All rows have the same keys: folder, status, reason, seed, scores such as `val/accuracy`, and the settings that decide
-    the results, by their dotted keys. A value that a run does not have is None; a list is text.
+    folders: folders or globs; none: outputs/. All rows have the same keys: folder, status, reason, seed, scores such as
+    `val/accuracy`, and the settings that decide the results, by their dotted keys. A value that a run does not have is
+    None; a list is text.
     """
     listed, warnings = reading.find([str(folder) for folder in folders or ["outputs"]])
     for warning in warnings:

@@ -174,7 +174,7 @@ _SCORES = (
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a flat row for each run, all with the same keys; a list is text, a missing value None."""
+    """Return a flat row for each run, all with the same keys; lists are text, gaps None."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "seed")
 
     def row(run: Run) -> dict[str, Any]:

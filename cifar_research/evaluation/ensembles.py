@@ -1,4 +1,4 @@
-"""Evaluate several runs as one classifier: the mean of their probabilities (Lakshminarayanan et al. 2017)."""
+"""Evaluate runs as one: the mean of their probabilities (Lakshminarayanan et al. 2017)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cifar_research.runtime.files import atomic_write
 
 
 def groups(paths: Sequence[str]) -> list[list[Path]]:
-    """Return the runs of each ensemble: the runs that are named, and in a sweep those of each setting.
+    """Return the runs of each ensemble: the named runs, and each setting's runs in a sweep.
 
     A folder or glob with several runs is a sweep; runs of a setting differ by their seed only. A single run of a setting is
     left out with a note. ConfigError if no ensemble is left, RunError or DataError if one's runs do not fit together.
@@ -92,9 +92,9 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
 
 
 def disagreement(logits: np.ndarray) -> float:
-    """Return the share of images for which two members predict different classes, mean over pairs (Fort et al. 2019).
+    """Return how often two members predict different classes (Fort et al. 2019).
 
-    logits: float [R, N, K], of two members or more.
+    It is the share of images, mean over pairs. logits: float [R, N, K], of two members or more.
     """
     predictions = logits.argmax(2)
     return float(np.mean([(first != second).mean() for first, second in itertools.combinations(predictions, 2)]))

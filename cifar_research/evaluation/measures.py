@@ -82,7 +82,7 @@ def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrated(classifier: Classifier, data: Dataset, logits: np.ndarray, *, is_own: bool) -> dict[str, Any]:
-    """Return the temperature, or why there is none, and the calibration of the test logits without and with it."""
+    """Return the temperature, or why there is none, and the calibration without and with it."""
     fitted, labels = _temperature(classifier, data, is_own), arrays(data.test)[1]
     return {
         "temperature": fitted.value,

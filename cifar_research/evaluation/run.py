@@ -34,7 +34,7 @@ def evaluate(
     corrupted: int | None = NUM_CORRUPTED,
     cifar10_1: str | None = None,
 ) -> list[tuple[dict[str, Any], str]]:
-    """Evaluate completed runs; return evaluation.json's content, and text for a terminal, of each.
+    """Evaluate runs; return evaluation.json's content, and text for a terminal, of each.
 
     overrides: of the data; views: `flip` or `flip_shift`, compared with none; corrupted: number of test images to
     corrupt, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.

@@ -125,7 +125,7 @@ class Ensemble(Classifier):
     members: Sequence[Classifier] = ()
 
     def forward(self, images: Any) -> tf.Tensor:
-        """Return the logarithm of the mean of the members' probabilities, float32 [B, K]; may be traced."""
+        """Return the log of the members' mean probabilities, float32 [B, K]; may be traced."""
         import tensorflow as tf
 
         scores = []
@@ -183,9 +183,10 @@ def read_members(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def ensemble_file(reports: Mapping[Path, Mapping[str, Any]]) -> Path:
-    """Return the path of an ensemble's evaluation: in any member's folder, if there, else in the first one's.
+    """Return the path of an ensemble's evaluation.
 
-    Its name is of the members' weights, whatever their order.
+    It is in the folder of the member that has it, else in the first one's. Its name is of the members' weights, whatever
+    their order.
     """
     weights = ",".join(sorted(str(report.get("weights_sha256")) for report in reports.values()))
     name = f"evaluation/ensemble_{hashlib.sha256(weights.encode()).hexdigest()[:8]}.json"
