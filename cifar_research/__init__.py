@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifar_research.api import evaluate, runs, sweep, train
     from cifar_research.config.contracts import Backbone, Head, Loss, Transform
     from cifar_research.inference.trained import load
 
-__all__ = ["Backbone", "Head", "Loss", "Transform", "load"]
-_MODULES = {"load": "inference.trained"} | dict.fromkeys(("Backbone", "Head", "Loss", "Transform"), "config.contracts")
+__all__ = ["Backbone", "Head", "Loss", "Transform", "evaluate", "load", "runs", "sweep", "train"]
+_MODULES = dict.fromkeys(("Backbone", "Head", "Loss", "Transform"), "config.contracts")
+_MODULES |= {"load": "inference.trained"} | dict.fromkeys(("evaluate", "runs", "sweep", "train"), "api")
+
+
+class _Package(ModuleType):
+    """The package, whose functions are not replaced by modules of the same names.
+
+    Importing cifar_research.train, evaluate or runs would set the attribute to that module.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +33,6 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Package

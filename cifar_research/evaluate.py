@@ -7,7 +7,7 @@ import sys
 
 from cifar_research.config.schema import VIEWS
 from cifar_research.display import console
-from cifar_research.evaluation import images, run
+from cifar_research.evaluation import ensembles, images, run
 from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
 
 
@@ -18,17 +18,24 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     arguments = [*args.runs, *(args.against or [])]
     overrides = [word for word in arguments if images.is_override(word)]
-    if args.against and (args.views or args.cifar10_1 or args.corruptions != run.NUM_CORRUPTED):
-        parser.error("--against: compares only on the test images; remove the other options")
+    only = "--against" if args.against else "--ensemble"
+    if (args.against or args.ensemble) and (args.views or args.cifar10_1 or args.corruptions != run.NUM_CORRUPTED):
+        parser.error(f"{only}: is only for the test images; remove the other options")
+    if args.against and args.ensemble:
+        parser.error("--ensemble: cannot be used with --against; remove one of them")
     try:
-        first = run.find([word for word in args.runs if word not in overrides])
-        if args.against:
+        paths = [word for word in args.runs if word not in overrides]
+        if args.ensemble:
+            text = "\n\n".join(ensembles.evaluate(members, overrides)[1] for members in ensembles.groups(paths))
+        elif args.against:
+            first = run.find(paths)
             second = run.find([word for word in args.against if word not in overrides])
             text = run.compare(first, second, overrides)
         else:
-            text = run.evaluate(
-                first, overrides, views=args.views, corrupted=args.corruptions, cifar10_1=args.cifar10_1
+            results = run.evaluate(
+                run.find(paths), overrides, views=args.views, corrupted=args.corruptions, cifar10_1=args.cifar10_1
             )
+            text = "\n\n".join(text for _, text in results)
         sys.stdout.write(f"{text}\n")
     except (ConfigError, DataError, RunError, ReportError, OSError) as error:
         console.error(str(error))
@@ -43,6 +50,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", metavar="RUN|data.KEY=VALUE", help="folders of runs or sweeps, or globs of "
                         "them, and overrides of their data: data=cifar10 data.dir=FOLDER")  # fmt: skip
     parser.add_argument("--against", nargs="+", metavar="RUN", help="compare with these runs, by McNemar's test")
+    parser.add_argument("--ensemble", action="store_true", help="evaluate the mean of the runs' probabilities; of a "
+                        "sweep, that of each setting's seeds")  # fmt: skip
     parser.add_argument("--views", choices=VIEWS[1:], help="also average over test-time views of each image")
     parser.add_argument("--corruptions", type=_count, default=run.NUM_CORRUPTED, metavar="none|all|NUMBER",
                         help="how many test images to corrupt, in 15 ways at 5 severities (default: 2000)")  # fmt: skip

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=prediction.FORMATS, help="the format (default: that of FILE's suffix, or else table)"
     )
+    parser.add_argument("--ensemble", nargs="+", default=[], type=Path, metavar="RUN",
+                        help="further runs, behind the images: predict with the mean of all runs' probabilities")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of standard output")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes for each image (default: 1)")
     args = parser.parse_args()
@@ -32,7 +34,7 @@ def main() -> None:
     suffix = args.output.suffix[1:] if args.output else ""
     kind = args.format or (suffix if suffix in prediction.FORMATS else "table")
     try:
-        sys.exit(prediction.predict(args.run, args.images, args.output, kind, args.top_k))
+        sys.exit(prediction.predict([args.run, *args.ensemble], args.images, args.output, kind, args.top_k))
     except (RunError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)

@@ -82,14 +82,14 @@ def finished_run(tmp_path_factory):
 
 # Passes lines of arguments to a command, one after another; prints its output for each.
 REFUSALS = """
-import contextlib, io, json, sys
-from cifar_research import {command}
+import contextlib, importlib, io, json, sys
+command = importlib.import_module("cifar_research.{command}")
 for words in json.loads(sys.argv[1]):
     sys.argv[:], sys.stdin = ["cifar-{command}", *words], io.StringIO()
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
-            {command}.main()
+            command.main()
         except SystemExit as ended:
             code = ended.code
     said = dict(code=code, stdout=output.getvalue(), stderr=errors.getvalue(), has_tensorflow="tensorflow" in sys.modules)

@@ -14,7 +14,10 @@ import tensorflow  # noqa: F401
 from tensorflow.python.autograph.core.converter import ConversionOptions, ProgramContext
 from tensorflow.python.autograph.impl import api
 
-from cifar_research import augmentation, evaluate, predict, train  # noqa: F401
+import cifar_research.evaluate
+import cifar_research.predict
+import cifar_research.train  # noqa: F401
+from cifar_research import augmentation
 from cifar_research.augmentation import draws
 from cifar_research.data import batches
 from cifar_research.display import figures, tensorboard  # noqa: F401

@@ -64,7 +64,7 @@ def uncalibrated(finished_run, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(calibration, "MIN_IMAGES", 10**6)
     with patch.context():
-        text = evaluate([run], corrupted=0)
+        [(_, text)] = evaluate([run], corrupted=0)
     patch.undo()
     return run, text
 
@@ -88,7 +88,7 @@ def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
     reason = json.loads((run / "evaluation.json").read_text())["uncalibrated"]
     export(run, "saved_model", output=tmp_path)
     assert f"not calibrated: {reason}" in " ".join(capfd.readouterr().err.split())
-    prediction.note_uncalibrated(trained.load(run), run)
+    prediction.note_uncalibrated(trained.load(run), [run])
     assert f"not calibrated: {reason}" in capfd.readouterr().err
 
 

@@ -232,7 +232,7 @@ def test_a_phase_is_added_as_the_message_says():
 
 def test_check_imports_no_tensorflow():
     code = (
-        "import sys; from cifar_research import config, train\n"
+        "import sys, cifar_research.train; from cifar_research import config\n"
         "config.parse(['experiment=augmented', 'augmentation=strong', 'schedule=cosine'])\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )

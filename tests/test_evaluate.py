@@ -54,7 +54,7 @@ def runs(tmp_path_factory, cache):
 @pytest.fixture(scope="module")
 def evaluated(runs):
     """The run a0, evaluated with all options, and the output of the command."""
-    text = evaluate([runs / "a0"], views="flip_shift", corrupted=40)
+    [(_, text)] = evaluate([runs / "a0"], views="flip_shift", corrupted=40)
     return runs / "a0", json.loads((runs / "a0" / "evaluation.json").read_text()), text
 
 
@@ -307,7 +307,7 @@ def test_other_images_leave_the_runs_own_evaluation(evaluated):
     assert other["temperature"] == found["temperature"] and other["temperature_images"] is None
     assert "other images or other splits" in (run / "evaluation" / "synthetic" / "report.md").read_text()
     kept = (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes()
-    text = evaluate([run], ["data.seed=6", "data.test_images=40"], corrupted=0)
+    [(_, text)] = evaluate([run], ["data.seed=6", "data.test_images=40"], corrupted=0)
     (more,) = (run / "evaluation").glob("synthetic_*")
     assert str(more) in text and json.loads((more / "evaluation.json").read_text())["test"]["images"] == 40
     assert (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes() == kept
@@ -323,7 +323,7 @@ def test_images_that_may_have_been_trained_on_are_reported(tmp_path, capsys):
     settings = config.parse([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
     train_run(settings, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "mine" / "a" / "b.svg").touch()
-    notes = [evaluate([tmp_path / "run"], more, corrupted=0) for more in ([], ["data.split_seed=5"])]
+    notes = [evaluate([tmp_path / "run"], more, corrupted=0)[0][1] for more in ([], ["data.split_seed=5"])]
     assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
     evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluated["data"]["left_out"] == {".svg (no reader)": 1}
@@ -412,7 +412,7 @@ def test_an_evaluation_on_cifar10_1(runs, tmp_path):
     patch.setattr(synthetic, "CLASSES", CIFAR)
     patch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))  # it knows the names
     with patch.context():
-        text = evaluate([run], cifar10_1=str(tmp_path), corrupted=0)
+        [(_, text)] = evaluate([run], cifar10_1=str(tmp_path), corrupted=0)
     patch.undo()
     found = json.loads((run / "evaluation.json").read_text())["cifar10_1"]
     assert found["images"] == 40 and "CIFAR-10.1 v6" in text

@@ -253,11 +253,13 @@ def test_addition_trains(page, line, tmp_path):
 # What runs before a page's Python: training, by whatever way, is made small.
 PRELUDE = """
 import json, sys
-from cifar_research import config, train
+import cifar_research
+from cifar_research import config
 small = json.loads(sys.argv[1])
 def with_small(function):
     return lambda words=(), *rest, **settings: function([*words, *small], *rest, **settings)
-config.parse, train.command = with_small(config.parse), with_small(train.command)
+config.parse = with_small(config.parse)
+cifar_research.train, cifar_research.sweep = with_small(cifar_research.train), with_small(cifar_research.sweep)
 """
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 

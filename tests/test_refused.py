@@ -1,5 +1,6 @@
 """A rejected command exits with code 2 and leaves every file as it was."""
 
+import importlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_research import config, evaluate, export, predict, report, train
+from cifar_research import config, export, predict, report
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import run_folder
 from cifar_research.runtime import locks
@@ -24,6 +25,7 @@ from cifar_research.sweeps.plan import Plan
 from cifar_research.training import command
 from cifar_research.training.run import run as train_run
 
+evaluate, train = (importlib.import_module(f"cifar_research.{name}") for name in ("evaluate", "train"))
 SMALL = [
     "data=synthetic", "data.train_images=60", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
     "training.batch_size=30", "training.epochs=1", "tensorboard.enabled=false",

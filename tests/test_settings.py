@@ -5,11 +5,12 @@ import dataclasses
 
 import pytest
 
-from cifar_research import config, train
+from cifar_research import config
 from cifar_research.config import conf, targets
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps.plan import Plan
+from cifar_research.train import command
 
 TINY = [
     "data=synthetic", "data.train_images=40", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[8]",
@@ -39,7 +40,7 @@ FACTORIES = ["adam", "cnn", "constant", "head", "horizontal_flip", "mean_squared
 
 
 def test_a_run_is_composed_once_and_calls_each_factory_once(counts, tmp_path):
-    assert train.command([*TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert command([*TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert counts == {"compositions": 1, **dict.fromkeys(FACTORIES, 1)}
 
 

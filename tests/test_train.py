@@ -219,11 +219,11 @@ FAST = ["experiment=fast", "backbone.filters=[8,8]", "training.precision=float32
 # Data on the device and all steps of a call as one program, as on a GPU.
 PRETENDS_A_DEVICE = """
 import dataclasses, sys
-from cifar_research import train
+from cifar_research.train import command
 from cifar_research.runtime import environment
 prepare = environment.prepare
 environment.prepare = lambda *of: dataclasses.replace(prepare(*of), prefetch_device="/CPU:0")
-sys.exit(train.command(sys.argv[1:]))
+sys.exit(command(sys.argv[1:]))
 """
 
 
@@ -424,7 +424,7 @@ def test_completion_needs_no_tensorflow(tmp_path, line, expected):
 def test_ctrl_c_while_tensorflow_is_imported_is_one(tmp_path):
     code = """
 import builtins, os, signal
-from cifar_research import train
+from cifar_research.train import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored by who started the tests
 real = builtins.__import__
 def importing(name, *rest, **more):
@@ -436,7 +436,7 @@ def importing(name, *rest, **more):
             raise ImportError("initialization failed")  # as its extensions do
     return real(name, *rest, **more)
 builtins.__import__ = importing
-train.main()
+main()
 """
     words = [sys.executable, "-c", code, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)

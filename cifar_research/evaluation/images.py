@@ -19,7 +19,7 @@ from cifar_research.runtime.errors import DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Besides the images, these keys decide the splits.
-_SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
+SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
 
 
 def is_override(word: str) -> bool:
@@ -49,7 +49,7 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
     if not len(data.test):
         raise DataError(f"data: {data.name} has no test images; give data with test images")
     data = _in_order(data, classes)
-    has_own_splits = all(own.get(key) == getattr(section, key, None) for key in _SPLIT_KEYS)
+    has_own_splits = all(own.get(key) == getattr(section, key, None) for key in SPLIT_KEYS)
     if has_own_splits and data.fingerprint == report["data"]["fingerprint"]:
         return data, None
     if data.name != "images" or data.found_in is None:
@@ -70,6 +70,12 @@ def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | N
     if report["config"]["data"]["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
         return "was trained on another split or folder, perhaps also on images that are tested here"
     return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
+
+
+def notes(reports: Mapping[Path, Mapping[str, Any]], data: Dataset, *, is_own: bool) -> str | None:
+    """Return the data's note, and why a run's score on it may be too high, or None."""
+    why = {run: doubts(report, data, is_own=is_own) for run, report in reports.items()}
+    return "; ".join(filter(None, [data.note, *(f"{run}: {doubt}" for run, doubt in why.items() if doubt)])) or None
 
 
 def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.ndarray, np.ndarray]:

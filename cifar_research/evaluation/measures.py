@@ -45,12 +45,10 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     logits = classifier.logits(images)
     seconds = {"predict": time.perf_counter() - began}
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
-    temperature = _temperature(classifier, data, is_own)
     counts = np.array(classifier.report["data"]["train_counts"])
+    fitted = calibrated(classifier, data, logits, is_own=is_own)
     result: dict[str, Any] = {
-        "temperature": temperature.value,
-        "temperature_images": temperature.num_images,
-        "uncalibrated": temperature.reason,
+        **fitted,
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
@@ -64,12 +62,7 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
         "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
         "confused_pairs": scores.confused_pairs(matrix, data.classes),
-        "misclassified": scores.worst(logits / np.float32(temperature.value), labels),
-        "calibration": {
-            "bins": calibration.NUM_BINS,
-            "before": calibration.measures(logits, labels),
-            "after": None if temperature.reason else calibration.measures(logits, labels, temperature.value),
-        },
+        "misclassified": scores.worst(logits / np.float32(fitted["temperature"]), labels),
     }
     if views is not None:
         averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
@@ -89,6 +82,21 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
 def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return a split's images uint8 [N, H, W, C] and labels int64 [N]."""
     return np.asarray(split.images[split.indices]), np.asarray(split.labels[split.indices])
+
+
+def calibrated(classifier: Classifier, data: Dataset, logits: np.ndarray, *, is_own: bool) -> dict[str, Any]:
+    """Return the temperature, or why there is none, and the calibration without and with it."""
+    fitted, labels = _temperature(classifier, data, is_own), arrays(data.test)[1]
+    return {
+        "temperature": fitted.value,
+        "temperature_images": fitted.num_images,
+        "uncalibrated": fitted.reason,
+        "calibration": {
+            "bins": calibration.NUM_BINS,
+            "before": calibration.measures(logits, labels),
+            "after": None if fitted.reason else calibration.measures(logits, labels, fitted.value),
+        },
+    }
 
 
 def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:

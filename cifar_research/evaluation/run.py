@@ -33,8 +33,8 @@ def evaluate(
     views: str | None = None,
     corrupted: int | None = NUM_CORRUPTED,
     cifar10_1: str | None = None,
-) -> str:
-    """Evaluate completed runs, write the results, and return them as text for a terminal.
+) -> list[tuple[dict[str, Any], str]]:
+    """Evaluate runs; return evaluation.json's content, and text for a terminal, of each.
 
     overrides: of the data; views: `flip` or `flip_shift`, compared with none; corrupted: number of test images to
     corrupt, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
@@ -44,7 +44,7 @@ def evaluate(
     subjects = [_subject(run, overrides, cifar10_1) for run in runs]
     for subject in subjects:
         (subject.folder / "figures").mkdir(parents=True, exist_ok=True)
-    return "\n\n".join(_evaluate(subject, views, corrupted) for subject in subjects)
+    return [_evaluate(subject, views, corrupted) for subject in subjects]
 
 
 def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subject:
@@ -63,7 +63,7 @@ def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subj
     return Subject(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
 
 
-def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> str:
+def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], str]:
     from cifar_research.evaluation import pictures  # matplotlib takes half a second to import
 
     data, folder, report = subject.data, subject.folder, subject.classifier.report
@@ -81,7 +81,7 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> str
     target = (subject.run if subject.is_own else folder) / trained.EVALUATION
     _write_json(target, result)  # last: it marks the evaluation as complete
     text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
-    return f"{text}\n\nEverything is in {folder}, and in {target}"
+    return result, f"{text}\n\nEverything is in {folder}, and in {target}"
 
 
 def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[str] = ()) -> str:
@@ -99,8 +99,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         if trained.image_size(report) != trained.image_size(own):
             raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
     data, other_data = images.load(own, overrides)
-    doubts = {run: images.doubts(report, data, is_own=other_data is None) for run, report in runs.items()}
-    notes = [data.note, *(f"{run}: {doubt}" for run, doubt in doubts.items() if doubt)]
+    note = images.notes(runs, data, is_own=other_data is None)
     folder = first[0] / "evaluation"
     pixels, labels = measures.arrays(data.test)
     logits = {}
@@ -113,9 +112,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     seeds = [runs[run]["seed"] for run in first], [runs[run]["seed"] for run in second]
     result = against.compare(logits_first, logits_second, labels, data.classes, seeds) | {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
-        "data": {
-            "name": data.name, "fingerprint": data.fingerprint, "note": "; ".join(filter(None, notes)) or None,
-        },
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note},
         "classes": list(data.classes),
         "differences": against.differences(logits_first, logits_second, labels),
     }  # fmt: skip
@@ -144,16 +141,21 @@ def find(paths: Sequence[str]) -> list[Path]:
     """Return the completed runs in folders, globs or sweeps; ReportError if one has none."""
     runs: dict[Path, Path] = {}
     for path in paths:
-        inside, warnings = reading.find([os.path.expanduser(path)])
-        for warning in warnings:
-            console.error(warning)
-        completed = {run.folder.resolve(): run.folder for run in inside if run.state == "completed"}
-        if not completed:
-            raise ReportError(f"{path}: no run in it was completed; wait, or give another folder")
-        runs |= completed
+        runs |= {run.folder.resolve(): run.folder for run in completed(path)}
     if not runs:
         raise ConfigError("RUN: no folder was given; give the folder of a run or of a sweep")
     return list(runs.values())
+
+
+def completed(path: str) -> list[reading.Run]:
+    """Return the completed runs in a folder, glob or sweep; ReportError if it has none."""
+    inside, warnings = reading.find([os.path.expanduser(path)])
+    for warning in warnings:
+        console.error(warning)
+    runs = [run for run in inside if run.state == "completed"]
+    if not runs:
+        raise ReportError(f"{path}: no run in it was completed; wait, or give another folder")
+    return runs
 
 
 def _name(runs: Sequence[Path]) -> str:

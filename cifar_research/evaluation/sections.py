@@ -159,6 +159,28 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
     return sections
 
 
+def ensemble(result: Result) -> list[Section]:
+    """Return the sections of an ensemble's evaluation."""
+    names = [Path(row["run"]).name for row in result["members"]]
+    are_unique = len({*names}) == len(names)
+    members = [
+        row | {"of": name if are_unique else row["run"]} for row, name in zip(result["members"], names, strict=True)
+    ]
+    mean = {"of": f"mean of the {len(members)} runs", "images": None, "cross_entropy": None} | result["mean"]
+    rows = [*members, mean, result["test"] | {"of": "ensemble"}]
+    rows = [row | {"interval": _interval(row["interval"])} for row in rows]
+    text = (
+        "The ensemble's probabilities are the mean of its runs' (Lakshminarayanan et al. 2017). Intervals of runs and "
+        "ensemble are over the images (Wilson), that of the mean over the runs (Student). "
+        f"Two runs disagree on {result['disagreement']:.4f} of the images, mean over pairs (Fort et al. 2019)."
+    )
+    return [
+        Section("Accuracy", [tables.of(rows, _ACCURACIES), text, *_note(result)]),
+        Section("Calibration", [_calibration(result), _of_calibration(result)]),
+        Section("Runs", [f"{row['run']}, seed {row['seed']}." for row in result["members"]]),
+    ]
+
+
 def differences(result: Result) -> Table:
     """Return a row for each image that only one group classifies correctly."""
     names = result["classes"]

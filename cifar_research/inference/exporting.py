@@ -56,7 +56,7 @@ def export(
     classifier = trained.load(run, precision="float32")
     if (precision := classifier.report["config"]["training"]["precision"]) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
-    prediction.note_uncalibrated(classifier, run)
+    prediction.note_uncalibrated(classifier, [run])
     existing = next(parent for parent in target.parents if parent.exists())
     with tempfile.TemporaryDirectory(dir=existing, prefix=f".{target.name}.") as temporary:
         path = Path(temporary) / target.name

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,14 +36,17 @@ _BATCH = 500
 Row = tuple[str, list[Prediction]]
 
 
-def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
+def predict(
+    runs: Sequence[Path], arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1
+) -> int:
     """Write the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    arguments: see `find`; output: None for standard output; kind: one of FORMATS. RunError for a user's error, raised
-    before TensorFlow is imported.
+    runs: one, or several as an ensemble; arguments: see `find`; output: None for standard output; kind: one of FORMATS.
+    RunError for a user's error, raised before TensorFlow is imported.
     """
-    run = Path(os.path.expanduser(run))
-    num_classes = len(trained.read(run)["data"]["classes"])
+    runs = [Path(os.path.expanduser(run)) for run in runs]
+    reports = trained.read_members(runs) if len(runs) > 1 else {runs[0]: trained.read(runs[0])}
+    num_classes = len(reports[runs[0]]["data"]["classes"])
     if not 1 <= top_k <= num_classes:
         raise RunError(f"--top-k: {top_k} is out of range; it must be at least 1 and at most {num_classes}")
     if output is not None and not output.parent.is_dir():
@@ -54,8 +58,8 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
         raise RunError(
             f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
         )
-    classifier = trained.load(run)
-    note_uncalibrated(classifier, run)
+    classifier = trained.load(runs if len(runs) > 1 else runs[0])
+    note_uncalibrated(classifier, runs)
 
     def readable() -> Iterator[Row]:
         for file, result in classify(classifier, files, top_k):
@@ -78,11 +82,12 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
     return int(bool(problems) or any(why.endswith((image_files.DAMAGED, image_files.NO_READER)) for why in left_out))
 
 
-def note_uncalibrated(classifier: Classifier, run: Path) -> None:
+def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
     """Write why the classifier's probabilities are not calibrated, if so."""
     if classifier.uncalibrated is not None:
-        is_evaluated = (run / trained.EVALUATION).is_file()
-        advice = "" if is_evaluated else f"; {programs.program('evaluate')} {run} fits a temperature"
+        words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else [])])
+        is_evaluated = "has not been evaluated" not in classifier.uncalibrated
+        advice = "" if is_evaluated else f"; {programs.program('evaluate')} {words} fits a temperature"
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 

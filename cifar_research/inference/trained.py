@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,21 +115,83 @@ class Classifier:
         return [Prediction(self.classes[row.argmax()], float(row.max())) for row in probabilities]
 
 
-def load(run: Path | str, *, precision: str | None = None, allow_targets: Iterable[str] = ()) -> Classifier:
-    """Return the classifier of a completed run.
+@dataclass(eq=False, repr=False)
+class Ensemble(Classifier):
+    """The classifiers of several runs as one: its probabilities are the mean of theirs.
 
-    run: its folder; nothing in it is unpickled or changed. precision: float32, bfloat16 or float16; None: as in
-    training. allow_targets: packages whose factories the config may name, besides $CIFAR_ALLOW_TARGETS. RunError if the
-    folder is not a completed run, or its weights do not fit.
+    model, report, mean and std are the first member's. The members' own temperatures are not used.
     """
-    run = Path(os.path.expanduser(run))
+
+    members: Sequence[Classifier] = ()
+
+    def forward(self, images: Any) -> tf.Tensor:
+        """Return the log of the members' mean probabilities, float32 [B, K]; may be traced."""
+        import tensorflow as tf
+
+        scores = []
+        for member in self.members:
+            columns = [member.classes.index(name) for name in self.classes]
+            scores.append(tf.gather(tf.nn.log_softmax(member.forward(images)), columns, axis=1))
+        return tf.reduce_logsumexp(tf.stack(scores), axis=0) - math.log(len(scores))
+
+
+def load(
+    run: Path | str | Sequence[Path | str], *, precision: str | None = None, allow_targets: Iterable[str] = ()
+) -> Classifier:
+    """Return the classifier of a completed run, or of several runs as an ensemble.
+
+    run: its folder, or several; nothing in it is unpickled or changed. precision: float32, bfloat16 or float16; None:
+    as in training. allow_targets: packages whose factories the config may name, besides $CIFAR_ALLOW_TARGETS. RunError
+    if a folder is not a completed run, its weights do not fit, or runs differ in their classes or the size of images.
+    """
+    allowed = targets.allowed(allow_targets)
+    if isinstance(run, (Path, str)):
+        return _load(Path(os.path.expanduser(run)), precision, allowed)
+    runs = [Path(os.path.expanduser(folder)) for folder in run]
+    reports = read_members(runs)
+    temperature, uncalibrated = read_temperature(ensemble_file(reports))
+    members = [_load(folder, precision, allowed) for folder in runs]
+    first = members[0]
+    return Ensemble(
+        first.model, first.report, first.image_shape, first.mean, first.std, "none", temperature, uncalibrated, allowed,
+        members,
+    )  # fmt: skip
+
+
+def _load(run: Path, precision: str | None, allowed: frozenset[str]) -> Classifier:
     report = read(run)
-    temperature, uncalibrated = read_temperature(run)
+    temperature, uncalibrated = read_temperature(run / EVALUATION)
     size, statistics = image_size(report), report["data"]["standardization"]
     mean, std = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    views, allowed = report["config"]["evaluation"]["views"], targets.allowed(allow_targets)
+    views = report["config"]["evaluation"]["views"]
     model = rebuild.network(report, run, precision, allowed)
     return Classifier(model, report, (size, size, 3), mean, std, views, temperature, uncalibrated, allowed)
+
+
+def read_members(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Return the reports of an ensemble's runs; RunError if they cannot be one."""
+    reports = {run: read(run) for run in runs}
+    if len({run.resolve() for run in runs}) < max(len(runs), 2):
+        raise RunError("RUN: an ensemble needs two runs or more, each of them once; give the folders of different runs")
+    first, own = next(iter(reports.items()))
+    for run, report in reports.items():
+        if sorted(report["data"]["classes"]) != sorted(own["data"]["classes"]):
+            raise RunError(f"{run}: was trained on other classes than {first}; give runs of the same classes")
+        if image_size(report) != image_size(own):
+            raise RunError(f"{run}: takes images of another size than {first}; give runs of the same size")
+    return reports
+
+
+def ensemble_file(reports: Mapping[Path, Mapping[str, Any]]) -> Path:
+    """Return the path of an ensemble's evaluation.
+
+    It is in the folder of the member that has it, else in the first one's. Its name is of the members' weights, whatever
+    their order.
+    """
+    weights = ",".join(sorted(str(report.get("weights_sha256")) for report in reports.values()))
+    name = f"evaluation/ensemble_{hashlib.sha256(weights.encode()).hexdigest()[:8]}.json"
+    paths = [run / name for run in reports]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def image_size(report: dict[str, Any]) -> int:
@@ -159,9 +222,8 @@ def read(run: Path) -> dict[str, Any]:
     return report
 
 
-def read_temperature(run: Path) -> tuple[float, str | None]:
-    """Return the temperature of evaluation.json, or 1 and the reason; RunError if damaged."""
-    path = run / EVALUATION
+def read_temperature(path: Path) -> tuple[float, str | None]:
+    """Return the temperature of an evaluation's file, or 1 and the reason; RunError if damaged."""
     try:
         evaluation = json.loads(path.read_bytes())
         if reason := evaluation.get("uncalibrated"):
@@ -170,7 +232,8 @@ def read_temperature(run: Path) -> tuple[float, str | None]:
         if not 0 < value < math.inf:
             raise ValueError(f"its temperature is {value}")
     except FileNotFoundError:
-        return 1.0, "the run has not been evaluated on its own data"
+        what = "run" if path.name == EVALUATION else "ensemble"
+        return 1.0, f"the {what} has not been evaluated on its own data"
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise RunError(f"{path}: is damaged ({error}); delete it, and evaluate the run again") from error
     return value, None

@@ -33,10 +33,10 @@ def network(
     environments.import_tensorflow()
     import keras
 
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
     try:
-        model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
+        with environments.kept():
+            keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
+            model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
         if model.count_params() != report["parameters"]["total"]:
             raise RunError(
                 f"{run}: its config now builds a model of {model.count_params():,} parameters, and the run trained "
@@ -53,8 +53,6 @@ def network(
             f"{run / files.WEIGHTS}: cannot be loaded into the model of report.json ({line[:300]}); restore the file, or "
             "delete both files and resume the run, which writes them again"
         ) from error
-    finally:
-        keras.config.set_dtype_policy(before)
     return model
 
 

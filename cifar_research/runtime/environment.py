@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cifar_research.runtime import folders
 from cifar_research.runtime.errors import ConfigError, DataError
@@ -114,12 +117,15 @@ def import_tensorflow() -> list[tf.config.PhysicalDevice]:
 
 
 @contextlib.contextmanager
-def precision_kept() -> Iterator[None]:
-    """Restore Keras's dtype policy on exit."""
+def kept() -> Iterator[None]:
+    """Restore Keras's dtype policy and the random states of Python and NumPy on exit."""
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
+    states = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
         if "keras" in sys.modules:
             keras = sys.modules["keras"].config
             keras.set_dtype_policy(before or keras.floatx())

@@ -41,19 +41,20 @@ def run(
     is_hopeless: Rule | None = None,
     begins: Callable[[], None] | None = None,
     unlocks: bool = False,
+    second_signal_exits: bool = False,
 ) -> Report:
     """Train, test and report one classifier in `run_dir`; return the content of report.json.
 
     In a folder with an earlier run of this config, continues it, or returns its report if it has ended.
     is_hopeless: called after each epoch with its row of the history; True ends the run as `pruned`, untested.
-    begins: called after all checks, before the first file is written. unlocks: see locks.Lock.
+    begins: called after all checks, before the first file is written. unlocks, second_signal_exits: see Lock, stop_signals.
     Raises, with the folder unchanged, ConfigError if the config is invalid or differs from the folder's, DataError if
     data is missing or damaged, CheckpointError if no checkpoint is usable, LockedError if another process trains there.
     """
     began, seconds = time.perf_counter(), dict[str, float | None]()
     run_dir, is_chief = Path(run_dir), environments.is_chief(settings.training.strategy)
     display = display or console.Display(quiet=not is_chief)
-    with run_folder.only_process_in(run_dir, is_chief, unlocks) as keep, environments.precision_kept():
+    with run_folder.only_process_in(run_dir, is_chief, unlocks) as keep, environments.kept():
         ended, checkpoint = run_folder.earlier_state(settings, run_dir)
         if ended is not None:
             run_folder.repair_history(run_dir, ended)
@@ -82,16 +83,15 @@ def run(
             saving = _saver(settings, data, environment, run_dir)
             parts = _Run(settings, data, environment, state, progress, saving, opened, seconds)
             _announce(parts, max(trained.values()), checkpoint)
-            outcome, test = _train_and_test(parts, is_hopeless)
+            outcome, test = _train_and_test(parts, is_hopeless, second_signal_exits)
             seconds["total"] = progress.elapsed + time.perf_counter() - began
             ending = result.Ending(outcome, test, seconds, trained)
             content = result.gather(settings, data, environment, state, progress, ending)
             if is_chief:
                 outputs.leave(opened, content, state.model, data, progress, test)
-                if content["status"] != "stopped":
-                    saving.checkpoints.end()
-            pace = header.pace(settings, progress.history)
-            display.results(content, run_dir, _next_commands(content, run_dir), pace)
+            if is_chief and content["status"] != "stopped":
+                saving.checkpoints.end()
+            display.results(content, run_dir, _next_commands(content, run_dir), header.pace(settings, progress.history))
         return content
 
 
@@ -165,7 +165,7 @@ def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> Non
         )
 
 
-def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Scores | None]:
+def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bool) -> tuple[Outcome, Scores | None]:
     """Train all phases, and test the best weights if all are complete."""
     from cifar_research.training import forward, loop, norms, setup
     from cifar_research.training.scoring import Evaluation
@@ -191,7 +191,7 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None) -> tuple[Outcome, Score
         is_of_images = phase_data is data
         evaluate = evaluate_images if is_of_images else Evaluation(state, batch_size, phase_forward, counts, device)
         is_last = number == len(settings.phases) - 1
-        with signals.stop_signals(within_calls=True) as stop:
+        with signals.stop_signals(within_calls=second_signal_exits) as stop:
             drops = settings.data.drop_remainder
             measure = norms.measurement(settings, state, phase_data.train, phase_forward, run.environment.strategy)
             stage = loop.Stage(phase, phase_data, drops, evaluate, measure, is_last, stop, is_hopeless)

@@ -6,12 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import ModuleType
 
 from cifar_research.config import targets
 from cifar_research.runtime import environment
@@ -166,7 +168,12 @@ def _spawn(share: Share) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a fork would inherit the state of this process's threads
     pipe, other_end = context.Pipe()
     process = context.Process(target=_work, args=(other_end, share), name="job worker")
-    process.start()
+    # Without a file: a worker would run it again, and with it the call that starts this sweep.
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
     other_end.close()
     return _Worker(process, pipe)
 

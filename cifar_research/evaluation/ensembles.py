@@ -1,0 +1,117 @@
+"""Evaluate runs as one: the mean of their probabilities (Lakshminarayanan et al. 2017)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_research.config import trust
+from cifar_research.display import console, document
+from cifar_research.evaluation import against, images, measures, scores, sections
+from cifar_research.evaluation.run import completed
+from cifar_research.inference import trained
+from cifar_research.runs.report import versions
+from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.runtime.files import atomic_write
+
+
+def groups(paths: Sequence[str]) -> list[list[Path]]:
+    """Return the runs of each ensemble: the named runs, and each setting's runs in a sweep.
+
+    A folder or glob with several runs is a sweep; runs of a setting differ by their seed only. A single run of a setting is
+    left out with a note. ConfigError if no ensemble is left, RunError or DataError if one's runs do not fit together.
+    """
+    named: dict[Path, Path] = {}
+    others: dict[Any, dict[Path, Path]] = {}
+    for path in paths:
+        inside = completed(path)
+        for run in inside:
+            chosen = named if len(inside) == 1 else others.setdefault(run.group, {})
+            chosen[run.folder.resolve()] = run.folder
+    members = [list(group.values()) for group in (named, *others.values()) if group]
+    ensembles = [group for group in members if len(group) > 1]
+    if not ensembles:
+        raise ConfigError(
+            "--ensemble: needs two completed runs or more of the same setting; give more runs, or a sweep"
+        )
+    for group in ensembles:
+        _reports(group)
+    for alone in (group for group in members if len(group) == 1):
+        console.note(f"{alone[0]}: is left out; no other run differs from it by the seed only")
+    return ensembles
+
+
+def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """Evaluate runs as one classifier; return the results, and text for a terminal.
+
+    overrides: of the data, see images.load. Writes ensemble_<digest>.{json,md,html} into evaluation/ of the first run, or
+    beside the results on other images. ConfigError, DataError, RunError or ReportError, raised before that.
+    """
+    reports = _reports(runs)
+    data, other = images.load(reports[runs[0]], overrides)
+    if data.left_out:
+        console.note(data.file_summary())
+    pixels, labels = measures.arrays(data.test)
+    ensemble = trained.load(runs, allow_targets=trust.allowances(overrides))
+    assert isinstance(ensemble, trained.Ensemble)
+    logits = []
+    with console.counted("Classifying", len(runs)) as begin:
+        for run, member in zip(runs, ensemble.members, strict=True):
+            begin(run.name)
+            logits.append(member.logits(pixels)[:, [member.classes.index(name) for name in data.classes]])
+    pooled = ensemble.logits(pixels)
+    group = against.group(np.stack(logits), labels, [report["seed"] for report in reports.values()])
+    note = images.notes(reports, data, is_own=other is None)
+    result: dict[str, Any] = {
+        **measures.calibrated(ensemble, data, pooled, is_own=other is None),
+        "test": scores.summary(pooled, labels),
+        "members": [
+            {"run": str(run), "seed": seed, **scores.summary(own, labels)}
+            for run, seed, own in zip(runs, group["seeds"], logits, strict=True)
+        ],
+        "mean": {"accuracy": group["mean"], "interval": group["interval"]},
+        "disagreement": disagreement(np.stack(logits)),
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note, "is_own": other is None},
+        "classes": list(data.classes),
+        "versions": versions(),
+    }
+    path = trained.ensemble_file(reports)
+    if other is not None:
+        path = path.parent / other / path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = sections.ensemble(result)
+    document.write(path.parent, path.stem, f"An ensemble of {len(runs)} runs", shown)
+    atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    text = sections.as_text(shown, ("Accuracy", "Calibration"))
+    return result, f"{text}\n\nEverything is in {path.with_suffix('')}.html, .md and .json"
+
+
+def disagreement(logits: np.ndarray) -> float:
+    """Return how often two members predict different classes (Fort et al. 2019).
+
+    It is the share of images, mean over pairs. logits: float [R, N, K], of two members or more.
+    """
+    predictions = logits.argmax(2)
+    return float(np.mean([(first != second).mean() for first, second in itertools.combinations(predictions, 2)]))
+
+
+def _reports(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Return the runs' reports; DataError unless all have the same images, held out alike."""
+    reports = trained.read_members(runs)
+    first, own = next(iter(reports.items()))
+    for run, report in reports.items():
+        if report["data"]["fingerprint"] != own["data"]["fingerprint"]:
+            raise DataError(f"{run}: was trained on other images than {first}; give runs of the same data set")
+        for key in images.SPLIT_KEYS:
+            value, expected = (content["config"]["data"].get(key) for content in (report, own))
+            if value != expected:
+                raise DataError(
+                    f"{run}: has data.{key}={value}, and {first} has {expected}, so they hold out other validation images; "
+                    "give runs of the same split"
+                )
+    return reports

@@ -1,0 +1,84 @@
+"""The example notebook runs; in a real kernel where one is installed, else its cells run as one script."""
+
+import json
+import time
+from pathlib import Path
+
+import forked
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
+SMALL = ["backbone.filters=[4]", "model.hidden=[4]", "tensorboard.enabled=false"]
+
+
+def small(source):
+    """Return a cell with small runs."""
+    return source.replace('"training.batch_size=32"]', f'"training.batch_size=32", *{SMALL}]')
+
+
+def test_the_cells_run(tmp_path):
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join(small("".join(cell["source"])) for cell in cells)
+    assert str(SMALL) in code
+    done = forked.run([], code=code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "outputs/notebook/seeds/seed=1 1 completed" in done.stdout and "Prediction(label=" in done.stdout
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A client that runs cells in a kernel, in a folder of their own."""
+    pytest.importorskip("ipykernel")
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    client = nbclient.NotebookClient(
+        nbformat.read(NOTEBOOK, 4), timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    for cell in client.nb.cells:
+        cell.source = small(cell.source)
+    return client
+
+
+def shown(cells):
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def test_the_notebook_runs_in_a_kernel(notebook):
+    notebook.execute()
+    text = shown(notebook.nb.cells)
+    assert "epoch      loss" in text and "quickstart: completed" in text  # of the run
+    assert "[2/2] seed=1: completed" in text and "Prediction(label=" in text
+    assert all(output.get("name") != "stderr" for cell in notebook.nb.cells for output in cell.get("outputs", ()))
+
+
+def test_an_interrupt_of_the_kernel_saves(notebook, tmp_path):
+    import threading
+
+    import nbclient
+    import nbformat
+
+    train = 'run = cifar_research.train([*small, "training.epochs=EPOCHS"], "run")\nprint(run["status"])'
+    first, begin = notebook.nb.cells[1], nbformat.v4.new_code_cell(train.replace("EPOCHS", "60"))
+    handlers = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
+    notebook.nb.cells = [first, begin, nbformat.v4.new_code_cell(handlers)]
+
+    def interrupt():
+        end = time.monotonic() + 200
+        while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < end:
+            time.sleep(0.01)
+        kernel.send_signal(2)
+
+    with notebook.setup_kernel():
+        kernel = notebook.km.provisioner.process
+        notebook.execute_cell(first, 0)
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(nbclient.exceptions.CellExecutionError, match="KeyboardInterrupt"):
+            notebook.execute_cell(begin, 1)
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        assert report["status"] == "stopped" and report["signal"] == 2
+        notebook.execute_cell(notebook.nb.cells[2], 2)
+        assert shown(notebook.nb.cells[2:]) == "True\n"
+        again = nbformat.v4.new_code_cell(begin.source)
+        notebook.nb.cells.append(again)
+        notebook.execute_cell(again, 3)
+        assert "Continuing from step" in shown([again]) and shown([again]).endswith("completed\n")
