@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifar_research.config.contracts import Backbone, Head, Transform
+    from cifar_research.config.contracts import Backbone, Head, TrackedRun, Tracker, Transform
     from cifar_research.inference.trained import load
 
-__all__ = ["Backbone", "Head", "Transform", "load"]
-_MODULES = {"load": "inference.trained"} | dict.fromkeys(("Backbone", "Head", "Transform"), "config.contracts")
+__all__ = ["Backbone", "Head", "TrackedRun", "Tracker", "Transform", "load"]
+_CONTRACTS = ("Backbone", "Head", "TrackedRun", "Tracker", "Transform")
+_MODULES = {"load": "inference.trained"} | dict.fromkeys(_CONTRACTS, "config.contracts")
 
 
 def __getattr__(name: str) -> Any:

@@ -142,6 +142,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    tracker: Any = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
