@@ -6,6 +6,7 @@ stranger's run could ask for the user's keys.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -68,40 +69,29 @@ class MLflow:
 
     def start(self, run: TrackedRun) -> None:
         from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table that it makes
-        self._client = MlflowClient()
-        experiment = self._experiment_id(self._experiment or run.config["name"])
-        entry = next(iter(self._client.search_runs([experiment], f"tags.`{_KEY}` = '{run.key}'")), None)
-        if entry is None:
+        self._client, name = MlflowClient(), self._experiment or run.config["name"]
+        if (experiment := self._client.get_experiment_by_name(name)) is None:
+            with contextlib.suppress(MlflowException):  # another job of the sweep may have just created it
+                self._client.create_experiment(name)
+            experiment = self._client.get_experiment_by_name(name)
+        entries = self._client.search_runs([experiment.experiment_id], f"tags.`{_KEY}` = '{run.key}'")
+        if not entries:
             tags = {_KEY: run.key} | ({"sweep": run.sweep} if run.sweep else {})
-            entry = self._client.create_run(experiment, tags=tags, run_name=run.name)
-        self._id = entry.info.run_id
+            entries = [self._client.create_run(experiment.experiment_id, tags=tags, run_name=run.name)]
+        self._id, parameters = entries[0].info.run_id, entries[0].data.params
         self._client.update_run(self._id, status="RUNNING")
         # A parameter cannot be changed: after more epochs, config.yaml and report.json have the new number.
-        new = [
-            Param(key, str(value)[:_LONGEST_VALUE])
-            for key, value in run.settings.items()
-            if key not in entry.data.params
-        ]
+        new = [Param(key, str(run.settings[key])[:_LONGEST_VALUE]) for key in run.settings.keys() - parameters.keys()]
         for begin in range(0, len(new), _MOST_PARAMETERS):
             self._client.log_batch(self._id, params=new[begin : begin + _MOST_PARAMETERS])
         self._client.log_text(self._id, yaml.safe_dump(dict(run.config), sort_keys=False), "config.yaml")
         self._last_step = max((point.step for point in self._client.get_metric_history(self._id, "epoch")), default=0)
         for row in run.history:
             self.epoch(row)
-
-    def _experiment_id(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        if (existing := self._client.get_experiment_by_name(name)) is None:
-            try:
-                return str(self._client.create_experiment(name))
-            except MlflowException:  # another job of the sweep has just created it
-                if (existing := self._client.get_experiment_by_name(name)) is None:
-                    raise
-        return str(existing.experiment_id)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         if row["step"] > self._last_step:

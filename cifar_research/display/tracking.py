@@ -21,7 +21,7 @@ from cifar_research.runtime.files import atomic_write
 
 KEY_FILE = "tracker_key.txt"  # in a run's folder
 _LIMIT = 60.0  # seconds that a call may take before the run goes on without it
-_QUIET_SECONDS = 2.0
+_QUIET_SECONDS = 2.0  # to wait without a message
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,10 @@ class Tracking:
     def __init__(self, tracker: Tracker, run: TrackedRun) -> None:
         self._tracker = tracker
         self._calls = SimpleQueue[tuple[str, tuple[Any, ...]]]()
-        self._problem = ""
-        self._has_warned = self._has_finished = False
+        self._problem, self._has_warned = "", False
         self._since: float | None = None  # when the call in progress began
-        self._thread = threading.Thread(target=self._work, daemon=True)
         self._calls.put(("start", (run,)))
+        self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def epoch(self, row: Mapping[str, Any]) -> None:
@@ -45,25 +44,21 @@ class Tracking:
         self._warn(_LIMIT)
 
     def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Pass on the content of report.json, and files to keep."""
+        """Pass on the end: the content of report.json, and files to keep."""
         scores = {"best_val": result["val"], "test": result["test"]}
         results = {f"{name}_{key}": value for name, of in scores.items() for key, value in (of or {}).items()}
         results |= {} if result["best_epoch"] is None else {"best_epoch": result["best_epoch"]}
-        self._end(result["status"], results, files)
+        self._calls.put(("finish", (result["status"], results, files)))
 
-    def _end(self, *arguments: Any) -> None:
-        self._has_finished = True
-        self._calls.put(("finish", arguments))
-
-    def close(self, tell: Callable[[str], None] = lambda text: None) -> None:
+    def close(self, tell: Callable[[str], None]) -> None:
         """Wait for the tracker, for a limited time; the status is `failed` if `finish` was not called."""
-        if not self._has_finished:
-            self._end("failed", {}, [])
-        end = (self._since or time.monotonic()) + _LIMIT
-        self._thread.join(min(_QUIET_SECONDS, max(end - time.monotonic(), 0)))
-        if self._thread.is_alive() and time.monotonic() < end:
-            tell(f"Waiting for the tracker, for {_LIMIT:.0f} s at most.")
-            self._thread.join(max(end - time.monotonic(), 0))
+        self._calls.put(("finish", ("failed", {}, [])))  # ignored after another one
+        now = time.monotonic()
+        left = max((self._since or now) + _LIMIT - now, 0)
+        self._thread.join(min(left, _QUIET_SECONDS))
+        if self._thread.is_alive() and left > _QUIET_SECONDS:
+            tell(f"Waiting for the tracker, for {left:.0f} s at most.")
+            self._thread.join(left - _QUIET_SECONDS)
         self._warn(0 if self._thread.is_alive() else _LIMIT)
 
     def _work(self) -> None:
@@ -71,10 +66,8 @@ class Tracking:
         while not is_last:
             waiting.append(self._calls.get())
             is_last = waiting[-1][0] == "finish"
-            while waiting:
-                method, arguments = waiting[0]
-                if not self._is_done(method, arguments) and method == "start":
-                    break  # tried again at the next epoch: until then the rows wait
+            # A failed start is tried again at the next epoch: until then the rows wait.
+            while waiting and (self._is_done(*waiting[0]) or waiting[0][0] != "start"):
                 waiting.popleft()
 
     def _is_done(self, method: str, arguments: tuple[Any, ...]) -> bool:
@@ -109,12 +102,7 @@ def tracked_run(settings: Settings, folder: Path, history: Sequence[Mapping[str,
             log.warning("%s: is damaged; the tracker begins a new entry", path)
         key = uuid.uuid4().hex
         atomic_write(path, f"{key}\n")
-    return TrackedRun(
-        key=key,
-        name=f"{folder.parent.name}/{folder.name}",
-        sweep=folder.parent.name if (folder.parent / LEDGER).exists() else None,
-        folder=folder,
-        config=settings.content,
-        settings=settings.identity.described(settings.options),
-        history=[dict(row) for row in history],
-    )
+    sweep = folder.parent.name if (folder.parent / LEDGER).exists() else None
+    described = settings.identity.described(settings.options)
+    rows = [dict(row) for row in history]
+    return TrackedRun(key, f"{folder.parent.name}/{folder.name}", sweep, folder, settings.content, described, rows)
