@@ -72,7 +72,8 @@ class MLflow:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table that it makes
+        for library in ("mlflow", "urllib3"):  # they report each table made, and each connection tried again
+            logging.getLogger(library).setLevel(logging.ERROR)
         self._client, name = MlflowClient(), self._experiment or run.config["name"]
         if (experiment := self._client.get_experiment_by_name(name)) is None:
             with contextlib.suppress(MlflowException):  # another job of the sweep may have just created it
