@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cifar_research.api import evaluate, runs, sweep, train
-    from cifar_research.config.contracts import Backbone, Head, Loss, Transform
+    from cifar_research.config.contracts import Backbone, Head, Loss, TrackedRun, Tracker, Transform
     from cifar_research.inference.trained import load
 
-__all__ = ["Backbone", "Head", "Loss", "Transform", "evaluate", "load", "runs", "sweep", "train"]
-_MODULES = dict.fromkeys(("Backbone", "Head", "Loss", "Transform"), "config.contracts")
+_CONTRACTS = ("Backbone", "Head", "Loss", "TrackedRun", "Tracker", "Transform")
+__all__ = [
+    "Backbone",
+    "Head",
+    "Loss",
+    "TrackedRun",
+    "Tracker",
+    "Transform",
+    "evaluate",
+    "load",
+    "runs",
+    "sweep",
+    "train",
+]
+_MODULES = dict.fromkeys(_CONTRACTS, "config.contracts")
 _MODULES |= {"load": "inference.trained"} | dict.fromkeys(("evaluate", "runs", "sweep", "train"), "api")
 
 

@@ -39,8 +39,8 @@ SMALL = ["data=synthetic", "data.train_images=100", "data.test_images=20", "trai
 COMMANDS = ("train", "evaluate", "predict", "export", "report", "cache", "preview")  # modules with a command line
 OTHERS = {
     "[", "bash", "cat", "cd", "cp", "curl", "done", "echo", "eval", "export", "find", "for", "git", "grep", "kill", "ls",
-    "mkdir", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scontrol", "scp", "source",
-    "squeue", "srun", "tar", "tensorboard", "wsl",
+    "mkdir", "mlflow", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scontrol", "scp",
+    "source", "squeue", "srun", "tar", "tensorboard", "wandb", "wsl",
 }  # fmt: skip
 PLACEHOLDER = "placeholder"  # stands for <…>
 TAKEN_FIRST = {"--verify", "--unlock", PLACEHOLDER}  # not a part of what is composed

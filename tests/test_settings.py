@@ -36,7 +36,7 @@ def counts(monkeypatch):
     return counts
 
 
-FACTORIES = ["adam", "cnn", "constant", "head", "horizontal_flip", "mean_squared_error", "shift"]
+FACTORIES = ["adam", "cnn", "constant", "head", "horizontal_flip", "mean_squared_error", "none", "shift"]
 
 
 def test_a_run_is_composed_once_and_calls_each_factory_once(counts, tmp_path):

@@ -1,13 +1,15 @@
-"""The types that factories of backbones, heads, losses and transforms return.
+"""The types that factories of backbones, heads, losses, transforms and trackers return.
 
-A factory may also return a plain function, the first field; the other fields then have their defaults.
+Except for a tracker, a factory may return a plain function, the first field; the other fields then have
+their defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import keras
@@ -91,3 +93,40 @@ class Transform(_Contract):
 
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]
     by_epoch: bool = False
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as its tracker sees it.
+
+    key: 32 hex digits, kept in the run's folder and the same each time that the run continues.
+    name: the last two parts of its folder. sweep: the name of its sweep's folder; None outside of a sweep.
+    config: as stored in report.json. settings: {dotted key: value} of what decides the results, as shown in reports.
+    history: the rows of earlier epochs if the run continues; the entry may lack the last of them.
+    """
+
+    key: str
+    name: str
+    sweep: str | None
+    folder: Path
+    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Records runs in a service. Its methods are called in order, from one thread that the run does not wait for."""
+
+    def start(self, run: TrackedRun) -> None:
+        """Begin the entry of a run, or continue the one with its key; if it raises, it is called again later."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Record an epoch: its row of history.csv."""
+
+    def finish(self, status: str, results: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Record the end of the run, or of this part of it.
+
+        status: as in report.json (`stopped`: continues later), or `failed` after an error. results: scores of the test,
+        and of the best epoch by validation.
+        """

@@ -22,7 +22,7 @@ OPTION_GROUPS = (*PLUGIN_GROUPS, "augmentation", "training")  # shown in reports
 # Beginnings of the keys that do not affect the results, so that a run may continue with other values.
 _FREE_KEYS = (
     "name.", "data.cache_dir.", "data.download.", "data.max_damaged.", "training.keep_checkpoints.",
-    "training.log_every_steps.", "tensorboard.", "sweep.", "allow_targets.",
+    "training.log_every_steps.", "tensorboard.", "tracker.", "sweep.", "allow_targets.",
 )  # fmt: skip
 _MISSING = object()
 Section = TypeVar("Section")  # a dataclass of schema.py

@@ -163,6 +163,7 @@ class Config:
     batch_norm: BatchNormConfig = field(default_factory=BatchNormConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    tracker: Any = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
-from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Transform
+from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Tracker, Transform
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, section, without_hydra
 from cifar_research.config.overrides import parse_override
 from cifar_research.config.phases import Phase
@@ -25,7 +25,7 @@ Build = Callable[[str, Any, frozenset[str]], tuple[Any, list[str]]]  # see targe
 class Settings:
     """The checked settings and plug-ins of a run.
 
-    Framework sections are dataclasses of schema.py. The plug-ins (backbone to transforms) are the return values of
+    Framework sections are dataclasses of schema.py. The plug-ins (backbone to tracker) are the return values of
     their factories. content: the config as a plain mapping, as stored in report.json. options: the chosen option of
     each group. allowed: the packages whose factories may be called.
     """
@@ -45,6 +45,7 @@ class Settings:
     optimizer: Any
     schedule: Callable[[Any, Any, Any], Any]
     transforms: Mapping[str, Transform]
+    tracker: Tracker | None
     content: dict[str, Any]
     options: Mapping[str, str]
     allowed: frozenset[str]
@@ -148,12 +149,14 @@ def _plugins(content: Mapping[str, Any], allowed: frozenset[str], build: Build) 
     augmentation = content["augmentation"]
     if not isinstance(augmentation, Mapping):
         return {}, [f"augmentation: {augmentation!r} is not a mapping of transforms; choose an option: augmentation=…"]
-    nodes = {group: content[group] for group in PLUGIN_GROUPS}
+    nodes = {group: content[group] for group in (*PLUGIN_GROUPS, "tracker")}
     nodes |= {f"augmentation.{name}": node for name, node in augmentation.items() if node is not None}
     built = {key: build(key, node, allowed) for key, node in nodes.items()}
     if problems := [problem for _, problems in built.values() for problem in problems]:
         return {}, problems
     values = {key: value for key, (value, _) in built.items()}
+    if not isinstance(values["tracker"], Tracker | None):
+        return {}, ["tracker: the factory returned no tracker; return an object with start, epoch and finish"]
     transforms = {name: Transform.of(values.pop(f"augmentation.{name}")) for name in augmentation if augmentation[name]}
     values |= {"backbone": Backbone.of(values["backbone"]), "head": Head.of(values.pop("model"))}
     values["loss"] = Loss.of(values["loss"])

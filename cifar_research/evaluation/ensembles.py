@@ -65,13 +65,14 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
             begin(run.name)
             logits.append(member.logits(pixels)[:, [member.classes.index(name) for name in data.classes]])
     pooled = ensemble.logits(pixels)
+    counts = np.array(reports[runs[0]]["data"]["train_counts"])
     group = against.group(np.stack(logits), labels, [report["seed"] for report in reports.values()])
     note = images.notes(reports, data, is_own=other is None)
     result: dict[str, Any] = {
         **measures.calibrated(ensemble, data, pooled, is_own=other is None),
-        "test": scores.summary(pooled, labels),
+        "test": scores.summary(pooled, labels, counts),
         "members": [
-            {"run": str(run), "seed": seed, **scores.summary(own, labels)}
+            {"run": str(run), "seed": seed, **scores.summary(own, labels, counts)}
             for run, seed, own in zip(runs, group["seeds"], logits, strict=True)
         ],
         "mean": {"accuracy": group["mean"], "interval": group["interval"]},

@@ -14,7 +14,7 @@ from cifar_research.config.phases import Phase
 from cifar_research.config.schema import METRICS, TrainingConfig
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.runs import metrics, report
+from cifar_research.runs import metrics
 from cifar_research.runtime.environment import Environment
 from cifar_research.runtime.signals import StopRequest
 from cifar_research.training.outputs import Outputs
@@ -215,7 +215,7 @@ def _end_epoch(
     saver.save(state, progress)
     # After the checkpoint, so that a history without checkpoints shows that they were lost.
     if saver.is_chief:
-        report.write_history(outputs.folder / "history.csv", progress.history)
+        outputs.history(progress.history)
 
 
 def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores | None, clock: Clock) -> None:

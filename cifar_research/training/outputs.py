@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import tensorflow as tf
 from cifar_research import augmentation
 from cifar_research.config.identity import Identity
 from cifar_research.config.schema import TensorBoardConfig
+from cifar_research.config.settings import Settings
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display.console import Display
 from cifar_research.display.tensorboard import Writer
+from cifar_research.display.tracking import Tracking, tracked_run
 from cifar_research.runs import metrics, report
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runtime.errors import WriteError
@@ -28,12 +30,13 @@ from cifar_research.training.state import Progress, TrainState
 
 @dataclass(frozen=True)
 class Outputs:
-    """The terminal, TensorBoard (writer: None if disabled) and the run's folder."""
+    """The terminal, TensorBoard (writer: None if disabled), the run's folder and its tracker."""
 
     display: Display
     writer: Writer | None
     folder: Path
     tensorboard: TensorBoardConfig
+    tracking: Tracking | None
 
     def scalars(self, step: int, values: Mapping[str, float | None], *, flush: bool = False) -> None:
         """Write the values that are not None."""
@@ -46,6 +49,12 @@ class Outputs:
         """Write a histogram of each weight, if enabled."""
         if self.writer is not None and self.tensorboard.histograms:
             self.writer.histograms(step, {weight.path: as_array(weight.value) for weight in model.weights})
+
+    def history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write history.csv, and pass its last row to the tracker."""
+        report.write_history(self.folder / "history.csv", rows)
+        if self.tracking is not None:
+            self.tracking.epoch(rows[-1])
 
     def before_steps(self, step: int, num_steps: int) -> None:
         """Start the profiler if the steps from `step` on include the first one to profile."""
@@ -62,14 +71,19 @@ class Outputs:
 
 @contextlib.contextmanager
 def opened(
-    display: Display, folder: Path, tensorboard: TensorBoardConfig, is_chief: bool, resume_step: int | None
+    display: Display, folder: Path, settings: Settings, is_chief: bool, resumed: Progress | None
 ) -> Iterator[Outputs]:
-    """Yield a run's outputs, and close them. resume_step: where it continues, None if new."""
+    """Yield a run's outputs, and close them. resumed: where it continues, None if new."""
+    tensorboard, resume_step = settings.tensorboard, None if resumed is None else resumed.step
     with display, contextlib.ExitStack() as stack:
-        writer = None
+        writer = tracking = None
+        if settings.tracker is not None and is_chief:
+            run = tracked_run(settings, folder, [] if resumed is None else resumed.history)
+            tracking = Tracking(settings.tracker, run)
+            stack.callback(tracking.close, display.message)
         if tensorboard.enabled and is_chief:
             writer = stack.enter_context(contextlib.closing(Writer(folder / "tensorboard", resume_step=resume_step)))
-        yield Outputs(display, writer, folder, tensorboard)
+        yield Outputs(display, writer, folder, tensorboard, tracking)
 
 
 def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None:
@@ -109,6 +123,9 @@ def leave(
         described = Identity(result["config"]).described(result["options"])
         writer.hparams(described, outcomes, with_columns=not is_job)
     report.write_report(folder / "report.json", result)
+    if outputs.tracking is not None:
+        files = [folder / "report.json", folder / "history.csv", *sorted((folder / "figures").glob("*.png"))]
+        outputs.tracking.finish(result, files)
 
 
 def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores) -> None:

@@ -78,8 +78,8 @@ def run(
         keep()
         if begins is not None and is_chief:
             begins()
-        resume_step = None if checkpoint is None else progress.step
-        with outputs.opened(display, run_dir, settings.tensorboard, is_chief, resume_step) as opened:
+        resumed = None if checkpoint is None else progress
+        with outputs.opened(display, run_dir, settings, is_chief, resumed) as opened:
             saving = _saver(settings, data, environment, run_dir)
             parts = _Run(settings, data, environment, state, progress, saving, opened, seconds)
             _announce(parts, max(trained.values()), checkpoint)
