@@ -6,10 +6,12 @@ import argparse
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_research.comparison import diff, tables
 from cifar_research.comparison import runs as reading
-from cifar_research.comparison import tables
+from cifar_research.comparison.diff import Diff
 from cifar_research.comparison.ranking import Comparison
 from cifar_research.display import console, document
 from cifar_research.display.document import Section
@@ -48,17 +50,25 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
     parser.add_argument("--best", action="store_true", help="print only the command that trains the best job")
     parser.add_argument("--watch", action="store_true", help="only show a running sweep until it ends")
+    parser.add_argument("--diff", action="store_true", help="compare two runs or two sweeps: config, data, versions, "
+                        "hardware, code, results, curves")  # fmt: skip
     parser.add_argument(
         "--write",
         action="store_true",
-        help="write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns into the first folder",
+        help="write leaderboard.csv, leaderboard.md, report.html, figures/ and TensorBoard's columns into the first folder; "
+        "with --diff, diff_<second>.md and .html",
     )
-    arguments = parser.parse_args()
-    if arguments.watch and (len(arguments.folders) > 1 or arguments.best or arguments.write):
+    arguments = parser.parse_intermixed_args()
+    if arguments.watch and (len(arguments.folders) > 1 or arguments.best or arguments.write or arguments.diff):
         parser.error("--watch: takes one folder and no other option; leave the others out")
+    if arguments.diff and (len(arguments.folders) != 2 or arguments.best):
+        parser.error(f"--diff: takes two folders, not {len(arguments.folders)}, and no option but --write")
     try:
         if arguments.watch:
             watch(Path(arguments.folders[0]))
+            return
+        if arguments.diff:
+            sys.stdout.write(_diff(arguments.folders, arguments.write))
             return
         runs, warnings = reading.find(arguments.folders)
         for warning in warnings:
@@ -73,13 +83,40 @@ def main() -> None:
         sys.exit(2)
 
 
+def _diff(folders: Sequence[str], writes: bool) -> str:
+    """Return the differences of two folders as text; write its files."""
+    found, warnings = diff.read(folders)
+    for warning in warnings:
+        console.error(warning)
+    sections = found.sections()
+    return _as_text(sections) + (f"\nEverything is in {write_diff(found, sections)}.md and .html\n" if writes else "")
+
+
 def summary(comparison: Comparison) -> str:
     """Return the leaderboard with notes, the main effects and the study's table, as text."""
+    return _as_text(_sections(comparison))
+
+
+def _as_text(sections: Sequence[Section]) -> str:
     lines = []
-    for section in _sections(comparison):
+    for section in sections:
         parts = [part for part in section.parts if isinstance(part, (str, list))]
         lines += ["", section.heading, *(part if isinstance(part, str) else as_text(part) for part in parts)]
     return "\n".join([*lines[2:], ""])
+
+
+def write_diff(found: Diff, sections: Sequence[Section]) -> Path:
+    """Write the differences with a figure of the curves into A's folder; return the path without .md and .html."""
+    environment.provide_home()
+    from cifar_research.comparison import figures  # imported here because it takes a second
+
+    first, name = found.folders[0], f"diff_{reading.name_of(found.folders[1])}"
+    path = first / "figures" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figures.draw_two_curves(path, found.curves)
+    *others, curves = sections
+    document.write(first, name, "A and B side by side", [*others, Section(curves.heading, [*curves.parts, path])])
+    return first / name
 
 
 def write(folder: Path, comparison: Comparison) -> None:
@@ -137,8 +174,13 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
             if most_values and num > most_values
         ]
         sections.append(Section("Main effects", [effects, *cut]))
-    if study := tables.study_table(comparison):
-        sections.append(Section("Beside the study", [study]))
+    if studied := tables.study_table(comparison):
+        sections.append(Section("Beside the study", [studied]))
+    for folder in dict.fromkeys(run.folder.parent for run in comparison.runs):
+        if (folder / "study.db").exists():
+            from cifar_research.sweeps import study  # imported here because it takes half a second
+
+            sections.append(study.section(folder, f"Search of {folder}"))
     return sections
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from cifar_research import config
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.models import classifier
+from cifar_research.models import summary
 from cifar_research.models.backbones import airbench, cnn
 from cifar_research.models.layers import convolution
 from cifar_research.training import setup
@@ -101,4 +101,4 @@ def test_flops_count_the_convolutions_whose_gradients_are_our_own(monkeypatch):
     sizes = [network.get_layer(f"block{block}_conv{n}").kernel.shape for block in (1, 2) for n in (1, 2)]
     maps = [31, 15, 15, 7]
     convolutions = sum(2 * np.prod(kernel) * size**2 for kernel, size in zip(sizes, maps, strict=True))
-    assert convolutions < classifier.forward_flops(network) < 1.5 * convolutions
+    assert convolutions < summary.forward_flops(network) < 1.5 * convolutions

@@ -4,8 +4,6 @@ import errno
 import json
 import math
 import os
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -143,38 +141,6 @@ def test_hardware_and_memory():
     held = np.ones(200_000_000, np.uint8)
     assert report.peak_memory_bytes() > held.nbytes
     assert 1_000_000 < before < hardware["memory_bytes"] * 2
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "file.py").write_text("one")
-    name = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for words in (["init", "-q"], ["add", "package"], [*name, "commit", "-q", "-m", "first"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-def test_git_names_the_commit_and_whether_it_is_what_ran(checkout):
-    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=checkout, text=True).strip()
-    assert report.git(checkout / "package") == {"commit": commit, "dirty": False}
-    (checkout / "package" / "file.py").write_text("two")
-    assert report.git(checkout / "package") == {"commit": commit, "dirty": True}
-
-
-def test_git_does_not_take_the_checkout_around_an_installed_package_for_its_own(checkout):
-    installed = checkout / ".venv" / "package"
-    installed.mkdir(parents=True)
-    (installed / "file.py").touch()
-    assert report.git(installed) is None
-
-
-def test_git_is_none_without_a_checkout_or_without_git(tmp_path, monkeypatch):
-    assert report.git(tmp_path) is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert report.git(tmp_path) is None
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])

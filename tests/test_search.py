@@ -14,6 +14,7 @@ from test_sweep import SMALL, finish, processes_in, wait_for
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import search
+from cifar_research.sweeps import study as study_report
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
 
@@ -165,3 +166,43 @@ def test_a_killed_search_ends_with_its_total(tmp_path):
     assert values[("sgd", "1e+30")] is TrialState.FAIL, values  # of eight combinations it is in two
     assert len(trials) == 7 and "diverged" in done.stdout
     assert not [trial for trial in trials if trial.state is TrialState.RUNNING]
+
+
+@pytest.mark.parametrize(
+    ("values", "states", "expected", "absent"),
+    [
+        ([], {}, ["0 trials", "need 10 completed trials, and there are 0"], "best"),
+        ([0.1] * 9, {}, ["9 trials: 9 complete.", "0.1000, of trial 0", "there are 9"], "(PED"),
+        ([0.1] * 12, {}, ["have the same validation accuracy"], "(PED"),
+        # A pruned trial has a value, and is neither the best nor part of the importances.
+        ([0.9, *(0.1 * (i % 2) for i in range(12))], {0: "PRUNED"}, ["12 complete", "1 pruned", "0.1000", "best 5 of 12"], "0.9"),
+    ],
+)  # fmt: skip
+def test_a_report_shows_what_the_trials_show(tmp_path, values, states, expected, absent):
+    storage = f"sqlite:///{tmp_path / search.STUDY}"
+    made = optuna.create_study(storage=storage, study_name="sweep", direction="maximize")
+    distributions = {"optimizer": CategoricalDistribution(["adam", "sgd"]), "rate": FloatDistribution(0, 1)}
+    for i, value in enumerate(values):
+        params = {"optimizer": "sgd" if value == 0.1 else "adam", "rate": i / 20}
+        state = TrialState[states.get(i, "COMPLETE")]
+        made.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=distributions, state=state))
+    before = (tmp_path / search.STUDY).read_bytes()
+    parts = study_report.section(tmp_path, "Search").parts
+    text = " ".join(part for part in parts if isinstance(part, str))
+    assert all(part in text for part in expected) and absent not in text
+    assert text.endswith(f"optuna-dashboard {storage}") and (tmp_path / search.STUDY).read_bytes() == before
+    for table in (part for part in parts if isinstance(part, list)):
+        shares = {name: float(share) for name, share in table[1:]}
+        assert shares["optimizer"] > 0.6 and sum(shares.values()) == pytest.approx(1, abs=0.02)
+    if len(values) == 13:
+        (figure,) = (part for part in parts if not isinstance(part, (str, list)))
+        assert list(figure.data[0].y) == [0.0, *[0.1] * 11] and list(figure.data[1].x) == list(range(1, 13))
+
+
+def test_a_damaged_study_is_a_sentence_in_the_report(tmp_path):
+    (tmp_path / search.STUDY).write_bytes(b"no study" * 100)
+    (part,) = study_report.section(tmp_path, "Search").parts
+    assert part.startswith(f"{tmp_path / search.STUDY}: cannot be read (") and "\n" not in part
+    (tmp_path / search.STUDY).write_bytes(b"")
+    (part,) = study_report.section(tmp_path, "Search").parts
+    assert "cannot be read" in part and (tmp_path / search.STUDY).stat().st_size == 0

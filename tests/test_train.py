@@ -50,9 +50,10 @@ def test_folder_is_as_promised(finished):
     folder, _ = finished
     expected = {
         ".hydra", "train.log", "history.csv", "report.json", "figures", "checkpoints", "tensorboard",
-        "model.weights.h5",
+        "model.weights.h5", "model.txt",
     }  # fmt: skip
-    assert expected <= {path.name for path in folder.iterdir()}
+    left = {path.name for path in folder.iterdir()}
+    assert expected <= left and left <= expected | {".lock", "changes.patch"}
     assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "confusion.png"}
     assert not [path for path in folder.rglob(".*") if path.name not in (".hydra", ".lock")]
 
@@ -72,6 +73,8 @@ def test_report_holds_what_the_contract_names(finished):
     assert found["options"]["augmentation"] == "none" and found["options"]["model"] == "first_version"
     assert found["versions"]["tensorflow"] and found["hardware"]["cores"]
     assert found["git"] is None or len(found["git"]["commit"]) == 40
+    last = (finished[0] / "model.txt").read_text().splitlines()[-1].split()
+    assert last == ["total", f"{found['parameters']['total']:,}", f"{found['forward_flops']:,}"]
 
 
 def test_the_log_holds_the_output_and_the_end_offers_to_evaluate_the_run(finished):

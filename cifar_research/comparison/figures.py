@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from plotly import graph_objects as plotly
 from plotly.subplots import make_subplots
 
@@ -207,6 +208,22 @@ def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, st
     legend = {text: handle for handle, text in zip(*accuracy.get_legend_handles_labels(), strict=True)}
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
+
+
+def draw_two_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float | None]]]) -> None:
+    """Write losses and accuracies by epoch as a PNG: a colour a side, training dashed."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for colour, (side, rows) in zip(COLOURS, curves.items(), strict=False):
+            for column, line, title in ((name, "--", "train"), (f"val_{name}", "-", "validation")):
+                values = np.array([row[column] for row in rows], float)
+                style = {"linestyle": line, "marker": "o", "markersize": 3, "label": f"{side}, {title}"}
+                axes.plot(range(1, len(rows) + 1), values, color=colour, **style)
+        axes.set(title=name.capitalize(), xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    save(figure, path)
 
 
 def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figure:

@@ -35,6 +35,11 @@ class Row:
         """Return the runs' values at a path such as `val/accuracy`, without unknown ones."""
         return [value for run in self.runs if (value := run.score(path)) is not None]
 
+    @property
+    def is_scored(self) -> bool:
+        """Return whether a run has a validation or test accuracy."""
+        return any(self.scores(f"{split}/accuracy") for split in ("val", "test"))
+
     def mean(self, path: str) -> float | None:
         """Return the mean over the runs, or None without values."""
         scores = self.scores(path)

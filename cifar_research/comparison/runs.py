@@ -94,6 +94,12 @@ class Run:
         return report.read_history(self.folder / "history.csv", self.score("history_sha256"))
 
 
+def name_of(folder: Path) -> str:
+    """Return the name of a run's or sweep's folder; for a job, after its sweep's."""
+    path = folder.resolve()
+    return f"{path.parent.name}_{path.name}" if (path.parent / LEDGER).exists() else path.name
+
+
 def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Return the runs in and below folders or globs, and warnings about unreadable files.
 

@@ -159,10 +159,8 @@ def completed(path: str) -> list[reading.Run]:
 
 
 def _name(runs: Sequence[Path]) -> str:
-    first = runs[0].resolve()
-    if not (first.parent / LEDGER).exists():
-        return first.name
-    return first.parent.name if len(runs) > 1 else f"{first.parent.name}_{first.name}"
+    parent = runs[0].resolve().parent
+    return parent.name if len(runs) > 1 and (parent / LEDGER).exists() else reading.name_of(runs[0])
 
 
 def _free_folder(folder: Path, fingerprint: str) -> Path:

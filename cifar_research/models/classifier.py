@@ -9,7 +9,7 @@ from typing import Any
 from cifar_research.config.contracts import Backbone, Head
 from cifar_research.config.targets import error_text
 from cifar_research.runtime.errors import WeightsError
-from cifar_research.runtime.lazy import keras, tf
+from cifar_research.runtime.lazy import keras
 
 
 def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
@@ -94,19 +94,3 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     if not isinstance(model, (keras.Sequential, keras.Function)):
         return [model]
     return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
-
-
-def forward_flops(model: keras.Model) -> int:
-    """Return the floating-point operations of a forward pass, an image; a multiply-add is 2."""
-    from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
-
-    call = tf.function(lambda images: model(images, training=False))
-    graph = call.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]])).graph
-    options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")  # it warns that it calls a deprecated function
-    try:
-        return profile(graph, options=options).total_float_ops
-    finally:
-        logger.setLevel(level)

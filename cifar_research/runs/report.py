@@ -11,7 +11,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -138,25 +137,6 @@ def hardware(gpus: Sequence[str] = ()) -> dict[str, Any]:
         model = next((name.strip() for key, _, name in lines if key.strip() == "model name"), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": model, "cores": os.cpu_count(), "memory_bytes": memory, "gpus": list(gpus)}
-
-
-def git(folder: Path) -> dict[str, Any] | None:
-    """Return the commit of a folder's checkout and whether it has changes; None without one."""
-
-    def ask(*arguments: str) -> str:
-        # Without locks: jobs of a sweep must not wait for each other.
-        command = ["git", "--no-optional-locks", *arguments]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=5, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        # The virtual environment of an installed package may be inside an unrelated checkout.
-        ask("ls-files", "--error-unmatch", ".")
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
 
 
 def peak_memory_bytes() -> int:

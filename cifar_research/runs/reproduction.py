@@ -15,7 +15,7 @@ from cifar_research.config.overrides import parse_override, quoted
 from cifar_research.config.schema import data_section
 from cifar_research.data import cifar, datasets
 from cifar_research.display import console
-from cifar_research.runs import report
+from cifar_research.runs import checkout, report
 from cifar_research.runs.metrics import difference_interval
 from cifar_research.runtime.errors import ConfigError, DataError
 
@@ -36,9 +36,10 @@ class Original:
     def differences(self) -> list[str]:
         """Return a sentence for each version that differs and may change the results."""
         here, there = dict(report.versions()), dict(self.report["versions"])
-        git_here, git_there = report.git(Path(__file__).parent), self.report["git"]
-        if git_here and git_there:
-            here["the checkout"], there["the checkout"] = git_here["commit"][:12], git_there["commit"][:12]
+        code, git = checkout.read(Path(__file__).parent), self.report["git"]
+        if code and git:
+            here["the checkout"], there["the checkout"] = code.commit[:12], git["commit"][:12]
+            here[checkout.PATCH], there[checkout.PATCH] = code.digest or "none", git["changes_sha256"] or "none"
         return [
             f"{name} is {here.get(name, 'missing')} here and was {version} in {self.folder}; results may differ"
             for name, version in there.items()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import math
-import re
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -28,9 +25,8 @@ from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
+from cifar_research.sweeps.study import NAME, STUDY, escaped
 
-optuna.logging.set_verbosity(logging.WARNING)
-STUDY = "study.db"
 _RANDOM_TRIALS = 10  # random trials before the model-based ones
 _TRIES = 100
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -48,9 +44,9 @@ class Search:
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:
         self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
-        self._url = f"sqlite:///{_escaped(folder)}"
+        self._url = f"sqlite:///{escaped(folder)}"
         self._study = optuna.create_study(
-            storage=_storage(self._url), study_name="sweep", direction="maximize", load_if_exists=True
+            storage=_storage(self._url), study_name=NAME, direction="maximize", load_if_exists=True
         )
         _refuse_other(folder, self._space, self._study.user_attrs.get("space", _described(self._space)))
         self._study.set_user_attr("space", _described(self._space))
@@ -129,7 +125,7 @@ def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
         return
     query = "SELECT value_json FROM study_user_attributes WHERE key = 'space'"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{_escaped(folder)}?mode=ro", uri=True)) as study:
+        with contextlib.closing(sqlite3.connect(f"file:{escaped(folder)}?mode=ro", uri=True)) as study:
             described = study.execute(query).fetchone()
     except sqlite3.OperationalError:  # killed before the space was stored, or a journal is pending
         return
@@ -150,11 +146,6 @@ def _refuse_other(folder: Path, space: Mapping[str, BaseDistribution], known: st
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-
-
-def _escaped(folder: Path) -> str:
-    # Escape only what URLs and Optuna interpret: some versions of SQLAlchemy do not decode the rest.
-    return re.sub(r"[%?#{}]", lambda character: quote(character[0]), str(folder.absolute() / STUDY))
 
 
 def space(plan: Plan) -> dict[str, Distribution]:
@@ -289,8 +280,8 @@ def pruner_of(trial: tuple[str, int], monitor: str) -> Callable[[Mapping[str, An
     url, number = trial
     storage = _storage(url)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2, n_min_trials=5)
-    study = optuna.load_study(study_name="sweep", storage=storage, pruner=pruner)
-    study_id = storage.get_study_id_from_name("sweep")
+    study = optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
+    study_id = storage.get_study_id_from_name(NAME)
     live = Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def is_hopeless(row: Mapping[str, Any]) -> bool:

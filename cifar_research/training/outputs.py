@@ -18,12 +18,15 @@ from cifar_research.config.identity import Identity
 from cifar_research.config.schema import TensorBoardConfig
 from cifar_research.config.settings import Settings
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.display import tables
 from cifar_research.display.console import Display
 from cifar_research.display.tensorboard import Writer
 from cifar_research.display.tracking import Tracking, tracked_run
+from cifar_research.models import summary
 from cifar_research.runs import metrics, report
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runtime.errors import WriteError
+from cifar_research.runtime.files import atomic_write
 from cifar_research.training.scoring import Scores, as_array
 from cifar_research.training.state import Progress, TrainState
 
@@ -97,6 +100,17 @@ def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None
     before, targets = state.preprocessing.prepare(train.images[rows], train.labels[rows])
     after, _ = state.preprocessing.augment(before, targets, tf.constant([state.seed, 0]))
     writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
+
+
+def describe_model(path: Path, model: keras.Model) -> int:
+    """Write a table of the model's layers; return the flops of a forward pass, an image."""
+    layers, inputs = summary.layers(model), " x ".join(map(str, model.input_shape[1:]))
+    flops = sum(layer.flops for layer in layers)
+    columns = {"layer": "name", "kind": "kind", "output": "output", "parameters": "parameters:,", "FLOPs": "flops:,"}
+    total = summary.Layer("total", "", "", model.count_params(), flops)
+    table = tables.as_text(tables.of([layer._asdict() for layer in [*layers, total]], columns))
+    atomic_write(path, f"One image of {inputs}. FLOPs: of its forward pass; a multiply-add is 2.\n\n{table}\n")
+    return flops
 
 
 def leave(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -12,7 +11,6 @@ import tensorflow as tf
 from cifar_research.config.schema import METRICS
 from cifar_research.config.settings import Settings
 from cifar_research.data.datasets import Dataset
-from cifar_research.models import classifier
 from cifar_research.runs import report
 from cifar_research.runtime.environment import Environment
 from cifar_research.training.loop import Outcome
@@ -22,12 +20,14 @@ from cifar_research.training.state import Progress, TrainState
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a run. test: None if untested; seconds: by activity; trained: by phase."""
+    """The end of a run. test: None if untested; seconds: by activity; trained: by phase; git: see Checkout.leave."""
 
     outcome: Outcome
     test: Scores | None
     seconds: Mapping[str, float | None]
     trained: Mapping[str, int]
+    flops: int | None
+    git: Mapping[str, Any] | None
 
 
 def gather(
@@ -53,8 +53,7 @@ def gather(
             "trainable": max(ending.trained.values()),
             "trainable_by_phase": dict(ending.trained),
         },
-        # Skipped if stopped: counting takes time, and the run must end soon.
-        "forward_flops": None if status == "stopped" else classifier.forward_flops(state.model),
+        "forward_flops": ending.flops,
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
         "val": {name: best[f"val_{name}"] for name in METRICS} if best and has_val else None,
         "test": test and dict(test.values),
@@ -67,7 +66,7 @@ def gather(
         "peak_memory_bytes": report.peak_memory_bytes(),
         "versions": report.versions(),
         "hardware": _hardware(environment),
-        "git": report.git(Path(__file__).parent),
+        "git": ending.git,
         "options": dict(settings.options),
     }
 

@@ -14,7 +14,7 @@ from cifar_research.config import rules
 from cifar_research.config.settings import Settings
 from cifar_research.data import datasets
 from cifar_research.display import console, header
-from cifar_research.runs import metrics, run_folder
+from cifar_research.runs import checkout, metrics, run_folder
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import programs, signals
@@ -82,10 +82,10 @@ def run(
         with outputs.opened(display, run_dir, settings, is_chief, resumed) as opened:
             saving = _saver(settings, data, environment, run_dir)
             parts = _Run(settings, data, environment, state, progress, saving, opened, seconds)
-            _announce(parts, max(trained.values()), checkpoint)
+            described = _describe(parts, max(trained.values()), checkpoint)
             outcome, test = _train_and_test(parts, is_hopeless, second_signal_exits)
             seconds["total"] = progress.elapsed + time.perf_counter() - began
-            ending = result.Ending(outcome, test, seconds, trained)
+            ending = result.Ending(outcome, test, seconds, trained, *described)
             content = result.gather(settings, data, environment, state, progress, ending)
             if is_chief:
                 outputs.leave(opened, content, state.model, data, progress, test)
@@ -163,6 +163,24 @@ def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> Non
         display.message(
             f"This run was saved on {before}. On {run.environment.device} the last digits of the results may differ."
         )
+
+
+def _describe(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> tuple[int | None, dict[str, Any] | None]:
+    """Announce the run, write model.txt and the uncommitted changes; return forward_flops and git of report.json."""
+    from cifar_research.training import outputs
+
+    _announce(run, num_trained, checkpoint)
+    if not run.environment.is_chief:
+        return None, None
+    folder, tell, git = run.outputs.folder, run.outputs.display.message, None
+    if code := checkout.read(Path(__file__).parent):
+        git = code.leave(folder)
+        if code.not_kept:
+            tell(f"{checkout.PATCH} is not written: {code.not_kept}.")
+        elif git["changes"] != checkout.PATCH and (folder / checkout.PATCH).exists():
+            now = f"now has those in {git['changes']}" if git["changes"] else "now has none"
+            tell(f"The code had the uncommitted changes in {checkout.PATCH} when this run began, and {now}.")
+    return outputs.describe_model(folder / "model.txt", run.state.model), git
 
 
 def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bool) -> tuple[Outcome, Scores | None]:

@@ -110,11 +110,11 @@ class Ours:
         return sum(product[0, 0] for product in chains)
 
     def facts(self):
-        from cifar_research.models import classifier
+        from cifar_research.models import summary
 
         return {
             "parameters": self.state.model.count_params(),
-            "forward_flops": classifier.forward_flops(self.state.model),
+            "forward_flops": summary.forward_flops(self.state.model),
             "matrix_flops": PRODUCTS * 2 * self.side**3,
         }
 
