@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ from cifar_research.runs.metrics import words
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
-from cifar_research.sweeps.watch import watch
+from cifar_research.sweeps.watch import next_commands, watch
 
 _NOTES = (
     "Ranked by the validation {metric} of the best epoch. A rank with = is a tie with the best: the difference is "
@@ -32,6 +33,10 @@ _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order. "
     "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
     "out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
+)
+_OTHER_IMAGES = (
+    "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "
+    "others means nothing."
 )
 _FOLDS = (
     "Over folds, ± and the t-test have the correction of Nadeau and Bengio (2003): the folds' training sets overlap, so the "
@@ -68,6 +73,10 @@ def main() -> None:
         if arguments.write:
             write(Path(arguments.folders[0]), comparison)
         sys.stdout.write(text)
+        for place in [] if arguments.best else arguments.folders:
+            with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
+                for command in next_commands(Path(place)):
+                    console.tell(f"Next: {command}")
     except (ReportError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)
@@ -121,6 +130,7 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
     notes = [note.format(metric=words(comparison.metric)) for note in _NOTES]
     notes += [_SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else []
+    notes += [_OTHER_IMAGES] if len({run.fingerprint for run in comparison.runs if run.fingerprint}) > 1 else []
     notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)
     if most_rows and (hidden := comparison.leaderboard[most_rows:]):
