@@ -184,7 +184,7 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
         elif setting in hints and not fits(value, hints[setting]):
             hint = hints[setting]
             wanted = _KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
-            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; give one")
+            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; change the value")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in values:
             problems.append(f"{key}.{parameter.name}: {name} needs a value; add +{key}.{parameter.name}=…")
