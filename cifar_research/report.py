@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import sys
@@ -49,7 +48,7 @@ _MOST_VALUES = 20  # of a setting's main effects, there
 @console.command
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 2 user error."""
-    parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
+    parser = console.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
     parser.add_argument("--best", action="store_true", help="print only the command that trains the best job")
     parser.add_argument("--watch", action="store_true", help="only show a running sweep until it ends")
@@ -72,6 +71,8 @@ def main() -> None:
         text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
         if arguments.write:
             write(Path(arguments.folders[0]), comparison)
+        for note in _best_notes(comparison) if arguments.best else []:
+            console.note(note)
         sys.stdout.write(text)
         for place in [] if arguments.best else arguments.folders:
             with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
@@ -120,6 +121,13 @@ def best_command(comparison: Comparison) -> str:
         return shlex.join([programs.program("train"), *reversed(words)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
+
+
+def _best_notes(comparison: Comparison) -> list[str]:
+    """Return how many settings tie with the best one, and where it is trained already."""
+    num_ties = sum(row.is_tie for row in comparison.leaderboard)
+    ties = f"{num_ties} other setting{'s' * (num_ties > 1)} may be as good (rank 1 = in the report)"
+    return [*([ties] if num_ties else []), f"already trained in {comparison.scored_rows[0].runs[0].folder}"]
 
 
 def _sections(comparison: Comparison, most_rows: int | None = None, most_values: int | None = None) -> list[Section]:

@@ -490,7 +490,9 @@ def test_names_are_text_in_the_page(tmp_path):
 def test_best_prints_its_command(tmp_path):
     write_run(tmp_path / "a", ["optimizer=sgd", "model.hidden=[8, 8]"], accuracy=0.6)
     write_run(tmp_path / "b", ["optimizer=adam"], accuracy=0.5)
-    assert call(str(tmp_path), "--best").stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
+    best = call(str(tmp_path), "--best")
+    assert best.stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
+    assert f"already trained in {tmp_path / 'a'}" in best.stderr and "may be as good" not in best.stderr
     # The folder of its options is part of the command.
     (tmp_path / "a" / ".hydra" / "hydra.yaml").write_text(
         "hydra: {overrides: {hydra: ['hydra.searchpath=[file://x]']}}\n"

@@ -135,6 +135,9 @@ RUNS = {
     "log of an existing run": (["resume=stopped", "hydra.job_logging.handlers.file.level=LOUD"], "hydra.job_logging"),
     "report": (["hydra.run.dir=report_damaged"], "report.json"),
     "checkpoints": (["resume=checkpoints_damaged"], "No checkpoint"),
+    "folder of runs": (["hydra.run.dir=."], "holds other runs, such as checkpoints_damaged"),
+    "resume a folder": (["resume=pets"], "pets: is not the folder of a run or a sweep; give"),
+    "resume without a value": (["resume="], "resume: has no value"),
     "folder of a sweep": (["hydra.run.dir=grid"], "is the folder of a sweep"),
     "folder that is a file": (["hydra.run.dir=my_lab.py"], "hydra.run.dir"),
     "folder in a file": (["hydra.run.dir=my_lab.py/run"], "hydra.run.dir"),
@@ -280,6 +283,11 @@ OTHERS = {
     "predict: folder": (predict, ["run", "pets", "--output", "nowhere/x.csv"], "--output"),
     "predict: a folder": (predict, ["run", "pets", "--output", "grid"], "grid"),
     "predict: no image": (predict, ["run", "nowhere", "--output", "x.csv"], "nowhere"),
+    "predict: a sweep": (
+        predict,
+        ["grid", "pets"],
+        "grid: is the folder of a sweep; give the folder of one of its jobs",
+    ),
     "predict: classes": (predict, ["run", "pets", "--output", "my_lab.py", "--top-k", "99"], "--top-k"),
 }
 

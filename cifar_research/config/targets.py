@@ -60,7 +60,7 @@ def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
             return [*problems, f"{what} not a factory of {name}, and a config may not run other code; choose an option"]
         problems.append(
             f"{what} not a factory of {_PACKAGE} or of an allowed package, and a config may not run other code; if you "
-            f"trust it, set {ALLOWING_VARIABLE}={name}, or give allow_targets=[{name}] to a command that takes overrides"
+            f"trust it, add 'allow_targets=[{name}]' to the command, or set {ALLOWING_VARIABLE}={name}"
         )
     return problems
 

@@ -99,7 +99,9 @@ def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]
         if len(below) > 1 and all(file.parent != path for file in files):
             merged.append(f"{path.name} ({image_files.first(below, 3)})")
     if len(classes) < 2:
-        raise DataError(f"{folder}: has {len(classes)} class folders and needs two; put each class into its own folder")
+        is_cifar = any(folder.glob("cifar-10*")) or folder.name.startswith("cifar-10")
+        advice = "for CIFAR's own files use data=cifar10" if is_cifar else "put each class into its own folder"
+        raise DataError(f"{folder}: has {len(classes)} class folders and needs two; {advice}")
     if merged:
         notes.append(f"all images below a folder are one class, subfolders too: {image_files.first(merged, 3)}")
     return classes

@@ -35,11 +35,18 @@ _BATCH = 500
 Row = tuple[str, list[Prediction]]
 
 
-def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1) -> int:
+def predict(
+    run: Path,
+    arguments: Sequence[str],
+    output: Path | None,
+    kind: str = "table",
+    top_k: int = 1,
+    allow_targets: Sequence[str] = (),
+) -> int:
     """Write the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    arguments: see `find`; output: None for standard output; kind: one of FORMATS. RunError for a user's error, raised
-    before TensorFlow is imported.
+    arguments: see `find`; output: None for standard output; kind: one of FORMATS; allow_targets: see trained.load.
+    RunError for a user's error, raised before TensorFlow is imported.
     """
     run = Path(os.path.expanduser(run))
     num_classes = len(trained.read(run)["data"]["classes"])
@@ -48,13 +55,15 @@ def predict(run: Path, arguments: Sequence[str], output: Path | None, kind: str 
     if output is not None and not output.parent.is_dir():
         raise RunError(f"--output: {output.parent} is not a directory; make it, or choose another file")
     files, problems, left_out = find(arguments, sys.stdin)
+    if not files and problems:
+        raise RunError("\n".join(problems))
     for problem in problems:
         console.error(problem)
     if not files:
         raise RunError(
             f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
         )
-    classifier = trained.load(run)
+    classifier = trained.load(run, allow_targets=allow_targets)
     note_uncalibrated(classifier, run)
 
     def readable() -> Iterator[Row]:
@@ -82,7 +91,11 @@ def note_uncalibrated(classifier: Classifier, run: Path) -> None:
     """Write why the classifier's probabilities are not calibrated, if so."""
     if classifier.uncalibrated is not None:
         is_evaluated = (run / trained.EVALUATION).is_file()
-        advice = "" if is_evaluated else f"; {programs.program('evaluate')} {run} fits a temperature"
+        advice = (
+            ""
+            if is_evaluated
+            else f"; {programs.program('evaluate')} {run} fits a temperature if there are 50 validation images"
+        )
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 
