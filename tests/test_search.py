@@ -133,14 +133,14 @@ def test_hopeless_is_below_the_median_of_five(tmp_path):
     source, _ = open_search(tmp_path, 10, *SPACE)
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         number = source._numbers[source.next().folder]
-        rule = search.pruner_of((source._url, number))
+        rule = search.pruner_of((source._url, number), "accuracy")
         assert not any([rule({"epoch": epoch, "val_accuracy": value}) for epoch in (1, 2, 3)])
         source._study.tell(number, value)
     bad, good = (source.trial_of(source.next()) for _ in range(2))
-    rule = search.pruner_of(bad)
+    rule = search.pruner_of(bad, "accuracy")
     assert [rule({"epoch": epoch, "val_accuracy": 0.29}) for epoch in (1, 2)] == [False, True]
-    assert search.pruner_of(bad)({"epoch": 2, "val_accuracy": 0.29})  # after a restart, too
-    assert not search.pruner_of(good)({"epoch": 2, "val_accuracy": 0.31})
+    assert search.pruner_of(bad, "accuracy")({"epoch": 2, "val_accuracy": 0.29})  # after a restart, too
+    assert not search.pruner_of(good, "accuracy")({"epoch": 2, "val_accuracy": 0.31})
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ def missing_folder(overrides: Sequence[str]) -> str | None:
     for word in overrides:
         override = parse_override(word) if word.startswith("hydra.searchpath=") else None
         if override is not None and _are_folders(override):
-            for path in map(str, override.value()):
+            paths: Any = override.value()  # a list
+            for path in map(str, paths):
                 folder = path.removeprefix("file://")
                 if "${" not in folder and not os.path.isdir(folder):
                     return folder
