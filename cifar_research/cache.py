@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 
@@ -15,9 +14,10 @@ from cifar_research.runtime.errors import DataError
 @console.command
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 could not delete, 2 unknown name."""
-    parser = argparse.ArgumentParser(prog="cifar-cache", description="List or delete the caches.")
+    parser = console.ArgumentParser(prog="cifar-cache", description="List or delete the caches.")
     parser.add_argument("--dir", help="the cache folder (default: $CIFAR_CACHE_DIR, or the user's cache folder)")
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name; all deletes all")
+    parser.add_argument("--all", action="store_true", help="list every folder, not the sums by name")
     arguments = parser.parse_args()
     try:
         root = folders.root(arguments.dir)
@@ -32,7 +32,7 @@ def main() -> None:
         hint = targets.nearest(arguments.clear, names)
         console.error(f"--clear {arguments.clear}: there is no cache of this name{hint}")
         sys.exit(2)
-    code = 0
+    code, sums = 0, {name: [0, 0] for _, name in caches}
     for folder, name in caches:
         size, result = sum(path.stat().st_size for path in folder.iterdir()), ""
         if arguments.clear in ("all", name):
@@ -42,7 +42,13 @@ def main() -> None:
             except OSError as error:
                 console.error(f"{folder}: cannot be deleted ({error.strerror}); check its permissions")
                 code = 1
-        print(f"{size / 1e6:10,.1f} MB  {folder}{result}")
+        if arguments.all or result:
+            print(f"{size / 1e6:10,.1f} MB  {folder}{result}")
+        sums[name] = [sums[name][0] + 1, sums[name][1] + size]
+    if caches and not arguments.clear:
+        for name, (number, size) in {} if arguments.all else sums.items():
+            print(f"{size / 1e6:10,.1f} MB  {name}, {number} folder{'s' * (number > 1)}")
+        print(f"{sum(size for _, size in sums.values()) / 1e6:10,.1f} MB  in all, in {root}")
     sys.exit(code)
 
 

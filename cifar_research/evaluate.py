@@ -44,7 +44,7 @@ def main() -> None:
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
-    parser = argparse.ArgumentParser(
+    parser = console.ArgumentParser(
         prog="cifar-evaluate", description="Evaluate completed runs, or compare two groups."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN|data.KEY=VALUE", help="folders of runs or sweeps, or globs of "

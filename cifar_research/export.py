@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from cifar_research.config import trust
 from cifar_research.display import console
 from cifar_research.inference.exporting import ExportError, export
 from cifar_research.inference.formats import FORMATS
@@ -15,7 +15,7 @@ from cifar_research.runtime.errors import RunError
 @console.command
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 export failed or differs, 2 user error."""
-    parser = argparse.ArgumentParser(prog="cifar-export", description="Export the model of a finished run.")
+    parser = console.ArgumentParser(prog="cifar-export", description="Export the model of a finished run.")
     parser.add_argument("run", type=Path, help="folder of a completed run")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--quantize", action="store_true", help="to 8 bits, calibrated on training images")
@@ -23,9 +23,13 @@ def main() -> None:
     parser.add_argument(
         "--images", metavar="FOLDER", help="images for verification and calibration, instead of the run's own data set"
     )
-    args = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="allow_targets=[my_lab]", help="for a run with your own module")
+    args = parser.parse_intermixed_args()
+    if wrong := [word for word in args.overrides if not word.startswith("allow_targets=")]:
+        parser.error(f"{' '.join(wrong)}: takes one run; remove the others")
     try:
-        path = export(args.run, args.format, args.quantize, args.output, args.images)
+        allowed = trust.allowances(args.overrides)
+        path = export(args.run, args.format, args.quantize, args.output, args.images, allowed)
         size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         console.tell(f"{path}  {size:,} bytes")
     except (ExportError, RunError) as error:

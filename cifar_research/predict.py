@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from pathlib import Path
 
+from cifar_research.config import trust
 from cifar_research.display import console
 from cifar_research.inference import prediction
 from cifar_research.runtime.errors import RunError, WriteError
@@ -15,10 +15,13 @@ from cifar_research.runtime.errors import RunError, WriteError
 @console.command
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 unreadable files, 2 user error or none."""
-    parser = argparse.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
+    parser = console.ArgumentParser(prog="cifar-predict", description="Classify image files with a finished run.")
     parser.add_argument("run", type=Path, help="folder of a completed run")
     parser.add_argument(
-        "images", nargs="+", help="files, folders (with all below them), globs, or - for paths from standard input"
+        "images",
+        nargs="+",
+        help="files, folders (with all below them), globs, or - for paths from standard input; and "
+        "allow_targets=[my_lab] for a run with a module of your own",
     )
     parser.add_argument(
         "--format", choices=prediction.FORMATS, help="the format (default: that of FILE's suffix, or else table)"
@@ -27,14 +30,17 @@ def main() -> None:
                         help="further runs, behind the images: predict with the mean of all runs' probabilities")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of standard output")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes for each image (default: 1)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    allowing = [word for word in args.images if word.startswith("allow_targets=")]
+    images = [word for word in args.images if word not in allowing]
     if isinstance(sys.stdin, io.TextIOWrapper):
         # File names may be bytes that are not valid text.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     suffix = args.output.suffix[1:] if args.output else ""
     kind = args.format or (suffix if suffix in prediction.FORMATS else "table")
     try:
-        sys.exit(prediction.predict([args.run, *args.ensemble], args.images, args.output, kind, args.top_k))
+        runs, allowed = [args.run, *args.ensemble], trust.allowances(allowing)
+        sys.exit(prediction.predict(runs, images, args.output, kind, args.top_k, allowed))
     except (RunError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)

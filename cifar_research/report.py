@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import shlex
 import sys
 from collections import Counter
@@ -21,19 +21,23 @@ from cifar_research.runs.metrics import words
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
-from cifar_research.sweeps.watch import watch
+from cifar_research.sweeps.watch import next_commands, watch
 
 _NOTES = (
     "Ranked by the validation {metric} of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
-    "± is Student's 95 % interval over n seeds; brackets are the 95 % interval of one run's images (Wilson), which does "
-    "not include the spread of the seeds. «no spread»: all seeds reached the same accuracy, so the spread of other seeds "
-    "is unknown. Of runs with the same config and seed, only the last counts.",
+    "± is Student's 95 % interval over n seeds. Brackets are the 95 % interval of one run (Wilson): it says how the accuracy "
+    "would vary on other images, not with other seeds. «no spread»: all seeds reached the same accuracy, so the spread of "
+    "other seeds is unknown. If several runs have the same config and seed, only the last one is counted.",
 )
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order. "
     "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
     "out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
+)
+_OTHER_IMAGES = (
+    "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "
+    "others means nothing."
 )
 _FOLDS = (
     "Over folds, ± and the t-test have the correction of Nadeau and Bengio (2003): the folds' training sets overlap, so the "
@@ -46,7 +50,7 @@ _MOST_VALUES = 20  # of a setting's main effects, there
 @console.command
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 2 user error."""
-    parser = argparse.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
+    parser = console.ArgumentParser(prog="cifar-report", description="Compare runs, by the reports in their folders.")
     parser.add_argument("folders", nargs="+", help="folders of runs or sweeps, or globs of them")
     parser.add_argument("--best", action="store_true", help="print only the command that trains the best job")
     parser.add_argument("--watch", action="store_true", help="only show a running sweep until it ends")
@@ -77,7 +81,13 @@ def main() -> None:
         text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
         if arguments.write:
             write(Path(arguments.folders[0]), comparison)
+        for note in _best_notes(comparison) if arguments.best else []:
+            console.note(note)
         sys.stdout.write(text)
+        for place in [] if arguments.best else arguments.folders:
+            with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
+                for command in next_commands(Path(place)):
+                    console.tell(f"Next: {command}")
     except (ReportError, WriteError) as error:
         console.error(str(error))
         sys.exit(2)
@@ -150,6 +160,13 @@ def best_command(comparison: Comparison) -> str:
         raise ReportError(f"{error}; the best run is {folder}") from error
 
 
+def _best_notes(comparison: Comparison) -> list[str]:
+    """Return how many settings tie with the best one, and where it is trained already."""
+    num_ties = sum(row.is_tie for row in comparison.leaderboard)
+    ties = f"{num_ties} other setting{'s' * (num_ties > 1)} may be as good (rank 1 = in the report)"
+    return [*([ties] if num_ties else []), f"already trained in {comparison.scored_rows[0].runs[0].folder}"]
+
+
 def _sections(comparison: Comparison, most_rows: int | None = None, most_values: int | None = None) -> list[Section]:
     """Return the report's tables; main effects and the study only where they apply.
 
@@ -158,6 +175,7 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
     notes = [note.format(metric=words(comparison.metric)) for note in _NOTES]
     notes += [_SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else []
+    notes += [_OTHER_IMAGES] if len({run.fingerprint for run in comparison.runs if run.fingerprint}) > 1 else []
     notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)
     if most_rows and (hidden := comparison.leaderboard[most_rows:]):

@@ -41,13 +41,14 @@ make_environment() {
     flock 9 2>/dev/null || true
     if ! is_current; then
         echo "Installing what setup.cfg lists into $venv; this takes a minute or two, once." >&2
+        # By editable_mode=compat the package is found from the folder above the clone, too, and not the clone's folder.
         if ! (PYTHON=$venv/bin/python find_python && "$venv/bin/python" -m pip --version) >/dev/null 2>&1; then
             "$python" -m venv --clear "$venv" || fail "$python could not make $venv; its message is above"
         fi
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
             --require-hashes -r "$root/scripts/constraints.txt" &&
             "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-                --no-deps --no-build-isolation --editable "$root" ||
+                --no-deps --no-build-isolation --config-settings editable_mode=compat --editable "$root" ||
             fail "pip could not install into $venv; its message is above; run the command again to continue"
         wanted_environment >"$venv/current"
     fi

@@ -24,6 +24,7 @@ from cifar_research.config.identity import option_names
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runs import report
 from cifar_research.runs.ledger import Job
+from cifar_research.runtime import locks
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
 
@@ -122,6 +123,9 @@ def test_other_images_are_another_row(tmp_path):
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "cifar" / fingerprint, [f"seed={seed}"], more={"data": data})
     assert sorted(row["images"] for row in table_of(tmp_path / "cifar")) == ["a", "b"]
+    for place, is_noted in ((tmp_path / "cifar", True), (tmp_path / "cifar" / "a", False)):
+        found, _ = runs.find([str(place)])
+        assert ("The runs used different images" in command.summary(Comparison(found))) is is_noted
     for fingerprint in "ab":  # a folder for each data set, which the table does not show
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "two" / fingerprint, ["seed=0", f"data.dir={fingerprint}"], more={"data": data})
@@ -202,7 +206,14 @@ def test_waiting_jobs_that_differ_in_their_seed_are_one_row(tmp_path):
     words = [["optimizer=adam", f"seed={seed}"] for seed in (0, 1)]
     jobs = [Job(str(seed), overrides, made(*overrides), "waiting") for seed, overrides in enumerate(words)]
     Ledger(tmp_path, [], [*jobs, Job("2", ["seed=2"], made("seed=2"), "running")]).write()
-    assert [(row["n"], row["state"]) for row in table_of(tmp_path)] == [("2", "waiting"), ("1", "running")]
+    assert [(row["n"], row["state"]) for row in table_of(tmp_path)] == [("2", "waiting"), ("1", "stopped")]
+    assert call(tmp_path).stdout.endswith(f"Next: scripts/train resume={tmp_path}\n")
+    (tmp_path / "slurm").mkdir()  # its jobs may run without the sweep
+    assert [row["state"] for row in table_of(tmp_path)] == ["waiting", "running"]
+    (tmp_path / "slurm").rmdir()
+    with locks.only_process_in(tmp_path, key="hydra.sweep.dir", what="sweep runs"):
+        assert [row["state"] for row in table_of(tmp_path)] == ["waiting", "running"]
+        assert "resume=" not in call(tmp_path).stdout
 
 
 def test_augmentations_and_plugins_have_their_names(tmp_path):
@@ -479,7 +490,9 @@ def test_names_are_text_in_the_page(tmp_path):
 def test_best_prints_its_command(tmp_path):
     write_run(tmp_path / "a", ["optimizer=sgd", "model.hidden=[8, 8]"], accuracy=0.6)
     write_run(tmp_path / "b", ["optimizer=adam"], accuracy=0.5)
-    assert call(str(tmp_path), "--best").stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
+    best = call(str(tmp_path), "--best")
+    assert best.stdout == "scripts/train optimizer=sgd 'model.hidden=[8, 8]'\n"
+    assert f"already trained in {tmp_path / 'a'}" in best.stderr and "may be as good" not in best.stderr
     # The folder of its options is part of the command.
     (tmp_path / "a" / ".hydra" / "hydra.yaml").write_text(
         "hydra: {overrides: {hydra: ['hydra.searchpath=[file://x]']}}\n"

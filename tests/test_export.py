@@ -283,7 +283,9 @@ MISTAKES = [
         f"{sys.executable} -m pip install 'cifar_research[export]'",
     ),
     (["--format", "litert"], "needs ai_edge_litert"),
-    (["--format", "tflite"], "invalid choice: 'tflite'"),
+    (["--format", "tflite"], "error: --format: invalid choice: 'tflite'"),
+    (["--format", "onnx", "other"], "error: other: takes one run; remove the others"),
+    (["--format", "saved_model", "--output", "x", "allow_targets=[my_lab]"], "--output: x is not a directory"),
     (["--format", "saved_model", "--output", "x"], "--output: x is not a directory"),
     ([], "the following arguments are required: --format"),
 ]

@@ -1,6 +1,7 @@
 """Features of a frozen backbone: equal to computed ones, cached, rebuilt when damaged."""
 
 import json
+import re
 import shutil
 
 import forked
@@ -111,6 +112,8 @@ def test_the_command_clears_them(run, tmp_path):
     run("first")
     module = "cifar_research.cache"
     done = forked.run([], module=module)
+    assert re.search(r" MB  features, 2 folders\n.* MB  synthetic, 1 folder\n.* MB  in all, in ", done.stdout)
+    done = forked.run(["--all"], module=module)
     assert done.stdout.count("features-") == 2 and done.stdout.count("synthetic-") == 1
     done = forked.run(["--clear", "features"], module=module)
     assert done.stdout.count("deleted") == 2

@@ -14,7 +14,10 @@ from cifar_research.data import synthetic
 from cifar_research.evaluation import scores
 from cifar_research.runs import metrics, report
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.training import loop
 from cifar_research.training.run import run
+from cifar_research.training.scoring import Scores
+from cifar_research.training.state import Progress
 
 TAIL = np.array([500, 200, 101, 100, 20, 19, 5])
 
@@ -74,7 +77,7 @@ SMALL = [
 def test_the_monitored_metric_chooses_the_epoch_and_is_scikit_learns(tmp_path, monitor):
     result = run(config.parse([*SMALL, f"training.monitor={monitor}"]), tmp_path)
     history = report.read_history(tmp_path / "history.csv")
-    worths = [metrics.worth(row, f"val_{monitor}") for row in history]
+    worths = [(metrics.worth(row, f"val_{monitor}"), -row["val_loss"]) for row in history]
     assert result["best_epoch"] == 1 + worths.index(max(worths))
     best = history[result["best_epoch"] - 1]
     assert result["val"] == {name: best[f"val_{name}"] for name in METRICS}
@@ -94,6 +97,23 @@ def test_a_metric_that_the_data_does_not_define_is_refused(tmp_path, words, mess
     with pytest.raises(ConfigError, match=f"training.monitor: {message}"):
         run(config.parse([*SMALL, "training.monitor=top5_accuracy", *words]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "best"),
+    [
+        ("accuracy", [(1.0, 0.9), (1.0, 0.5), (1.0, 0.7)], 2),  # ties go to the lowest loss
+        ("accuracy", [(0.5, 0.9), (0.5, 0.9)], 1),  # of equal ones to the first epoch
+        ("accuracy", [(0.5, 0.1), (0.6, 0.9)], 2),
+        ("loss", [(0.5, 0.2), (0.6, 0.2), (0.4, 0.3)], 1),
+    ],
+)
+def test_the_best_of_epochs_with_equal_values_is_that_with_the_lowest_loss(monitor, values, best):
+    progress = Progress()
+    for accuracy, loss in values:
+        progress.epoch += 1
+        loop._is_best(progress, Scores({"accuracy": accuracy, "loss": loss}, np.zeros(0)), monitor)
+    assert progress.best["epoch"] == best
 
 
 @pytest.mark.parametrize(("monitor", "first"), [("loss", "b"), ("macro_f1", "b"), ("accuracy", "a")])

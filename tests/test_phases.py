@@ -184,7 +184,7 @@ def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
     task, seen = entered("training=combined", f"training.phases.backbone.optimizer={mode}", "augmentation=flip")
     record, saver = Progress(), Saver(Checkpoints(tmp_path, 1), {}, True, 0.0)
     step(task, seen, 2)
-    record.step, record.epoch, record.best = 2, 1, {"step": 2, "epoch": 1, "value": 0.5}
+    record.step, record.epoch, record.best = 2, 1, {"step": 2, "epoch": 1, "value": 0.5, "loss": 1.0}
     saver.save_best(task, record)
     best = values(task)
     step(task, seen)

@@ -18,8 +18,8 @@ import cifar_research
 from cifar_research import predict
 from cifar_research.config.schema import data_section
 from cifar_research.data import datasets, images
-from cifar_research.inference import prediction
-from cifar_research.runtime.errors import ImageError
+from cifar_research.inference import prediction, trained
+from cifar_research.runtime.errors import ImageError, RunError
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +213,22 @@ def test_calibrated_probabilities(call, finished_run, png_folder, tmp_path):
     assert "note: The probabilities are not calibrated: 4 images\n" in call(copy, next(png_folder.rglob("*.png")))[2]
 
 
+def test_targets_are_allowed_on_the_command_line(call, finished_run, png_folder, monkeypatch):
+    def load(run, *, allow_targets):
+        raise RunError(f"allowed: {allow_targets}")
+
+    monkeypatch.setattr(trained, "load", load)
+    words = [finished_run, "allow_targets=[my_lab,other]", png_folder]
+    assert call(*words)[2].strip() == "error: allowed: ['my_lab', 'other']"
+
+
 MISTAKES = [
-    (["{run}", "nowhere.png", "x*.png"], "no image was found"),
+    (["{run}", "nowhere.png", "x*.png"], "error: nowhere.png: there is no such file or folder\nerror: x*.png: "),
     (["{run}", "-"], "no image was found"),
     (["{run}", __file__, "--top-k", "11"], "--top-k: 11 is out of range; it must be at least 1 and at most 10"),
     (["{run}", __file__, "--output", "no/where/a.csv"], "--output: no/where is not a directory"),
     (["{run}/figures", __file__], "is not the folder of a run"),
-    (["{run}", __file__, "--format", "xml"], "invalid choice: 'xml'"),
+    (["{run}", __file__, "--format", "xml"], "error: --format: invalid choice: 'xml'"),
     (["{run}"], "the following arguments are required: images"),
 ]
 

@@ -27,6 +27,7 @@ from cifar_research import config
 from cifar_research.config import messages
 from cifar_research.config.composition import compose
 from cifar_research.config.sweep import MULTIRUN, SweepSettings, parse_command
+from cifar_research.inference.exporting import export
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import resume, search
 from cifar_research.sweeps.plan import Plan
@@ -40,7 +41,7 @@ COMMANDS = ("train", "evaluate", "predict", "export", "report", "cache", "previe
 OTHERS = {
     "[", "bash", "cat", "cd", "cp", "curl", "done", "echo", "eval", "export", "find", "for", "git", "grep", "kill", "ls",
     "mkdir", "mlflow", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scontrol", "scp",
-    "source", "squeue", "srun", "tar", "tensorboard", "wandb", "wsl",
+    "source", "squeue", "srun", "sudo", "tar", "tensorboard", "wandb", "wsl",
 }  # fmt: skip
 PLACEHOLDER = "placeholder"  # stands for <…>
 TAKEN_FIRST = {"--verify", "--unlock", PLACEHOLDER}  # not a part of what is composed
@@ -288,6 +289,9 @@ def make_folder(code, finished_run, folder):
             names.append(text)
     for text in set(re.findall(r"""load\(["']([^"']+)["']""", code)):
         shutil.copytree(finished_run, folder / text)
+    for name, kind in (("model.onnx", "onnx"), ("model.tflite", "litert")):
+        if name in code:
+            export(finished_run, kind, output=folder)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / name)

@@ -488,8 +488,9 @@ def test_watching_counts_each_end_and_a_searchs_trials(tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "_SECONDS", 0)
     before = sorted(tmp_path.rglob("*"))
     watch.watch(tmp_path, Console(file=(shown := io.StringIO()), width=200))
-    first, *ends, counts = shown.getvalue().splitlines()
-    assert first.endswith("5 jobs, 3 at once") and counts == "1 completed, 1 failed, 1 running"
+    first, *ends, counts, command = shown.getvalue().splitlines()
+    assert first.endswith("5 jobs, 3 at once") and counts == "1 completed, 1 failed, 1 stopped"
+    assert command == f"Next: scripts/train resume={tmp_path}"
     # The seconds are the run's own, not those since the watching began.
     assert re.match(r"\[1/5\] a: completed, 6\d s; about \d min left", ends[0]), ends
     assert re.match(r"\[1/5\] b: failed, \d s", ends[1]), ends

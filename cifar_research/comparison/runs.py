@@ -129,6 +129,7 @@ def _read(folder: Path, files: Sequence[str], runs: dict[Path, Run], warnings: l
     if LEDGER in files:
         try:
             _, listed = ledger.read(folder) or ([], [])
+            ledger.mark_stopped(folder, listed)
             jobs = {folder / job.folder: job for job in listed if job.is_planned}
         except ReportError as error:
             warnings.append(str(error))

@@ -67,7 +67,7 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
             cells.append(_Cell(name.lower(), name if len(values - {None}) > 1 else "", run.sizes[name], form))
         rows.append([
             *cells,
-            _Cell("epochs", "epochs", row.mean("epochs"), "g"),
+            _Cell("epochs", "epochs trained" if "epochs" in titles.values() else "epochs", row.mean("epochs"), "g"),
             _Cell("seconds", "seconds", row.mean("seconds/total"), ".0f"),
             _Cell("", "state", run.state if run.reason is None else f"{run.state}: {run.reason}"),
             _Cell("state", "", run.state),

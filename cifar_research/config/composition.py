@@ -44,6 +44,8 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
     """
     overrides = with_texts(overrides)
     single = without_sweeps(overrides)
+    if folder := trust.missing_folder(single):
+        raise ConfigError(f"hydra.searchpath: {folder} does not exist; give the folder that has your config groups")
     try:
         config = conf.compose(overrides, RunMode.MULTIRUN)
         problems = trust.problems(config, single)

@@ -36,7 +36,12 @@ _ABBREVIATIONS = {
     "early_stopping": "training.patience", "amp": "training.precision", "dtype": "training.precision",
 }  # fmt: skip
 
-_OPTIONS = {"ce": "categorical_crossentropy", "xent": "categorical_crossentropy", "nll": "categorical_crossentropy"}
+_OPTIONS = {
+    "ce": "categorical_crossentropy",
+    "cross_entropy": "categorical_crossentropy",
+    "xent": "categorical_crossentropy",
+    "nll": "categorical_crossentropy",
+}
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -92,6 +97,9 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
 def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
     close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
+    elsewhere = [] if name == "none" else [other for other in conf.groups() if name in conf.options(other, ())]
+    if elsewhere and group not in ("experiment", "sweep"):
+        close = f"; did you mean {elsewhere[0]}={name}?"
     given = "null" if option is None else repr(option)
     has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
     return f"{group}: there is no option {given}{close or '.'}{has}"
@@ -110,6 +118,11 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     if override.is_hydra_override():
         return f"{word}: takes one value for all jobs; give only one"
     sweep = override.value()
+    if "interval(" in value:
+        return f"{key}: {value} is for a search; add -m sweep.trials=20"
+    if re.fullmatch(r"\d+,\d+", value) and isinstance(OmegaConf.select(_context(overrides), key), float):
+        point = f"{key}={value.replace(',', '.')}"
+        return f"{key}: {value} are several values, a sweep with -m; for a number with a decimal point give {point}"
     if not isinstance(sweep, ChoiceSweep) or "(" in value:
         return f"{key}: {value} are several values; for a sweep add -m"
     value = ",".join(getattr(item, "text", None) or str(item) for item in sweep.list)
@@ -286,9 +299,19 @@ def _unreadable(word: str) -> str:
     """Return why Hydra cannot parse an override, with a correction if possible."""
     key, is_pair, value = word.partition("=")
     if not is_pair:
-        return f"{word}: is not of the form key=value; put = between a key and its value, as in seed=1"
+        groups = [group for group in ("experiment", *conf.groups(), "sweep") if word in conf.options(group, ())]
+        meaning = (
+            f"did you mean {groups[0]}={word}?"
+            if groups
+            else "put = between a key and its value, without spaces, as in seed=1"
+        )
+        return f"{word}: is not of the form key=value; {meaning}"
     if parse_override(f"{key}=1") is None:
         return f"{word}: {key!r} is not a valid key; write it as in optimizer.learning_rate"
+    if value[:1] in ("[", "{") and value.count("[") + value.count("{") > value.count("]") + value.count("}"):
+        return (
+            f"{word}: close its brackets; if the value has spaces, remove them, or put the whole word in single quotes"
+        )
     whole = f"{key}={quoted(value)}"
     if value[0] in "[{":
         items = [item.strip() for item in value[1:-1].split(",")]

@@ -149,7 +149,7 @@ class SweepConfig:
 class Config:
     name: str = MISSING  # Names the folder in `outputs/`; the experiment sets it, else the data set does.
     seed: int = 0  # Seeds weights, order, augmentation and dropout.
-    # Your own packages that a `_target_` may name; it counts on the command line alone.
+    # Your own packages that a `_target_` may name; only the command line can set it.
     allow_targets: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: Any = MISSING

@@ -60,7 +60,7 @@ def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
             return [*problems, f"{what} not a factory of {name}, and a config may not run other code; choose an option"]
         problems.append(
             f"{what} not a factory of {_PACKAGE} or of an allowed package, and a config may not run other code; if you "
-            f"trust it, set {ALLOWING_VARIABLE}={name}, or give allow_targets=[{name}] to a command that takes overrides"
+            f"trust it, add 'allow_targets=[{name}]' to the command, or set {ALLOWING_VARIABLE}={name}"
         )
     return problems
 
@@ -184,7 +184,7 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
         elif setting in hints and not fits(value, hints[setting]):
             hint = hints[setting]
             wanted = _KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
-            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; give one")
+            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; change the value")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in values:
             problems.append(f"{key}.{parameter.name}: {name} needs a value; add +{key}.{parameter.name}=…")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -58,6 +59,19 @@ def _are_folders(override: Any) -> bool:
     return isinstance(paths, list) and all(
         isinstance(path, str) and (path.startswith("file://") or "://" not in path) for path in paths
     )
+
+
+def missing_folder(overrides: Sequence[str]) -> str | None:
+    """Return the first folder of hydra.searchpath that does not exist, None if all do."""
+    for word in overrides:
+        override = parse_override(word) if word.startswith("hydra.searchpath=") else None
+        if override is not None and _are_folders(override):
+            paths: Any = override.value()  # a list
+            for path in map(str, paths):
+                folder = path.removeprefix("file://")
+                if "${" not in folder and not os.path.isdir(folder):
+                    return folder
+    return None
 
 
 def is_of_sweep(key: str) -> bool:

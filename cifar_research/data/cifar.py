@@ -197,7 +197,10 @@ def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
         return None
     if path.is_dir() and layout.md5 == {member: hashlib.md5(contents[member]).hexdigest() for member in layout.md5}:
         return None
-    return f"{path.name}: its checksums are not the published ones, so the images are a modified copy; say so beside their results"
+    return (
+        f"{path.name}: its checksums are not the published ones, so the images are a modified copy; mention this wherever you "
+        "show the results"
+    )
 
 
 def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:

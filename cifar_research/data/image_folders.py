@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_research.config.schema import ImagesConfig
-from cifar_research.data import cache, image_files, images
+from cifar_research.data import cache, cifar, image_files, images
 from cifar_research.data.cache import Labelled, Source
 from cifar_research.data.image_files import LeftOut
 from cifar_research.data.splits import hold_out
@@ -80,6 +80,10 @@ def _holds_only_folders(folder: Path) -> bool:
 
 def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]) -> Classes:
     """Return the images of each class folder, sorted; add to left_out and notes."""
+    for name, layouts in cifar.LAYOUTS.items():
+        has_folder = any((folder / file).exists() for layout in layouts for file in (layout.folder, layout.archive))
+        if has_folder or any((folder / layout.members[0]).is_file() for layout in layouts):
+            raise DataError(f"data.dir: {folder} has the files of {name} and no class folders; use data={name}")
     classes: Classes = {}
     merged = []
     for path in sorted(path for path in folder.iterdir() if image_files.is_visible(path.name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import contextlib
 import functools
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +22,7 @@ from rich.text import Text
 from cifar_research.display import tables
 from cifar_research.display.tables import text_of
 from cifar_research.runs.metrics import wilson_interval, words
+from cifar_research.runtime import programs
 
 log = logging.getLogger(__name__)
 _WIDE = 100  # columns; room for the phase beside the progress bar
@@ -51,6 +53,16 @@ def tolerate_any_encoding() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — open until the process ends
         with contextlib.suppress(AttributeError):  # a notebook's streams cannot be reconfigured
             getattr(sys, name).reconfigure(errors="cifar_research")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A command's argument parser, whose errors look like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write the problem and exit with code 2."""
+        advice = "" if ";" in message else f"; see {programs.program(self.prog.removeprefix('cifar-'))} --help"
+        error(f"{message.removeprefix('argument ')}{advice}")
+        sys.exit(2)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,18 +43,23 @@ class Images:
 
 
 def export(
-    run: Path | str, kind: str, quantize: bool = False, output: Path | None = None, folder: str | None = None
+    run: Path | str,
+    kind: str,
+    quantize: bool = False,
+    output: Path | None = None,
+    folder: str | None = None,
+    allow_targets: Sequence[str] = (),
 ) -> Path:
     """Write the model of a completed run in the format `kind`; return the path.
 
     The export is kept only if it agrees with the run in float32. folder: of images to verify with, None for the run's
-    own. RunError for a user's error; ExportError if the export fails or differs from the run.
+    own. allow_targets: see trained.load. RunError for a user's error; ExportError if the export fails or differs from the run.
     """
     run = Path(os.path.expanduser(run))
     report = trained.read(run)
     target = _target(output or run / "export", kind, quantize)
     images = _of_run(report, quantize) if folder is None else _of_folder(folder, trained.image_size(report), quantize)
-    classifier = trained.load(run, precision="float32")
+    classifier = trained.load(run, precision="float32", allow_targets=allow_targets)
     if (precision := classifier.report["config"]["training"]["precision"]) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
     prediction.note_uncalibrated(classifier, [run])

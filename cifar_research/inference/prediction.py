@@ -37,11 +37,17 @@ Row = tuple[str, list[Prediction]]
 
 
 def predict(
-    runs: Sequence[Path], arguments: Sequence[str], output: Path | None, kind: str = "table", top_k: int = 1
+    runs: Sequence[Path],
+    arguments: Sequence[str],
+    output: Path | None,
+    kind: str = "table",
+    top_k: int = 1,
+    allow_targets: Sequence[str] = (),
 ) -> int:
     """Write the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    runs: one, or several as an ensemble; arguments: see `find`; output: None for standard output; kind: one of FORMATS.
+    runs: one, or several as an ensemble; arguments: see `find`; output: None for standard output; kind: one of FORMATS; allow_targets: see
+    trained.load.
     RunError for a user's error, raised before TensorFlow is imported.
     """
     runs = [Path(os.path.expanduser(run)) for run in runs]
@@ -52,13 +58,15 @@ def predict(
     if output is not None and not output.parent.is_dir():
         raise RunError(f"--output: {output.parent} is not a directory; make it, or choose another file")
     files, problems, left_out = find(arguments, sys.stdin)
+    if not files and problems:
+        raise RunError("\n".join(problems))
     for problem in problems:
         console.error(problem)
     if not files:
         raise RunError(
             f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
         )
-    classifier = trained.load(runs if len(runs) > 1 else runs[0])
+    classifier = trained.load(runs if len(runs) > 1 else runs[0], allow_targets=allow_targets)
     note_uncalibrated(classifier, runs)
 
     def readable() -> Iterator[Row]:
@@ -87,7 +95,11 @@ def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
     if classifier.uncalibrated is not None:
         words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else [])])
         is_evaluated = "has not been evaluated" not in classifier.uncalibrated
-        advice = "" if is_evaluated else f"; {programs.program('evaluate')} {words} fits a temperature"
+        advice = (
+            ""
+            if is_evaluated
+            else f"; {programs.program('evaluate')} {words} fits a temperature if there are 50 validation images"
+        )
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 

@@ -21,6 +21,7 @@ from cifar_research.config import targets
 from cifar_research.config.schema import data_section
 from cifar_research.data.images import decode, without_warnings
 from cifar_research.models import rebuild
+from cifar_research.runs.ledger import LEDGER
 from cifar_research.runs.report import read_report
 from cifar_research.runtime import files, programs
 from cifar_research.runtime.errors import ReportError, RunError
@@ -206,6 +207,9 @@ def read(run: Path) -> dict[str, Any]:
     except ReportError as error:
         raise RunError(str(error)) from error
     if report is None and not any((run / name).is_dir() for name in (".hydra", "checkpoints")):
+        if (run / LEDGER).exists():
+            ranks = f"{programs.program('report')} {shlex.quote(str(run))}"
+            raise RunError(f"{run}: is the folder of a sweep; give the folder of one of its jobs, which {ranks} ranks")
         raise RunError(f"{run}: is not the folder of a run; give one that holds report.json")
     if report is None or report["status"] != "completed":
         status = "still running or interrupted" if report is None else report["status"]

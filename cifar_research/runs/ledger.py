@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from cifar_research.config import trust
 from cifar_research.config.identity import Identity
+from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ReportError
 
 LEDGER = "jobs.jsonl"
@@ -77,6 +78,14 @@ def read(folder: Path) -> tuple[list[str], list[Job]] | None:
             f"{path}: is damaged (line {number}: {error}); delete it and give the sweep's command again with this "
             "hydra.sweep.dir: complete runs are not repeated"
         ) from error
+
+
+def mark_stopped(folder: Path, jobs: Sequence[Job]) -> None:
+    """Set running jobs to stopped if no process runs the sweep; SLURM's jobs may outlive it."""
+    if not locks.is_held(folder) and not (folder / "slurm").exists():
+        for job in jobs:
+            if job.state == "running" and not locks.is_held(folder / job.folder):
+                job.state = "stopped"
 
 
 def _apply(line: Mapping[str, Any], jobs: dict[str, Job]) -> None:

@@ -34,7 +34,9 @@ def _read(folder: Path, name: str) -> Any:
             raise ValueError
         return content
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder}: is not the folder of a run, it has no {path}; give the folder of a run") from None
+        raise ConfigError(
+            f"{folder}: is not the folder of a run or a sweep; give one that a run or a sweep names at its end"
+        ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path}: is damaged; give the run's whole command again, with hydra.run.dir={folder}"

@@ -107,6 +107,8 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
     """
     if (run_dir / LEDGER).exists():
         raise ConfigError(f"hydra.run.dir: {run_dir} is the folder of a sweep; choose another")
+    if below := sorted(run_dir.glob("*/.hydra")):
+        raise ConfigError(f"hydra.run.dir: {run_dir} holds other runs, such as {below[0].parent.name}; choose another")
     if not is_chief:
         yield lambda: None
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from cifar_research.config.schema import data_section
 from cifar_research.data import datasets
 from cifar_research.runs import report
 from cifar_research.runs.ledger import COMPLETE, LEDGER, Job, read
-from cifar_research.runtime.errors import ReportError
+from cifar_research.runtime import programs
+from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import append, atomic_write
 
 
@@ -44,7 +46,7 @@ class Ledger:
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Job] | None) -> Ledger:
         """Return the ledger of a folder for the planned jobs; None keeps the folder's jobs.
 
-        Nothing is written before `write`.
+        Nothing is written before `write`. ConfigError if the folder has jobs, and none of them is planned.
         """
         existing = read(folder)
         known = existing[1] if existing else []
@@ -55,6 +57,12 @@ class Ledger:
             ledger.add(job)
         for job in ledger.others.values():
             job.is_planned = False
+        if known and planned and len(ledger.others) == len(known):
+            words = [word for word in arguments if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+            raise ConfigError(
+                f"hydra.sweep.dir: {folder} holds a sweep with other jobs, and none of these is one of them; to start "
+                f"another sweep, use {programs.program('train')} -m {shlex.join(words)}"
+            )
         if existing:
             ledger.news = ledger._news()
         return ledger

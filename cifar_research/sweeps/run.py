@@ -59,6 +59,7 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
 
         planned, space = None, search.space(plan)
         search.check(folder, space)
+        _refuse_other_search(folder, plan)
     _refuse_folder(folder, is_search=trials is not None)
     with (
         locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
@@ -141,6 +142,18 @@ def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -
     allowing = [word for word in ledger.arguments if word not in kept]
     again = [] if is_done else [f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"]
     return [*again, f"{programs.program('report')} {shlex.quote(str(folder))}"]
+
+
+def _refuse_other_search(folder: Path, plan: Plan) -> None:
+    """Reject overrides that would give a search's new jobs another config than those in its folder."""
+    _, jobs = read(folder) or ([], [])
+    for job in jobs[:1]:
+        row = job.overrides[len(job.overrides) - len(plan.swept) :]
+        for key, (before, now) in job.identity.differences(plan.job(row).identity).items():
+            raise ConfigError(
+                f"{key}: the search in {folder} has {before}, the command says {now}; use its value, or choose another "
+                "hydra.sweep.dir"
+            )
 
 
 def _refuse_folder(folder: Path, *, is_search: bool) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from cifar_research.config import trust
 from cifar_research.runs import ledger
 from cifar_research.runs.ledger import COMPLETE, LEDGER, Job
-from cifar_research.runtime import locks
+from cifar_research.runtime import locks, programs
 from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.live import Live
 
@@ -43,7 +45,20 @@ def watch(folder: Path, console: Console | None = None) -> None:
             live.refresh()
             if is_running:
                 time.sleep(_SECONDS)
+        ledger.mark_stopped(folder, jobs)
     live.counts()
+    for command in next_commands(folder):
+        live.message(f"Next: {command}")
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Return the command that continues a sweep, if no process runs it and jobs are left."""
+    arguments, jobs = ledger.read(folder) or ([], [])
+    if locks.is_held(folder) or all(job.is_complete or not job.is_planned for job in jobs):
+        return []
+    kept = trust.of_a_file(arguments)
+    allowing = [word for word in arguments if word not in kept]  # a file cannot allow targets
+    return [f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"]
 
 
 def _jobs(folder: Path) -> list[Job]:

@@ -240,16 +240,20 @@ def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores |
 
 
 def _is_best(progress: Progress, scores: Scores | None, monitor: str) -> bool:
-    """Return whether the epoch is the best so far; if so, store it in progress.best."""
-    value = None
+    """Return whether the epoch is the best so far; if so, store it in progress.best.
+
+    Of epochs with the same monitored value, the one with the lowest validation loss is the best.
+    """
+    value = loss = None
     if scores is not None:
         value, loss = metrics.worth(scores.values, monitor), scores.values["loss"]
         if value is None or not math.isfinite(value):
             raise FloatingPointError(f"the validation loss is {loss} after epoch {progress.epoch}")
     # Without validation images the last epoch counts as the best.
-    is_best = progress.best is None or value is None or value > progress.best["value"]
+    best = progress.best
+    is_best = best is None or value is None or loss is None or (value, -loss) > (best["value"], -best["loss"])
     if is_best:
-        progress.best = {"step": progress.step, "epoch": progress.epoch, "value": value}
+        progress.best = {"step": progress.step, "epoch": progress.epoch, "value": value, "loss": loss}
     return is_best
 
 

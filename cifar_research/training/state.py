@@ -118,7 +118,7 @@ class Progress:
 
     phase: index of the current phase. phase_steps, phase_epochs: steps and epochs before each phase so far. epoch:
     complete epochs. totals: of the current epoch: sum of losses, correct predictions, images. seconds: of the current
-    epoch. elapsed: seconds of earlier processes, from their first step on. best: step, epoch and monitored value.
+    epoch. elapsed: seconds of earlier processes, from their first step on. best: step, epoch, monitored value, validation loss.
     history: one row an epoch, as in history.csv.
     """
 
