@@ -46,8 +46,8 @@ def predict(
 ) -> int:
     """Write the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    runs: one, or several as an ensemble; arguments: see `find`; output: None for standard output; kind: one of FORMATS; allow_targets: see
-    trained.load.
+    runs: one, or several as an ensemble; arguments: see `find`; output: None for standard output; kind: one of FORMATS;
+    allow_targets: see trained.load.
     RunError for a user's error, raised before TensorFlow is imported.
     """
     runs = [Path(os.path.expanduser(run)) for run in runs]
@@ -94,12 +94,9 @@ def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
     """Write why the classifier's probabilities are not calibrated, if so."""
     if classifier.uncalibrated is not None:
         words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else [])])
+        command, needs = f"{programs.program('evaluate')} {words}", "if there are 50 validation images"
         is_evaluated = "has not been evaluated" not in classifier.uncalibrated
-        advice = (
-            ""
-            if is_evaluated
-            else f"; {programs.program('evaluate')} {words} fits a temperature if there are 50 validation images"
-        )
+        advice = "" if is_evaluated else f"; {command} fits a temperature {needs}"
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
 
 
