@@ -567,7 +567,7 @@ def test_techniques_have_twenty_thin_curves_behind_the_mean_of_all():
     ]
     figure = figures._techniques(runs_of, {"feature extraction": "#000", "fine-tuning": "#fff"})
     assert [trace.line.width for trace in figure.data] == [1] * 40 + [3] * 2
-    assert figure.data[-1].y == pytest.approx(np.mean([each.accuracies for each in drawn], axis=0))
+    assert figure.data[-1].y == pytest.approx(np.mean([each.values for each in drawn], axis=0))
 
 
 def test_a_row_of_many_seeds_has_one_entry_in_the_legend(tmp_path):

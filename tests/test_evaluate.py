@@ -68,7 +68,7 @@ def drawn():
 
 def test_scores_against_scikit_learn(drawn):
     logits, labels = drawn
-    found, predictions = scores.summary(logits, labels), logits.argmax(1)
+    found, predictions = scores.summary(logits, labels, np.full(4, 100)), logits.argmax(1)
     assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
     interval = stats.binomtest(found["right"], 400).proportion_ci(method="wilson")
     assert found["interval"] == pytest.approx([interval.low, interval.high], abs=1e-6)

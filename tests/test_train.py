@@ -340,6 +340,7 @@ def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
         *SMALL,
         "loss._target_=odd.loss",
         "~loss.label_smoothing",
+        "~loss.class_weights",
         "allow_targets=[odd]",
         "training.jit_compile=true",
     ]
