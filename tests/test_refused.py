@@ -127,7 +127,10 @@ RUNS = {
     "weights": (["backbone.weights=gone.weights.h5", NEW], "gone.weights.h5"),
     "weights of another network": (["backbone.weights=run", "backbone.filters=[8]", NEW], "backbone.weights"),
     "layer": (["training.phases.scratch.trainable=blok*", NEW], "blok"),
-    "loss": (["loss._target_=my_lab.mean", "~loss.label_smoothing", "~loss.class_weights", "allow_targets=[my_lab]", NEW], "[2]"),
+    "loss": (
+        ["loss._target_=my_lab.mean", "~loss.label_smoothing", "~loss.class_weights", "allow_targets=[my_lab]", NEW],
+        "[2]",
+    ),
     "target": (["loss._target_=other_lab.mean", NEW], "allow_targets"),
     "module": (["schedule._target_=gone_lab.x", "allow_targets=[gone_lab]", NEW], "gone_lab"),
     "batch": (["data.drop_remainder=true", "training.batch_size=500", NEW], "data.drop_remainder"),

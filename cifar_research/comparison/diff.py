@@ -232,13 +232,14 @@ def _curve(row: Row) -> Curve:
 def _test(first: Row, second: Row, split: str) -> str:
     """Return the t-test over seeds, or for single runs the interval of B - A."""
     path = f"{split}/accuracy"
-    a, b = ({run.seed: run.score(path) for run in row.runs if run.score(path) is not None} for row in (first, second))
+    a, b = ({run.repeat: run.score(path) for run in row.runs if run.score(path) is not None} for row in (first, second))
     if max(len(a), len(b)) == 1:
         sizes = [row.runs[0].score(f"data/sizes/{split}") for row in (second, first)]
         low, high = difference_interval(*b.values(), *a.values(), *sizes)
         return f"[{low:+.4f}, {high:+.4f}]" + (", within noise" if low <= 0 <= high else "")
     if min(len(a), len(b)) == 1:
         return "none: a single seed"
-    is_paired, p = a.keys() == b.keys(), statistics.t_test(a, b)
-    kind = f"paired t-test, {len(a)} seeds" if is_paired else f"Welch's t-test, {len(a)} and {len(b)} seeds"
+    is_paired, p = a.keys() == b.keys(), statistics.t_test(a, b, first.overlap)
+    unit = "folds" if first.overlap else "seeds"
+    kind = f"paired t-test, {len(a)} {unit}" if is_paired else f"Welch's t-test, {len(a)} and {len(b)} {unit}"
     return NO_SPREAD if math.isnan(p) else f"p = {p:.3g}, {kind}"

@@ -31,7 +31,7 @@ def groups(paths: Sequence[str]) -> list[list[Path]]:
     for path in paths:
         inside = completed(path)
         for run in inside:
-            chosen = named if len(inside) == 1 else others.setdefault(run.group, {})
+            chosen = named if len(inside) == 1 else others.setdefault((run.group, run.repeat[1]), {})
             chosen[run.folder.resolve()] = run.folder
     members = [list(group.values()) for group in (named, *others.values()) if group]
     ensembles = [group for group in members if len(group) > 1]

@@ -19,7 +19,7 @@ from cifar_research.runtime.errors import DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Besides the images, these keys decide the splits.
-SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "classes", "test_fraction")
+SPLIT_KEYS = ("val_fraction", "validation", "split_seed", "folds", "fold", "classes", "test_fraction")
 
 
 def is_override(word: str) -> bool:
