@@ -157,13 +157,13 @@ def test_a_failed_start_is_tried_again_and_a_failed_epoch_is_not(tmp_path, lab, 
 def test_a_hanging_tracker_is_waited_for_once(tmp_path, lab, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "_LIMIT", 0.2)
     monkeypatch.setattr(tracking, "_QUIET_SECONDS", 0.05)
-    told = []
+    lines = []
     made = tracking.tracked_run(config.parse(), tmp_path, [])
     tracker = tracking.Tracking(lab.Recorder(tmp_path / "events.jsonl", "hang", "start", 1), made)
-    tracker.close(told.append)
-    assert told == ["Waiting for the tracker, for 0 s at most."] and len(caplog.records) == 1
-    tracker.close(told.append)  # it has had its time
-    assert len(told) == len(caplog.records) == 1
+    tracker.close(lines.append)
+    assert lines == ["Waiting for the tracker, for 0 s at most."] and len(caplog.records) == 1
+    tracker.close(lines.append)
+    assert len(lines) == len(caplog.records) == 1
 
 
 def test_a_run_that_ends_by_an_error_is_recorded_as_failed(tmp_path, lab, monkeypatch):
