@@ -13,7 +13,7 @@ import pytest
 from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.display import console, header
-from cifar_research.runs import report
+from cifar_research.runs import checkout, report
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import setup
@@ -86,6 +86,21 @@ def test_the_log_holds_the_output_and_the_end_offers_to_evaluate_the_run(finishe
     assert [line for line in log if line] == [line for line in done.stdout.splitlines() if line]
     program = "scripts/evaluate" if (Path(config.config_dir()).parent / "scripts").is_dir() else "cifar-evaluate"
     assert [line for line in log if line.startswith("Next: ")][0] == f"Next: {program} {folder}"
+
+
+def test_the_code_of_each_process_is_kept_and_what_is_not_is_reported(tmp_path, monkeypatch, capsys):
+    shown, results = [], []
+    for epochs, patch, problem in ((1, b"one", None), (2, b"two", None), (3, None, "too large")):
+        code = checkout.Checkout("c", patch, problem)
+        monkeypatch.setattr(checkout, "read", lambda folder, code=code: code)
+        settings = config.parse([*SMALL, "tensorboard.enabled=false", f"training.epochs={epochs}"])
+        results.append(train_run(settings, tmp_path / "run", console.Display())["git"])
+        shown.append([line for line in capsys.readouterr().out.splitlines() if ".patch" in line])
+    began = "The code had the uncommitted changes in changes.patch when this run began, and now"
+    expected = [[], [f"{began} has those in changes_2.patch."], ["changes.patch is not written: too large."]]
+    assert [[" ".join(lines)] if lines else [] for lines in shown] == expected
+    assert [git["changes"] for git in results] == ["changes.patch", "changes_2.patch", None]
+    assert [(tmp_path / "run" / git["changes"]).read_bytes() for git in results[:2]] == [b"one", b"two"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ class Original:
         code, git = checkout.read(Path(__file__).parent), self.report["git"]
         if code and git:
             here["the checkout"], there["the checkout"] = code.commit[:12], git["commit"][:12]
-            here[checkout.PATCH], there[checkout.PATCH] = code.digest or "none", git["changes_sha256"] or "none"
+            digests = code.digest, git.get("changes_sha256")
+            here[checkout.PATCH], there[checkout.PATCH] = ((digest or "none")[:12] for digest in digests)
         return [
             f"{name} is {here.get(name, 'missing')} here and was {version} in {self.folder}; results may differ"
             for name, version in there.items()
