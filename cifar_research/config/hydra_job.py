@@ -35,7 +35,8 @@ class HydraJob:
         hydra = self.config.hydra
         self.run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            configure_log(hydra.job_logging, hydra.verbose)
+            with _others_handlers_open():
+                configure_log(hydra.job_logging, hydra.verbose)
         except ValueError as error:
             raise ConfigError(f"hydra.job_logging: is invalid ({error.__cause__ or error}); correct it") from error
         for record in self._records:
@@ -98,6 +99,18 @@ def logging_kept() -> Iterator[None]:
             logger.setLevel(level)
         logging.disable(switches[0])
         logging.raiseExceptions = switches[1]
+
+
+@contextlib.contextmanager
+def _others_handlers_open() -> Iterator[None]:
+    """Keep open what others log to: logging.config closes all handlers of the process, and absl's closes its stream."""
+    handlers, names = logging._handlerList[:], dict(logging._handlers)  # type: ignore[attr-defined]
+    del logging._handlerList[:]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logging._handlerList[:0] = handlers  # type: ignore[attr-defined]
+        logging._handlers.update(names)  # type: ignore[attr-defined]
 
 
 class _Holder(logging.Handler):

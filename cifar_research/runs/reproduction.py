@@ -175,7 +175,7 @@ def _overrides(content: Mapping[str, Any], chosen: Set[str] = frozenset()) -> li
         del sections["data"]
     else:
         overrides.append(f"data={data['name']}")
-    sections |= {name: content[name] for name in ("evaluation", "features", "tensorboard")}
+    sections |= {name: content[name] for name in ("evaluation", "batch_norm", "features", "tensorboard")}
     for section, settings in sections.items():
         overrides += [
             f"{section}.{key}={_text(value)}" for key, value in settings.items() if f"{section}.{key}" not in left_out

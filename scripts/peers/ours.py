@@ -90,7 +90,7 @@ class Ours:
         return loss / float(totals[2])
 
     def evaluate(self):
-        return self.evaluation(self.scored).loss
+        return self.evaluation(self.scored).values["loss"]
 
     def matrix(self):
         """Multiply matrices, as fast as this machine can at this precision; how many operations that is, facts tell."""
