@@ -37,7 +37,8 @@ def lab(tmp_path):
     (tmp_path / "my_lab.py").write_text(MY_LAB)
     (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
     (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.breaks\nhow: fine\n")
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("my_lab", None)  # other tests have modules of this name
 
 
 @pytest.fixture(scope="session")

@@ -355,9 +355,8 @@ def test_a_damaged_ledger_is_reported_and_a_lost_one_made_again(tmp_path):
     before = (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns
     assert "2 completed" in finish(tmp_path, *grid).stdout
     assert (tmp_path / "sweep" / "seed=0" / "report.json").stat().st_mtime_ns == before
-    # Another config in the same folder: its jobs get folders of their own.
-    finish(tmp_path, *grid, "training.batch_size=50")
-    assert len(list((tmp_path / "sweep").glob("seed=0-*/report.json"))) == 1
+    other = finish(tmp_path, *grid, "training.batch_size=50", code=2).stderr
+    assert "holds a sweep with other jobs, and none of these is one of them" in other
 
 
 def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):

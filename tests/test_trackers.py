@@ -110,7 +110,7 @@ def untracked(tmp_path_factory):
 
 def test_a_run_without_a_tracker_has_no_file_of_one(untracked):
     _, files = untracked
-    assert files == {".lock", "checkpoints", "figures", "history.csv", "model.weights.h5", "report.json"}
+    assert files == {".lock", "checkpoints", "figures", "history.csv", "model.txt", "model.weights.h5", "report.json"}
 
 
 def test_a_tracker_gets_the_run_its_epochs_and_its_end(tmp_path, lab, untracked):
@@ -126,10 +126,10 @@ def test_a_tracker_gets_the_run_its_epochs_and_its_end(tmp_path, lab, untracked)
     assert [event["row"] for event in epochs] == report.read_history(folder / "history.csv")
     val, test = content["val"], content["test"]
     assert finish["status"] == "completed"
-    assert finish["results"] == {
-        "best_val_loss": val["loss"], "best_val_accuracy": val["accuracy"], "best_epoch": content["best_epoch"],
-        "test_loss": test["loss"], "test_accuracy": test["accuracy"],
-    }  # fmt: skip
+    scores = {f"best_val_{name}": value for name, value in val.items()}
+    scores |= {f"test_{name}": value for name, value in test.items()} | {"best_epoch": content["best_epoch"]}
+    assert finish["results"] == {name: value for name, value in scores.items() if value is not None}
+    assert {"best_val_loss", "test_macro_f1"} < finish["results"].keys()
     names = ["report.json", "history.csv", "figures/confusion.png", "figures/curves.png"]
     assert finish["files"] == [str(folder / name) for name in names]
 

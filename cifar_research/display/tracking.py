@@ -101,7 +101,7 @@ def tracked_run(settings: Settings, folder: Path, history: Sequence[Mapping[str,
     """Return a run as its tracker sees it; its key is read from its folder, or written there."""
     folder = folder.resolve()
     path = folder / KEY_FILE
-    key = path.read_text(errors="replace").strip() if path.exists() else ""
+    key = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
     if not re.fullmatch("[0-9a-f]{32}", key):
         if path.exists():
             log.warning("%s: is damaged; the tracker begins a new entry", path)

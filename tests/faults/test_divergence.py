@@ -38,7 +38,7 @@ def test_a_nan_in_the_weights_ends_the_run_and_leaves_the_best_ones(tmp_path, mo
     assert report.read_report(folder / "report.json")["status"] == "diverged"
     assert len(kept) == step // 3  # the epochs that ended before it
     if kept:
-        assert _best(folder) == kept[-1]
+        assert _best(folder) and _best(folder).items() <= kept[-1].items()
         last = checkpoint.Checkpoints(folder / "checkpoints", keep=2).latest()
         assert last.meta["step"] <= step
 
