@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from scipy import special
-from scipy.stats import rankdata
 
 from cifar_research.runs import metrics
 
@@ -44,6 +43,8 @@ def auc(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
     By probabilities, as scikit-learn's `roc_auc_score(multi_class="ovr")`. None if a class has no images, or all.
     """
+    from scipy.stats import rankdata  # takes a second to import
+
     probabilities, areas = special.softmax(logits.astype(np.float64), 1), []
     for number in range(logits.shape[1]):
         is_own = labels == number
