@@ -149,12 +149,13 @@ def test_rows_are_a_data_frame(folder):
     report = read_report(folder / "run" / "report.json")
     assert row["training.precision"] == "bfloat16" and row["backbone.filters"] == "[4]" and row["seed"] == 0
     assert row["status"] == "completed" and row["test/accuracy"] == report["test"]["accuracy"]
-    try:
-        import pandas
-    except ImportError:
-        return
+
+
+def test_pandas_takes_the_rows(folder):
+    pandas = pytest.importorskip("pandas")
+    rows = cifar_research.runs(folder)
     frame = pandas.DataFrame(rows)
-    assert list(frame["val/accuracy"]) == [row["val/accuracy"] for row in rows] and len(frame.columns) == len(row)
+    assert list(frame["val/accuracy"]) == [row["val/accuracy"] for row in rows] and len(frame.columns) == len(rows[0])
 
 
 def test_an_evaluation_is_returned(folder):
