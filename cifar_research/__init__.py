@@ -13,19 +13,8 @@ if TYPE_CHECKING:
     from cifar_research.inference.trained import load
 
 _CONTRACTS = ("Backbone", "Head", "Loss", "TrackedRun", "Tracker", "Transform")
-__all__ = [
-    "Backbone",
-    "Head",
-    "Loss",
-    "TrackedRun",
-    "Tracker",
-    "Transform",
-    "evaluate",
-    "load",
-    "runs",
-    "sweep",
-    "train",
-]
+__all__ = ["Backbone", "Head", "Loss", "TrackedRun", "Tracker", "Transform", "evaluate", "load", "runs", "sweep",
+           "train"]  # fmt: skip
 _MODULES = dict.fromkeys(_CONTRACTS, "config.contracts")
 _MODULES |= {"load": "inference.trained"} | dict.fromkeys(("evaluate", "runs", "sweep", "train"), "api")
 
