@@ -1,10 +1,9 @@
-"""The example notebook runs; in a real kernel where one is installed, else its cells run as one script."""
+"""The example notebook runs in a real kernel, and an interrupt of it saves."""
 
 import json
 import time
 from pathlib import Path
 
-import forked
 import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
@@ -14,15 +13,6 @@ SMALL = ["backbone.filters=[4]", "model.hidden=[4]", "tensorboard.enabled=false"
 def small(source):
     """Return a cell with small runs."""
     return source.replace('"training.batch_size=32"]', f'"training.batch_size=32", *{SMALL}]')
-
-
-def test_the_cells_run(tmp_path):
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
-    code = "\n".join(small("".join(cell["source"])) for cell in cells)
-    assert str(SMALL) in code
-    done = forked.run([], code=code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "outputs/notebook/seeds/seed=1 1 completed" in done.stdout and "Prediction(label=" in done.stdout
 
 
 @pytest.fixture
@@ -35,6 +25,7 @@ def notebook(tmp_path):
     )
     for cell in client.nb.cells:
         cell.source = small(cell.source)
+    assert any(str(SMALL) in cell.source for cell in client.nb.cells)
     return client
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from cifar_research.config.contracts import Transform
 from cifar_research.config.targets import check_range
+from cifar_research.runtime.control_flow import converted
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,6 +36,7 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
     it instead of `seed`, unless it is None.
     """
     ordered = [Transform.of(transform) for transform in transforms.values()]
+    applied = [converted(transform.apply) for transform in ordered]
 
     def composed(
         images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, epoch_seed: tf.Tensor | None = None
@@ -46,7 +48,7 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
                 own_seed = seed if epoch_seed is None else epoch_seed
             else:
                 own_seed = tf.random.experimental.stateless_fold_in(seed, i)
-            images, targets = transform.apply(images, targets, own_seed)
+            images, targets = applied[i](images, targets, own_seed)
         return images, targets
 
     return composed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -76,7 +77,7 @@ def training(
         return read(chosen[size * replica // replicas : size * (replica + 1) // replicas], step // steps)
 
     dataset = tf.data.Dataset.range(initial_step * own_replicas, total_steps * own_replicas)
-    return _prefetched(dataset.map(batch), device)
+    return _prefetched(_mapped(dataset, batch), device)
 
 
 def training_rows(
@@ -108,7 +109,7 @@ def training_rows(
         return (tf.reshape(rows(chosen, step // steps), [count, -1]),)
 
     dataset = tf.data.Dataset.from_tensor_slices(np.array(calls, np.int64).reshape(-1, 2))
-    return _prefetched(dataset.map(batches), None)
+    return _prefetched(_mapped(dataset, batches), None)
 
 
 def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
@@ -118,7 +119,7 @@ def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> t
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return read(tf.range(first, tf.minimum(first + batch_size, len(split))), 0)
 
-    return _prefetched(tf.data.Dataset.range(0, len(split), batch_size).map(batch), device)
+    return _prefetched(_mapped(tf.data.Dataset.range(0, len(split), batch_size), batch), device)
 
 
 def fits_on_device(split: Split) -> bool:
@@ -156,6 +157,10 @@ def _tensor(array: np.ndarray) -> tf.Tensor:
         with tf.device("/CPU:0"):  # where tf.data runs
             return tf.constant(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def _mapped(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+    return dataset.map(tf.autograph.experimental.do_not_convert(function))  # see runtime/control_flow.py
 
 
 def _prefetched(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:

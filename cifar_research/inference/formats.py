@@ -61,7 +61,9 @@ def module(classifier: Classifier) -> tf.Module:
 
     exported = tf.Module()
     exported.weights = [variable.value for variable in classifier.model.variables]
-    exported.serve = tf.function(serve, [tf.TensorSpec([None, *classifier.image_shape], tf.uint8, "images")])
+    exported.serve = tf.function(
+        serve, [tf.TensorSpec([None, *classifier.image_shape], tf.uint8, "images")], autograph=False
+    )
     return exported
 
 
@@ -69,7 +71,7 @@ def _write_saved_model(export: Export, path: Path) -> None:
     import tensorflow as tf
 
     classes = tf.constant(export.metadata["classes"])
-    export.module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [])
+    export.module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [], autograph=False)
     signatures = {"serving_default": export.module.serve, "classes": export.module.names}
     with environment.quiet():
         tf.saved_model.save(export.module, path, signatures)

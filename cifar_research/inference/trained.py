@@ -84,7 +84,7 @@ class Classifier:
     def _traced(self) -> Callable[[np.ndarray], tf.Tensor]:
         import tensorflow as tf
 
-        return tf.function(self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)])
+        return tf.function(self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)], autograph=False)
 
     def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Return logits float32 [N, K] of images uint8 [N, H, W, C]; ValueError for other images."""

@@ -41,7 +41,7 @@ def _operations(model: keras.Model) -> list[tuple[Path, int]]:
     """Return each operation of a forward pass of one image: the names of its scopes, and its flops."""
     from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
 
-    call = tf.function(lambda images: model(images, training=False))
+    call = tf.function(lambda images: model(images, training=False), autograph=False)
     graph = call.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]])).graph
     options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
     logger = tf.get_logger()

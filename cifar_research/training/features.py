@@ -76,13 +76,13 @@ class _Extraction:
             "standardize": None if mean is None else [*map(float, mean), *map(float, deviation)],
         }
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def extract(images: tf.Tensor) -> tf.Tensor:
             maps = backbone(state.preprocessing.standardize(images), training=False)
             return tf.cast(maps if pool is None else pool(maps), tf.float32)
 
         self._extract = extract
-        self._augment = tf.function(state.preprocessing.augment, reduce_retracing=True)
+        self._augment = tf.function(state.preprocessing.augment, reduce_retracing=True, autograph=False)
 
     def features(self, data: Dataset, split: Split, views: int, *, augments: bool) -> Split:
         """Return a split as features, reusing equal ones of an earlier run."""

@@ -52,7 +52,7 @@ def measurement(
     images = train.images[train.indices[rows]]
     paths = {weight.path for layer in norms for weight in (layer.moving_mean, layer.moving_variance)}
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(inputs: tf.Tensor, batches: tf.Tensor) -> None:
         inputs, _ = forward.evaluate(inputs, tf.zeros([size], tf.int64))
         with layers.measures_norms(batches), layers.several_images(size > 1):

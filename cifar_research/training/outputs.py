@@ -93,7 +93,7 @@ def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None
     """Write the config, the graph and augmented samples to TensorBoard."""
     writer.text("config", f"```yaml\n{yaml}```")
     shape = train.images.shape[1:]
-    forward = tf.function(lambda images: state.model(images, training=False))
+    forward = tf.function(lambda images: state.model(images, training=False), autograph=False)
     writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
     count = min(32, len(train))
     rows = train.indices[[i * len(train) // count for i in range(count)]]  # rows may be sorted by class

@@ -45,7 +45,7 @@ class Evaluation:
         if self._call is None:  # trace with an open batch size, since the last batch is often smaller
             state, forward = self._state, self._forward
             self._call = tf.function(
-                lambda inputs, labels: eval_step(state, inputs, labels, forward), dataset.element_spec
+                lambda inputs, labels: eval_step(state, inputs, labels, forward), dataset.element_spec, autograph=False
             )
         with averaged_weights(self._state):
             scored = [self._call(inputs, labels) for inputs, labels in dataset]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from cifar_research.config.settings import Settings
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset
 from cifar_research.models import classifier
+from cifar_research.runtime.control_flow import converted
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import features, forward, norms, trainable
 from cifar_research.training.forward import Forward, Preprocessing
@@ -31,14 +33,15 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
     for layer in norms.of_model(classifier.parts(model)[0]):
         layer.is_pretrained = _is_pretrained(settings)
     _check_loss(settings.loss.function, settings.content["loss"]["_target_"], num_classes)
+    function = settings.loss.function
+    if settings.loss.of_counts:
+        function = settings.loss.of_counts(data.train.counts(num_classes))
     statistics = data.train.channel_statistics() if settings.data.standardize else (None, None)
     return TrainState(
         model=model,
-        loss=settings.loss.of_counts(data.train.counts(num_classes))
-        if settings.loss.of_counts
-        else settings.loss.function,
-        scoring_loss=settings.loss.function,
-        optimizer=settings.optimizer,
+        loss=converted(function),
+        scoring_loss=converted(settings.loss.function),
+        optimizer=dataclasses.replace(settings.optimizer, update=converted(settings.optimizer.update)),
         preprocessing=Preprocessing(num_classes, augmentation.compose(settings.transforms), *statistics),
         seed=settings.seed,
         steps_per_epoch=steps_per_epoch(settings, data),
@@ -132,7 +135,7 @@ def enter(
 
 def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int) -> Callable[[Any], Any]:
     """Return the phase's learning rate as a function of the run's step, float32."""
-    rate, schedule = settings.phases[progress.phase].learning_rate, settings.schedule
+    rate, schedule = settings.phases[progress.phase].learning_rate, converted(settings.schedule)
     span = phases.schedule_span(settings.phases, progress.phase)
     first_step = progress.phase_steps[span.start]
     num_steps = steps_per_epoch * sum(settings.phases[number].epochs for number in span)

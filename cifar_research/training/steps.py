@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
@@ -33,7 +33,7 @@ def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor) -> Total
     inputs, targets = state.forward.train(inputs, labels, seeds.augmentation, seeds.epoch)
     update = functools.partial(_update, state)
     if state.jit_compile:
-        update = tf.function(update, jit_compile=True)
+        update = tf.function(update, jit_compile=True, autograph=False)
     totals = update(inputs, targets, seeds.network, seeds.step)
     _add(state.step, tf.constant(1, tf.int64))
     return totals
@@ -130,12 +130,13 @@ def _scored(
 def many_steps(state: TrainState, strategy: tf.distribute.Strategy) -> Callable[..., Totals]:
     """Return a traced call: (iterator, num_steps int32, totals) -> totals plus the steps'."""
 
-    @tf.function(reduce_retracing=True)
-    def call(iterator: Iterator[Any], num_steps: tf.Tensor, totals: Totals) -> Totals:
-        for _ in tf.range(num_steps):
-            of_replicas = strategy.run(train_step, args=(state, *next(iterator)))
-            totals += strategy.reduce(tf.distribute.ReduceOp.SUM, of_replicas, axis=None)
-        return totals
+    @tf.function(reduce_retracing=True, autograph=False)
+    def call(iterator: tf.data.Iterator, num_steps: tf.Tensor, totals: Totals) -> Totals:
+        def step(number: tf.Tensor, totals: Totals) -> tuple[tf.Tensor, Totals]:
+            of_replicas = strategy.run(train_step, args=(state, *iterator.get_next()))
+            return number + 1, totals + strategy.reduce(tf.distribute.ReduceOp.SUM, of_replicas, axis=None)
+
+        return tf.while_loop(lambda number, totals: number < num_steps, step, [0, totals])[1]
 
     return _with_xla_errors(call) if state.jit_compile else call
 
@@ -147,22 +148,26 @@ def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Ca
     On a GPU this is 1.6 to 1.9 times as fast as single steps: launching operations dominates a small network's step.
     """
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def program(first: tf.Tensor, element: tf.Tensor, totals: Totals) -> Totals:
-        for number in tf.range(tf.shape(element)[0]):
+        def step(number: tf.Tensor, totals: Totals) -> tuple[tf.Tensor, Totals]:
             seeds = _Seeds.at(state, first + tf.cast(number, tf.int64))
             inputs, targets = state.forward.train(*read(element[number]), seeds.augmentation, seeds.epoch)
-            totals += _update(state, inputs, targets, seeds.network, seeds.step)
-        return totals
+            return number + 1, totals + _update(state, inputs, targets, seeds.network, seeds.step)
 
-    @tf.function(reduce_retracing=True)
-    def call(iterator: Iterator[Any], num_steps: tf.Tensor, totals: Totals) -> Totals:
+        return tf.while_loop(lambda number, totals: number < tf.shape(element)[0], step, [0, totals])[1]
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def call(iterator: tf.data.Iterator, num_steps: tf.Tensor, totals: Totals) -> Totals:
         end = state.step + tf.cast(num_steps, tf.int64)
-        while state.step < end:
-            (element,) = next(iterator)
+
+        def some_steps(totals: Totals) -> tuple[Totals]:
+            (element,) = iterator.get_next()
             totals = program(tf.identity(state.step), element, totals)
             _add(state.step, tf.shape(element, tf.int64)[0])
-        return totals
+            return (totals,)
+
+        return tf.while_loop(lambda totals: state.step < end, some_steps, [totals])[0]
 
     return _with_xla_errors(call)
 

@@ -1,0 +1,25 @@
+"""Python's control flow over tensors, in users' functions alone.
+
+TensorFlow's AutoGraph turns a Python `if` over a tensor into an operation by rewriting every function that a traced one
+calls. For this package's functions, which need none of it, that took 1.2 of the 2.9 s of a run of 100 images on two
+cores: its own graphs are traced with autograph=False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cifar_research.runtime.lazy import tf
+
+
+def converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that may use `if`, `for` and `while` over tensors when it is traced; ours stay as they are."""
+    if (getattr(function, "__module__", None) or "").split(".")[0] == __package__.split(".")[0]:
+        return function
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    converted_call: Callable[..., Any] = tf.autograph.to_graph(call)
+    return converted_call
