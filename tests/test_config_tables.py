@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cifar_research import config
+from cifar_research.config.identity import flatten
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,6 +26,15 @@ def script():
 def test_tables_are_current(script):
     text = script.PAGE.read_text()
     assert script.page(text) == text, "docs/configuration.md is stale; run scripts/config_tables"
+
+
+def test_every_key_is_there(script):
+    keys = {
+        key
+        for key in flatten(config.parse().content)
+        if not key.startswith("training.phases") and "_target_" not in key and key != "augmentation"
+    }
+    assert {key for key in keys if f"| `{key}` |" not in script.PAGE.read_text()} == set()
 
 
 def test_every_option_and_key_has_a_sentence(script):

@@ -300,7 +300,7 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
         (lambda root: root.rename(root.parent / "elsewhere"), r"data\.dir.*pets"),
         (lambda root: shutil.rmtree(root / "test"), r"data\.dir: .* has train/.*pets/train, which holds out"),
         (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/, which looks like a split"),
-        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folders and needs two"),
+        (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folder, and two are needed"),
         (
             lambda root: (root / "train" / "data_batch_1").touch(),
             r"train has the files of cifar10 and no.*; use data=cifar10",

@@ -90,8 +90,8 @@ def test_two_runs_have_the_interval_of_their_difference_and_mcnemars_test(tmp_pa
         "val", "test", "0.5000", "0.5300", "+0.0300",
     )  # fmt: skip
     # Newcombe's interval of 10,000 images, by hand from the two of Wilson.
-    assert test["A 95 %"] == "[0.4902, 0.5098]" and test["test of the difference"] == "[+0.0161, +0.0438]"
-    assert val["test of the difference"] == "[+0.0104, +0.0496]"
+    assert test["A 95 %"] == "[0.4902, 0.5098]" and test["test of the difference"] == "[+0.0161, +0.0438], beyond noise"
+    assert val["test of the difference"] == "[+0.0104, +0.0496], beyond noise"
     numbers = {row[""]: (row["A"], row["B"]) for row in rows_of(parts, 1)}
     assert numbers["test loss"] == ("0.5000", "0.4700") and numbers["FLOPs"] == ("7", "7")
     assert f"evaluate {tmp_path / 'a'} --against {tmp_path / 'b'}" in parts[-1]
@@ -162,7 +162,7 @@ def test_settings_of_sweeps_are_matched(tmp_path, a, b, expected, note):
     assert [pair.rows[0].runs[0].settings.get("model.dropout") for pair in pairs] == [
         pair.rows[1].runs[0].settings.get("model.dropout") for pair in pairs
     ] or "0.5" in str(b)
-    adjusted = f"p is not adjusted for {len(pairs)} comparisons." in text_of(found.sections()[1].parts)
+    adjusted = f"The tests are not adjusted for {len(pairs)} comparisons." in text_of(found.sections()[1].parts)
     assert adjusted == (len(pairs) > 1)
 
 

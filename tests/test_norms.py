@@ -93,7 +93,7 @@ def test_moving_statistics_in_a_short_run_are_warned_of(statistics, epochs, is_w
     lines = norms.warnings(settings, state.model, 9 * epochs)
     assert bool(lines) is is_warned
     if is_warned:
-        assert "will be 83 % their start after the 18 steps" in lines[0]
+        assert "averages will still be 83 % their first values" in lines[0]
 
 
 def test_frozen_statistics_are_not_measured():

@@ -287,9 +287,9 @@ def make_folder(code, finished_run, folder):
     for text in re.findall(r"""["']([^"'\s*{}]+)["']""", code):
         if re.search(r"\.(jpe?g|png|webp)$", text) and not text.startswith(("outputs/", "/")):
             names.append(text)
-    for text in set(re.findall(r"""load\(["']([^"']+)["']""", code)):
+    for text in set(re.findall(r"""(?<!saved_model\.)load\(["']([^"']+)["']""", code)):
         shutil.copytree(finished_run, folder / text)
-    for name, kind in (("model.onnx", "onnx"), ("model.tflite", "litert")):
+    for name, kind in (("model.onnx", "onnx"), ("model.tflite", "litert"), ("saved_model", "saved_model")):
         if name in code:
             export(finished_run, kind, output=folder)
     for name in names:

@@ -1,6 +1,7 @@
 """What the config changes of the training images: folds, long tails, sampling, wrong labels."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def test_a_long_tail_has_the_published_counts():
 
 def test_a_long_tail_leaves_validation_and_test_as_they_are():
     plain, tail = load(), load("data.imbalance=exponential", "data.imbalance_factor=10")
+    assert re.search(r"a class has between \d+ and \d+ training images", tail.note) and "between" not in str(plain.note)
     for split in ("val", "test"):
         assert (getattr(plain, split).indices == getattr(tail, split).indices).all()
     counts = tail.train.counts(10)

@@ -38,6 +38,7 @@ _NUMBERS = {
     "peak memory, bytes": ("peak_memory_bytes", ",.0f"), "parameters": ("parameters/total", ",.0f"),
     "FLOPs": ("forward_flops", ",.0f"),
 }  # fmt: skip
+_NO_TEST = "none: a single seed"
 _NOTE = (
     "± is Student's 95 % interval over seeds. Brackets are 95 % intervals of one run's images, which do not include the "
     "spread of the seeds: of its accuracy (Wilson), and of the difference (Newcombe 1998)."
@@ -127,8 +128,8 @@ class Diff:
                 for name, (path, form) in _NUMBERS.items()
             ]
             parts.append([["", "A", "B"], *numbers])
-        elif len(table) > 1:
-            parts.append(f"p is not adjusted for {len(pairs)} comparisons.")
+        elif any(row[-1] != _NO_TEST for row in table[1:]):
+            parts.append(f"The tests are not adjusted for {len(pairs)} comparisons.")
         is_single = len(self._runs) == 2 and all(run.score("test/accuracy") is not None for run in self._runs)
         return Section("Results", [*parts, *filter(None, [note, self._mcnemar() if is_single else None])])
 
@@ -236,9 +237,9 @@ def _test(first: Row, second: Row, split: str) -> str:
     if max(len(a), len(b)) == 1:
         sizes = [row.runs[0].score(f"data/sizes/{split}") for row in (second, first)]
         low, high = difference_interval(*b.values(), *a.values(), *sizes)
-        return f"[{low:+.4f}, {high:+.4f}]" + (", within noise" if low <= 0 <= high else "")
+        return f"[{low:+.4f}, {high:+.4f}], {'within' if low <= 0 <= high else 'beyond'} noise"
     if min(len(a), len(b)) == 1:
-        return "none: a single seed"
+        return _NO_TEST
     is_paired, p = a.keys() == b.keys(), statistics.t_test(a, b, first.overlap)
     unit = "folds" if first.overlap else "seeds"
     kind = f"paired t-test, {len(a)} {unit}" if is_paired else f"Welch's t-test, {len(a)} and {len(b)} {unit}"

@@ -165,6 +165,10 @@ def folder_problems(data: Mapping[str, Any]) -> list[str]:
     """Return the problem of the data section's folder, as a list of at most one sentence."""
     if data["name"] == "images" and data["dir"] is None:
         return ["data.dir: has no value; give the folder of the images: data.dir=<folder>"]
+    if data["name"] == "synthetic" and data["dir"] is not None:
+        return [
+            f"data.dir: {data['dir']} is not used, since data=synthetic draws its images; add data=images, or remove it"
+        ]
     return []
 
 

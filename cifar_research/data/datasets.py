@@ -131,6 +131,9 @@ def load(data: DataConfig, found_in: str | None = None) -> Dataset:
         classes = tuple(classes[i] for i in chosen)
         train, val, test = (split.of_classes(chosen) for split in (train, val, test))
     train, true_labels = _for_training(train, data, classes)
+    if data.imbalance != "none":
+        counts = train.counts(len(classes))
+        notes.append(f"a class has between {counts.min():,} and {counts.max():,} training images")
     if true_labels is not None:
         share = (true_labels != train.labels)[train.indices].mean()
         notes.append(f"{100 * share:.1f} % of the training images have other labels than the data set's")

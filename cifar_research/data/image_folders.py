@@ -103,7 +103,10 @@ def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]
         if len(below) > 1 and all(file.parent != path for file in files):
             merged.append(f"{path.name} ({image_files.first(below, 3)})")
     if len(classes) < 2:
-        raise DataError(f"{folder}: has {len(classes)} class folders and needs two; put each class into its own folder")
+        raise DataError(
+            f"{folder}: has {len(classes) or 'no'} class folder{'' if classes else 's'}, and two are needed; put each class into "
+            "its own folder"
+        )
     if merged:
         notes.append(f"all images below a folder are one class, subfolders too: {image_files.first(merged, 3)}")
     return classes

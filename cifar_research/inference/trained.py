@@ -84,16 +84,20 @@ class Classifier:
     def _traced(self) -> Callable[[np.ndarray], tf.Tensor]:
         import tensorflow as tf
 
-        return tf.function(self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)], autograph=False)
+        return tf.function(
+            self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)], autograph=False
+        ).get_concrete_function()
 
     def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Return logits float32 [N, K] of images uint8 [N, H, W, C]; ValueError for other images."""
+        import tensorflow as tf
+
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images: {images.dtype} {list(images.shape)} is not uint8 [N, {expected}]")
         batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
-        logits = [self._traced(batch).numpy() for batch in batches]
+        logits = [self._traced(tf.constant(batch)).numpy() for batch in batches]
         return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *logits])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

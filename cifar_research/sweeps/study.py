@@ -54,7 +54,10 @@ def section(folder: Path, heading: str) -> Section:
     values = {trial.number: trial.value or 0.0 for trial in trials if trial.state is TrialState.COMPLETE}
     if values:
         best = max(values, key=lambda number: values[number])
-        parts += [f"The best validation accuracy is {values[best]:.4f}, of trial {best}.", _figure(values)]
+        parts += [
+            f"The best validation accuracy is {values[best]:.4f}, of trial {best}, counted from 0.",
+            _figure(values),
+        ]
     if (num := len(values)) < _FEWEST:
         parts.append(f"No importances: they need {_FEWEST} completed trials, and there are {num}.")
     elif len(set(values.values())) == 1:

@@ -30,8 +30,9 @@ def warnings(settings: Settings, model: keras.Model, num_steps: int) -> list[str
     if settings.batch_norm.statistics != "moving" or share < _MOST_OF_START:
         return []
     return [
-        f"Warning: batch normalisation's moving averages will be {100 * share:.0f} % their start after the {num_steps} steps of "
-        "this run, so validation and test say little. Set batch_norm.statistics=precise, or train for longer."
+        f"Warning: after the {num_steps} steps of this run, batch normalisation's moving averages will still be "
+        f"{100 * share:.0f} % their first values (mean 0, variance 1), so validation and test say little. Set "
+        "batch_norm.statistics=precise, or train for longer."
     ]
 
 
