@@ -30,9 +30,10 @@ _PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
     f"{_PACKAGE}.{name}"
     for name in (
-        "augmentation", "display.trackers", "models.backbones.airbench", "models.backbones.cnn", "models.backbones.pretrained",
-        "models.heads", "optimization.losses", "optimization.optimizers", "optimization.schedules",
-        "sweeps.launchers.local", "sweeps.launchers.ray", "sweeps.launchers.slurm",
+        "augmentation", "display.trackers", "models.backbones.airbench", "models.backbones.cnn",
+        "models.backbones.efficientnet_lite", "models.backbones.pretrained", "models.heads", "optimization.losses",
+        "optimization.optimizers", "optimization.schedules", "sweeps.launchers.local", "sweeps.launchers.ray",
+        "sweeps.launchers.slurm",
     )
 )  # fmt: skip
 

