@@ -37,11 +37,13 @@ def read(source: str, python: str) -> dict[str, np.ndarray]:
         try:
             done = subprocess.run([python, _READER, source, output], capture_output=True, text=True, errors="replace")
         except OSError as error:
-            raise WeightsError(f"--python: {python} cannot be run ({error.strerror}); give a Python with PyTorch") from error
+            raise WeightsError(
+                f"--python: {python} cannot be run ({error.strerror}); give a Python with PyTorch"
+            ) from error
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise WeightsError(f"{source}: cannot be read as PyTorch's weights ({reason}); give a whole state dict")
-        with np.load(output, allow_pickle=False) as arrays:
+        with np.load(output) as arrays:
             return dict(arrays)
 
 
@@ -96,7 +98,8 @@ def _value(layer: keras.layers.Layer, weight: Any, module: Arrays, name: str) ->
     if leaf not in module:
         raise WeightsError(f"{name}: has no {leaf or weight.name} for {weight.path}; give the network the same layers")
     value, shape = module[leaf], tuple(weight.shape)
-    if isinstance(layer, keras.layers.DepthwiseConv2D) and value.ndim == 4:  # [C m, 1, h, w] -> [h, w, C, m]
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D) and len(value) == shape[2] * shape[3]
+    if is_depthwise and value.ndim == 4:  # [C m, 1, h, w] -> [h, w, C, m]
         value = value.reshape(shape[2], -1, *value.shape[2:]).transpose(2, 3, 0, 1)
     elif value.ndim == 4:  # [O, I, h, w] -> [h, w, I, O]
         value = value.transpose(2, 3, 1, 0)

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import parts
+import torch_environment
 from tables import markdown
 from worker import SCORED, cores
 
@@ -31,7 +32,6 @@ from cifar_research.display import console
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TORCH = ("torch==2.13.0", "numpy==2.4.6")
 
 
 @dataclass
@@ -203,24 +203,6 @@ def _or_failure(peer, log, ask, *word):
         return None
 
 
-def torch_python(log):
-    """Return the Python of PyTorch's environment, which is made beside .venv the first time."""
-    folder = ROOT / ".venv-torch"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        log(f"installing {' '.join(TORCH)} into {folder}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        done = subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", *TORCH], capture_output=True, text=True, errors="replace"
-        )
-        if done.returncode:
-            sys.exit(
-                f"error: {done.stderr.strip()}\nPyTorch could not be installed; run without it: --peers ours keras"
-            )
-        (folder / "complete").touch()
-    return python
-
-
 def hardware():
     flags, name = "", platform.processor()
     if Path("/proc/cpuinfo").exists():
@@ -276,7 +258,7 @@ def main():
     precision = "bfloat16" if has_bfloat16 else "float32"
     pythons = {"ours": sys.executable, "keras": sys.executable}
     if "torch" in args.peers and "training" in args.parts:
-        pythons["torch"] = torch_python(log)
+        pythons["torch"] = torch_environment.python(log)
     results = {"command": " ".join(["scripts/benchmark", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
     results |= {"hardware": machine, "versions": versions(pythons), "steps": args.steps, "rounds": args.rounds}
     results |= {"training": []}

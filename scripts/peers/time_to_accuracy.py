@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmark import HERE, ROOT, hardware, torch_python, versions
+import torch_environment
+from benchmark import HERE, ROOT, hardware, versions
 from scipy import stats
 
 from cifar_research import config
@@ -113,7 +114,7 @@ def main():
             parser.error(
                 "--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
             )
-    pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_python(log)})
+    pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_environment.python(log)})
     runs = {"ours": []} | ({} if args.no_torch else {"PyTorch": []})
     results = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
     results |= {"versions": versions(pythons), "seeds": args.seeds, "runs": runs}

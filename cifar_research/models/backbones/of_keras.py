@@ -62,7 +62,9 @@ def of_keras(
             pixels = keras.ops.clip(pixels, 0.0, 1.0)
         if preprocess is not None:
             pixels = preprocess(pixels)
-        copy = keras.models.clone_model(make(), clone_function=functools.partial(_with_our_layers, mode=mode))
+        network = make()
+        network.name = name  # the weights of a Sequential model are named after it
+        copy = keras.models.clone_model(network, clone_function=functools.partial(_with_our_layers, mode=mode))
         return keras.Model(images, copy(pixels), name=name)
 
     return Backbone(

@@ -70,16 +70,21 @@ def load(backbone: keras.Model, weights: str, make: Make | None = None, imagenet
 
 def _copy(source: keras.Model, backbone: keras.Model, weights: str) -> None:
     # Ignore a head after the backbone, but not a layer inside it.
-    values = {weight.path: weight for weight in source.weights[: len(backbone.weights)]}
-    for weight in backbone.weights:
-        shape = tuple(values[weight.path].shape) if weight.path in values else "missing"
+    values = dict(_by_path(source)[: len(backbone.weights)])
+    for path, weight in _by_path(backbone):
+        shape = tuple(values[path].shape) if path in values else "missing"
         if shape != tuple(weight.shape):
             raise WeightsError(
-                f"backbone.weights: {weights} is for a different network: {weight.path} is {shape} in it, and "
+                f"backbone.weights: {weights} is for a different network: {path} is {shape} in it, and "
                 f"{tuple(weight.shape)} in {backbone.name}; use the same settings for both"
             )
-    for weight in backbone.weights:
-        weight.assign(values[weight.path])
+    for path, weight in _by_path(backbone):
+        weight.assign(values[path])
+
+
+def _by_path(model: keras.Model) -> list[tuple[str, keras.Variable]]:
+    """Return a model's weights with their paths, without the name of a Sequential model."""
+    return [(weight.path.removeprefix(f"{model.name}/"), weight) for weight in model.weights]
 
 
 def _imagenet(make: Make) -> keras.Model:

