@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from test_readme import write_files
 
 from cifar_research import config, convert_weights
 from cifar_research.models import classifier, conversion
@@ -253,3 +254,40 @@ def test_efficientnet_lite0_is_the_published_network():
     # One rule for every layer, and one tensor for every weight.
     named = [name for name in efficientnet_lite.torch_names().values() if name]
     assert sorted(named) == sorted(layer.name for layer in layers if layer.weights)
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys, python):
+    write_files(ROOT / "docs" / "transfer.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    exec(Path("make_body.py").read_text())
+    draw = np.random.default_rng(0).random
+    kernels = {1: draw((16, 3, 3, 3), np.float32), 2: draw((32, 16, 3, 3), np.float32)}
+    state = {f"features.{number}.weight": kernel for number, kernel in kernels.items()}
+    state |= {"features.1.bias": draw(16), "features.2.bias": draw(32), "classifier.weight": draw((10, 32))}
+    np.savez("body.npz", **state)
+    backbone = ["hydra.searchpath=[file://my_conf]", "allow_targets=[my_lab]", "backbone=body", "backbone.weights=none"]
+    words = ["body.npz", "--names", "names.yaml", "--output", "body.weights.h5", "--python", python, *backbone]
+    assert cifar_convert_weights(monkeypatch, capsys, *words) == (0, "body.weights.h5: 5,088 weights of body\n")
+    settings = config.parse([*backbone[:3], "backbone.weights=body.weights.h5"])
+    model = settings.backbone.build((32, 32, 3))
+    settings.backbone.load_weights(model, None)
+    assert (model.weights[2].numpy() == kernels[2].transpose(2, 3, 1, 0)).all()
+
+
+def test_a_backbone_of_keras_hub(tmp_path, monkeypatch):
+    keras_hub = pytest.importorskip("keras_hub")
+    write_files(ROOT / "docs" / "transfer.md", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64], input_conv_kernel_sizes=[3], stackwise_num_filters=[64], stackwise_num_blocks=[1],
+        stackwise_num_strides=[1], block_type="basic_block", image_shape=(None, None, 3),
+    )  # fmt: skip
+    made.save_to_preset(str(tmp_path / "preset"))
+    node = f"+backbone={{_target_:my_hub.resnet,preset:{tmp_path / 'preset'}}}"
+    backbone = config.parse(["allow_targets=[my_hub]", "~backbone", node]).backbone
+    model = backbone.build((32, 32, 3))
+    backbone.load_weights(model, None)
+    pairs = zip(model.weights, made.weights, strict=True)
+    assert all((ours.numpy() == its.numpy()).all() for ours, its in pairs)
+    assert model.output_shape == (None, 24, 24, 64)

@@ -22,7 +22,7 @@ from cifar_research.runtime.errors import ConfigError, WeightsError
 from cifar_research.training import steps
 from cifar_research.training.run import run as train_run
 
-BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50")
+BACKBONES = ("mobilenet_v2", "densenet121", "vgg16", "efficientnet_v2_b0", "resnet50", "efficientnet_lite0")
 SIZE_32 = ["experiment=transfer", "backbone.image_size=32", "backbone.weights=none"]
 AUGMENTATIONS = ("none", "flip", "slides", "crop_flip", "cutmix")
 
@@ -270,8 +270,9 @@ def hub(source, tmp_path, monkeypatch):
 def imagenet():
     """Return an EfficientNetV2 with the weights of the server."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return weights._imagenet(
-            functools.partial(pretrained._application, "efficientnet_v2", "EfficientNetV2B0", 32, {})
+        return weights._of_source(
+            "imagenet",
+            functools.partial(pretrained._application, "efficientnet_v2", "EfficientNetV2B0", 32, {}, "imagenet"),
         )
 
 

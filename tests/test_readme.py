@@ -37,7 +37,16 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_MEDIAN, MAX_WORDS = 15, 35  # of the sentences of a page, in words
 SMALL = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
-COMMANDS = ("train", "evaluate", "predict", "export", "report", "cache", "preview")  # modules with a command line
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "report",
+    "cache",
+    "preview",
+    "convert_weights",
+)  # modules with a command line
 OTHERS = {
     "[", "bash", "cat", "cd", "cp", "curl", "done", "echo", "eval", "export", "find", "for", "git", "grep", "kill", "ls",
     "mkdir", "mlflow", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scontrol", "scp",
@@ -245,6 +254,9 @@ ADDITIONS = [
 @pytest.mark.parametrize(("page", "line"), ADDITIONS)
 def test_addition_trains(page, line, tmp_path):
     write_files(page, tmp_path)
+    if (script := tmp_path / "make_body.py").exists():
+        code = f"{script.read_text()}\nkeras.saving.load_model('body.keras').save_weights('body.weights.h5')"
+        assert forked.run([], code=code, cwd=tmp_path).returncode == 0
     [words] = words_of(line)
     done = forked.run([*words[1:], *SMALL], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -94,9 +94,9 @@ def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]
 
 def _value(layer: keras.layers.Layer, weight: Any, module: Arrays, name: str) -> np.ndarray:
     """Return a weight's value in Keras's layout."""
-    leaf = _IN_TORCH.get(weight.name)
+    leaf = _IN_TORCH.get(weight.name, weight.name)
     if leaf not in module:
-        raise WeightsError(f"{name}: has no {leaf or weight.name} for {weight.path}; give the network the same layers")
+        raise WeightsError(f"{name}: has no {leaf} for {weight.path}; give the network the same layers")
     value, shape = module[leaf], tuple(weight.shape)
     is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D) and len(value) == shape[2] * shape[3]
     if is_depthwise and value.ndim == 4:  # [C m, 1, h, w] -> [h, w, C, m]

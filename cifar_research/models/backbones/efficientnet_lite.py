@@ -56,7 +56,7 @@ def efficientnet_lite0(
         image_size=image_size,
         preprocess=lambda pixels: (pixels * 255.0 - 127.0) / 128.0,
         weights=weights,
-        imagenet=functools.partial(_imagenet, make),
+        sources={"imagenet": functools.partial(_imagenet, make)},
         interpolation=interpolation,
         antialias=antialias,
         batch_norm=batch_norm,
@@ -109,7 +109,8 @@ class _Block(NamedTuple):
 
 
 def _blocks() -> list[_Block]:
-    blocks, total = [], sum(stage[0] for stage in _STAGES)
+    blocks: list[_Block] = []
+    total = sum(stage[0] for stage in _STAGES)
     for stage, (repeats, kernel, stride, expansion, filters) in enumerate(_STAGES, 1):
         for repeat in range(repeats):
             own_stride, drop = 1 if repeat else stride, len(blocks) / total

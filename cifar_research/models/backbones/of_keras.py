@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from cifar_research.config.contracts import Backbone
@@ -26,7 +26,7 @@ def of_keras(
     image_size: int,
     preprocess: Callable[[Any], Any] | None = None,
     weights: str = "none",
-    imagenet: Callable[[], keras.Model] | None = None,
+    sources: Mapping[str, Callable[[], keras.Model]] | None = None,
     interpolation: Interpolation = "bilinear",
     antialias: bool = False,
     batch_norm: Literal["inference", "train"] | None = None,
@@ -38,13 +38,13 @@ def of_keras(
     copied; BatchNormalization and Dropout become those of this package.
     name: The model's name, in messages and as the scope of its weights.
     preprocess: float32 images [B, H, W, 3] in [0, 1] -> the network's input; None leaves them as they are.
-    imagenet: () -> the network with ImageNet's weights; None if it has none.
+    sources: {a name for `weights`: () -> the network with these weights}, such as imagenet.
     The others: see `pretrained`.
 
     ValueError for weights that do not exist, or a setting out of range.
     """
     check_range("[]", 1, 1024, image_size=image_size)
-    loading.check(weights, has_imagenet=imagenet is not None)
+    loading.check(weights, sources or ())
     if batch_norm == "inference" and weights == "none":
         raise ValueError("batch_norm: inference needs pretrained weights; use batch_norm=train")
     mode = batch_norm or ("train" if weights == "none" else "inference")
@@ -69,7 +69,7 @@ def of_keras(
 
     return Backbone(
         build,
-        load_weights=lambda model, images: loading.load(model, weights, make, imagenet),
+        load_weights=lambda model, images: loading.load(model, weights, make, sources),
         standardizes=True,
         upper_blocks=upper_blocks,
         runs_in_inference=mode == "inference",

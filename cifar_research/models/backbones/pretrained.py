@@ -50,7 +50,7 @@ def pretrained(
         image_size=image_size,
         preprocess=lambda pixels: getattr(keras.applications, module).preprocess_input(pixels * 255.0),
         weights=weights,
-        imagenet=functools.partial(make, "imagenet"),
+        sources={"imagenet": functools.partial(make, "imagenet")},
         interpolation=interpolation,
         antialias=antialias,
         batch_norm=batch_norm,

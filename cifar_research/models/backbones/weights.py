@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cifar_research.runtime import files, folders
@@ -16,9 +16,12 @@ Make = Callable[[], "keras.Model"]
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
-def check(weights: str, *, has_imagenet: bool = False) -> None:
-    """Raise ValueError if these weights do not exist, without importing TensorFlow."""
-    if weights == "none" or (weights == "imagenet" and has_imagenet):
+def check(weights: str, sources: Collection[str] = ()) -> None:
+    """Raise ValueError if these weights do not exist, without importing TensorFlow.
+
+    sources: the names of a network's own weights.
+    """
+    if weights == "none" or weights in sources:
         return
     path = Path(os.path.expanduser(weights))
     if weights == "imagenet":
@@ -31,7 +34,7 @@ def check(weights: str, *, has_imagenet: bool = False) -> None:
     else:
         problem = "" if path.name.endswith(_SUFFIXES) else f"{weights} does not end in {', '.join(_SUFFIXES)}"
     if problem:
-        names = "imagenet, none" if has_imagenet else "none"
+        names = ", ".join([*sources, "none"])
         raise ValueError(f"weights: {problem}; use {names}, a weights file or the folder of a completed run")
 
 
@@ -40,17 +43,19 @@ def converted(name: str) -> Path:
     return folders.root(None) / "weights" / f"{name}.weights.h5"
 
 
-def load(backbone: keras.Model, weights: str, make: Make | None = None, imagenet: Make | None = None) -> None:
+def load(
+    backbone: keras.Model, weights: str, make: Make | None = None, sources: Mapping[str, Make] | None = None
+) -> None:
     """Load weights into a backbone by their paths; WeightsError if one does not fit.
 
-    make: returns the network that files hold, if that is not the whole backbone. imagenet: returns it with ImageNet's
-    weights.
+    make: returns the network that files hold, if that is not the whole backbone. sources: return it with the weights of
+    a name.
     """
     if weights == "none":
         return
     path = Path(os.path.expanduser(weights))
-    if weights == "imagenet" and imagenet is not None:
-        source = _imagenet(imagenet)
+    if sources and weights in sources:
+        source = _of_source(weights, sources[weights])
     elif path.is_dir():
         source = _of_run(path)
     else:
@@ -87,7 +92,7 @@ def _by_path(model: keras.Model) -> list[tuple[str, keras.Variable]]:
     return [(weight.path.removeprefix(f"{model.name}/"), weight) for weight in model.weights]
 
 
-def _imagenet(make: Make) -> keras.Model:
+def _of_source(weights: str, make: Make) -> keras.Model:
     try:
         return make()
     except WeightsError:
@@ -96,7 +101,7 @@ def _imagenet(make: Make) -> keras.Model:
         folder = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "models"
         match = re.search(r"https?://\S+(?<!:)", str(error))
         raise WeightsError(
-            f"backbone.weights: imagenet: {match[0] if match else 'the file'} could not be downloaded and verified "
+            f"backbone.weights: {weights}: {match[0] if match else 'the file'} could not be downloaded and verified "
             f"({_first_line(error)}); download it elsewhere and put it into {folder}, or use a weights file or a run "
             "folder, or train from scratch: training=scratch backbone.weights=none"
         ) from error
