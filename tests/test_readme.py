@@ -37,16 +37,8 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_MEDIAN, MAX_WORDS = 15, 35  # of the sentences of a page, in words
 SMALL = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
-COMMANDS = (
-    "train",
-    "evaluate",
-    "predict",
-    "export",
-    "report",
-    "cache",
-    "preview",
-    "convert_weights",
-)  # modules with a command line
+# Modules with a command line.
+COMMANDS = ("train", "evaluate", "predict", "export", "report", "cache", "preview", "convert_weights")
 OTHERS = {
     "[", "bash", "cat", "cd", "cp", "curl", "done", "echo", "eval", "export", "find", "for", "git", "grep", "kill", "ls",
     "mkdir", "mlflow", "nvidia-smi", "optuna-dashboard", "pip", "python", "python3", "sbatch", "scancel", "scontrol", "scp",
