@@ -79,6 +79,18 @@ def test_it_computes_what_the_application_computes(backbone):
     np.testing.assert_allclose(ours(images), theirs(home.preprocess_input(resized)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("gpus", [[], ["a GPU"]])
+def test_depthwise_convolutions_are_in_float32_on_a_cpu(monkeypatch, gpus):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    made = config.parse([*SIZE_32, "training=scratch", "backbone=efficientnet_lite0"]).backbone.build((32, 32, 3))
+    found = {type(layer).__name__: layer.compute_dtype for layer in classifier.leaves(made) if layer.weights}
+    assert found == {
+        "Conv2D": "bfloat16", "BatchNormalization": "bfloat16", "DepthwiseConv2D": "bfloat16" if gpus else "float32"
+    }  # fmt: skip
+    assert made(np.zeros((1, 32, 32, 3))).dtype == "bfloat16"
+
+
 def test_batch_norm_and_dropout_are_ours():
     backbone = config.parse([*SIZE_32, "training=scratch", "backbone=efficientnet_v2_b0"]).backbone
     found = classifier.leaves(backbone.build((32, 32, 3)))

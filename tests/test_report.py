@@ -31,6 +31,13 @@ def validated(rows):
     return [row | {"val_loss": 2.5 / row["epoch"], "val_accuracy": 0.1 * row["epoch"]} for row in rows]
 
 
+def test_speed_is_that_of_the_steps_of_all_phases():
+    speeds = {"head": [None, 50_000.0, 40_000.0, 1.0], "backbone": [100.0, 100.0, 100.0]}
+    history = [{"phase": phase, "images_per_second": speed} for phase, of in speeds.items() for speed in of]
+    assert report.steady_images_per_second(history) == pytest.approx(6 / (3 / 40_000 + 3 / 100))
+    assert report.steady_images_per_second(history[:1]) is None
+
+
 def test_history_comes_back_to_the_bit_and_typed(tmp_path):
     path = tmp_path / "history.csv"
     report.write_history(path, ROWS)

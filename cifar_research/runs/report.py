@@ -78,9 +78,13 @@ def read_history(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
 
 
 def steady_images_per_second(history: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the median over the epochs, None before the first."""
-    speeds = [row["images_per_second"] for row in history if row["images_per_second"]]
-    return statistics.median(speeds) if speeds else None
+    """Return the speed over the steps of all phases, by each phase's median over its epochs; None before the first."""
+    phases: dict[str, list[float]] = {}
+    for row in history:
+        if row["images_per_second"]:
+            phases.setdefault(row["phase"], []).append(row["images_per_second"])
+    seconds = sum(len(speeds) / statistics.median(speeds) for speeds in phases.values())
+    return sum(map(len, phases.values())) / seconds if seconds else None
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:

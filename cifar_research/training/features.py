@@ -25,7 +25,7 @@ from cifar_research.training.forward import Forward
 from cifar_research.training.state import TrainState
 
 NAME = "features"
-VERSION = 3  # increase it to invalidate kept features
+VERSION = 4  # increase it to invalidate kept features
 _BATCH = 256
 
 

@@ -77,14 +77,16 @@ def of_keras(
 
 
 def _with_our_layers(layer: keras.layers.Layer, mode: str) -> keras.layers.Layer:
-    """Return a copy of a layer, as our BatchNormalization or Dropout if it is Keras's."""
-    from cifar_research.models.layers import BatchNormalization, Dropout
+    """Return a copy of a layer, as ours if it is Keras's BatchNormalization, DepthwiseConv2D or Dropout."""
+    from cifar_research.models.layers import BatchNormalization, DepthwiseConv2D, Dropout
 
     settings = layer.get_config()
     if type(layer) in (keras.layers.BatchNormalization, BatchNormalization):
         if mode == "train":
             settings["momentum"] = min(settings["momentum"], _MAX_MOMENTUM)
         return BatchNormalization.from_config(settings)
+    if type(layer) is keras.layers.DepthwiseConv2D:
+        return DepthwiseConv2D.from_config(settings)
     if type(layer) is keras.layers.Dropout:
         return Dropout(settings["rate"], noise_shape=settings["noise_shape"], name=settings["name"])
     return layer.__class__.from_config(settings)

@@ -1,7 +1,7 @@
 """Layers that are faster or more exact than Keras's of the same name, one file each.
 
 To switch one off, import the layer of the same name from keras.layers here: `Conv2D`, `Dense`, `BatchNormalization`,
-`Activation`. For `ReluMaxPooling2D` and `Dropout` see their files.
+`Activation`, `DepthwiseConv2D`. For `ReluMaxPooling2D` and `Dropout` see their files.
 """
 
 from cifar_research.models.layers.activation import Activation as Activation
@@ -13,6 +13,7 @@ from cifar_research.models.layers.context import random_seed as random_seed
 from cifar_research.models.layers.context import rows_from as rows_from
 from cifar_research.models.layers.context import several_images as several_images
 from cifar_research.models.layers.convolution import Conv2D as Conv2D
+from cifar_research.models.layers.depthwise import DepthwiseConv2D as DepthwiseConv2D
 from cifar_research.models.layers.dropout import Dropout as Dropout
 from cifar_research.models.layers.initializers import Dirac as Dirac
 from cifar_research.models.layers.normalization import BatchNormalization as BatchNormalization
