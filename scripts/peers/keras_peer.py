@@ -51,6 +51,24 @@ def fast():
     return keras.Sequential([*stack, layers.Activation("softmax", dtype="float32")])
 
 
+def fine_tuned(name):
+    """Return a network of keras.applications (or the same layers) whose upper blocks are trained, at 96 pixels."""
+    if name == "efficientnet_lite0":  # of Keras's layers alone
+        from cifar_research.models.backbones.efficientnet_lite import _network
+
+        base = _network(96, 0.2)
+    else:
+        make = {"mobilenet_v2": keras.applications.MobileNetV2, "vgg16": keras.applications.VGG16}[name]
+        base = make(include_top=False, weights=None, input_shape=(96, 96, 3))
+    names = [layer.name for layer in base.layers]
+    for layer in base.layers[: names.index(worker.UPPER[name])]:
+        layer.trainable = False
+    images = layers.Input((32, 32, 3))
+    pixels = layers.Rescaling(2.0, offset=-1.0)(layers.Resizing(96, 96)(images))
+    pooled = layers.GlobalAveragePooling2D()(base(pixels, training=False))
+    return keras.Model(images, layers.Activation("softmax", dtype="float32")(layers.Dense(10)(pooled)))
+
+
 def scaled(batches):
     """Return a pipeline of batches that scales their images to [0, 1] and makes their labels one-hot."""
 
@@ -71,11 +89,12 @@ class Keras:
         keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[options.precision])
         keras.utils.set_random_seed(0)
         self.steps_per_call = options.steps_per_call
-        is_fast = options.model == "fast"
-        self.model = fast() if is_fast else study(options.model)
+        is_fast, is_transfer = options.model == "fast", options.model in worker.UPPER
+        self.model = fast() if is_fast else fine_tuned(options.model) if is_transfer else study(options.model)
+        loss = "categorical_crossentropy" if is_transfer else "mean_squared_error"
         self.model.compile(
             keras.optimizers.SGD(0.01, momentum=0.85, nesterov=True) if is_fast else keras.optimizers.Adam(0.005),
-            keras.losses.CategoricalCrossentropy(label_smoothing=0.2) if is_fast else "mean_squared_error",
+            keras.losses.CategoricalCrossentropy(label_smoothing=0.2) if is_fast else loss,
             metrics=["accuracy"],
             steps_per_execution=options.steps_per_call,
         )

@@ -1,6 +1,7 @@
 """A worker of the benchmark that trains with this framework: see worker.py for what it is asked and answers."""
 
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import worker
@@ -10,11 +11,28 @@ from cifar_research import config
 PRODUCTS = 20  # of matrices, to see how fast the machine is
 
 
+def _weights(backbone):
+    """Return a file of random weights: their values do not change how long a step takes."""
+    from cifar_research.models import conversion
+
+    words = ["experiment=transfer", f"backbone={backbone}", "training=scratch", "backbone.weights=none"]
+    path = Path(tempfile.mkdtemp(), "random.weights.h5")
+    conversion.network_of(config.parse(words).backbone.build((32, 32, 3))).save_weights(path)
+    return path
+
+
 class Ours:
     """One preset at one batch size, precision and number of steps a call; its own augmentation and pipeline."""
 
     def __init__(self, options):
         overrides = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
+        if options.model in worker.UPPER:
+            overrides[0] = "experiment=transfer"
+            overrides += [
+                f"backbone={options.model}",
+                "training=fine_tuning",
+                f"backbone.weights={_weights(options.model)}",
+            ]
         overrides += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         overrides += [f"training.jit_compile={str(options.compile).lower()}"]
         self.settings = config.parse([*overrides, "data.drop_remainder=true"])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from sweep_scale import sweep_scale
-from worker import SCORED
+from worker import SCORED, UPPER
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -130,4 +130,46 @@ def memory(worker, quick, steps, rounds, precision, log):
     return {"images": images, "precision": precision, "peak_bytes": peaks}
 
 
-PARTS = {"pipeline": pipeline, "start_up": start_up, "sweep": sweep, "memory": memory, "sweep_scale": sweep_scale}
+def transfer(worker, quick, steps, rounds, precision, log):
+    """Return seconds of fine-tuning the upper blocks of pretrained networks at 96 pixels: ours and keras.fit in turn."""
+    batch, blocks = 32, 2 if quick else 8
+    names = list(UPPER)[: 1 if quick else None]
+    results = {"images": batch * blocks, "batch_size": batch, "seconds": {}}
+    for name in names:
+        processes = {}
+        for kind, script in (("ours", "ours.py"), ("keras.fit", "keras_peer.py")):
+            for own in dict.fromkeys(["float32", precision]):
+                words = [
+                    name,
+                    "--batch-size",
+                    batch,
+                    "--images",
+                    batch * blocks,
+                    "--precision",
+                    own,
+                    "--input",
+                    "tf.data",
+                ]
+                processes[f"{kind}, {own}"] = worker([sys.executable, HERE / script, *words])
+        for process in processes.values():
+            process.answer()
+        results["seconds"][name] = {label: [] for label in processes}
+        for number in range(rounds + 1):
+            log(f"transfer: {name}, round {number} of {rounds}")
+            for label, process in processes.items():
+                seconds = process.ask("train")["seconds"]
+                if number:
+                    results["seconds"][name][label].append(seconds)
+        for process in processes.values():
+            process.close()
+    return results
+
+
+PARTS = {
+    "pipeline": pipeline,
+    "transfer": transfer,
+    "start_up": start_up,
+    "sweep": sweep,
+    "memory": memory,
+    "sweep_scale": sweep_scale,
+}

@@ -39,6 +39,8 @@ def markdown(results):
         lines += ["| | MB | ours over it |", "|---|---|---|"]
         mine = peaks["ours"]
         lines += [f"| {name} | {peak / 1e6:,.0f} | {mine / peak:.2f} |" for name, peak in peaks.items()]
+    if "transfer" in results:
+        lines += _transfer(results["transfer"])
     if "sweep_scale" in results:
         lines += sweep_scale.table(results["sweep_scale"])
     return "\n".join(lines) + "\n"
@@ -132,6 +134,31 @@ def _sweep(sweep):
     return lines + [
         f"| {name} | {seconds:.1f} | {seconds / medians['ours, 1 job']:.2f} |" for name, seconds in medians.items()
     ]
+
+
+def _transfer(found):
+    """Return images/s of fine-tuning, and the ratios: over keras.fit, and of bfloat16 over float32."""
+    lines = ["", f"## Fine-tuning at 96 pixels, batch {found['batch_size']}", ""]
+    lines += [
+        "| | ours, images/s | keras.fit, images/s | ours over it | spread | over ours in float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, seconds in found["seconds"].items():
+        plain = seconds["ours, float32"]
+        for precision in [label.partition(", ")[2] for label in seconds if label.startswith("ours")]:
+            ours, keras = seconds[f"ours, {precision}"], seconds[f"keras.fit, {precision}"]
+            ratios = [theirs / mine for mine, theirs in zip(ours, keras, strict=True)]
+            rates = [f"{found['images'] / statistics.median(each):,.0f}" for each in (ours, keras)]
+            over = statistics.median(b / a for a, b in zip(ours, plain, strict=True))
+            cells = [
+                f"{name}, {precision}",
+                *rates,
+                f"{statistics.median(ratios):.2f}",
+                _spread(ratios, ".2f"),
+                f"{over:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _spread(values, form):

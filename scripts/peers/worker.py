@@ -18,12 +18,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 FAST_ACTIVATION = "relu"  # of conf/experiment/fast.yaml
+# Networks that are fine-tuned at 96 pixels: the first of their upper blocks.
+UPPER = {"mobilenet_v2": "block_13_expand", "efficientnet_lite0": "block6a_expand_conv", "vgg16": "block5_conv1"}
 SCORED = 5_000  # images that `evaluate` scores, or all if there are fewer
 
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["first_version", "wide", "augmented", "fast"])
+    parser.add_argument("model", choices=["first_version", "wide", "augmented", "fast", *UPPER])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, default=12_800, help="images in an epoch, which is a block")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
