@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_research import config
 from cifar_research.data import cache
+from cifar_research.models import conversion
 from cifar_research.runs import checkpoint, report
 
 # SGD, because Adam makes whole steps of the rounding errors that are all the gradient of a bias before batch
@@ -29,7 +31,8 @@ def run(tmp_path, monkeypatch, weights_for):
     weights = weights_for(*FROZEN)
 
     def run(name, *more, given=FROZEN):
-        done = forked.run([*given, weights, *more, f"hydra.run.dir={tmp_path / name}"])
+        own = [] if "backbone.weights" in str(given) else [weights]
+        done = forked.run([*given, *own, *more, f"hydra.run.dir={tmp_path / name}"])
         assert done.returncode == 0, done.stdout + done.stderr
         run.output = done.stdout + done.stderr
         return tmp_path / name
@@ -75,6 +78,29 @@ def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
     assert len(kept(tmp_path)) == 4
     run("precise", "training.precision=bfloat16")
     assert len(kept(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "lower", "upper"),
+    [
+        (["backbone=mobilenet_v2", "backbone.options.alpha=0.35"], "block_12_expand", "Conv_1"),
+        (["backbone=vgg16"], "block4_conv3", "block5_conv1"),
+    ],
+)
+def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, tmp_path, words, lower, upper):
+    words = ["experiment=transfer", "backbone.image_size=32", *words]
+    made = config.parse([*words, "training=scratch", "backbone.weights=none"]).backbone.build((32, 32, 3))
+    conversion.network_of(made).save_weights(tmp_path / "a.weights.h5")
+    words += [*FROZEN[:3], *FROZEN[9:12], "training=combined", "training.phases.backbone.learning_rate=0.001",
+              "training.epochs=2", "tensorboard.enabled=false", f"backbone.weights={tmp_path / 'a.weights.h5'}"]  # fmt: skip
+    runs = [run(name, f"features.views={name}", given=words) for name in "10"]
+    np.testing.assert_allclose(*map(losses, runs), rtol=1e-4)
+    # Training and validation images: pooled features for the head, then maps below the upper blocks.
+    assert sorted(np.load(folder / "features.npy").ndim for folder in kept(tmp_path)) == [2, 2, 4, 4]
+    arrays = checkpoint.read(sorted((runs[0] / "checkpoints").glob("step-*.ckpt"))[-1]).arrays
+    before = {weight.path: weight.numpy() for weight in made.weights}
+    for layer, changes in ((lower, False), (upper, True)):
+        assert (arrays[f"model/{layer}/kernel"] != before[f"{layer}/kernel"]).any() == changes
 
 
 def test_another_seed_shares_the_features_of_the_same_weights(run, tmp_path):

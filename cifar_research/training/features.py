@@ -1,4 +1,4 @@
-"""A frozen backbone's features, computed once and kept beside the data cache."""
+"""The features of a network's frozen part, computed once and kept beside the data cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import tensorflow as tf
 from cifar_research.config.settings import Settings
 from cifar_research.data import cache
 from cifar_research.data.datasets import Dataset, Split
-from cifar_research.models import classifier
 from cifar_research.runtime import folders
 from cifar_research.training.forward import Forward
+from cifar_research.training.frozen import Parts
 from cifar_research.training.state import TrainState
 
 NAME = "features"
@@ -29,15 +29,15 @@ VERSION = 4  # increase it to invalidate kept features
 _BATCH = 256
 
 
-def keep(settings: Settings, state: TrainState, data: Dataset, tell: Callable[[str], None]) -> tuple[Dataset, Forward]:
-    """Return the data set as backbone features, and the forward pass that takes them.
+def keep(
+    settings: Settings, state: TrainState, parts: Parts, data: Dataset, tell: Callable[[str], None]
+) -> tuple[Dataset, Forward]:
+    """Return the data set as features of the frozen part, and the forward pass that takes them.
 
-    Features are float32, pooled if the head begins with pooling, and shared by all runs with the same backbone and
-    images. tell: called with a line for the user before features are computed.
+    Features are float32, and shared by all runs with the same frozen part and images. tell: called with a line for the
+    user before features are computed.
     """
-    _, head = classifier.parts(state.model)
-    pool, rest = _split(head)
-    extraction = _Extraction(settings, state, pool, rest.input_shape[1:], tell)
+    extraction = _Extraction(settings, state, parts, tell)
     train = extraction.features(data, data.train, settings.kept_views, augments=bool(settings.transforms))
     val = extraction.features(data, data.val, 1, augments=False) if len(data.val) else data.val
 
@@ -47,39 +47,30 @@ def keep(settings: Settings, state: TrainState, data: Dataset, tell: Callable[[s
     return dataclasses.replace(data, train=train, val=val), Forward(
         train=lambda inputs, labels, seed, epoch_seed: (inputs, targets(labels)),
         evaluate=lambda inputs, labels: (inputs, targets(labels)),
-        network=lambda inputs, training: rest(inputs, training=training),
-        penalties=lambda: rest.losses,
+        network=parts.rest,
+        penalties=parts.penalties,
     )
 
 
 class _Extraction:
-    """Computes and identifies a frozen backbone's features; `shape` is that of one feature."""
+    """Computes and identifies the features of a network's frozen part."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        state: TrainState,
-        pool: keras.layers.Layer | None,
-        shape: tuple[int, ...],
-        tell: Callable[[str], None],
-    ) -> None:
-        backbone, _ = classifier.parts(state.model)
-        self._settings, self._preprocessing, self._shape, self._tell = settings, state.preprocessing, shape, tell
+    def __init__(self, settings: Settings, state: TrainState, parts: Parts, tell: Callable[[str], None]) -> None:
+        self._settings, self._preprocessing, self._shape, self._tell = settings, state.preprocessing, parts.shape, tell
         mean, deviation = state.preprocessing.mean, state.preprocessing.standard_deviation
         section = settings.content["backbone"]
         self._identity = {
             "version": [VERSION, keras.__version__],
             "backbone": [section["_target_"], _code(section), *_values(section)],
-            "weights": _digest(*(weight.value.numpy() for weight in backbone.weights)),
-            "pool": None if pool is None else [type(pool).__name__, list(shape)],
+            "weights": _digest(*(weight.value.numpy() for weight in parts.weights)),
+            "part": [parts.last, *parts.shape],
             "precision": state.precision,
             "standardize": None if mean is None else [*map(float, mean), *map(float, deviation)],
         }
 
         @tf.function(reduce_retracing=True, autograph=False)
         def extract(images: tf.Tensor) -> tf.Tensor:
-            maps = backbone(state.preprocessing.standardize(images), training=False)
-            return tf.cast(maps if pool is None else pool(maps), tf.float32)
+            return tf.cast(parts.frozen(state.preprocessing.standardize(images)), tf.float32)
 
         self._extract = extract
         self._augment = tf.function(state.preprocessing.augment, reduce_retracing=True, autograph=False)
@@ -129,14 +120,6 @@ class _Extraction:
                 pixels, soft = self._augment(pixels, soft, of_batch, of_view)
             kept[view * len(split) + rows] = self._extract(pixels).numpy()
             targets[view * len(split) + rows] = soft.numpy()
-
-
-def _split(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
-    """Return a head's initial pooling layer (None without one) and the rest of the head."""
-    layers = getattr(head, "layers", [])
-    if len(layers) < 2 or layers[1].name != "head_pool" or layers[1].weights:
-        return None, head
-    return layers[1], keras.Model(layers[1].output, head.output)
 
 
 def _memory_map(path: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,13 @@ from cifar_research.data.datasets import Dataset
 from cifar_research.models import classifier
 from cifar_research.runtime.control_flow import converted
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.training import features, forward, norms, trainable
+from cifar_research.training import features, forward, frozen, norms, trainable
 from cifar_research.training.forward import Forward, Preprocessing
+from cifar_research.training.frozen import Parts
 from cifar_research.training.state import Progress, TrainState
+
+# Of the features of some of a backbone's layers: more would not be read from memory.
+_MOST_BYTES = 4 * 2**30
 
 
 def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainState:
@@ -120,8 +125,8 @@ def enter(
 
     phase_data = data
     phase_forward = forward.of_images(state.preprocessing, state.model, network, image_size=phase.image_size)
-    if phase.is_backbone_frozen and settings.kept_views:
-        phase_data, phase_forward = features.keep(settings, state, data, tell)
+    if settings.kept_views and (parts := _parts(settings, phase, data, backbone, head, layers)):
+        phase_data, phase_forward = features.keep(settings, state, parts, data, tell)
     state.enter(
         trained_paths(state.model, phase, settings.backbone.upper_blocks),
         phase_forward,
@@ -131,6 +136,24 @@ def enter(
         optimizer_first_steps=_optimizer_first_steps(state.model, settings, progress),
     )
     return phase_data, phase_forward
+
+
+def _parts(
+    settings: Settings,
+    phase: Phase,
+    data: Dataset,
+    backbone: keras.Model,
+    head: keras.Model,
+    trained: Sequence[keras.layers.Layer],
+) -> Parts | None:
+    """Return the network in its frozen part and the rest, if the features of the frozen part are worth keeping."""
+    if phase.is_backbone_frozen:
+        return frozen.below_head(backbone, head)
+    if phase.image_size is not None or not settings.backbone.runs_in_inference:
+        return None
+    parts = frozen.below_layers(backbone, head, trained)
+    images = settings.kept_views * len(data.train) + len(data.val)
+    return parts if parts and 4 * images * math.prod(parts.shape) <= _MOST_BYTES else None
 
 
 def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int) -> Callable[[Any], Any]:

@@ -33,6 +33,7 @@ class Ours:
                 "training=fine_tuning",
                 f"backbone.weights={_weights(options.model)}",
             ]
+            overrides += [f"features.views={int(options.keep)}", f"data.cache_dir={tempfile.mkdtemp()}"]
         overrides += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         overrides += [f"training.jit_compile={str(options.compile).lower()}"]
         self.settings = config.parse([*overrides, "data.drop_remainder=true"])
@@ -59,7 +60,8 @@ class Ours:
         self.side = 8192 if self.environment.prefetch_device else 2048  # of the matrices whose products are timed
         self.state = setup.build(self.settings, data, self.environment.batch_shards)
         setup.load_weights(self.state, self.settings.backbone, data)
-        _, forward = setup.enter(self.settings, self.state, data, Progress())
+        data, forward = setup.enter(self.settings, self.state, data, Progress())
+        split = data.train
         self.steps = len(images) // options.batch_size
         arguments = (self.state, self.environment, split, self.settings.training, 0, 1_000 * self.steps, True)
         self.call, source = loop.prepared(*arguments)
@@ -67,7 +69,7 @@ class Ours:
         if self.environment.prefetch_device:
             batch = images[: options.batch_size], labels[: options.batch_size]
             self.held_call = self._held_call(steps, iter(source), *batch)
-        self.scored = Split(images, labels, np.arange(len(images))[: worker.SCORED])
+        self.scored = Split(split.images, split.labels, np.arange(len(images))[: worker.SCORED])
         self.evaluation = Evaluation(
             self.state,
             self.settings.training.eval_batch_size,

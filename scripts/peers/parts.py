@@ -137,7 +137,7 @@ def transfer(worker, quick, steps, rounds, precision, log):
     results = {"images": batch * blocks, "batch_size": batch, "seconds": {}}
     for name in names:
         processes = {}
-        for kind, script in (("ours", "ours.py"), ("keras.fit", "keras_peer.py")):
+        for kind, script in (("ours, kept", "ours.py"), ("ours", "ours.py"), ("keras.fit", "keras_peer.py")):
             for own in dict.fromkeys(["float32", precision]):
                 words = [
                     name,
@@ -150,6 +150,7 @@ def transfer(worker, quick, steps, rounds, precision, log):
                     "--input",
                     "tf.data",
                 ]
+                words += ["--keep"] if kind == "ours, kept" else []
                 processes[f"{kind}, {own}"] = worker([sys.executable, HERE / script, *words])
         for process in processes.values():
             process.answer()

@@ -31,6 +31,9 @@ def options():
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps-per-call", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile with XLA or torch.compile")
+    parser.add_argument(
+        "--keep", action="store_true", help="compute the features of frozen layers once, before the steps"
+    )
     parser.add_argument("--input", choices=["numpy", "tf.data"], default="numpy")
     return parser.parse_args()
 

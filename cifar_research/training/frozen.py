@@ -1,0 +1,121 @@
+"""The frozen part of a network: what a phase computes once for each image, and the rest, which it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from cifar_research.models.classifier import leaves
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A network in two parts.
+
+    last: what the frozen part ends with. frozen: images -> features, without training. shape: of one image's features.
+    weights: of the frozen part. rest: (features, training) -> logits. penalties: () -> losses added by the rest's last
+    call.
+    """
+
+    last: str
+    frozen: Callable[[Any], Any]
+    shape: tuple[int, ...]
+    weights: list[Any]
+    rest: Callable[[Any, bool], Any]
+    penalties: Callable[[], list[Any]]
+
+
+def below_head(backbone: keras.Model, head: keras.Model) -> Parts:
+    """Split between backbone and head, or behind the head's first pooling layer."""
+    pool, rest = _without_pool(head)
+
+    def frozen(images: Any) -> Any:
+        maps = backbone(images, training=False)
+        return maps if pool is None else pool(maps)
+
+    return Parts(
+        "" if pool is None else type(pool).__name__,
+        frozen,
+        rest.input_shape[1:],
+        backbone.weights,
+        lambda features, training: rest(features, training=training),
+        lambda: rest.losses,
+    )
+
+
+def below_layers(backbone: keras.Model, head: keras.Model, trained: Collection[keras.layers.Layer]) -> Parts | None:
+    """Split before the lowest trained layers of a backbone that always runs in inference mode.
+
+    None if no single tensor separates them from the images, as where a skip connection passes by.
+    """
+    if not isinstance(backbone, keras.Function):
+        return None
+    before, network = _preprocessing(backbone)
+    last = _last_frozen(network, trained)
+    if last is None:
+        return None
+    cut = last.output
+    lower, upper = keras.Model(network.input, cut), keras.Model(cut, network.output)
+    frozen = lower if before is None else keras.Model(backbone.input, lower(before))
+    return Parts(
+        last.name,
+        lambda images: frozen(images, training=False),
+        tuple(cut.shape[1:]),
+        lower.weights,
+        lambda features, training: head(upper(features, training=False), training=training),
+        lambda: [*upper.losses, *head.losses],
+    )
+
+
+def _preprocessing(backbone: keras.Model) -> tuple[keras.KerasTensor | None, keras.Model]:
+    """Return the output of a backbone's own preprocessing, and the network behind it."""
+    *before, last = backbone.operations
+    if isinstance(last, keras.Function) and before:
+        return before[-1].output, last
+    return None, backbone
+
+
+def _last_frozen(network: keras.Model, trained: Collection[keras.layers.Layer]) -> Any:
+    """Return the last operation below the trained layers whose output all paths go through; None without one."""
+    last, open_tensors = None, dict[int, keras.KerasTensor]()
+    consumers: dict[int, int] = {}
+    operations = network.operations
+    try:
+        for operation in operations:
+            for tensor in _inputs(operation):
+                consumers[id(tensor)] = consumers.get(id(tensor), 0) + 1
+        for operation in operations[:-1]:
+            if any(layer in trained for layer in _layers(operation)):
+                break
+            for tensor in _inputs(operation):
+                consumers[id(tensor)] -= 1
+                if not consumers[id(tensor)]:
+                    open_tensors.pop(id(tensor), None)
+            output = operation.output
+            if not isinstance(output, keras.KerasTensor):
+                return None
+            open_tensors[id(output)] = output
+            if len(open_tensors) == 1 and not isinstance(operation, keras.layers.InputLayer):
+                last = operation
+    except (AttributeError, ValueError):  # a layer that is called twice has no single output
+        return None
+    return last
+
+
+def _inputs(operation: Any) -> list[Any]:
+    return [] if isinstance(operation, keras.layers.InputLayer) else keras.tree.flatten(operation.input)
+
+
+def _layers(operation: Any) -> list[Any]:
+    return leaves(operation) if isinstance(operation, keras.Model) else [operation]
+
+
+def _without_pool(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
+    """Return a head's first pooling layer (None without one) and the rest of the head."""
+    layers = getattr(head, "layers", [])
+    if len(layers) < 2 or layers[1].name != "head_pool" or layers[1].weights:
+        return None, head
+    return layers[1], keras.Model(layers[1].output, head.output)
