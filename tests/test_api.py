@@ -149,6 +149,7 @@ def test_rows_are_a_data_frame(folder):
     report = read_report(folder / "run" / "report.json")
     assert row["training.precision"] == "bfloat16" and row["backbone.filters"] == "[4]" and row["seed"] == 0
     assert row["status"] == "completed" and row["test/accuracy"] == report["test"]["accuracy"]
+    assert all(row[f"{split}/{name}"] == value for split in ("val", "test") for name, value in report[split].items())
 
 
 def test_pandas_takes_the_rows(folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research.config.identity import OPTION_GROUPS, PLUGIN_GROUPS, Identity, option_names
+from cifar_research.config.schema import METRICS
 from cifar_research.runs import ledger, report
 from cifar_research.runs.ledger import LEDGER, Job
 from cifar_research.runtime.errors import ReportError
@@ -179,8 +180,8 @@ def _name_options(runs: Sequence[Run]) -> None:
 
 
 _SCORES = (
-    "val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/accuracy", "train/loss", "best_epoch", "epochs",
-    "steps", "seconds/total", "images_per_second", "parameters/total", "data/fingerprint",
+    *(f"{split}/{name}" for split in ("val", "test") for name in METRICS), "train/accuracy", "train/loss", "best_epoch",
+    "epochs", "steps", "seconds/total", "images_per_second", "parameters/total", "data/fingerprint",
 )  # fmt: skip
 
 
