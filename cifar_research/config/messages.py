@@ -64,7 +64,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
     # Options first: they decide which keys exist.
     before = [word for word in overrides if word.startswith("hydra.searchpath=") or word in groups]
     try:
-        cfg = conf.compose(before)
+        cfg = conf.context(before)
     except Exception:  # noqa: BLE001 — any kind: the error is in a file
         return None
     for word in [word for word in overrides if word not in before]:
@@ -82,7 +82,7 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     group = override.key_or_group
     if override.is_delete() or override.package is not None or isinstance(override.value(), dict):
         return None
-    if override.is_add() and f"~{group}" not in overrides and group in conf.compose().hydra.runtime.choices:
+    if override.is_add() and f"~{group}" not in overrides and group in conf.context().hydra.runtime.choices:
         return f"{group}: has a value already; remove the +: {typed(word.lstrip('+'))}"
     value = override.value()
     listed = conf.options(group, overrides)
@@ -158,7 +158,7 @@ def missing(key: str) -> str:
     """Return the message for a key or group without a value."""
     if not is_group(key):
         return f"{key}: has no value; give one: {key}=…"
-    default = conf.compose().hydra.runtime.choices[key]
+    default = conf.context().hydra.runtime.choices[key]
     return f"{key}: has no value; choose an option, as in {key}={default}"
 
 
@@ -266,9 +266,9 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
 def _context(overrides: Sequence[str]) -> DictConfig:
     """Return the config of the chosen options, or the defaults if one of them is invalid."""
     try:
-        return conf.compose(_groups(overrides))
+        return conf.context(_groups(overrides))
     except Exception:  # noqa: BLE001 — any kind, of a file
-        return conf.compose()
+        return conf.context()
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
@@ -284,7 +284,7 @@ def flags(arguments: Sequence[str]) -> str | None:
         return f"{' '.join(hydras)}: is not supported; add options with hydra.searchpath=[file://<folder>]"
     if not refused:
         return None
-    cfg, write = conf.compose(), []
+    cfg, write = conf.context(), []
     for word in refused:
         name, _, value = word.lstrip("-").replace("-", "_").partition("=")
         following = arguments[list(arguments).index(word) + 1 :][:1]
