@@ -48,7 +48,7 @@ def _file(source: str, names: dict[str, str | None], overrides: list[str], pytho
     from cifar_research.models import conversion
 
     if not Path(source).is_file():
-        raise WeightsError(f"{source}: there is no such file")
+        raise WeightsError(f"{source}: there is no such file; correct the path")
     backbone = config.parse(overrides).backbone
     arrays = conversion.read(source, python)
     network = _network(backbone)
@@ -104,7 +104,9 @@ def _rules(path: Path) -> dict[str, str | None]:
     try:
         rules = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--names: {path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
+        raise ConfigError(
+            f"--names: {path}: cannot be read as YAML ({str(error).splitlines()[0]}); correct the file"
+        ) from error
     if not isinstance(rules, dict) or not all(
         isinstance(rule, str) and (layer is None or isinstance(layer, str)) for rule, layer in rules.items()
     ):
@@ -113,7 +115,9 @@ def _rules(path: Path) -> dict[str, str | None]:
         try:
             re.compile(rule)
         except re.error as error:
-            raise ConfigError(f"--names: {path}: {rule!r} is not a regular expression ({error})") from error
+            raise ConfigError(
+                f"--names: {path}: {rule!r} is not a regular expression ({error}); correct the rule"
+            ) from error
     return rules
 
 

@@ -34,7 +34,7 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
     [
         (["backbone=cnn"], "random"),
         (["backbone=airbench"], "random, whitening from the training images"),
-        (["backbone=vgg16"], "ImageNet, from Keras"),
+        (["backbone=vgg16"], "ImageNet"),
         (["backbone=vgg16", "backbone.weights=none"], "random"),
         ({"weights": "some.weights.h5"}, "from some.weights.h5"),
         ({"weights": "outputs"}, "from the run outputs"),

@@ -9,7 +9,7 @@ import pytest
 from cifar_research.runs import report
 
 PACKAGE = Path(__file__).parents[1] / "cifar_research"
-# Each of these takes the branch of its `if`, and says so by what it returns.
+# Each has an `if` over a tensor, which TensorFlow refuses to trace as it is written.
 MY_LAB = """
 import tensorflow as tf
 

@@ -34,7 +34,7 @@ def network():
     layers = [
         keras.layers.Conv2D(4, 3, 2, "same", name="layer_0"),
         keras.layers.BatchNormalization(name="norm_1"),
-        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False, name="layer_2"),
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="layer_2"),
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.Dense(5, name="layer_3"),
     ]
@@ -46,7 +46,7 @@ def state():
     draw = np.random.default_rng(0).random
     shapes = {
         "features.0.weight": (4, 3, 3, 3), "features.0.bias": 4, "blocks.1.norm.weight": 4, "blocks.1.norm.bias": 4,
-        "blocks.1.norm.running_mean": 4, "blocks.1.norm.running_var": 4, "features.2.weight": (8, 1, 3, 3),
+        "blocks.1.norm.running_mean": 4, "blocks.1.norm.running_var": 4, "features.2.weight": (8, 1, 3, 3), "features.2.bias": 8,
         "features.3.weight": (5, 8), "features.3.bias": 5, "classifier.weight": (10, 5), "classifier.bias": 10,
     }  # fmt: skip
     return {name: draw(shape, np.float32) for name, shape in shapes.items()} | {
@@ -76,7 +76,7 @@ def torch_forward(state, images):
         for name in ("weight", "bias", "running_mean", "running_var")
     }
     maps = (maps - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-3) * norm["weight"] + norm["bias"]
-    pooled = convolved(maps, state["features.2.weight"], 4, 1).mean((2, 3))
+    pooled = convolved(maps, state["features.2.weight"], 4, 1).mean((2, 3)) + state["features.2.bias"]
     return pooled @ state["features.3.weight"].T + state["features.3.bias"]
 
 
@@ -92,7 +92,8 @@ def test_a_network_computes_what_pytorch_does():
         (NAMES | {"classifier": "layer_9"}, {}, "classifier: small has no layer 'layer_9'; did you mean"),
         (NAMES | {"classifier": "layer_3"}, {}, "classifier and features.3 are both for layer_3"),
         ({rule: layer for rule, layer in NAMES.items() if layer}, {}, "no rule matches the module classifier"),
-        (NAMES | {"head": None}, {}, "head: matches no module"),
+        (NAMES | {"head": None}, {}, "head: matches no module that an earlier rule leaves"),
+        (NAMES | {"classifier": r"layer_\1"}, {}, "names a group that the rule lacks"),
         ({r"features\.3": None} | NAMES, {}, "no module is for layer_3 of small"),
         (NAMES, {"features.0.weight": np.zeros((4, 3, 5, 5))}, r"features.0.weight: is \[4, 3, 5, 5\]"),
         (NAMES, {"features.2.weight": np.zeros((7, 1, 3, 3))}, r"features.2.weight: is \[7, 1, 3, 3\]"),

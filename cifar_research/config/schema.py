@@ -118,7 +118,7 @@ class BatchNormConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """Whether the features of a frozen backbone are computed once and kept."""
+    """Whether the features of frozen layers are computed once and kept."""
 
     # How many augmented versions of each image are kept; 0 keeps none, null is 1, or 0 with augmentation.
     views: int | None = None

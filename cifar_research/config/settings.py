@@ -61,7 +61,7 @@ class Settings:
 
     @property
     def kept_views(self) -> int:
-        """Return the views kept of each image for a frozen backbone; 0 recomputes each time."""
+        """Return the views whose features below trained layers are kept; 0 recomputes each time."""
         if self.features.views is None:
             return 0 if self.transforms else 1
         # Without augmentation all views are equal.

@@ -78,7 +78,7 @@ def _is_ours(target: str) -> bool:
     if module not in _OURS or name.startswith("_"):
         return False
     factory = getattr(importlib.import_module(module), name, None)
-    return factory is None or str(getattr(factory, "__module__", "")).startswith(f"{_PACKAGE}.")
+    return factory is None or getattr(factory, "__module__", "") == module
 
 
 def range_problem(value: float | None, ends: str, low: float, high: float = math.inf) -> str | None:

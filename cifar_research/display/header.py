@@ -83,7 +83,7 @@ def _weights_text(backbone: Mapping[str, Any]) -> str:
     if chosen == "none":
         return "random, whitening from the training images" if "whitening_size" in backbone else "random"
     if chosen == "imagenet":
-        return "ImageNet, from Keras"
+        return "ImageNet"
     return f"from the run {chosen}" if Path(chosen).expanduser().is_dir() else f"from {chosen}"
 
 
@@ -114,8 +114,8 @@ def _views_row(settings: Settings) -> dict[str, str]:
     """Return the effect of features.views, if it is set."""
     if settings.features.views is None:
         return {}
-    if not any(phase.is_backbone_frozen for phase in settings.phases):
-        return {"Features": "features.views is not used: no phase has a frozen backbone"}
+    if all(phase.trainable == "all" for phase in settings.phases):
+        return {"Features": "features.views is not used: no phase freezes layers"}
     kept = settings.kept_views
     text = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"
     is_less = kept < settings.features.views

@@ -49,7 +49,9 @@ def read(source: str, python: str) -> dict[str, np.ndarray]:
 
 def network_of(backbone: keras.Model) -> keras.Model:
     """Return the network inside a backbone that has its own preprocessing, else the backbone."""
-    return next((layer for layer in backbone.layers if isinstance(layer, keras.Model)), backbone)
+    with_weights = [layer for layer in backbone.layers if layer.weights]
+    is_wrapped = len(with_weights) == 1 and isinstance(with_weights[0], keras.Model)
+    return with_weights[0] if is_wrapped else backbone
 
 
 def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]) -> None:
@@ -73,14 +75,22 @@ def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]
         replacement = names[rule]
         if replacement is None:
             continue
-        layer = re.fullmatch(rule, module).expand(replacement)  # type: ignore[union-attr]
+        try:
+            layer = re.sub(rule, replacement, module)
+        except re.error as error:
+            raise WeightsError(
+                f"names: {rule}: {replacement!r} names a group that the rule lacks; correct it"
+            ) from error
         if layer not in layers:
             raise WeightsError(f"names: {rule}: {network.name} has no layer {layer!r}{nearest(layer, list(layers))}")
         if layer in sources:
             raise WeightsError(f"names: {rule}: {module} and {sources[layer]} are both for {layer}; correct a rule")
         sources[layer] = module
     if unused:
-        raise WeightsError(f"names: {min(unused)}: matches no module{nearest(min(unused), list(modules))}; correct it")
+        hint = nearest(min(unused), list(modules))
+        raise WeightsError(
+            f"names: {min(unused)}: matches no module that an earlier rule leaves{hint}; correct or remove it"
+        )
     if missing := [name for name in layers if name not in sources]:
         raise WeightsError(f"names: no module is for {', '.join(missing[:5])} of {network.name}; add a rule")
     values = [
@@ -98,8 +108,8 @@ def _value(layer: keras.layers.Layer, weight: Any, module: Arrays, name: str) ->
     if leaf not in module:
         raise WeightsError(f"{name}: has no {leaf} for {weight.path}; give the network the same layers")
     value, shape = module[leaf], tuple(weight.shape)
-    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D) and len(value) == shape[2] * shape[3]
-    if is_depthwise and value.ndim == 4:  # [C m, 1, h, w] -> [h, w, C, m]
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D) and value.ndim == 4
+    if is_depthwise and len(value) == shape[2] * shape[3]:  # [C m, 1, h, w] -> [h, w, C, m]
         value = value.reshape(shape[2], -1, *value.shape[2:]).transpose(2, 3, 0, 1)
     elif value.ndim == 4:  # [O, I, h, w] -> [h, w, I, O]
         value = value.transpose(2, 3, 1, 0)

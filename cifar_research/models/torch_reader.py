@@ -16,6 +16,8 @@ import torch
 
 
 def main(source: str, output: str) -> None:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):  # whose weights_only=True could run code
+        sys.exit(f"PyTorch {torch.__version__} is too old; install 2.6 or newer")
     if source != "efficientnet_lite0":
         np.savez(output, allow_pickle=False, **arrays(Path(source)))
         return
@@ -49,4 +51,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except Exception as error:
-        sys.exit(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        sys.exit(f"{type(error).__name__}: {(str(error).strip() or 'without a message').splitlines()[0]}")

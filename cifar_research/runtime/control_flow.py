@@ -15,7 +15,9 @@ from cifar_research.runtime.lazy import tf
 
 def converted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that may use `if`, `for` and `while` over tensors when it is traced; ours stay as they are."""
-    if (getattr(function, "__module__", None) or "").split(".")[0] == __package__.split(".")[0]:
+    # By where the code is, since functools.wraps copies the name of another module.
+    module = getattr(function, "__globals__", {}).get("__name__") or ""
+    if module.split(".")[0] == __package__.split(".")[0]:
         return function
 
     def call(*arguments: Any) -> Any:

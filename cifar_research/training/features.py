@@ -25,7 +25,7 @@ from cifar_research.training.frozen import Parts
 from cifar_research.training.state import TrainState
 
 NAME = "features"
-VERSION = 4  # increase it to invalidate kept features
+VERSION = 5  # increase it to invalidate kept features
 _BATCH = 256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ def below_head(backbone: keras.Model, head: keras.Model) -> Parts:
 def below_layers(backbone: keras.Model, head: keras.Model, trained: Collection[keras.layers.Layer]) -> Parts | None:
     """Split before the lowest trained layers of a backbone that always runs in inference mode.
 
-    None if no single tensor separates them from the images, as where a skip connection passes by.
+    None if no single tensor separates them from the images, as where a skip connection passes by, or if the part below
+    them has no weights.
     """
     if not isinstance(backbone, keras.Function):
         return None
@@ -57,14 +59,19 @@ def below_layers(backbone: keras.Model, head: keras.Model, trained: Collection[k
     last = _last_frozen(network, trained)
     if last is None:
         return None
-    cut = last.output
-    lower, upper = keras.Model(network.input, cut), keras.Model(cut, network.output)
+    try:
+        lower, upper = keras.Model(network.input, last.output), keras.Model(last.output, network.output)
+    except ValueError:  # the rest needs more than this tensor
+        return None
     frozen = lower if before is None else keras.Model(backbone.input, lower(before))
+    shape = frozen.output.shape[1:]
+    if not frozen.weights or None in shape or any(layer in trained for layer in leaves(frozen)):
+        return None
     return Parts(
         last.name,
         lambda images: frozen(images, training=False),
-        tuple(cut.shape[1:]),
-        lower.weights,
+        shape,
+        frozen.weights,
         lambda features, training: head(upper(features, training=False), training=training),
         lambda: [*upper.losses, *head.losses],
     )
@@ -81,36 +88,23 @@ def _preprocessing(backbone: keras.Model) -> tuple[keras.KerasTensor | None, ker
 def _last_frozen(network: keras.Model, trained: Collection[keras.layers.Layer]) -> Any:
     """Return the last operation below the trained layers whose output all paths go through; None without one."""
     last, open_tensors = None, dict[int, keras.KerasTensor]()
-    consumers: dict[int, int] = {}
-    operations = network.operations
-    try:
-        for operation in operations:
-            for tensor in _inputs(operation):
-                consumers[id(tensor)] = consumers.get(id(tensor), 0) + 1
-        for operation in operations[:-1]:
-            if any(layer in trained for layer in _layers(operation)):
-                break
-            for tensor in _inputs(operation):
-                consumers[id(tensor)] -= 1
-                if not consumers[id(tensor)]:
-                    open_tensors.pop(id(tensor), None)
-            output = operation.output
-            if not isinstance(output, keras.KerasTensor):
-                return None
-            open_tensors[id(output)] = output
-            if len(open_tensors) == 1 and not isinstance(operation, keras.layers.InputLayer):
-                last = operation
-    except (AttributeError, ValueError):  # a layer that is called twice has no single output
-        return None
+    consumers = Counter(id(tensor) for operation in network.operations for tensor in _inputs(operation))
+    for operation in network.operations[:-1]:
+        layers = leaves(operation) if isinstance(operation, keras.Model) else [operation]
+        if any(layer in trained for layer in layers) or not isinstance(operation.output, keras.KerasTensor):
+            break
+        for tensor in _inputs(operation):
+            consumers[id(tensor)] -= 1
+            if consumers[id(tensor)] <= 0:
+                open_tensors.pop(id(tensor), None)
+        open_tensors[id(operation.output)] = operation.output
+        if len(open_tensors) == 1 and not isinstance(operation, keras.layers.InputLayer):
+            last = operation
     return last
 
 
 def _inputs(operation: Any) -> list[Any]:
     return [] if isinstance(operation, keras.layers.InputLayer) else keras.tree.flatten(operation.input)
-
-
-def _layers(operation: Any) -> list[Any]:
-    return leaves(operation) if isinstance(operation, keras.Model) else [operation]
 
 
 def _without_pool(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:

@@ -11,12 +11,12 @@ from cifar_research import config
 PRODUCTS = 20  # of matrices, to see how fast the machine is
 
 
-def _weights(backbone):
+def _weights(backbone, folder):
     """Return a file of random weights: their values do not change how long a step takes."""
     from cifar_research.models import conversion
 
     words = ["experiment=transfer", f"backbone={backbone}", "training=scratch", "backbone.weights=none"]
-    path = Path(tempfile.mkdtemp(), "random.weights.h5")
+    path = Path(folder, "random.weights.h5")
     conversion.network_of(config.parse(words).backbone.build((32, 32, 3))).save_weights(path)
     return path
 
@@ -28,12 +28,10 @@ class Ours:
         overrides = [f"experiment={options.model}", f"training.batch_size={options.batch_size}"]
         if options.model in worker.UPPER:
             overrides[0] = "experiment=transfer"
-            overrides += [
-                f"backbone={options.model}",
-                "training=fine_tuning",
-                f"backbone.weights={_weights(options.model)}",
-            ]
-            overrides += [f"features.views={int(options.keep)}", f"data.cache_dir={tempfile.mkdtemp()}"]
+            self.folder = tempfile.TemporaryDirectory()  # for as long as the worker
+            weights = _weights(options.model, self.folder.name)
+            overrides += [f"backbone={options.model}", "training=fine_tuning", f"backbone.weights={weights}"]
+            overrides += [f"features.views={int(options.keep)}", f"data.cache_dir={self.folder.name}"]
         overrides += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         overrides += [f"training.jit_compile={str(options.compile).lower()}"]
         self.settings = config.parse([*overrides, "data.drop_remainder=true"])

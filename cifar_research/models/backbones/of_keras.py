@@ -64,12 +64,14 @@ def of_keras(
             pixels = preprocess(pixels)
         network = make()
         network.name = name  # the weights of a Sequential model are named after it
-        copy = keras.models.clone_model(network, clone_function=functools.partial(_with_our_layers, mode=mode))
+        copy = keras.models.clone_model(
+            network, clone_function=functools.partial(_with_our_layers, mode=mode), recursive=True
+        )
         return keras.Model(images, copy(pixels), name=name)
 
     return Backbone(
         build,
-        load_weights=lambda model, images: loading.load(model, weights, make, sources),
+        load_weights=None if weights == "none" else lambda model, images: loading.load(model, weights, make, sources),
         standardizes=True,
         upper_blocks=upper_blocks,
         runs_in_inference=mode == "inference",

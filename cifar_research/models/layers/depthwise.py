@@ -4,7 +4,7 @@ Gains: a training step of EfficientNet-Lite0 at 96 pixels takes 0.53 of the time
 stride 2 took 8 to 21 times as long in bfloat16 as in float32.
 Where: CPUs, bfloat16. Two cores of an AMD EPYC with AVX-512 and bfloat16, no AMX, batches of 32.
 Measured: `scripts/benchmark --parts transfer`.
-Off: remove the argument `dtype` from the call of `super().__init__`.
+Off: remove the `if`.
 """
 
 from __future__ import annotations
