@@ -77,6 +77,9 @@ def _efficientnet_lite0(python: str, output: Path | None) -> None:
 
 def _network(backbone: Backbone) -> Any:
     from cifar_research.models import conversion
+    from cifar_research.runtime import environment
+
+    environment.import_tensorflow()  # without its log
 
     return conversion.network_of(backbone.build((32, 32, 3)))
 

@@ -119,6 +119,17 @@ def python(tmp_path):
     return path
 
 
+@pytest.fixture(autouse=True)
+def modules():
+    """Leave no module of a test's own to other tests, which have some of the same names."""
+    before = set(sys.modules)
+    sys.modules.pop("my_lab", None)
+    yield
+    for name in set(sys.modules) - before | {"my_lab"}:
+        if name.startswith("my_"):
+            sys.modules.pop(name, None)
+
+
 def cifar_convert_weights(monkeypatch, capsys, *words):
     """Return the command's exit code and output."""
     monkeypatch.setattr(sys, "argv", ["cifar-convert-weights", *map(str, words)])
@@ -261,11 +272,11 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys, python):
     write_files(ROOT / "docs" / "transfer.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    exec(Path("make_body.py").read_text())
+    exec(Path("make_body.py").read_text(), {})
     draw = np.random.default_rng(0).random
-    kernels = {1: draw((16, 3, 3, 3), np.float32), 2: draw((32, 16, 3, 3), np.float32)}
+    kernels = {0: draw((16, 3, 3, 3), np.float32), 3: draw((32, 16, 3, 3), np.float32)}
     state = {f"features.{number}.weight": kernel for number, kernel in kernels.items()}
-    state |= {"features.1.bias": draw(16), "features.2.bias": draw(32), "classifier.weight": draw((10, 32))}
+    state |= {"features.0.bias": draw(16), "features.3.bias": draw(32), "classifier.weight": draw((10, 32))}
     np.savez("body.npz", **state)
     backbone = ["hydra.searchpath=[file://my_conf]", "allow_targets=[my_lab]", "backbone=body", "backbone.weights=none"]
     words = ["body.npz", "--names", "names.yaml", "--output", "body.weights.h5", "--python", python, *backbone]
@@ -273,7 +284,7 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys, python):
     settings = config.parse([*backbone[:3], "backbone.weights=body.weights.h5"])
     model = settings.backbone.build((32, 32, 3))
     settings.backbone.load_weights(model, None)
-    assert (model.weights[2].numpy() == kernels[2].transpose(2, 3, 1, 0)).all()
+    assert (model.weights[2].numpy() == kernels[3].transpose(2, 3, 1, 0)).all()
 
 
 def test_a_backbone_of_keras_hub(tmp_path, monkeypatch):

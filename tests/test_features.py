@@ -80,15 +80,8 @@ def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
     assert len(kept(tmp_path)) == 6
 
 
-@pytest.mark.parametrize(
-    ("words", "lower", "upper"),
-    [
-        (["backbone=mobilenet_v2", "backbone.options.alpha=0.35"], "block_12_expand", "Conv_1"),
-        (["backbone=vgg16"], "block4_conv3", "block5_conv1"),
-    ],
-)
-def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, tmp_path, words, lower, upper):
-    words = ["experiment=transfer", "backbone.image_size=32", *words]
+def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, tmp_path):
+    words = ["experiment=transfer", "backbone.image_size=32", "backbone=mobilenet_v2", "backbone.options.alpha=0.35"]
     made = config.parse([*words, "training=scratch", "backbone.weights=none"]).backbone.build((32, 32, 3))
     conversion.network_of(made).save_weights(tmp_path / "a.weights.h5")
     words += [*FROZEN[:3], *FROZEN[9:12], "training=combined", "training.phases.backbone.learning_rate=0.001",
@@ -99,7 +92,7 @@ def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, t
     assert sorted(np.load(folder / "features.npy").ndim for folder in kept(tmp_path)) == [2, 2, 4, 4]
     arrays = checkpoint.read(sorted((runs[0] / "checkpoints").glob("step-*.ckpt"))[-1]).arrays
     before = {weight.path: weight.numpy() for weight in made.weights}
-    for layer, changes in ((lower, False), (upper, True)):
+    for layer, changes in (("block_12_expand", False), ("Conv_1", True)):
         assert (arrays[f"model/{layer}/kernel"] != before[f"{layer}/kernel"]).any() == changes
 
 

@@ -47,7 +47,7 @@ def assert_same_weights(backbone, source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in ("densenet121", "resnet50")])
 def test_every_technique_takes_a_step_with_every_augmentation(backbone):
     # An augmentation does not know the backbone: one backbone has them all, the others the recipe's.
     names = AUGMENTATIONS if backbone == BACKBONES[0] else ("slides",)

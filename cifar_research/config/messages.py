@@ -100,6 +100,8 @@ def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
     elsewhere = [] if name == "none" else [other for other in conf.groups() if name in conf.options(other, ())]
     if elsewhere and group not in ("experiment", "sweep"):
         close = f"; did you mean {elsewhere[0]}={name}?"
+    if group == "data" and option and Path(str(option)).is_dir():
+        close = f"; did you mean data=images {typed(f'data.dir={option}')}?"
     given = "null" if option is None else repr(option)
     has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
     return f"{group}: there is no option {given}{close or '.'}{has}"
@@ -174,6 +176,8 @@ def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
         return f"{key}: is a section and cannot be {value}; set one of its keys: {', '.join(map(str, now))}"
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     kind = kinds.get(type(now)) or kinds.get(_type(cfg, key))
+    if kind and (several := re.fullmatch(r"\[(.+,.+)\]", value)):
+        return f"{key}: takes {kind}, not {value}; for a sweep give -m {typed(f'{key}={several[1]}')}"
     if value == "null" or kind:
         example = "5" if now is None else quoted(value) if isinstance(now, str) else _plain(now)
         return f"{key}: takes {kind or 'a value'}, not {value}; give one, as in {typed(f'{key}={example}')}"

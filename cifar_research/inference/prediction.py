@@ -93,7 +93,8 @@ def predict(
 def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
     """Write why the classifier's probabilities are not calibrated, if so."""
     if classifier.uncalibrated is not None:
-        words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else [])])
+        allowed = [f"allow_targets=[{','.join(sorted(classifier.allowed))}]"] if classifier.allowed else []
+        words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else []), *allowed])
         command, needs = f"{programs.program('evaluate')} {words}", "if there are 50 validation images"
         is_evaluated = "has not been evaluated" not in classifier.uncalibrated
         advice = "" if is_evaluated else f"; {command} fits a temperature {needs}"

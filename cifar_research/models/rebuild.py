@@ -37,16 +37,20 @@ def network(
         with environments.kept():
             keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
             model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
-        if model.count_params() != report["parameters"]["total"]:
-            raise RunError(
-                f"{run}: its config now builds a model of {model.count_params():,} parameters, and the run trained "
-                f"{report['parameters']['total']:,}; restore the config or the model's code"
-            )
+    except Exception as error:  # of a user's own code, too
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RunError(
+            f"{run}: its model cannot be rebuilt ({line[:300]}); restore what its backbone and model need"
+        ) from error
+    if model.count_params() != report["parameters"]["total"]:
+        raise RunError(
+            f"{run}: its config now builds a model of {model.count_params():,} parameters, and the run trained "
+            f"{report['parameters']['total']:,}; restore the config or the model's code"
+        )
+    try:
         with warnings.catch_warnings():  # Keras warns about renamed lists of layers
             warnings.simplefilter("ignore", UserWarning)
             model.load_weights(run / files.WEIGHTS)
-    except RunError:
-        raise
     except Exception as error:  # a damaged file raises many types
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunError(

@@ -54,7 +54,7 @@ words = st.one_of(
 )
 
 
-@generated(300)
+@generated(150)
 @given(st.lists(words, min_size=1, max_size=3))
 def test_a_generated_command_line_works_or_is_refused(given_words):
     try:
