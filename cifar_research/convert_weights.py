@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+
 from cifar_research import config
 from cifar_research.config.contracts import Backbone
 from cifar_research.display import console
+from cifar_research.models import conversion
+from cifar_research.models.backbones import weights
+from cifar_research.models.backbones.efficientnet_lite import efficientnet_lite0, torch_names
+from cifar_research.runtime import environment
 from cifar_research.runtime.errors import ConfigError, WeightsError, WriteError
 
 _KNOWN = "efficientnet_lite0"
@@ -45,8 +53,6 @@ def main() -> None:
 
 
 def _file(source: str, names: dict[str, str | None], overrides: list[str], python: str, output: Path) -> None:
-    from cifar_research.models import conversion
-
     if not Path(source).is_file():
         raise WeightsError(f"{source}: there is no such file; correct the path")
     backbone = config.parse(overrides).backbone
@@ -57,12 +63,6 @@ def _file(source: str, names: dict[str, str | None], overrides: list[str], pytho
 
 
 def _efficientnet_lite0(python: str, output: Path | None) -> None:
-    import numpy as np
-
-    from cifar_research.models import conversion
-    from cifar_research.models.backbones import weights
-    from cifar_research.models.backbones.efficientnet_lite import efficientnet_lite0, torch_names
-
     arrays = conversion.read(_KNOWN, python)
     network = _network(efficientnet_lite0(weights="none"))
     _convert(network, arrays, torch_names())
@@ -76,34 +76,22 @@ def _efficientnet_lite0(python: str, output: Path | None) -> None:
 
 
 def _network(backbone: Backbone) -> Any:
-    from cifar_research.models import conversion
-    from cifar_research.runtime import environment
-
     environment.import_tensorflow()  # without its log
-
     return conversion.network_of(backbone.build((32, 32, 3)))
 
 
 def _convert(network: Any, arrays: dict[str, Any], names: dict[str, str | None]) -> None:
-    from cifar_research.models import conversion
-
     state = {name.removeprefix("tensor/"): array for name, array in arrays.items() if name.startswith("tensor/")}
     conversion.convert(network, state, names)
 
 
 def _save(network: Any, path: Path, origin: dict[str, str]) -> None:
-    from cifar_research.models import conversion
-
     conversion.save(network, path, origin)
     console.tell(f"{path}: {network.count_params():,} weights of {network.name}")
 
 
 def _rules(path: Path) -> dict[str, str | None]:
     """Return a file's rules: {regular expression: layer, or None}."""
-    import re
-
-    import yaml
-
     try:
         rules = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
