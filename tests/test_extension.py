@@ -37,7 +37,6 @@ def without_times(row):
     ("words", "key"),
     [
         (["schedule.warmup_epochs=1"], "training.epochs"),
-        (["schedule=step_decay", "schedule.factor=0.5", "schedule.every_epochs=1"], "training.epochs"),
         (["schedule=exponential", "schedule.factor=0.5", "schedule.every_steps=5", "optimizer=muon"], "training.epochs"),
         (
             ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.trainable={last:1}"],

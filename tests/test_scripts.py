@@ -155,7 +155,6 @@ LATIN = {"PYTHONIOENCODING": "latin-1"}
         (["report", "RUN", "--write"], LATIN),
         (["evaluate", "RUN", "--corruptions", "none"], ASCII),
         (["predict", "RUN", "PHOTOS", "--format", "csv"], ASCII),
-        (["predict", "RUN", "PHOTOS", "--format", "csv"], LATIN),
         (["cache", "--dir", "é–"], ASCII),
         (["benchmark", "--help"], ASCII),
         (["time_to_accuracy", "--help"], ASCII),
