@@ -17,7 +17,7 @@ from cifar_research import config
 from cifar_research.display import console
 from cifar_research.runs.overrides import read_overrides
 
-REGULARISATIONS = np.logspace(-3, 2, 6)
+REGULARISATIONS = np.logspace(-5, 0, 6)
 BATCH = 256
 
 
