@@ -2,8 +2,9 @@
 
 Gains: a training step of EfficientNet-Lite0 at 96 pixels takes 0.53 of the time, of MobileNetV2 0.72. Single layers with
 stride 2 took 8 to 21 times as long in bfloat16 as in float32.
-Where: CPUs, bfloat16. Two cores of an AMD EPYC with AVX-512 and bfloat16, no AMX, batches of 32.
-Measured: `scripts/benchmark --parts transfer`.
+Where: CPUs, bfloat16. Two cores of an AMD EPYC with AVX-512 and bfloat16, no AMX, beside other work, batches of 32.
+Measured: as steps of a backbone and as single layers, in turn, by a script that was not kept. Beside `keras.fit`:
+`scripts/benchmark --parts transfer`.
 Off: remove the `if`.
 """
 
