@@ -154,7 +154,7 @@ def small(*, weights: str = "none"):
 """
 
 
-def test_a_users_file_is_converted_and_trains(tmp_path, monkeypatch, capsys, python):
+def test_a_users_file_is_converted_and_loaded(tmp_path, monkeypatch, capsys, python):
     monkeypatch.chdir(tmp_path)
     Path("my_small.py").write_text(LAB)
     monkeypatch.syspath_prepend(tmp_path)

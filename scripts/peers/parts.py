@@ -139,17 +139,8 @@ def transfer(worker, quick, steps, rounds, precision, log):
         processes = {}
         for kind, script in (("ours, kept", "ours.py"), ("ours", "ours.py"), ("keras.fit", "keras_peer.py")):
             for own in dict.fromkeys(["float32", precision]):
-                words = [
-                    name,
-                    "--batch-size",
-                    batch,
-                    "--images",
-                    batch * blocks,
-                    "--precision",
-                    own,
-                    "--input",
-                    "tf.data",
-                ]
+                words = [name, "--images", batch * blocks, "--batch-size", batch, "--precision", own]
+                words += ["--input", "tf.data"]
                 words += ["--keep"] if kind == "ours, kept" else []
                 processes[f"{kind}, {own}"] = worker([sys.executable, HERE / script, *words])
         for process in processes.values():
