@@ -144,13 +144,13 @@ def cifar_convert_weights(monkeypatch, capsys, *words):
 LAB = """
 def small(*, weights: str = "none"):
     import keras
-    from cifar_research.models.backbones.of_keras import of_keras
+    from cifar_research.models.backbones.of_keras import Resize, of_keras
 
     def make():
         layers = [keras.layers.Conv2D(4, 3, 2, "same", name="layer_0"), keras.layers.BatchNormalization(name="norm_1")]
         return keras.Sequential([keras.Input((32, 32, 3)), *layers])
 
-    return of_keras(make, name="small", image_size=32, weights=weights)
+    return of_keras(make, name="small", resize=Resize(32), weights=weights)
 """
 
 

@@ -17,7 +17,7 @@ from test_phases import MOBILENET, entered
 from cifar_research import augmentation, config
 from cifar_research.models import classifier, layers
 from cifar_research.models.backbones import pretrained, weights
-from cifar_research.models.backbones.of_keras import of_keras
+from cifar_research.models.backbones.of_keras import Resize, of_keras
 from cifar_research.runs import checkpoint
 from cifar_research.runtime.errors import ConfigError, WeightsError
 from cifar_research.training import steps
@@ -109,7 +109,7 @@ def test_layers_of_nested_networks_are_ours_and_random_weights_are_not_loaded():
         images = keras.Input((8, 8, 3))
         return keras.Model(images, keras.layers.Conv2D(4, 3)(inner(images)))
 
-    backbone = of_keras(make, name="nested", image_size=8)
+    backbone = of_keras(make, name="nested", resize=Resize(8))
     kinds = [type(layer) for layer in classifier.leaves(backbone.build((8, 8, 3)))]
     assert layers.BatchNormalization in kinds and layers.Dropout in kinds
     assert keras.layers.BatchNormalization not in kinds and keras.layers.Dropout not in kinds

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
-from cifar_research.models.backbones.of_keras import Interpolation, of_keras
+from cifar_research.models.backbones.of_keras import Interpolation, Resize, of_keras
 from cifar_research.runtime.errors import WeightsError
 from cifar_research.runtime.lazy import keras
 
@@ -53,12 +53,10 @@ def efficientnet_lite0(
     return of_keras(
         make,
         name="efficientnet_lite0",
-        image_size=image_size,
+        resize=Resize(image_size, interpolation, antialias),
         preprocess=lambda pixels: (pixels * 255.0 - 127.0) / 128.0,
         weights=weights,
         sources={"imagenet": functools.partial(_imagenet, make)},
-        interpolation=interpolation,
-        antialias=antialias,
         batch_norm=batch_norm,
         upper_blocks="block6a_expand_conv",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cifar_research.config.contracts import Backbone
@@ -19,23 +20,40 @@ Interpolation = Literal["bilinear", "bicubic"]
 _MAX_MOMENTUM = 0.9
 
 
+@dataclass(frozen=True)
+class Resize:
+    """The resize of images before a network, to `size` x `size` pixels; the keys are those of `pretrained`."""
+
+    size: int
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = False
+
+    def __call__(self, images: Any) -> Any:
+        """Resize images float [B, H, W, C] in [0, 1]."""
+        if images.shape[1:3] == (self.size, self.size):
+            return images
+        resized = keras.ops.image.resize(
+            images, (self.size, self.size), interpolation=self.interpolation, antialias=self.antialias
+        )
+        # Bicubic overshoots at edges.
+        return keras.ops.clip(resized, 0.0, 1.0) if self.interpolation == "bicubic" else resized
+
+
 def of_keras(
     make: Callable[[], keras.Model],
     *,
     name: str,
-    image_size: int,
+    resize: Resize,
     preprocess: Callable[[Any], Any] | None = None,
     weights: str = "none",
     sources: Mapping[str, Callable[[], keras.Model]] | None = None,
-    interpolation: Interpolation = "bilinear",
-    antialias: bool = False,
     batch_norm: Literal["inference", "train"] | None = None,
     upper_blocks: str | None = None,
 ) -> Backbone:
     """A Keras network without its top, behind a resize and its own preprocessing.
 
-    make: () -> the network with any weights, float [B, image_size, image_size, 3] in, feature map out. Its layers are
-    copied; BatchNormalization and Dropout become those of this package.
+    make: () -> the network with any weights, float [B, size, size, 3] in, feature map out. Its layers are copied;
+    BatchNormalization, DepthwiseConv2D and Dropout become those of this package.
     name: The model's name, in messages and as the scope of its weights.
     preprocess: float32 images [B, H, W, 3] in [0, 1] -> the network's input; None leaves them as they are.
     sources: {a name for `weights`: () -> the network with these weights}, such as imagenet.
@@ -43,7 +61,7 @@ def of_keras(
 
     ValueError for weights that do not exist, or a setting out of range.
     """
-    check_range("[]", 1, 1024, image_size=image_size)
+    check_range("[]", 1, 1024, image_size=resize.size)
     loading.check(weights, sources or ())
     if batch_norm == "inference" and weights == "none":
         raise ValueError("batch_norm: inference needs pretrained weights; use batch_norm=train")
@@ -53,13 +71,7 @@ def of_keras(
         if image_shape[-1] != 3:
             raise WeightsError(f"backbone: {name} needs images of 3 channels; these have {image_shape[-1]}")
         images = keras.Input(image_shape, name="images")
-        # Always in float32: bfloat16 cannot represent all pixel values up to 255.
-        pixels = images
-        if image_shape[:2] != (image_size, image_size):
-            size = (image_size, image_size)
-            pixels = keras.ops.image.resize(pixels, size, interpolation=interpolation, antialias=antialias)
-        if interpolation == "bicubic":  # which overshoots at edges
-            pixels = keras.ops.clip(pixels, 0.0, 1.0)
+        pixels = resize(images)  # always in float32: bfloat16 cannot represent all pixel values up to 255
         if preprocess is not None:
             pixels = preprocess(pixels)
         network = make()

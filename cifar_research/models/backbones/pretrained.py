@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
-from cifar_research.models.backbones.of_keras import Interpolation, of_keras
+from cifar_research.models.backbones.of_keras import Interpolation, Resize, of_keras
 from cifar_research.runtime.errors import WeightsError
 from cifar_research.runtime.lazy import keras
 
@@ -47,12 +47,10 @@ def pretrained(
     return of_keras(
         functools.partial(make, None),
         name=module,
-        image_size=image_size,
+        resize=Resize(image_size, interpolation, antialias),
         preprocess=lambda pixels: getattr(keras.applications, module).preprocess_input(pixels * 255.0),
         weights=weights,
         sources={"imagenet": functools.partial(make, "imagenet")},
-        interpolation=interpolation,
-        antialias=antialias,
         batch_norm=batch_norm,
         upper_blocks=upper_blocks,
     )
