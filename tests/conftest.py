@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import forked
 import pytest
 
 from cifar_research.training.run import run as train_run
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in runs, which tests compare with
 
 # A user's schedule that fails in every possible way.
 MY_LAB = """

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cifar_research.models import layers
-from cifar_research.models.layers import convolution
+from cifar_research.models.layers import convolution, depthwise
 
 
 @pytest.mark.parametrize("shape", [(16, 6, 6, 8), (16, 24)])
@@ -247,6 +247,25 @@ def test_convolution_side_by_side_equals_keras(monkeypatch):
             outputs = layer(images)
             loss = tf.reduce_sum(outputs**2)
         results.append([outputs, *tape.gradient(loss, [images, layer.kernel.value, layer.bias.value])])
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("height", [1, 3, 4])
+def test_depthwise_gradients_on_small_maps_equal_keras(height, monkeypatch):
+    monkeypatch.setattr(depthwise, "has_onednn", lambda feature: True)
+    images = tf.random.stateless_normal([4, height, 3, 6], [1, 2])
+    kernel = tf.random.stateless_normal([5, 5, 6, 2], [3, 4])
+    results = []
+    for make in (layers.DepthwiseConv2D, keras.layers.DepthwiseConv2D):
+        layer = make(5, padding="same", depth_multiplier=2, use_bias=False)
+        layer.build(images.shape)
+        layer.set_weights([kernel])
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images)
+            loss = tf.reduce_sum(outputs**2)
+        results.append([outputs, *tape.gradient(loss, [images, layer.kernel.value])])
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 

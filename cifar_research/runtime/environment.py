@@ -103,6 +103,9 @@ def provide_home() -> None:
 def import_tensorflow() -> list[tf.config.PhysicalDevice]:
     """Import TensorFlow and Keras silently, enable GPU memory growth and return the GPUs."""
     provide_home()
+    # TensorFlow turns oneDNN on only for CPUs with AVX-512 or VNNI. With AVX2 alone, steps of `first_version` and `wide`
+    # are 1.5 times as fast with it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with stop_signals() as stop, quiet():  # an interrupt during the import would raise ImportError
         import keras  # noqa: F401
         import tensorflow as tf
@@ -114,6 +117,22 @@ def import_tensorflow() -> list[tf.config.PhysicalDevice]:
         with contextlib.suppress(RuntimeError):  # already initialized, for example in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)
     return gpus
+
+
+def precision_warnings(precision: str) -> list[str]:
+    """Return a warning if this computer has no instructions for bfloat16, as far as Linux says so."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return []
+    if precision != "bfloat16" or tf.config.list_physical_devices("GPU"):
+        return []
+    if {"avx512_bf16", "amx_bf16", "bf16"} & set(processor):
+        return []
+    return [
+        "Warning: this processor computes bfloat16 in software, which is many times slower than float32. "
+        "Set training.precision=float32."
+    ]
 
 
 @contextlib.contextmanager

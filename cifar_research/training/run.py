@@ -194,7 +194,8 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bo
     counts = data.train.counts(len(data.classes))
     evaluate_images = Evaluation(state, batch_size, whole, counts, device)
     total_steps = setup.steps_per_epoch(settings, data) * settings.total_epochs
-    for line in norms.warnings(settings, state.model, total_steps):
+    precision_warnings = environments.precision_warnings(settings.training.precision)
+    for line in [*precision_warnings, *norms.warnings(settings, state.model, total_steps)]:
         run.outputs.display.message(line)
     run.outputs.display.start(total_steps, progress.step, settings.total_epochs, settings.training.monitor)
     for number in range(progress.phase, len(settings.phases)):
