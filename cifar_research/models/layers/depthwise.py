@@ -34,16 +34,15 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         outputs = super().call(inputs)
-        if isinstance(inputs, tf.Tensor) and self._is_plain() and has_onednn("avx2"):
-            if max(inputs.shape[1:3]) < min(self.kernel_size):
-                record_gradient("DepthwiseOnSmallMaps", [inputs, tf.convert_to_tensor(self.kernel)], outputs)
+        if isinstance(inputs, tf.Tensor) and self._is_plain() and max(inputs.shape[1:3]) < min(self.kernel_size):
+            record_gradient("DepthwiseOnSmallMaps", [inputs, tf.convert_to_tensor(self.kernel)], outputs)
         return outputs
 
     def _is_plain(self) -> bool:
-        """Return whether the gradient below applies: zero-padded, stride 1, linear, without a bias."""
+        """Return whether the gradient below applies: with oneDNN, zero-padded, stride 1, linear, without a bias."""
         is_dense = self.strides == (1, 1) and self.dilation_rate == (1, 1) and self.data_format == "channels_last"
         is_linear = not self.use_bias and self.activation is keras.activations.linear
-        return is_dense and is_linear and self.padding == "same"
+        return has_onednn("avx2") and is_dense and is_linear and self.padding == "same"
 
 
 @tf.RegisterGradient("DepthwiseOnSmallMaps")
