@@ -10,6 +10,7 @@ import tensorflow as tf
 from cifar_research import config
 from cifar_research.config import phases
 from cifar_research.data.datasets import Dataset, Split
+from cifar_research.models import classifier
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import loop, setup, steps
 from cifar_research.training.saver import Saver
@@ -159,6 +160,28 @@ def save_mobilenet(folder):
         path
     )
     return path
+
+
+LITE = ["experiment=transfer", "backbone=efficientnet_lite0", "backbone.image_size=32", "training=scratch"]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("{last:3}", {"block7a_project_bn", "top_conv", "top_bn"}),
+        ("{from:top_conv}", {"top_conv", "top_bn"}),
+        ("block?a_dwconv", {f"block{number}a_dwconv" for number in range(1, 8)}),
+    ],
+)
+def test_part_of_a_pretrained_backbone_is_trained_at_rates_that_fall_with_depth(trainable, expected):
+    words = [
+        f"training.phases.scratch.{word}" for word in (f"trainable={trainable}", "learning_rate_decay_by_depth=0.5")
+    ]
+    task, _ = entered("backbone.weights=none", *words, base=LITE)
+    scales = {weight.name.split("/")[0]: scale for weight, scale in zip(task.weights, task.scales, strict=True)}
+    names = [layer.name for layer in classifier.leaves(classifier.parts(task.model)[0]) if layer.name in expected]
+    assert scales == {"logits": 1.0} | {name: 0.5**depth for depth, name in enumerate(reversed(names), 1)}
+    assert len(names) == len(expected)
 
 
 def test_rates_fall_with_depth():
