@@ -8,7 +8,7 @@ from cifar_research import config
 from cifar_research.data import datasets
 from cifar_research.models import layers
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.training import norms, setup
+from cifar_research.training import norms, setup, warnings
 from cifar_research.training.run import run
 from cifar_research.training.scoring import averaged_weights
 
@@ -90,7 +90,7 @@ def test_precise_statistics_are_means_over_training_images_without_dropout(words
 )
 def test_moving_statistics_in_a_short_run_are_warned_of(statistics, epochs, is_warned):
     settings, _, state = prepared(f"batch_norm.statistics={statistics}")
-    lines = norms.warnings(settings, state.model, 9 * epochs)
+    lines = warnings.of_run(settings, state.model, 9 * epochs)
     assert bool(lines) is is_warned
     if is_warned:
         assert "averages will still be 83 % their first values" in lines[0]

@@ -15,25 +15,10 @@ from cifar_research.training.forward import Forward
 from cifar_research.training.scoring import as_array, averaged_weights
 from cifar_research.training.state import TrainState
 
-_MOST_OF_START = 0.1  # the share of moving statistics below which validation follows training
-
 
 def of_model(model: keras.Model) -> list[layers.BatchNormalization]:
     """Return the layers whose statistics `batch_norm.statistics` decides."""
     return [layer for layer in classifier.leaves(model) if isinstance(layer, layers.BatchNormalization)]
-
-
-def warnings(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
-    """Return a warning if moving statistics will not have left their start after the run's steps."""
-    momenta = [layer.momentum for layer in of_model(model) if not layer.is_pretrained]
-    share = max(momenta, default=0.0) ** num_steps
-    if settings.batch_norm.statistics != "moving" or share < _MOST_OF_START:
-        return []
-    return [
-        f"Warning: after the {num_steps} steps of this run, batch normalisation's moving averages will still be "
-        f"{100 * share:.0f} % their first values (mean 0, variance 1), so validation and test say little. Set "
-        "batch_norm.statistics=precise, or train for longer."
-    ]
 
 
 def measurement(

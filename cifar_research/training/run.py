@@ -185,7 +185,7 @@ def _describe(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> tup
 
 def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bool) -> tuple[Outcome, Scores | None]:
     """Train all phases, and test the best weights if all are complete."""
-    from cifar_research.training import forward, loop, norms, setup
+    from cifar_research.training import forward, loop, norms, setup, warnings
     from cifar_research.training.scoring import Evaluation
 
     settings, data, state, progress, saver = run.settings, run.data, run.state, run.progress, run.saver
@@ -194,8 +194,7 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bo
     counts = data.train.counts(len(data.classes))
     evaluate_images = Evaluation(state, batch_size, whole, counts, device)
     total_steps = setup.steps_per_epoch(settings, data) * settings.total_epochs
-    precision_warnings = environments.precision_warnings(settings.training.precision)
-    for line in [*precision_warnings, *norms.warnings(settings, state.model, total_steps)]:
+    for line in warnings.of_run(settings, state.model, total_steps):
         run.outputs.display.message(line)
     run.outputs.display.start(total_steps, progress.step, settings.total_epochs, settings.training.monitor)
     for number in range(progress.phase, len(settings.phases)):

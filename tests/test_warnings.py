@@ -1,0 +1,60 @@
+"""Warnings before training, about a precision that is slow on this processor."""
+
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+from test_phases import LITE, random_data
+
+from cifar_research import config
+from cifar_research.runtime import environment
+from cifar_research.training import setup, warnings
+from cifar_research.training.run import run
+
+WITHOUT, WITH, WITH_MATRIX_UNITS = "flags : avx2 fma", "flags : avx512f avx512_bf16", "flags : avx512_bf16 amx_bf16"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "precision", "is_depthwise", "expected"),
+    [
+        (WITHOUT, "bfloat16", False, "in software"),
+        (WITHOUT, "float32", True, None),
+        (WITH, "bfloat16", False, None),
+        (WITH, "bfloat16", True, "depthwise convolutions faster in float32"),
+        (WITH_MATRIX_UNITS, "bfloat16", True, None),
+    ],
+)
+def test_the_precision_is_slow_on_a_processor(instructions, precision, is_depthwise, expected, monkeypatch):
+    monkeypatch.setattr(environment, "Path", lambda path: SimpleNamespace(read_text=lambda **_: instructions))
+    reason = environment.slow_precision(precision, is_depthwise)
+    assert reason is None if expected is None else expected in reason
+
+
+def test_nothing_is_said_where_the_instructions_are_unknown_or_a_gpu_computes(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "Path", lambda path: tmp_path / "absent")
+    assert environment.slow_precision("bfloat16", True) is None
+    monkeypatch.setattr(environment, "Path", lambda path: SimpleNamespace(read_text=lambda **_: WITHOUT))
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    assert environment.slow_precision("bfloat16", True) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "is_computed"),
+    [
+        (["training.phases.scratch.trainable={last:3}"], False),
+        (["training.phases.scratch.trainable={last:3}", "augmentation=flip"], True),
+        ([], True),
+    ],
+)
+def test_depthwise_convolutions_count_unless_their_features_are_kept(words, is_computed, monkeypatch):
+    asked = []
+    monkeypatch.setattr(environment, "slow_precision", lambda *question: asked.append(question))
+    settings = config.parse([*LITE, "backbone.weights=none", "batch_norm.statistics=precise", *words])
+    assert warnings.of_run(settings, setup.build(settings, random_data()).model, 100) == []
+    assert asked == [("float32", is_computed)]
+
+
+def test_a_run_shows_its_warnings(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(environment, "slow_precision", lambda *_: "it is slow")
+    run(config.parse(["experiment=quickstart", "data.train_images=64", "training.epochs=1"]), tmp_path / "run")
+    assert "Warning: it is slow. Set training.precision=float32." in capsys.readouterr().out
