@@ -33,8 +33,9 @@ _NOTES = (
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order. "
     "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
-    "out which setting is better, train each with several seeds: add -m seed=0,1,2,3,4 to the command."
+    "out which setting is better, train each with several seeds. scripts/train resume=<sweep> seed=0,1,2,3,4 adds them to a sweep."
 )
+_TWO_SEEDS = "Rows with n = 2 have very wide intervals, so that almost all of them tie. Use three seeds or more."
 _OTHER_IMAGES = (
     "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "
     "others means nothing."
@@ -175,6 +176,7 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
     notes = [note.format(metric=words(comparison.metric)) for note in _NOTES]
     notes += [_SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else []
+    notes += [_TWO_SEEDS] if len(num_seeds) > 1 and 2 in num_seeds else []
     notes += [_OTHER_IMAGES] if len({run.fingerprint for run in comparison.runs if run.fingerprint}) > 1 else []
     notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)

@@ -141,6 +141,7 @@ def parse_train(words):
     words = [word for word in words if word not in TAKEN_FIRST and "$" not in word]
     if any(word.startswith("resume=") for word in words):  # of a sweep, perhaps
         words = [word for word in words if not word.startswith(("resume=", "sweep."))]
+        words = ["-m", *words] if any("," in word for word in words) else words
     if problem := messages.flags(words):
         raise ConfigError(problem)
     if any(word.startswith("-") and word not in MULTIRUN for word in words):  # --help, --cfg job

@@ -126,7 +126,7 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class TensorBoardConfig:
-    enabled: bool = True  # Write TensorBoard's files.
+    enabled: bool = True  # Write TensorBoard's files of a run; a sweep's table of them is always written.
     histograms: bool = False  # Write a histogram of every weight each epoch.
     profile_start_step: int | None = None  # Profile from this step on; null profiles nothing.
     profile_num_steps: int = 10  # How many steps are profiled.

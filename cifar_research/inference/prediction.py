@@ -95,7 +95,10 @@ def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
     if classifier.uncalibrated is not None:
         allowed = [f"allow_targets=[{','.join(sorted(classifier.allowed))}]"] if classifier.allowed else []
         words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else []), *allowed])
-        command, needs = f"{programs.program('evaluate')} {words}", "if there are 50 validation images"
+        command, needs = (
+            f"{programs.program('evaluate')} {words}",
+            "if there are 50 validation images or more, of which 10 are right and 10 wrong",
+        )
         is_evaluated = "has not been evaluated" not in classifier.uncalibrated
         advice = "" if is_evaluated else f"; {command} fits a temperature {needs}"
         console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
