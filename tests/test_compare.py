@@ -584,3 +584,15 @@ def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):
     write_transfer(tmp_path / "b", "vgg16", "scratch", words=["backbone.weights=none"])
     found, _ = runs.find([str(tmp_path)])
     assert [ranking.technique(run) for run in found] == ["all weights", "from scratch"]
+
+
+@pytest.mark.parametrize(("num_seeds", "expected"), [(1, "resume=<sweep> seed="), (2, "very wide"), (3, None)])
+def test_the_report_says_what_few_seeds_cannot_show(num_seeds, expected, tmp_path):
+    for rate in (0.1, 0.2):
+        for seed in range(num_seeds):
+            words = [f"optimizer.learning_rate={rate}", f"seed={seed}"]
+            write_run(tmp_path / f"{rate}-{seed}", words, accuracy=0.5 + rate + 0.01 * seed)
+    found, _ = runs.find([str(tmp_path)])
+    notes = " ".join(str(section) for section in command._sections(Comparison(found)))
+    texts = {text for text in ("resume=<sweep> seed=", "very wide") if text in notes}
+    assert texts == ({expected} if expected else set())
