@@ -204,7 +204,7 @@ def test_command_works(line, monkeypatch, request, tmp_path):
         elif words[0].startswith("scripts/") or any(word.startswith("scripts/") for word in words):
             script = ROOT / next(word for word in words if word.startswith("scripts/"))
             assert script.is_file(), f"{script} does not exist"
-            sources = "".join(path.read_text() for path in (script, *sorted((ROOT / "scripts" / "peers").glob("*.py"))))
+            sources = "".join(path.read_text() for path in (script, *sorted((ROOT / "scripts").glob("*/*.py"))))
             flags = [word for word in words if word.startswith("--")] if script.name != "test" else []
             assert [flag for flag in flags if f'"{flag}"' not in sources] == []
         else:

@@ -1,0 +1,153 @@
+"""The tables and the picture of docs/study.md, from its results by run."""
+
+import csv
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+import numpy as np
+from sections import CLAIMS, PUBLISHED, SECTIONS, Claim
+
+from cifar_research.comparison.statistics import t_half_width
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = ROOT / "cifar_research" / "comparison" / "study_2021.csv"
+BEGIN, END = "<!-- table: {} -->", "<!-- end of the table -->"
+BEST = 5  # trials of a search that its table shows
+Rows = Iterable[Mapping[str, str]]
+
+
+def render(text: str, rows: Rows) -> str:
+    """Return a page with its tables replaced by those of these results."""
+    results = by_setting(rows)
+    tables = {section.name: settings_table(section.name, results) for section in SECTIONS}
+    tables |= {"claims": claims_table(results), "selection": selection_table(results)}
+    for name, table in tables.items():
+        pattern = re.escape(BEGIN.format(name)) + ".*?" + re.escape(END)
+        text = re.sub(pattern, lambda _: f"{BEGIN.format(name)}\n\n{table}\n\n{END}", text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def by_setting(rows: Rows) -> dict[str, dict[str, dict[int, Mapping[str, str]]]]:
+    """Return the rows by section, setting and seed."""
+    results: dict[str, dict[str, dict[int, Mapping[str, str]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        results[row["section"]][row["setting"]][int(row["seed"])] = row
+    return results
+
+
+def settings_table(section: str, results) -> str:
+    """Return a section's settings, each with the study's figure and the means over seeds."""
+    if not results[section]:
+        return "Not measured yet."
+    published = grid() if section == "grid" else PUBLISHED.get(section, {})
+    lines = [["setting", "the study", "validation accuracy", "test accuracy", "n", "epochs", "seconds"]]
+    settings, note = list(results[section].items()), ""
+    if section == "perspectives" and len(settings) > BEST:  # a search: a setting a trial
+        settings.sort(key=lambda item: -mean(float(run["validation"]) for run in item[1].values()))
+        settings, note = settings[:BEST], f"; the best {BEST} of {len(settings)} trials by validation"
+    for setting, runs in settings:
+        epochs, seconds = (f"{mean(float(run[key]) for run in runs.values()):,.0f}" for key in ("epochs", "seconds"))
+        theirs = f"{published[setting]:.4f}" if setting in published else ""
+        scores = [interval([float(run[key]) for run in runs.values()]) for key in ("validation", "test")]
+        lines.append([f"`{setting or 'all'}`", theirs, *scores, str(len(runs)), epochs, seconds])
+    machines = {(run["commit"], run["machine"]) for runs in results[section].values() for run in runs.values()}
+    origin = "; ".join(f"commit `{commit}`, {machine}" for commit, machine in sorted(machines))
+    return f"{table(lines)}\n\n*Means over n seeds, ± Student's 95 % interval{note}; {origin}.*"
+
+
+def claims_table(results) -> str:
+    """Return each claim with the difference of test accuracies, paired by seed, and what its interval says."""
+    lines = [["the study says", "difference of test accuracies", "n", "so it is"]]
+    for claim in CLAIMS:
+        differences = paired(claim, results)
+        if len(differences) < 2:
+            lines.append([claim.text, "", str(len(differences)), "not measured yet"])
+            continue
+        center, width = mean(differences), t_half_width(differences)
+        verdict = "confirmed" if center - width > 0 else "refuted" if center + width < 0 else "undecided"
+        lines.append([claim.text, interval(differences), str(len(differences)), verdict])
+    return table(lines)
+
+
+def paired(claim: Claim, results) -> list[float]:
+    """Return by seed the mean difference over the settings that differ in the claim's word alone."""
+    differences = defaultdict(list)
+    (section, word), (other_section, other_word) = claim.better, claim.worse
+    for setting, runs in results[section].items():
+        words = setting.split(",")
+        if word not in words:
+            continue
+        other = ",".join(other_word if each == word else each for each in words)
+        for seed, run in results[other_section].get(other, {}).items():
+            if seed in runs:
+                differences[seed].append(float(runs[seed]["test"]) - float(run["test"]))
+    return [mean(values) for values in differences.values()]
+
+
+def selection_table(results) -> str:
+    """Return what validating on the test images is worth beside held-out ones."""
+    lines = [["setting", "as the study measured", "held-out validation, then test", "difference", "selection alone"]]
+    for setting, runs in results["last_on_test"].items():
+        held_out = results["last"].get(setting, {})
+        seeds = sorted(runs.keys() & held_out.keys())
+        if not seeds:
+            continue
+        theirs, ours = (
+            [float(of[seed][key]) for seed in seeds] for of, key in ((runs, "validation"), (held_out, "test"))
+        )
+        selected = [float(held_out[seed]["validation"]) - float(held_out[seed]["test"]) for seed in seeds]
+        difference = [a - b for a, b in zip(theirs, ours, strict=True)]
+        lines.append([f"`{setting}`", *map(interval, (theirs, ours, difference, selected))])
+    return table(lines) if len(lines) > 1 else "Not measured yet."
+
+
+def interval(values: list[float]) -> str:
+    """Return a mean with its 95 % interval, where the values differ."""
+    width = t_half_width(values)
+    return f"{mean(values):.4f}" if math.isnan(width) else f"{mean(values):.4f} ± {width:.4f}"
+
+
+def table(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def grid() -> dict[str, float]:
+    """Return the study's validation accuracies by the names of our settings."""
+    lines = [line for line in GRID.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    names = ("pooling", "dropout", "learning_rate", "loss")
+    return {
+        ",".join(f"{name}={row[name]}" for name in names): float(row["val_accuracy"]) for row in csv.DictReader(lines)
+    }
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Draw the test accuracy of each setting with its interval, and the study's figures."""
+    from matplotlib.figure import Figure
+
+    results = by_setting(rows)
+    points = [
+        (f"{section.name}: {setting or 'all'}", [float(run["test"]) for run in runs.values()])
+        for section in SECTIONS
+        if section.name != "grid"
+        for setting, runs in results[section.name].items()
+    ]
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure((8, 1.5 + 0.25 * len(points)), layout="constrained")
+        axes = figure.subplots()
+        for height, (_, values) in enumerate(points):
+            axes.errorbar(
+                mean(values), height, xerr=np.nan_to_num(t_half_width(values)), fmt="o", color="#0969da", capsize=3
+            )
+        axes.axvline(0.8329, color="#bc4c00", linestyle="--")
+        axes.set(
+            yticks=range(len(points)),
+            yticklabels=[name for name, _ in points],
+            xlabel="test accuracy (dashed: the study's best)",
+        )
+        axes.invert_yaxis()
+        figure.savefig(path, dpi=110)

@@ -1,0 +1,71 @@
+"""The sections of docs/study.md: the sweep of each, and the claims of the study that their runs test."""
+
+from typing import NamedTuple
+
+SEEDS = "seed=0,1,2"
+TRANSFER = (
+    "sweep=seeds",
+    "experiment=transfer",
+    "backbone=efficientnet_lite0",
+    "data.train_size=2000",
+    "training.batch_size=32",
+)
+
+
+class Section(NamedTuple):
+    """A sweep. name: of its folder; overrides: of scripts/train; quick: replace them in --quick, key by key."""
+
+    name: str
+    overrides: tuple[str, ...]
+    quick: tuple[str, ...] = ()
+
+
+SECTIONS = (
+    Section("first", ("sweep=seeds", "experiment=first_version,dropout", SEEDS)),
+    Section("structure", ("sweep=seeds", "experiment=wide,enlarged", SEEDS)),
+    Section("augmentation", ("sweep=seeds", "experiment=enlarged,augmented", "training.epochs=30", SEEDS)),
+    Section("grid", ("sweep=hyperparameters", SEEDS), ("seed=0",)),
+    Section("last", ("sweep=seeds", "experiment=best", "backbone.convolutions=1,2", SEEDS)),
+    Section("last_on_test", ("sweep=seeds", "experiment=best", "backbone.convolutions=1,2", "data.validation=test", SEEDS)),
+    Section("techniques", (*TRANSFER, "training=feature_extraction,fine_tuning,combined", SEEDS), ("backbone.image_size=32",)),
+    Section("scratch", (*TRANSFER, "training=scratch", "backbone.weights=none", SEEDS), ("backbone.image_size=32",)),
+    Section("perspectives", ("sweep=perspectives", "sweep.trials=30"), ("sweep.trials=3",)),
+    Section(
+        "transfer_augmentation",
+        ("sweep=transfer_augmentation", *TRANSFER[2:], "features.views=5", SEEDS),
+        ("backbone.image_size=32", "features.views=2"),
+    ),
+)  # fmt: skip
+QUICK = ("data.train_size=3000", "training.epochs=1", "seed=0,1", "tensorboard.enabled=false")
+
+
+class Claim(NamedTuple):
+    """What the study says: the runs of `better` score higher than those of `worse`.
+
+    Each is a section and a word of its settings' names. Settings that differ in this word alone are paired.
+    """
+
+    text: str
+    better: tuple[str, str]
+    worse: tuple[str, str]
+
+
+CLAIMS = (
+    Claim("dropout helps", ("first", "experiment=dropout"), ("first", "experiment=first_version")),
+    Claim("the improved structure helps", ("structure", "experiment=wide"), ("first", "experiment=dropout")),
+    Claim("augmentation helps", ("augmentation", "experiment=augmented"), ("augmentation", "experiment=enlarged")),
+    Claim("average pooling is better than max pooling", ("grid", "pooling=avg"), ("grid", "pooling=max")),
+    Claim(
+        "both techniques are better than feature extraction",
+        ("techniques", "training=combined"),
+        ("techniques", "training=feature_extraction"),
+    ),
+    Claim(
+        "both techniques are better than fine-tuning",
+        ("techniques", "training=combined"),
+        ("techniques", "training=fine_tuning"),
+    ),
+)
+# What the study prints, by section and setting: validation accuracy. Its grid is in comparison/study_2021.csv.
+PUBLISHED = {"last": {"convolutions=1": 0.8329, "convolutions=2": 0.8329}}
+PUBLISHED["last_on_test"] = PUBLISHED["last"]

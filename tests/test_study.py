@@ -1,0 +1,119 @@
+"""The study's page: trained by sections, continued, its tables and claims computed from runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "study.md"
+TINY = [
+    "data=synthetic", "data.train_images=64", "data.test_images=32", "data.train_size=48",
+    "backbone.filters=[2]", "model.hidden=[4]",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def slides(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "slides")
+    yield
+    for name in ("page", "sections", "study"):
+        sys.modules.pop(name, None)
+
+
+def study(*words):
+    command = [sys.executable, ROOT / "scripts" / "slides" / "study.py", *words]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
+
+
+def test_sections_are_trained_once_and_written_to_the_page(tmp_path):
+    words = [tmp_path, "--quick", "--sections", "first", *TINY]
+    done = study(*words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    text, rows = (tmp_path / "study.md").read_text(), (tmp_path / "study.csv").read_text()
+    assert re.search(r"\| `experiment=dropout` \|  \| [\d.]+( ± [\d.]+)? \| [\d.]+( ± [\d.]+)? \| 2 \| 1 \|", text)
+    assert re.search(r"\| dropout helps \| -?[\d.]+( ± [\d.]+)? \| 2 \| (confirmed|refuted|undecided) \|", text)
+    assert len(rows.splitlines()) == 5 and (tmp_path / "study.png").stat().st_size > 1000
+    again = study(*words)
+    assert again.returncode == 0 and "4 of 4 jobs are complete" in again.stdout + again.stderr
+    assert (tmp_path / "study.csv").read_text() == rows
+
+
+def test_a_command_that_is_refused_writes_nothing(tmp_path):
+    done = study(tmp_path / "new", "--quick", "--sections", "first", *TINY, "training.batch_size=0")
+    assert done.returncode == 2 and "training.batch_size" in done.stderr and not (tmp_path / "new").exists()
+
+
+def test_failed_jobs_are_named_and_the_page_is_written(tmp_path, monkeypatch, capsys):
+    import study as command
+
+    monkeypatch.setattr(command, "train", lambda section, *_, **__: int(section.name == "grid"))
+    monkeypatch.setattr(sys, "argv", ["study", str(tmp_path)])
+    assert command.main() == 1
+    assert "error: grid: some of its jobs failed" in capsys.readouterr().err
+    assert "Not measured yet." in (tmp_path / "study.md").read_text()
+
+
+def test_a_section_that_does_not_exist_is_refused(tmp_path):
+    done = study(tmp_path / "new", "--sections", "first,secnd")
+    assert done.returncode == 2 and "'secnd'" in done.stderr and not (tmp_path / "new").exists()
+
+
+def test_the_page_in_docs_has_the_published_results_and_each_sections_command():
+    import page
+    from sections import SECTIONS
+    from study import read
+
+    text = PAGE.read_text()
+    assert page.render(text, read(ROOT / "docs" / "results" / "study.csv")) == text, "run scripts/study --publish"
+    commands = {frozenset(line.split()[1:]) for line in text.splitlines() if line.startswith("scripts/train")}
+    for section in SECTIONS:
+        assert frozenset(section.overrides) in commands, section.name
+        assert page.BEGIN.format(section.name) in text
+
+
+def rows_of(section, setting, tests, validation=0.5):
+    return [
+        {"section": section, "setting": setting, "seed": str(seed), "validation": str(validation), "test": str(test),
+         "epochs": "1", "seconds": "1", "commit": "c", "machine": "m"}
+        for seed, test in enumerate(tests)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tests", "expected"),
+    [((0.6, 0.61, 0.62), "confirmed"), ((0.4, 0.41, 0.4), "refuted"), ((0.5, 0.7, 0.4), "undecided")],
+)
+def test_claims_are_decided_by_the_interval_of_differences_paired_by_seed(tests, expected):
+    import page
+
+    rows = rows_of("first", "experiment=first_version", (0.5, 0.51, 0.51))
+    results = page.by_setting(rows + rows_of("first", "experiment=dropout", tests))
+    [line] = [line for line in page.claims_table(results).splitlines() if "dropout helps" in line]
+    assert line.endswith(f"| 3 | {expected} |")
+
+
+def test_settings_of_a_grid_are_paired_by_their_other_words():
+    import page
+    from sections import CLAIMS
+
+    [claim] = [claim for claim in CLAIMS if "average" in claim.text]
+    rows = []
+    for rate, (avg, most) in {"0.1": (0.6, 0.5), "0.2": (0.4, 0.1)}.items():
+        rows += rows_of("grid", f"pooling=avg,learning_rate={rate}", [avg])
+        rows += rows_of("grid", f"pooling=max,learning_rate={rate}", [most])
+    rows += rows_of("grid", "pooling=avg,learning_rate=0.3", [0.9])  # without its pair
+    assert page.paired(claim, page.by_setting(rows)) == pytest.approx([0.2])
+    assert page.grid()["pooling=avg,dropout=0.3,learning_rate=0.001,loss=mean_squared_error"] == 0.8329
+
+
+def test_what_validating_on_the_test_images_is_worth():
+    import page
+
+    rows = rows_of("last", "convolutions=1", (0.70, 0.72), validation=0.75)
+    table = page.selection_table(
+        page.by_setting(rows + rows_of("last_on_test", "convolutions=1", (0, 0), validation=0.8))
+    )
+    assert "| 0.8000 | 0.7100 ± 0.1271 | 0.0900 ± 0.1271 | 0.0400 ± 0.1271 |" in table
