@@ -103,10 +103,11 @@ REFUSED = [
     for block in blocks(page)
     if expects_error(block)
 ]
+# Each once, with the first page that has it.
+COMMANDS_OF_PAGES = {line: name_of(page) for page in reversed(PAGES) for line in command_lines(page)}
 LINES = [
-    pytest.param(line, id=f"{name_of(page)}: {line}")
-    for page in PAGES
-    for line in dict.fromkeys(command_lines(page))
+    pytest.param(line, id=f"{page}: {line}")
+    for line, page in COMMANDS_OF_PAGES.items()
     if line not in {param.values[0] for param in REFUSED}
 ]
 
