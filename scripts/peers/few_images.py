@@ -1,0 +1,39 @@
+"""Draw test accuracy by number of training images, a line a technique: few_images.py PICTURE SWEEP [SWEEP...].
+
+Means over seeds with Student's 95 % interval. Techniques are named as in a report's table of backbones.
+"""
+
+import sys
+from collections import defaultdict
+from statistics import mean
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cifar_research.comparison import ranking, runs
+from cifar_research.comparison.statistics import t_half_width
+
+
+def main() -> None:
+    picture, *sweeps = sys.argv[1:]
+    scores = defaultdict(lambda: defaultdict(list))
+    for run in runs.find(sweeps)[0]:
+        if run.is_scored:
+            scores[ranking.technique(run)][run.score("data/sizes/train")].append(run.score("test/accuracy"))
+    figure = Figure((6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for technique, by_size in sorted(scores.items(), key=lambda item: -mean(max(item[1].items())[1])):
+        sizes = sorted(by_size)
+        centers = [mean(by_size[size]) for size in sizes]
+        widths = [np.nan_to_num(t_half_width(by_size[size])) for size in sizes]
+        axes.errorbar(sizes, centers, yerr=widths, marker="o", capsize=3, label=technique)
+    axes.set(xscale="log", xlabel="training images", ylabel="test accuracy")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
