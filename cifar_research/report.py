@@ -27,8 +27,8 @@ _NOTES = (
     "Ranked by the validation {metric} of the best epoch. A rank with = is a tie with the best: the difference is "
     "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
     "± is Student's 95 % interval over n seeds. Brackets are the 95 % interval of one run (Wilson): it says how the accuracy "
-    "would vary on other images, not with other seeds. «no spread»: all seeds reached the same accuracy, so the spread of "
-    "other seeds is unknown. If several runs have the same config and seed, only the last one is counted.",
+    "would vary on other images, not with other seeds. «no spread»: all runs of the row have the same accuracy, so the spread "
+    "of others is unknown. If several runs have the same config and seed, only the last one is counted.",
 )
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order. "

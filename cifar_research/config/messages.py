@@ -90,11 +90,12 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
         if option is None and group in ("experiment", "sweep"):
             return f"{group}: null is not an option; remove {typed(word)}"
         if not isinstance(option, str) or option not in listed:
-            return _no_option(group, option, listed)
+            return _no_option(group, option, overrides)
     return None
 
 
-def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
+def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
+    listed = conf.options(group, overrides)
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
     close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
     elsewhere = [] if name == "none" else [other for other in conf.groups() if name in conf.options(other, ())]
@@ -104,6 +105,8 @@ def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
         close = f"; did you mean data=images {typed(f'data.dir={option}')}?"
     given = "null" if option is None else repr(option)
     has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
+    if not close and option and not any(word.startswith("hydra.searchpath=") for word in overrides):
+        has += "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
     return f"{group}: there is no option {given}{close or '.'}{has}"
 
 
@@ -256,7 +259,7 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
-        return _no_option(match[1], match[2], conf.options(match[1], overrides))
+        return _no_option(match[1], match[2], overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
     if match := re.search(r"Interpolation key 'hydra\.([^']*)' not found", text):

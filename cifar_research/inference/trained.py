@@ -214,7 +214,8 @@ def read(run: Path) -> dict[str, Any]:
         if (run / LEDGER).exists():
             ranks = f"{programs.program('report')} {shlex.quote(str(run))}"
             raise RunError(f"{run}: is the folder of a sweep; give the folder of one of its jobs, which {ranks} ranks")
-        raise RunError(f"{run}: is not the folder of a run; give one that holds report.json")
+        example = next((f", such as {path.parent}" for path in sorted(run.glob("*/report.json"))), "")
+        raise RunError(f"{run}: is not the folder of a run; give one that holds report.json{example}")
     if report is None or report["status"] != "completed":
         status = "still running or interrupted" if report is None else report["status"]
         raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another run")

@@ -58,10 +58,12 @@ class Ledger:
         for job in ledger.others.values():
             job.is_planned = False
         if known and planned and len(ledger.others) == len(known):
-            words = [word for word in arguments if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+            words = {word.partition("=")[0]: word for word in arguments}  # the last value of a key
+            words = [word for key, word in words.items() if key not in ("hydra.sweep.dir", "hydra.mode")]
             raise ConfigError(
-                f"hydra.sweep.dir: {folder} holds a sweep with other jobs, and none of these is one of them; to start "
-                f"another sweep, use {programs.program('train')} -m {shlex.join(words)}"
+                f"hydra.sweep.dir: {folder} holds a sweep with other jobs, and none of these is one of them; to add jobs, "
+                "list the sweep's own values too, such as seed=0,1,2 to add seed 2; to start another sweep, use "
+                f"{programs.program('train')} -m {shlex.join(words)}"
             )
         if existing:
             ledger.news = ledger._news()
