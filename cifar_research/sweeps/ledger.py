@@ -58,8 +58,8 @@ class Ledger:
         for job in ledger.others.values():
             job.is_planned = False
         if known and planned and len(ledger.others) == len(known):
-            words = {word.partition("=")[0]: word for word in arguments}  # the last value of a key
-            words = [word for key, word in words.items() if key not in ("hydra.sweep.dir", "hydra.mode")]
+            by_key = {word.partition("=")[0]: word for word in arguments}  # the last value of a key
+            words = [word for key, word in by_key.items() if key not in ("hydra.sweep.dir", "hydra.mode")]
             raise ConfigError(
                 f"hydra.sweep.dir: {folder} holds a sweep with other jobs, and none of these is one of them; to add jobs, "
                 "list the sweep's own values too, such as seed=0,1,2 to add seed 2; to start another sweep, use "
