@@ -49,7 +49,7 @@ def assert_same_weights(backbone, source):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in ("densenet121", "resnet50")])
 def test_every_technique_takes_a_step_with_every_augmentation(backbone):
-    # An augmentation does not know the backbone: one backbone has them all, the others the recipe's.
+    # An augmentation knows neither backbone nor technique: one of each has them all, the others the recipe's.
     names = AUGMENTATIONS if backbone == BACKBONES[0] else ("slides",)
     transforms = {name: augmentation.compose(config.parse([f"augmentation={name}"]).transforms) for name in names}
     for technique, phase in (("feature_extraction", 0), ("fine_tuning", 0), ("combined", 0), ("combined", 1)):
@@ -59,6 +59,8 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
         task, seen = entered(*words, phase=phase, base=SIZE_32)
         batch = seen.train.images[:4], tf.constant(seen.train.labels[:4])
         for name, transform in transforms.items():
+            if technique != "feature_extraction" and name != "slides":
+                continue
             object.__setattr__(task.preprocessing, "augment", transform)
             totals = steps.train_step(task, *batch).numpy()
             assert totals[2] == 4 and np.isfinite(totals).all(), (technique, name)
