@@ -145,7 +145,7 @@ BAD = [
     ("name=${nowhere}", ["name", "nowhere"]),
     ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
     ("seed=1 backbone=null", ["backbone: there is no option null. Its options are airbench, cnn, densenet121"]),
-    ("backbone=mine", ["there is no option 'mine'. Its options are", "add 'hydra.searchpath=[file://<its folder>]'"]),
+    ("backbone=tiny", ["there is no option 'tiny'. Its options are", "add 'hydra.searchpath=[file://<its folder>]'"]),
     ("data=/", ["data: there is no option '/'; did you mean data=images data.dir=/?"]),
     ("seed=[0,1]", ["seed: takes a whole number, not [0,1]; for a sweep give -m seed=0,1"]),
     ("optimizer=3", ["optimizer: there is no option '3'. Its options are adam, adamw"]),

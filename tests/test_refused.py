@@ -170,7 +170,7 @@ SWEEPS = {
     "no trial": (["resume=search", "sweep.trials=0"], "sweep.trials"),
     "grid in a search": (["-m", "seed=1,2", "hydra.sweep.dir=search"], "holds a search"),
     "search in a grid": (["-m", *SPACE, "sweep.trials=2", "hydra.sweep.dir=grid"], "holds a grid"),
-    "other jobs in a grid": (["resume=grid", "training.epochs=2"], "seed=1,2 training.epochs=2"),
+    "other jobs in a grid": (["resume=grid", "training.epochs=2"], "tensorboard.enabled=false seed=1,2"),
     "other options in a grid": (["-m", "resume=grid", "loss=focal"], "none of these is one of them"),
     "damaged study": (["resume=study_damaged"], "study.db: is damaged"),
     "damaged ledger": (["resume=grid_damaged"], "jobs.jsonl: is damaged"),

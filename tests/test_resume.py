@@ -132,7 +132,7 @@ def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path
 @pytest.mark.parametrize(
     "words",
     [
-        "experiment=fast backbone.activation=gelu backbone.filters=[8,256]",
+        "experiment=fast backbone.activation=gelu backbone.filters=[8,64]",
         "experiment=dropout backbone.filters=[8,8,64] training.threads=2 training.precision=bfloat16",
     ],
 )
