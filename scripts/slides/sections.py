@@ -8,6 +8,7 @@ TRANSFER = (
     "experiment=transfer",
     "backbone=efficientnet_lite0",
     "data.train_size=2000",
+    "data.val_fraction=0.02",
     "training.batch_size=32",
 )
 
