@@ -40,8 +40,14 @@ def lab(tmp_path):
     (tmp_path / "my_lab.py").write_text(MY_LAB)
     (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
     (tmp_path / "my_conf" / "schedule" / "breaks.yaml").write_text("_target_: my_lab.breaks\nhow: fine\n")
-    yield tmp_path
-    sys.modules.pop("my_lab", None)  # other tests have modules of this name
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def forgets_my_lab():
+    """Forget a test's module my_lab: other tests have modules of this name."""
+    yield
+    sys.modules.pop("my_lab", None)
 
 
 @pytest.fixture(scope="session")
