@@ -251,6 +251,13 @@ def test_convolution_side_by_side_equals_keras(monkeypatch):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_depthwise_convolutions_take_maps_of_open_size():
+    layer = layers.DepthwiseConv2D(3, padding="same", use_bias=False)
+    layer.build((None, None, None, 2))
+    call = tf.function(layer, [tf.TensorSpec([None, None, None, 2])])
+    assert call(tf.ones([1, 2, 5, 2])).shape == (1, 2, 5, 2)
+
+
 @pytest.mark.parametrize("height", [1, 3, 4])
 def test_depthwise_gradients_on_small_maps_equal_keras(height, monkeypatch):
     monkeypatch.setattr(depthwise, "has_onednn", lambda feature: True)

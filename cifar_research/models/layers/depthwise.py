@@ -34,9 +34,14 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         outputs = super().call(inputs)
-        if isinstance(inputs, tf.Tensor) and self._is_plain() and max(inputs.shape[1:3]) < min(self.kernel_size):
+        if isinstance(inputs, tf.Tensor) and self._is_plain() and self._is_small(inputs):
             record_gradient("DepthwiseOnSmallMaps", [inputs, tf.convert_to_tensor(self.kernel)], outputs)
         return outputs
+
+    def _is_small(self, maps: tf.Tensor) -> bool:
+        """Return whether maps are known to be smaller than the kernel."""
+        sizes = maps.shape[1:3].as_list()
+        return None not in sizes and max(sizes) < min(self.kernel_size)
 
     def _is_plain(self) -> bool:
         """Return whether the gradient below applies: with oneDNN, zero-padded, stride 1, linear, without a bias."""
