@@ -28,7 +28,8 @@ def main() -> None:
         widths = [np.nan_to_num(t_half_width(by_size[size])) for size in sizes]
         axes.errorbar(sizes, centers, yerr=widths, marker="o", capsize=3, label=technique)
     axes.set(xscale="log", xlabel="training images", ylabel="test accuracy")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    ticks = sorted({size for by_size in scores.values() for size in by_size})
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
