@@ -61,6 +61,12 @@ def test_a_section_that_does_not_exist_is_refused(tmp_path):
     assert done.returncode == 2 and "'secnd'" in done.stderr and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("words", [["--quick"], ["training.epochs=1"]])
+def test_only_results_of_the_pages_commands_are_published(tmp_path, words):
+    done = study(tmp_path / "new", "--publish", *words)
+    assert done.returncode == 2 and "--publish: only" in done.stderr and not (tmp_path / "new").exists()
+
+
 def test_the_page_in_docs_has_the_published_results_and_each_sections_command():
     import page
     from sections import SECTIONS

@@ -52,6 +52,10 @@ def main() -> int:
         "--publish", action="store_true", help="add the results to docs/results/study.csv and docs/study.md"
     )
     options = parser.parse_intermixed_args()
+    if options.publish and (options.quick or options.overrides):
+        parser.error(
+            "--publish: only results of the page's own commands are published; leave out --quick and overrides"
+        )
     failed = []
     if options.folder is not None:
         for section in SECTIONS:
