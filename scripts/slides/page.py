@@ -13,6 +13,7 @@ import numpy as np
 from sections import CLAIMS, PUBLISHED, SECTIONS, Claim
 
 from cifar_research.comparison.statistics import t_half_width
+from cifar_research.display.tables import as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ROOT / "cifar_research" / "comparison" / "study_2021.csv"
@@ -57,7 +58,7 @@ def settings_table(section: str, results) -> str:
         lines.append([f"`{setting or 'all'}`", theirs, *scores, str(len(runs)), epochs, seconds])
     machines = {(run["commit"], run["machine"]) for runs in results[section].values() for run in runs.values()}
     origin = "; ".join(f"commit `{commit}`, {machine}" for commit, machine in sorted(machines))
-    return f"{table(lines)}\n\n*Means over n seeds, ± Student's 95 % interval{note}; {origin}.*"
+    return f"{as_markdown(lines)}\n\n*Means over n seeds, ± Student's 95 % interval{note}; {origin}.*"
 
 
 def claims_table(results) -> str:
@@ -71,7 +72,7 @@ def claims_table(results) -> str:
         center, width = mean(differences), t_half_width(differences)
         verdict = "confirmed" if center - width > 0 else "refuted" if center + width < 0 else "undecided"
         lines.append([claim.text, interval(differences), str(len(differences)), verdict])
-    return table(lines)
+    return as_markdown(lines)
 
 
 def paired(claim: Claim, results) -> list[float]:
@@ -103,17 +104,13 @@ def selection_table(results) -> str:
         selected = [float(held_out[seed]["validation"]) - float(held_out[seed]["test"]) for seed in seeds]
         difference = [a - b for a, b in zip(theirs, ours, strict=True)]
         lines.append([f"`{setting}`", *map(interval, (theirs, ours, difference, selected))])
-    return table(lines) if len(lines) > 1 else "Not measured yet."
+    return as_markdown(lines) if len(lines) > 1 else "Not measured yet."
 
 
 def interval(values: list[float]) -> str:
     """Return a mean with its 95 % interval, where the values differ."""
     width = t_half_width(values)
     return f"{mean(values):.4f}" if math.isnan(width) else f"{mean(values):.4f} ± {width:.4f}"
-
-
-def table(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
 def grid() -> dict[str, float]:
