@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.runtime import folders
+from cifar_research.runtime import folders, processor
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.runtime.lazy import keras, tf
 from cifar_research.runtime.signals import stop_signals
@@ -125,11 +125,10 @@ def slow_precision(precision: str, is_depthwise: bool) -> str | None:
     is_depthwise: whether images go through depthwise convolutions in every epoch. Without matrix units, training
     EfficientNet-Lite0 and MobileNetV2 in bfloat16 reached 0.90 and 0.86 times the images per second of float32.
     """
-    try:
-        instructions = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
+    instructions = processor.instructions()
+    if precision != "bfloat16" or not instructions or "amx_bf16" in instructions:
         return None
-    if precision != "bfloat16" or "amx_bf16" in instructions or tf.config.list_physical_devices("GPU"):
+    if tf.config.list_physical_devices("GPU"):
         return None
     if not {"avx512_bf16", "bf16"} & instructions:
         return "this processor computes bfloat16 in software, which is many times slower than float32"

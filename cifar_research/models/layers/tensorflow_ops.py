@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+
+from cifar_research.runtime import processor
 
 
 def record_gradient(name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, attributes: Sequence[Any] = ()) -> None:
@@ -23,12 +24,8 @@ def record_gradient(name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, 
 @functools.cache
 def has_onednn(feature: str) -> bool:
     """Return whether operations use oneDNN, on a CPU with this feature."""
-    try:
-        has_feature = feature in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")
-    return has_feature and not is_off and not tf.config.list_physical_devices("GPU")
+    return feature in processor.instructions() and not is_off and not tf.config.list_physical_devices("GPU")
 
 
 def has_matrix_units() -> bool:
