@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from cifar_research.models import layers
 from cifar_research.models.layers import convolution, depthwise
+from cifar_research.models.layers.tensorflow_ops import record_gradient
 
 
 @pytest.mark.parametrize("shape", [(16, 6, 6, 8), (16, 24)])
@@ -260,6 +261,13 @@ def test_depthwise_convolutions_take_maps_of_open_size():
 
 @pytest.mark.parametrize("height", [1, 3, 4])
 def test_depthwise_gradients_on_small_maps_equal_keras(height, monkeypatch):
+    recorded = []
+
+    def record(name, *rest):
+        recorded.append(name)
+        record_gradient(name, *rest)
+
+    monkeypatch.setattr(depthwise, "record_gradient", record)
     monkeypatch.setattr(depthwise, "has_onednn", lambda feature: True)
     images = tf.random.stateless_normal([4, height, 3, 6], [1, 2])
     kernel = tf.random.stateless_normal([5, 5, 6, 2], [3, 4])
@@ -273,6 +281,7 @@ def test_depthwise_gradients_on_small_maps_equal_keras(height, monkeypatch):
             outputs = layer(images)
             loss = tf.reduce_sum(outputs**2)
         results.append([outputs, *tape.gradient(loss, [images, layer.kernel.value])])
+    assert recorded == ["DepthwiseOnSmallMaps"]
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
