@@ -114,7 +114,7 @@ def test_bias_scale_multiplies_the_rate_of_vectors_alone():
 def test_orthogonalized_keeps_directions_and_evens_out_singular_values(shape):
     matrix = np.random.default_rng(0).normal(size=shape).astype("float32")
     left, _, right = np.linalg.svd(matrix, full_matrices=False)
-    got = optimizers.orthogonalized(tf.constant(matrix), 8).numpy()
+    got = optimizers.orthogonalized(tf.constant(matrix[None]), 8).numpy()[0]
     assert np.linalg.svd(got, compute_uv=False) == pytest.approx(1, abs=0.35)
     cosine = (got * (left @ right)).sum() / np.linalg.norm(got) / np.linalg.norm(left @ right)
     assert cosine > 0.97
@@ -133,3 +133,25 @@ def test_muon_turns_kernels_by_its_rate_and_leaves_the_rest_to_sgd():
     normed = values[0] * 4 / np.linalg.norm(values[0])
     singular = np.linalg.svd((normed - got[0]).reshape(-1, 16), compute_uv=False)
     assert singular == pytest.approx(0.1, abs=0.035)
+
+
+def test_muon_computes_kernels_of_one_shape_together_on_a_gpu_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = [(3, 3, 8, 16), (2, 2, 3, 8), (20, 10), (3, 3, 8, 16)]
+    values = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    given = [[tf.constant(rng.normal(size=shape).astype("float32")) for shape in shapes] for _ in range(3)]
+    muon, counts, alone = optimizers.muon(learning_rate=0.1), [], optimizers.orthogonalized
+
+    def counted(matrices, iterations):
+        counts.append(matrices.shape[0])
+        return alone(matrices, iterations)
+
+    monkeypatch.setattr(optimizers, "orthogonalized", counted)
+    separate = updates(muon, [tf.Variable(value) for value in values], given)
+    assert counts == [1, 1, 1] * 3
+    counts.clear()
+    monkeypatch.setattr(optimizers, "_on_gpu", lambda: True)
+    together = updates(muon, [tf.Variable(value) for value in values], given)
+    assert counts == [2, 1] * 3
+    for one, other in zip(separate, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-2)  # bfloat16 on a GPU

@@ -13,6 +13,7 @@ from cifar_research.runtime.lazy import tf
 
 Slots = Sequence["tf.Variable"]  # of one weight
 Update = Callable[["tf.Variable", Slots, "tf.Tensor", "tf.Tensor", "tf.Tensor"], None]
+Directions = Callable[[Sequence["tf.Variable"], Sequence[Slots], Sequence["tf.Tensor"]], Sequence["tf.Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Optimizer:
     weight_decay: decoupled (Loshchilov and Hutter 2019), for weights of rank 2 and more: not for biases and norms.
     clip_norm: the largest global norm of the gradients, which are scaled down to it (Pascanu et al. 2013).
     bias_scale: multiplies the learning rate of weights of rank 0 and 1.
+    directions: (weights, slots, gradients) -> what `update` takes instead of the gradients, computed for all weights at
+    once; None is the gradients.
     """
 
     learning_rate: float
@@ -32,6 +35,7 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     bias_scale: float = 1.0
+    directions: Directions | None = None
 
     def __post_init__(self) -> None:
         check_range("(]", 0, learning_rate=self.learning_rate, clip_norm=self.clip_norm, bias_scale=self.bias_scale)
@@ -55,6 +59,8 @@ class Optimizer:
         """Update every weight once. steps: each weight's number of updates, this one included."""
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        if self.directions is not None:
+            gradients = self.directions(weights, slots, gradients)
         for weight, slot, gradient, learning_rate, step in zip(
             weights, slots, gradients, learning_rates, steps, strict=True
         ):
@@ -165,40 +171,69 @@ def muon(
     check_range("(]", 0, other_scale=other_scale)
     check_range("[]", 1, 20, iterations=iterations)
 
-    def update(weight: tf.Variable, slots: Slots, gradient: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
-        (slot,) = slots
-        if weight.shape.rank != 4:
-            _momentum_step(weight, slot, gradient, rate * other_scale, momentum, nesterov)
-            return
-        velocity = slot * momentum + gradient
-        _assign(slot, velocity)
-        direction = gradient + velocity * momentum if nesterov else velocity
-        filters = weight.shape[-1]
-        matrix = orthogonalized(tf.reshape(direction, [-1, filters]), iterations)
-        normed = weight * (filters**0.5 / (tf.norm(weight) + 1e-7))
-        _assign(weight, normed - rate * tf.reshape(matrix, weight.shape))
+    def directions(
+        weights: Sequence[tf.Variable], slots: Sequence[Slots], gradients: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        found = list(gradients)
+        for numbers in _kernels(weights):
+            shape, moved = weights[numbers[0]].shape, []
+            for number in numbers:
+                (slot,) = slots[number]
+                velocity = slot * momentum + gradients[number]
+                _assign(slot, velocity)
+                moved.append(gradients[number] + velocity * momentum if nesterov else velocity)
+            matrices = orthogonalized(tf.reshape(tf.stack(moved), [len(moved), -1, shape[-1]]), iterations)
+            for number, matrix in zip(numbers, tf.unstack(matrices), strict=True):
+                found[number] = tf.reshape(matrix, shape)
+        return found
 
-    return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm, bias_scale)
+    def update(weight: tf.Variable, slots: Slots, direction: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
+        if weight.shape.rank == 4:
+            normed = weight * (weight.shape[-1] ** 0.5 / (tf.norm(weight) + 1e-7))
+            _assign(weight, normed - rate * direction)
+        else:
+            _momentum_step(weight, slots[0], direction, rate * other_scale, momentum, nesterov)
+
+    return Optimizer(learning_rate, ("momentum",), update, weight_decay, clip_norm, bias_scale, directions)
 
 
-def orthogonalized(matrix: tf.Tensor, iterations: int) -> tf.Tensor:
-    """Return nearly U V^T of the matrix U S V^T, float32 [n, m] (Jordan et al. 2024).
+def _kernels(weights: Sequence[tf.Variable]) -> list[list[int]]:
+    """Return the positions of convolution kernels, those whose directions are computed together in one list.
 
-    Its singular values are between about 0.7 and 1.2. On a CPU with bfloat16 matrix units it computes in bfloat16.
+    On a GPU these are the kernels of one shape, as fewer and larger products are faster there. On a CPU each is alone:
+    an operation may have one thread, so that kernels are faster side by side.
+    """
+    positions = [number for number, weight in enumerate(weights) if weight.shape.rank == 4]
+    if not _on_gpu():
+        return [[number] for number in positions]
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for number in positions:
+        by_shape.setdefault(tuple(weights[number].shape), []).append(number)
+    return list(by_shape.values())
+
+
+def _on_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def orthogonalized(matrices: tf.Tensor, iterations: int) -> tf.Tensor:
+    """Return nearly U V^T of each matrix U S V^T, float32 [N, n, m] (Jordan et al. 2024).
+
+    Its singular values are between about 0.7 and 1.2. It computes in bfloat16 on a GPU, and on a CPU with matrix units.
     """
     from cifar_research.models.layers import has_matrix_units
 
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = tf.transpose(matrix) if is_tall else matrix
-    x = x / (tf.norm(x) + 1e-7)
-    if has_matrix_units():
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = tf.linalg.matrix_transpose(matrices) if is_tall else matrices
+    x = x / (tf.norm(x, axis=[-2, -1], keepdims=True) + 1e-7)
+    if _on_gpu() or has_matrix_units():
         x = tf.cast(x, tf.bfloat16)
     a, b, c = (tf.constant(value, x.dtype) for value in (3.4445, -4.7750, 2.0315))
     for _ in range(iterations):
         gram = tf.matmul(x, x, transpose_b=True)
         x = a * x + tf.matmul(b * gram + c * tf.matmul(gram, gram), x)
     x = tf.cast(x, tf.float32)
-    return tf.transpose(x) if is_tall else x
+    return tf.linalg.matrix_transpose(x) if is_tall else x
 
 
 def rmsprop(

@@ -19,6 +19,7 @@ from cifar_research.config.settings import Settings
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset
 from cifar_research.models import classifier
+from cifar_research.optimization.optimizers import Optimizer
 from cifar_research.runtime.control_flow import converted
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import features, forward, frozen, norms, trainable
@@ -46,7 +47,7 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
         model=model,
         loss=converted(function),
         scoring_loss=converted(settings.loss.function),
-        optimizer=dataclasses.replace(settings.optimizer, update=converted(settings.optimizer.update)),
+        optimizer=_converted_optimizer(settings.optimizer),
         preprocessing=Preprocessing(num_classes, augmentation.compose(settings.transforms), *statistics),
         seed=settings.seed,
         steps_per_epoch=steps_per_epoch(settings, data),
@@ -57,6 +58,11 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
         debiases_norms=settings.batch_norm.statistics == "debiased",
         several_images=smallest_batch > 1,
     )
+
+
+def _converted_optimizer(optimizer: Optimizer) -> Optimizer:
+    directions = optimizer.directions and converted(optimizer.directions)
+    return dataclasses.replace(optimizer, update=converted(optimizer.update), directions=directions)
 
 
 def _is_pretrained(settings: Settings) -> bool:
