@@ -103,19 +103,28 @@ def test_images_of_a_cache_are_read_where_they_are(tmp_path):
 def test_rows_of_many_steps_are_those_of_the_batches(initial_step, drop_remainder):
     settings = {"initial_step": initial_step, "drop_remainder": drop_remainder, "total_steps": 12}
     pieces = list(batches.training_rows(split(), batch_size=8, seed=5, steps_per_call=4, **settings))
-    rows = [step.tolist() for (of_steps,) in pieces for step in of_steps.numpy()]
+    rows = [step.tolist() for of_steps, count in pieces for step in of_steps.numpy()[:count]]
     assert rows == [images for images, _ in training(**settings)]  # pixels identify rows
     per_epoch = batches.steps_per_epoch(53, 8, drop_remainder)
-    ends = np.cumsum([len(of_steps) for (of_steps,) in pieces]) + initial_step
+    ends = np.cumsum([count for _, count in pieces]) + initial_step
     assert set(range(per_epoch, 13, per_epoch)) <= set(ends)  # no call continues into the next epoch
-    assert max(len(of_steps) for (of_steps,) in pieces) == 4
+    # XLA compiles a program for each shape: one for full batches, and one for an epoch's smaller last one.
+    assert {of_steps.shape.as_list()[0] for of_steps, _ in pieces} == {4} | (set() if drop_remainder else {1})
+    assert len({tuple(of_steps.shape) for of_steps, _ in pieces}) == (1 if drop_remainder else 2)
+
+
+@pytest.mark.parametrize(("steps_per_call", "calls"), [(3, 4), (1_000, 2)])
+def test_calls_of_equal_length_have_no_count_which_xla_then_knows_beforehand(steps_per_call, calls):
+    settings = {"initial_step": 0, "drop_remainder": True, "total_steps": 12}
+    pieces = list(batches.training_rows(split(), batch_size=8, seed=5, steps_per_call=steps_per_call, **settings))
+    assert [tuple(of_steps.shape) for (of_steps,) in pieces] == [(12 // calls, 8)] * calls
 
 
 def test_rows_of_views_are_an_epoch_each():
     both = Split(split().images, np.arange(60) % 10, np.arange(26), views=2)  # the second one's rows begin at 30
     settings = {"batch_size": 8, "seed": 5, "initial_step": 2, "total_steps": 12}
     pieces = batches.training_rows(both, steps_per_call=3, **settings)
-    rows = [step.tolist() for (of_steps,) in pieces for step in of_steps.numpy()]
+    rows = [step.tolist() for of_steps, count in pieces for step in of_steps.numpy()[:count]]
     assert rows == [images for images, _ in seen(batches.training(both, **settings))]
     assert min(rows[4]) >= 30 > max(rows[0])
 

@@ -58,6 +58,8 @@ BAD = [
     ("training.log_every_steps=0", ["training.log_every_steps", "0"]),
     ("training=scrach", ["training", "scrach", "did you mean 'scratch'"]),
     ("trainig.epochs=3", ["trainig", "training"]),
+    ("training.jit_compile=maybe", ["training.jit_compile: 'maybe' is not one of true, false, auto"]),
+    ("training.jit_compile=1", ["training.jit_compile: 1 is not one of true, false, auto"]),
     ("training.jit_compile=true training.deterministic=true", ["training.deterministic", "jit_compile"]),
     ("training.jit_compile=true training.strategy=multi_worker", ["training.jit_compile", "multi_worker"]),
     ("evaluation.views=mirror", ["evaluation.views", "mirror", "flip_shift"]),

@@ -342,8 +342,17 @@ def test_a_last_batch_of_one_image_is_the_same_whatever_the_kernel_makes_of_it(w
     assert again["train"]["loss"] == first["train"]["loss"] and np.isfinite(again["test"]["loss"])
 
 
-@pytest.mark.parametrize("is_device", [False, True])
-def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
+NOT_COMPILED = [
+    *SMALL,
+    "loss._target_=odd.loss",
+    "~loss.label_smoothing",
+    "~loss.class_weights",
+    "allow_targets=[odd]",
+]
+
+
+@pytest.fixture
+def odd_loss(tmp_path):
     (tmp_path / "odd.py").write_text(
         "import tensorflow as tf\n"
         "def squared(logits, targets):\n"
@@ -351,19 +360,56 @@ def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
         "def loss():\n"
         "    return squared\n"
     )
-    words = [
-        *SMALL,
-        "loss._target_=odd.loss",
-        "~loss.label_smoothing",
-        "~loss.class_weights",
-        "allow_targets=[odd]",
-        "training.jit_compile=true",
-    ]
+
+
+@pytest.mark.parametrize("is_device", [False, True])
+@pytest.mark.usefixtures("odd_loss")
+def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
+    words = [*NOT_COMPILED, "training.jit_compile=true"]
     code = PRETENDS_A_DEVICE if is_device else None
     done = forked.run([*words, f"hydra.run.dir={tmp_path / 'run'}"], cwd=tmp_path, code=code)
     assert done.returncode == 2, done.stderr
     assert "training.jit_compile: XLA has no StatelessRandomGamma" in done.stderr
     assert "training.jit_compile=false" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("is_device", [False, True])
+@pytest.mark.usefixtures("odd_loss")
+def test_what_xla_cannot_compile_is_trained_without_it_if_xla_was_not_asked_for(tmp_path, is_device):
+    words = [*NOT_COMPILED, "training.deterministic=false", "training.steps_per_call=3"]
+    chosen = 'prefetch_device="/CPU:0", jit_compile=True' if is_device else "jit_compile=True"
+    code = PRETENDS_A_DEVICE.replace('prefetch_device="/CPU:0"', chosen)
+    histories = []
+    for name, of in (("plain", None), ("xla", code)):
+        done = forked.run([*words, f"hydra.run.dir={tmp_path / name}"], cwd=tmp_path, code=of)
+        assert done.returncode == 0, done.stderr
+        said = ", which a step of this run needs: this run trains without it."
+        assert done.stdout.count(said) == (name == "xla"), done.stdout
+        histories.append([row["step"] for row in report.read_history(tmp_path / name / "history.csv")])
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], True),
+        (["training.jit_compile=false"], False),
+        (["training.deterministic=true"], False),
+        (["training.strategy=mirrored"], False),
+    ],
+    ids=["nothing", "false", "deterministic", "mirrored"],
+)
+def test_xla_is_used_on_a_gpu_unless_something_forbids_it(words, expected, monkeypatch):
+    training = config.parse(words).training
+    monkeypatch.setattr(environments, "is_deterministic", lambda: False)
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+    assert not environments.prepare(training, 0).jit_compile
+    gpu = tf.config.list_physical_devices("CPU")[0]  # stands for one
+    monkeypatch.setattr(environments, "import_tensorflow", lambda: [gpu])
+    monkeypatch.setattr(tf.config.experimental, "get_memory_growth", lambda gpu: True)
+    assert environments.prepare(training, 0).jit_compile == expected
 
 
 def test_history_is_written_without_tensorboard_and_class_names_may_hold_anything(tmp_path):

@@ -46,7 +46,7 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "sweep.retries": ("[]", 0, 100),
     "sweep.trials": ("[]", 1, 100_000),
 }
-_CHOICES = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "data.validation": ("holdout", "test"),
     "data.imbalance": ("none", "exponential", "step"),
     "data.sampling": ("uniform", "balanced", "sqrt"),
@@ -54,6 +54,7 @@ _CHOICES = {
     "batch_norm.statistics": ("moving", "debiased", "precise"),
     "evaluation.views": schema.VIEWS,
     "training.precision": ("float32", "bfloat16", "float16"),
+    "training.jit_compile": (True, False, "auto"),
     "training.strategy": ("none", "mirrored", "multi_worker"),
     "training.monitor": schema.METRICS,
     "sweep.on_error": ("continue", "stop"),
@@ -102,7 +103,7 @@ def out_of_range(content: Mapping[str, Any]) -> list[str]:
         if (problem := targets.range_problem(flat.get(key), *limits))
     ]
     for key, choices in _CHOICES.items():
-        if key in flat and flat[key] not in choices:
+        if key in flat and repr(flat[key]) not in map(repr, choices):  # 1 equals True
             problems.append(f"{key}: {targets.choice_problem(flat[key], choices)}")
     return problems
 
@@ -120,12 +121,12 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
             "training.patience: early stopping needs validation images, and data.val_fraction=0 leaves none; set "
             "data.val_fraction=0.1 or training.patience=null"
         )
-    if training["jit_compile"] and training["strategy"] == "multi_worker":
+    if training["jit_compile"] is True and training["strategy"] == "multi_worker":
         problems.append(
             "training.jit_compile: true cannot be combined with training.strategy=multi_worker (XLA cannot "
             "communicate between machines); choose one of them"
         )
-    if training["jit_compile"] and training["deterministic"]:
+    if training["jit_compile"] is True and training["deterministic"]:
         problems.append(
             "training.deterministic: true cannot be combined with training.jit_compile=true (XLA has no deterministic "
             "gradient of max pooling); choose one of them"

@@ -97,9 +97,11 @@ def range_problem(value: float | None, ends: str, low: float, high: float = math
     return f"{value} is out of range; it must be {lower} and {upper}"
 
 
-def choice_problem(value: Any, choices: Sequence[str]) -> str:
+def choice_problem(value: Any, choices: Sequence[Any]) -> str:
     """Return why a value is not one of the choices, with the nearest of them."""
-    return f"{value!r} is not one of {', '.join(choices)}{nearest(str(value), choices, most=0)}"
+    words = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
+    given = "null" if value is None else repr(value)
+    return f"{given} is not one of {', '.join(words)}{nearest(str(value), words, most=0)}"
 
 
 def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:

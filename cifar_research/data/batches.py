@@ -90,9 +90,11 @@ def training_rows(
     steps_per_call: int,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
-    """Yield the rows in the split's arrays of the batches of `training`: (int64 [steps, B],).
+    """Yield the rows in the split's arrays of the batches of `training`: (int64 [steps, B],), or with a count (below).
 
-    An element is the batches of one size in a call. A call has steps_per_call steps, or fewer at an epoch's end.
+    An element is the batches of one size in a call. A call has steps_per_call steps, or fewer at an epoch's end. If full
+    batches come in different numbers, shorter elements are padded to the longest, since XLA compiles each shape anew;
+    then each is a pair with the number of its steps, int32.
     """
     steps, rows = steps_per_epoch(len(split), batch_size, drop_remainder), _rows(split)
     full, calls, step = len(split) // batch_size, [], initial_step
@@ -103,10 +105,18 @@ def training_rows(
             calls.append((step, count))
             step += count
 
-    def batches(call: tf.Tensor) -> tuple[tf.Tensor]:
+    # A small last batch is an element of its own.
+    counts = [count for step, count in calls if step % steps < full]
+    longest, are_equal = max(counts, default=1), len(set(counts)) < 2
+
+    def batches(call: tf.Tensor) -> tuple[tf.Tensor, ...]:
         step, count = call[0], call[1]
         chosen = indices(step, len(split), batch_size, steps, seed, count, split.chances)
-        return (tf.reshape(rows(chosen, step // steps), [count, -1]),)
+        of_steps = tf.reshape(rows(chosen, step // steps), [count, -1])
+        if are_equal:
+            return (of_steps,)
+        missing = tf.where(step % steps < full, longest - count, 0)
+        return tf.pad(of_steps, [[0, missing], [0, 0]]), tf.cast(count, tf.int32)
 
     dataset = tf.data.Dataset.from_tensor_slices(np.array(calls, np.int64).reshape(-1, 2))
     return _prefetched(_mapped(dataset, batches), None)

@@ -126,4 +126,5 @@ def _precision_text(precision: str, environment: Environment) -> str:
     texts = [precision]
     if precision == "float16" and environment.prefetch_device is None:
         texts.append("which CPUs compute many times slower than bfloat16 or float32")
+    texts += ["compiled by XLA"] if environment.jit_compile else []
     return ", ".join([*texts, *(["deterministic"] if environment.deterministic else [])])

@@ -38,6 +38,7 @@ class Environment:
     device: str  # for display: "CPU, 2 threads"
     prefetch_device: str | None  # batches are prefetched to it; None on a CPU
     deterministic: bool
+    jit_compile: bool  # by XLA
     is_chief: bool
     batch_shards: int  # see training/shards.py
     memory_growth: bool | None  # None on a CPU
@@ -161,8 +162,12 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
 
     batch_shards = 1 if gpus else batch_shards
     _set_threads(training.threads, batch_shards)
-    deterministic = not gpus and not training.jit_compile if training.deterministic is None else training.deterministic
-    if training.jit_compile and is_deterministic():
+    jit_compile = training.jit_compile
+    if jit_compile == "auto":
+        is_forbidden = training.strategy != "none" or training.deterministic or is_deterministic()
+        jit_compile = bool(gpus) and not is_forbidden
+    deterministic = not gpus and not jit_compile if training.deterministic is None else training.deterministic
+    if jit_compile and is_deterministic():
         raise _stale("training.jit_compile: true does not work after a deterministic run in the same process")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -180,6 +185,7 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
         device=device,
         prefetch_device="/GPU:0" if gpus and training.strategy == "none" else None,
         deterministic=deterministic,
+        jit_compile=jit_compile,
         is_chief=is_chief(training.strategy),
         batch_shards=batch_shards,
         memory_growth=all(map(tf.config.experimental.get_memory_growth, gpus)) if gpus else None,

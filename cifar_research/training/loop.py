@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +23,7 @@ from cifar_research.training.outputs import Outputs
 from cifar_research.training.saver import Saver
 from cifar_research.training.scoring import Evaluation, Scores
 from cifar_research.training.state import Progress, TrainState
-from cifar_research.training.steps import Totals, many_steps, one_program
+from cifar_research.training.steps import CannotCompile, Totals, many_steps, one_program
 
 # (an epoch's row of the history) -> whether the run is hopeless
 Rule = Callable[[Mapping[str, Any]], bool]
@@ -66,10 +68,7 @@ def fit(
     """Train to the phase's last step, updating state and progress; save after every epoch."""
     steps = batches.steps_per_epoch(len(stage.data.train), training.batch_size, stage.drop_remainder)
     total_steps = progress.phase_steps[-1] + steps * stage.phase.epochs
-    call, source = prepared(
-        state, environment, stage.data.train, training, progress.step, total_steps, stage.drop_remainder
-    )
-    iterator, clock = iter(source), Clock()
+    call, clock = _steps(state, progress, stage, training, environment, total_steps, outputs.display.message), Clock()
 
     def outcome(status: str, signal: int | None = None) -> Outcome:
         return Outcome(status, signal, clock.first_call_seconds)
@@ -78,7 +77,7 @@ def fit(
         epoch_end = (progress.epoch + 1) * steps
         num_steps = min(training.steps_per_call, epoch_end - progress.step)
         outputs.before_steps(progress.step, num_steps)
-        _advance(call, iterator, progress, num_steps, clock)
+        _advance(call, progress, num_steps, clock)
         outputs.after_steps(progress.step, num_steps)
         loss, accuracy = progress.means
         if not math.isfinite(loss):
@@ -159,7 +158,7 @@ def prepared(
         "total_steps": total_steps,
     }
     device, strategy = environment.prefetch_device, environment.strategy
-    if device is not None and training.jit_compile and batches.fits_on_device(split):
+    if device is not None and environment.jit_compile and batches.fits_on_device(split):
         rows = batches.training_rows(
             split, **settings, steps_per_call=training.steps_per_call, drop_remainder=drop_remainder
         )
@@ -170,12 +169,46 @@ def prepared(
 
     several = strategy.num_replicas_in_sync > 1
     source = strategy.distribute_datasets_from_function(pipeline) if several else pipeline()
-    return many_steps(state, strategy), source
+    return many_steps(state, strategy, jit_compile=environment.jit_compile), source
 
 
-def _advance(call: Callable[..., Totals], iterator: Any, progress: Progress, num_steps: int, clock: Clock) -> None:
+def _steps(
+    state: TrainState,
+    progress: Progress,
+    stage: Stage,
+    training: TrainingConfig,
+    environment: Environment,
+    total_steps: int,
+    tell: Callable[[str], None],
+) -> Callable[..., Totals]:
+    """Return the function (num_steps, totals) -> totals; with jit_compile=auto, one that can do without XLA."""
+
+    def made(environment: Environment) -> Callable[..., Totals]:
+        call, source = prepared(
+            state, environment, stage.data.train, training, progress.step, total_steps, stage.drop_remainder
+        )
+        return functools.partial(call, iter(source))
+
+    current = made(environment)
+
+    def steps(*arguments: Any) -> Totals:
+        nonlocal current
+        try:
+            return current(*arguments)
+        except CannotCompile as error:
+            if training.jit_compile != "auto":
+                raise
+            tell(f"XLA {error.reason}: this run trains without it.")
+            state.step.assign(progress.step)  # the call may have counted a step before it failed
+            current = made(dataclasses.replace(environment, jit_compile=False))
+            return current(*arguments)
+
+    return steps
+
+
+def _advance(call: Callable[..., Totals], progress: Progress, num_steps: int, clock: Clock) -> None:
     began, before = time.perf_counter(), progress.totals
-    totals = call(iterator, tf.constant(num_steps), tf.constant(before, tf.float64))
+    totals = call(tf.constant(num_steps), tf.constant(before, tf.float64))
     progress.totals = [float(value) for value in totals.numpy()]
     clock.called(progress.totals[2] - before[2], time.perf_counter() - began)
     progress.seconds += time.perf_counter() - began

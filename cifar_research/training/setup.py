@@ -52,7 +52,6 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
         seed=settings.seed,
         steps_per_epoch=steps_per_epoch(settings, data),
         precision=settings.training.precision,
-        jit_compile=settings.training.jit_compile,
         ema_decay=settings.training.ema_decay,
         batch_shards=batch_shards,
         debiases_norms=settings.batch_norm.statistics == "debiased",

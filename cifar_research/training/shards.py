@@ -28,7 +28,7 @@ def count(settings: Settings, data: Dataset) -> int:
     """
     training = settings.training
     threads = training.threads or usable_cores()
-    if not 1 < threads <= _MOST_CORES or training.strategy != "none" or training.jit_compile:
+    if not 1 < threads <= _MOST_CORES or training.strategy != "none" or training.jit_compile is True:
         return 1
     if not (settings.backbone.is_by_image and settings.head.is_by_image):
         return 1

@@ -37,7 +37,6 @@ class TrainState:
     seed: int
     steps_per_epoch: int = 1
     precision: str = "float32"
-    jit_compile: bool = False
     ema_decay: float | None = None
     batch_shards: int = 1
     debiases_norms: bool = False

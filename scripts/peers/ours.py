@@ -86,7 +86,7 @@ class Ours:
     def _held_call(self, steps, iterator, images, labels):
         with self.tf.device(self.environment.prefetch_device):
             batch = self.tf.constant(images), self.tf.constant(labels)
-        if self.settings.training.jit_compile:
+        if self.environment.jit_compile:
             program = steps.one_program(self.state, lambda rows: batch)
             return lambda number, totals: program(iterator, number, totals)
 
