@@ -582,3 +582,17 @@ def test_shrinking_is_by_area(size):
     images = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
     expected = tf.image.resize(images, [size, size], "area")
     np.testing.assert_allclose(geometry.shrink(images, size), expected, atol=1e-5)
+
+
+def test_xla_compiles_all_transforms_into_one_program():
+    together = augmentation.compose(
+        {
+            f"{option}.{name}": transform
+            for option in OPTIONS
+            for name, transform in config.parse([f"augmentation={option}"]).transforms.items()
+        }
+    )
+    compiled = tf.function(lambda *of: together(*of), jit_compile=True, autograph=False)
+    images, targets = compiled(tf.constant(IMAGES), tf.constant(TARGETS), tf.constant(SEED), tf.constant(SEED))
+    assert images.shape == IMAGES.shape and 0 <= np.min(images) <= np.max(images) <= 1
+    np.testing.assert_allclose(np.sum(targets, 1), 1, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Batches are a function of (seed, step); epochs are permutations; evaluation is complete."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -118,6 +120,14 @@ def test_calls_of_equal_length_have_no_count_which_xla_then_knows_beforehand(ste
     settings = {"initial_step": 0, "drop_remainder": True, "total_steps": 12}
     pieces = list(batches.training_rows(split(), batch_size=8, seed=5, steps_per_call=steps_per_call, **settings))
     assert [tuple(of_steps.shape) for (of_steps,) in pieces] == [(12 // calls, 8)] * calls
+
+
+def test_rows_drawn_with_chances_are_those_of_the_batches():
+    drawn = dataclasses.replace(split(), chances=np.arange(1, 54) / np.arange(1, 54).sum())
+    settings = {"batch_size": 8, "seed": 5, "initial_step": 0, "total_steps": 14}
+    pieces = batches.training_rows(drawn, steps_per_call=7, **settings)
+    rows = [step.tolist() for (of_steps,) in pieces for step in of_steps.numpy()]
+    assert rows == [images for images, _ in seen(batches.training(drawn, **settings))]
 
 
 def test_rows_of_views_are_an_epoch_each():

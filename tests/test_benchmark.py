@@ -172,10 +172,13 @@ def test_time_to_accuracy_refuses_a_folder_without_batches(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TORCH.exists(), reason="PyTorch's environment is made by scripts/benchmark")
-def test_torch_recipe_trains(batches):
-    words = [PEERS / "torch_recipe.py", batches, "--epochs", 2, "--batch-size", 20]
-    found = json.loads(run(*words, python=TORCH).stdout)
-    assert np.isfinite(found["loss"]) and 0 <= found["test_accuracy"] <= 1
+@pytest.mark.parametrize("recipe", ["sgd", "muon"])
+def test_torch_recipe_trains(batches, recipe):
+    words = [PEERS / "torch_recipe.py", batches, "--recipe", recipe, "--precision", "float32", "--seeds", 0, 1]
+    lines = run(*words, "--epochs", 1.4, "--batch-size", 20, python=TORCH).stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [one["seed"] for one in found] == [0, 1]
+    assert all(np.isfinite(one["loss"]) and 0 <= one["test_accuracy"] <= 1 for one in found)
 
 
 def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch):
@@ -205,3 +208,39 @@ def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch):
     result = {"model": "wide", "batch_size": 128, "peers": [vars(peer) for peer in measured]}
     text = tables.markdown(found | {"training": [result]})
     assert "| one | 1.000 | 1.000 – 1.000 |" in text and "other failed: `out of memory`" in text
+
+
+@pytest.mark.slow
+def test_gpu_report_measures_each_part_and_writes_tables(batches, tmp_path):
+    parts = ["environment", "speed", "deterministic", "float16"]
+    words = [PEERS / "gpu_report.py", batches, "--small", "--no-torch", "--seconds", 3000, "--output", tmp_path / "out"]
+    shown = run(*words, "--parts", ",".join(parts)).stdout
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]
+    assert list(found) == parts and not any(part["problem"] for part in found.values())
+    ours, keras = found["speed"]["rows"]
+    assert ours["images/s"] > 0 and 0 < ours["% of the matrix rate"] < 100 and "% of the matrix rate" not in keras
+    assert found["deterministic"]["rows"][-1] == {"run": "equal to the bit", "weights": "True"}
+    assert len(found["float16"]["rows"]) == 1
+    assert (tmp_path / "out" / "report.md").read_text() in shown and "| ours, float32, one program a call |" in shown
+
+
+def test_a_part_of_gpu_report_that_fails_or_takes_too_long_costs_itself_alone(batches, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(PEERS)
+    import gpu_report
+
+    parts = tmp_path / "gpu_parts.py"
+    parts.write_text(
+        "import sys, time\n"
+        "print('{\"what\": 1}', flush=True)\n"
+        "if sys.argv[1] == 'speed': sys.exit('no card')\n"
+        "if sys.argv[1] == 'sweep': time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu_report, "HERE", tmp_path)
+    words = [str(batches), "--no-torch", "--parts", "speed,sweep,tests", "--seconds", "4", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu_report", *words])
+    with pytest.raises(SystemExit, match="not complete: speed, sweep; see"):
+        gpu_report.main()
+    found = json.loads((tmp_path / "report.json").read_text())["parts"]
+    assert found["speed"]["problem"] == "exit code 1: no card"
+    assert found["sweep"]["problem"].startswith("stopped at its limit of 1 s") and found["tests"]["problem"] is None
+    assert all(part["rows"] == [{"what": 1}] for part in found.values())

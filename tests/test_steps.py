@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,9 +14,9 @@ from cifar_research.config.contracts import Backbone
 from cifar_research.models import classifier, heads, layers
 from cifar_research.models.backbones.cnn import cnn
 from cifar_research.optimization import optimizers
-from cifar_research.training import steps
+from cifar_research.training import loop, steps
 from cifar_research.training.forward import Preprocessing
-from cifar_research.training.state import TrainState
+from cifar_research.training.state import Progress, TrainState
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 
@@ -201,7 +202,12 @@ def test_float16_overflow_skips_the_update_and_halves_the_scale():
     task.loss_scale.assign(1e30)
     before = [weight.numpy() for weight in task.weights]
     losses_of(task, [images_and_labels(8)])
-    assert task.loss_scale.numpy() == pytest.approx(5e29)
+    assert task.loss_scale.numpy() == pytest.approx(5e29) and task.overflows.numpy() == 1
+    losses_of(task, [images_and_labels(8)] * 2)
+    told, progress = [], Progress(overflows=1)
+    for _ in range(2):
+        loop._tell_overflows(task, progress, SimpleNamespace(display=SimpleNamespace(message=told.append)))
+    assert len(told) == 1 and told[0].startswith("float16: 2 steps overflowed and changed no weight")
     for weight, value in zip(task.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
 

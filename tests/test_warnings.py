@@ -1,11 +1,13 @@
 """Warnings before training, about a precision that is slow on this processor."""
 
+import importlib.util
+
 import pytest
 import tensorflow as tf
 from test_phases import LITE, random_data
 
 from cifar_research import config
-from cifar_research.runtime import environment, processor
+from cifar_research.runtime import environment, gpus, processor
 from cifar_research.training import setup, warnings
 from cifar_research.training.run import run
 
@@ -56,3 +58,36 @@ def test_a_run_shows_its_warnings(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(environment, "slow_precision", lambda *_: "it is slow")
     run(config.parse(["experiment=quickstart", "data.train_images=64", "training.epochs=1"]), tmp_path / "run")
     assert "Warning: it is slow. Set training.precision=float32." in capsys.readouterr().out
+
+
+LISTED = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1b2c)"
+
+
+@pytest.mark.parametrize(
+    ("listed", "has_libraries", "variables", "expected"),
+    [
+        (LISTED, False, {}, "the NVIDIA H100 80GB HBM3, since CUDA's libraries are not installed. Install them: "),
+        (LISTED, True, {}, "the NVIDIA H100 80GB HBM3. Set TF_CPP_MIN_LOG_LEVEL=0, and it says why"),
+        (LISTED, False, {"CUDA_VISIBLE_DEVICES": ""}, None),
+        ("NVIDIA-SMI has failed", False, {}, None),
+        (None, False, {}, None),
+    ],
+    ids=["no libraries", "broken", "hidden", "no card", "no driver"],
+)
+def test_a_gpu_that_is_not_used_is_told_with_what_to_do(
+    listed, has_libraries, variables, expected, monkeypatch, tmp_path
+):
+    if listed is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{listed}'\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: has_libraries or None if name == "nvidia" else find(name, *of)
+    )
+    reason = gpus.why_unused()
+    assert reason is None if expected is None else expected in reason

@@ -21,7 +21,7 @@ from cifar_research.runtime.environment import Environment
 from cifar_research.runtime.signals import StopRequest
 from cifar_research.training.outputs import Outputs
 from cifar_research.training.saver import Saver
-from cifar_research.training.scoring import Evaluation, Scores
+from cifar_research.training.scoring import Evaluation, Scores, as_array
 from cifar_research.training.state import Progress, TrainState
 from cifar_research.training.steps import CannotCompile, Totals, many_steps, one_program
 
@@ -243,12 +243,25 @@ def _end_epoch(
         saver.save_best(state, progress)
     row = progress.history[-1]
     outputs.display.epoch(row, is_best)
+    _tell_overflows(state, progress, outputs)
     outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS}, flush=True)
     outputs.histograms(progress.step, state.model)
     saver.save(state, progress)
     # After the checkpoint, so that a history without checkpoints shows that they were lost.
     if saver.is_chief:
         outputs.history(progress.history)
+
+
+def _tell_overflows(state: TrainState, progress: Progress, outputs: Outputs) -> None:
+    """Tell of the epoch's steps that overflowed float16."""
+    number = int(as_array(state.overflows)) - progress.overflows
+    if number:
+        scale = float(as_array(state.loss_scale))
+        steps = f"{number:,} steps" if number > 1 else "1 step"
+        outputs.display.message(
+            f"float16: {steps} overflowed and changed no weight; the loss scale is now {scale:,.0f}."
+        )
+    progress.overflows += number
 
 
 def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores | None, clock: Clock) -> None:

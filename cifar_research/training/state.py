@@ -53,6 +53,7 @@ class TrainState:
     step: tf.Variable = field(init=False)
     loss_scale: tf.Variable = field(init=False)
     finite_steps: tf.Variable = field(init=False)
+    overflows: tf.Variable = field(init=False)
 
     def __post_init__(self) -> None:
         trainable, paths = self.model.trainable_variables, [weight.path for weight in self.model.weights]
@@ -70,6 +71,7 @@ class TrainState:
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.loss_scale = tf.Variable(2.0**15, trainable=False, name="loss_scale")
         self.finite_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_steps")
+        self.overflows = tf.Variable(0, dtype=tf.int64, trainable=False, name="overflows")
 
     def enter(
         self,
@@ -107,8 +109,7 @@ class TrainState:
         if self.ema_decay:
             pairs = zip(self.model.weights, self.averages, strict=True)
             named |= {f"ema/{weight.path}": average for weight, average in pairs}
-        named |= {"step": self.step, "loss_scale": self.loss_scale, "finite_steps": self.finite_steps}
-        return named
+        return named | {name: getattr(self, name) for name in ("step", "loss_scale", "finite_steps", "overflows")}
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Progress:
     phase: index of the current phase. phase_steps, phase_epochs: steps and epochs before each phase so far. epoch:
     complete epochs. totals: of the current epoch: sum of losses, correct predictions, images. seconds: of the current
     epoch. elapsed: seconds of earlier processes, from their first step on. best: step, epoch, monitored value, validation loss.
-    history: one row an epoch, as in history.csv.
+    overflows: steps of earlier epochs that overflowed float16. history: one row an epoch, as in history.csv.
     """
 
     step: int = 0
@@ -130,6 +131,7 @@ class Progress:
     seconds: float = 0.0
     elapsed: float = 0.0
     best: dict[str, Any] | None = None
+    overflows: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property

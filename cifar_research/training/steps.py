@@ -219,6 +219,7 @@ def _rescale(state: TrainState, gradients: list[tf.Tensor]) -> tf.Tensor:
     grown = tf.where(steps >= 2_000, state.loss_scale * 2, state.loss_scale)
     _set(state.loss_scale, tf.where(finite, tf.minimum(grown, 2.0**24), tf.maximum(state.loss_scale / 2, 1.0)))
     _set(state.finite_steps, tf.where(steps >= 2_000, tf.zeros_like(steps), steps))
+    _add(state.overflows, tf.cast(~finite, tf.int64))
     return finite
 
 

@@ -1,4 +1,4 @@
-"""Warnings before training: settings that say little about the weights, or are slow on this computer."""
+"""Warnings before training: settings that say little about the weights, or are slow, and a GPU that is not used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import keras
 
 from cifar_research.config.settings import Settings
 from cifar_research.models import classifier, layers
-from cifar_research.runtime import environment
+from cifar_research.runtime import environment, gpus
 from cifar_research.training import norms
 
 _MOST_OF_START = 0.1  # the share of moving statistics below which validation follows training
@@ -14,7 +14,9 @@ _MOST_OF_START = 0.1  # the share of moving statistics below which validation fo
 
 def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
     """Return the warnings for a run of this many steps."""
-    return [*_of_precision(settings, model), *_of_statistics(settings, model, num_steps)]
+    unused = gpus.why_unused()
+    of_gpu = [f"Warning: {unused}."] if unused else []
+    return [*of_gpu, *_of_precision(settings, model), *_of_statistics(settings, model, num_steps)]
 
 
 def _of_precision(settings: Settings, model: keras.Model) -> list[str]:

@@ -44,6 +44,7 @@ class Peer:
     steps_per_call: int = 1
     input: str = "numpy"
     compiles: bool = False
+    cuda_graphs: bool = False
     images: int = 0
     scored: int = 0
     facts: dict = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Peer:
 def peers(quick, kinds, has_bfloat16, has_gpu):
     every = on_gpu() if has_gpu else on_processor()
     if quick:  # the fastest of each
-        every = [every[i] for i in ((2, 5, 8, 11, 14) if has_gpu else (1, 3, 6, 9, 11 if has_bfloat16 else 10))]
+        every = [every[i] for i in ((2, 5, 8, 11, 15) if has_gpu else (1, 3, 6, 9, 11 if has_bfloat16 else 10))]
     return [peer for peer in every if peer.kind in kinds and (has_bfloat16 or peer.precision != "bfloat16")]
 
 
@@ -93,7 +94,8 @@ def on_gpu():
     name = "keras.fit, bfloat16, tf.data, 100 steps a call"
     every.append(Peer(name, "keras", "bfloat16", 100, "tf.data"))
     every += [Peer(f"PyTorch, {of}", "torch", of) for of in ("float32", "bfloat16")]
-    return [*every, Peer("PyTorch, bfloat16, compiled", "torch", "bfloat16", compiles=True)]
+    every.append(Peer("PyTorch, bfloat16, compiled", "torch", "bfloat16", compiles=True))
+    return [*every, Peer("PyTorch, bfloat16, CUDA graphs", "torch", "bfloat16", compiles=True, cuda_graphs=True)]
 
 
 class PeerFailed(Exception):
@@ -104,7 +106,8 @@ class Worker:
     """A peer's process; `answer` returns the facts that it tells first, `ask` says a word and returns its answer."""
 
     def __init__(self, command):
-        environment = os.environ | {"PYTHONPATH": str(HERE), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
         environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in runs; keras.fit gains as much
         environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or the first peer would take all of it
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 — open for as long as the process
@@ -148,6 +151,7 @@ def start(peer, python, model, batch_size, steps):
     options = ["--batch-size", batch_size, "--images", peer.images, "--precision", peer.precision]
     options += ["--steps-per-call", min(peer.steps_per_call, steps), "--input", peer.input]
     options += ["--compile"] if peer.compiles else []
+    options += ["--cuda-graphs"] if peer.cuda_graphs else []
     return Worker([python, HERE / script, model, *options])
 
 

@@ -1,5 +1,7 @@
 """A worker of the benchmark that trains with this framework: see worker.py for what it is asked and answers."""
 
+import dataclasses
+import math
 import tempfile
 from pathlib import Path
 
@@ -34,7 +36,8 @@ class Ours:
             overrides += [f"features.views={int(options.keep)}", f"data.cache_dir={self.folder.name}"]
         overrides += [f"training.precision={options.precision}", f"training.steps_per_call={options.steps_per_call}"]
         overrides += [f"training.jit_compile={str(options.compile).lower()}"]
-        self.settings = config.parse([*overrides, "data.drop_remainder=true"])
+        self.settings = config.parse([*overrides, "data.drop_remainder=true", *options.override])
+        from cifar_research.data import batches
         from cifar_research.data.datasets import Dataset, Split
         from cifar_research.runtime import environment
         from cifar_research.training import shards
@@ -48,12 +51,16 @@ class Ours:
         self.environment = environment.prepare(
             self.settings.training, self.settings.seed, shards.count(self.settings, data)
         )
+        if options.device:
+            self.environment = dataclasses.replace(self.environment, prefetch_device=options.device)
         import tensorflow as tf
 
         from cifar_research.training import loop, setup, steps
         from cifar_research.training.scoring import Evaluation
         from cifar_research.training.state import Progress
 
+        if options.from_host:
+            batches.fits_on_device = lambda split: False
         self.tf = tf
         self.side = 8192 if self.environment.prefetch_device else 2048  # of the matrices whose products are timed
         self.state = setup.build(self.settings, data, self.environment.batch_shards)
@@ -66,7 +73,7 @@ class Ours:
         self.iterator = iter(source)
         if self.environment.prefetch_device:
             batch = images[: options.batch_size], labels[: options.batch_size]
-            self.held_call = self._held_call(steps, iter(source), *batch)
+            self.held_call = self._held_call(steps, None if options.from_host else iter(source), *batch)
         self.scored = Split(split.images, split.labels, np.arange(len(images))[: worker.SCORED])
         self.evaluation = Evaluation(
             self.state,
@@ -86,14 +93,14 @@ class Ours:
     def _held_call(self, steps, iterator, images, labels):
         with self.tf.device(self.environment.prefetch_device):
             batch = self.tf.constant(images), self.tf.constant(labels)
-        if self.environment.jit_compile:
+        if self.environment.jit_compile and iterator is not None:
             program = steps.one_program(self.state, lambda rows: batch)
             return lambda number, totals: program(iterator, number, totals)
 
         @self.tf.function
         def call(number, totals):
             for _ in self.tf.range(number):
-                totals += steps.train_step(self.state, *batch)
+                totals += steps.train_step(self.state, *batch, jit_compile=self.environment.jit_compile)
             return totals
 
         return call
@@ -113,7 +120,7 @@ class Ours:
     def matrix(self):
         """Multiply matrices, as fast as this machine can at this precision; how many operations that is, facts tell."""
         tf = self.tf
-        kind = tf.bfloat16 if self.settings.training.precision == "bfloat16" else tf.float32
+        kind = tf.as_dtype(self.settings.training.precision)
         if not hasattr(self, "products"):
             self.products = tf.function(self._products)
             self.square = tf.cast(tf.random.normal([self.side] * 2, stddev=self.side**-0.5), kind)
@@ -127,6 +134,35 @@ class Ours:
             chains[index] = self.tf.matmul(square, chains[index])
         return sum(product[0, 0] for product in chains)
 
+    def copy(self):
+        """Read and write memory, as fast as this machine can; how many bytes that is, facts tell."""
+        if not hasattr(self, "added"):
+            self.long = self.tf.zeros([self._copied_bytes() // 8])  # float32, read and written
+            self.added = self.tf.function(lambda values: values + 1.0, jit_compile=self.settings.training.jit_compile)
+        return float(self.added(self.long)[0])
+
+    def _copied_bytes(self):
+        return 2**32 if self.environment.prefetch_device else 2**27
+
+    def _step_bytes(self):
+        """Return about how many bytes a step reads and writes.
+
+        The output of each layer is written and read in the forward pass. In the backward pass it is read again, and its
+        gradient is written and read. A weight, float32, is read in both passes; its gradient is written and read, and it
+        and its slots are read and written.
+        """
+        from cifar_research.models import classifier
+
+        state, itemsize = self.state, self.tf.as_dtype(self.settings.training.precision).size
+        outputs, shape = 0, (1, 32, 32, 3)
+        for layer in classifier.leaves(state.model):
+            known = layer.output.shape[1:]
+            # `fast` takes any size of images, and is a chain of layers.
+            shape = layer.compute_output_shape(shape) if None in known else (1, *known)
+            outputs += math.prod(shape[1:])
+        of_weights = 4 * state.model.count_params() * (6 + 2 * len(state.optimizer.slots))
+        return 5 * itemsize * outputs * self.settings.training.batch_size + of_weights
+
     def facts(self):
         from cifar_research.models import summary
 
@@ -134,6 +170,8 @@ class Ours:
             "parameters": self.state.model.count_params(),
             "forward_flops": summary.forward_flops(self.state.model),
             "matrix_flops": PRODUCTS * 2 * self.side**3,
+            "step_bytes": self._step_bytes(),
+            "copied_bytes": self._copied_bytes(),
         }
 
 

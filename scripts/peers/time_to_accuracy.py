@@ -1,6 +1,6 @@
-"""Time whole runs of a preset over seeds, and airbench94 in PyTorch (torch_recipe.py) in turn with them.
+"""Time whole runs of a preset over seeds, in turn with airbench94 and airbench94_muon in PyTorch (torch_recipe.py).
 
-    scripts/time_to_accuracy FOLDER                      seeds 0, 1 and 2 of experiment=fast and of the PyTorch recipe
+    scripts/time_to_accuracy FOLDER                      seeds 0, 1 and 2 of experiment=fast and of both PyTorch recipes
     scripts/time_to_accuracy FOLDER --seeds 0 1 2 3 4 --no-torch --target 0.9 experiment=fast data.val_fraction=0.1
 
 FOLDER holds `cifar-10-batches-bin`. Seconds are medians, told three times: of the whole command, start-up and evaluation in it;
@@ -69,10 +69,10 @@ def ours(folder, overrides, seed, target):
     }
 
 
-def torch(python, folder, seed):
-    """Train once by PyTorch's recipe, and return what it says of itself."""
+def torch(python, folder, recipe, precision, seed):
+    """Train once by a recipe in PyTorch, and return what it says of itself."""
     began = time.perf_counter()
-    command = [python, HERE / "torch_recipe.py", folder, "--seed", seed]
+    command = [python, HERE / "torch_recipe.py", folder, "--recipe", recipe, "--precision", precision, "--seeds", seed]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace")
     if done.returncode:
         sys.exit(f"error: torch_recipe.py ended with exit code {done.returncode}:\n{done.stderr}")
@@ -93,7 +93,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", help="overrides of the run; default: experiment=fast")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--no-torch", action="store_true", help="run without PyTorch's recipe")
+    parser.add_argument("--no-torch", action="store_true", help="run without PyTorch's recipes")
     parser.add_argument("--target", type=float, help="also print the seconds until this validation accuracy is reached")
     parser.add_argument("--json", type=Path, default=ROOT / "outputs" / "time_to_accuracy.json")
     args = parser.parse_intermixed_args()
@@ -105,34 +105,36 @@ def main():
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     overrides = args.overrides or ["experiment=fast"]
-    if args.target is not None:
-        try:
-            has_validation = config.parse(overrides).data.val_fraction > 0
-        except ConfigError as error:
-            parser.error(str(error))
-        if not has_validation:
-            parser.error(
-                "--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
-            )
+    try:
+        settings = config.parse(overrides)
+    except ConfigError as error:
+        parser.error(str(error))
+    if args.target is not None and settings.data.val_fraction == 0:
+        parser.error(
+            "--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
+        )
+    precision = "bfloat16" if settings.training.precision == "bfloat16" else "float32"
     pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_environment.python(log)})
-    runs = {"ours": []} | ({} if args.no_torch else {"PyTorch": []})
+    recipes = {} if args.no_torch else {"PyTorch, SGD": "sgd", "PyTorch, Muon": "muon"}
+    runs = {name: [] for name in ("ours", *recipes)}
     results = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
     results |= {"versions": versions(pythons), "seeds": args.seeds, "runs": runs}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in runs:
             log(f"seed {seed}: {name}")
-            run = (
-                ours(folder, overrides, seed, args.target) if name == "ours" else torch(pythons["torch"], folder, seed)
-            )
+            if name == "ours":
+                run = ours(folder, overrides, seed, args.target)
+            else:
+                run = torch(pythons["torch"], folder, recipes[name], precision, seed)
             runs[name].append(run)
             log(f"seed {seed}: {name}, test accuracy {run['test_accuracy']:.4f} in {run['command_seconds']:.0f} s")
             # Each time, so that nothing is lost if it is stopped.
             args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    print(f"{'':9}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
+    print(f"{'':13}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
     for name, of in runs.items():
-        cells = [f"{name:9}{interval([run['test_accuracy'] for run in of]):>18}"]
+        cells = [f"{name:13}{interval([run['test_accuracy'] for run in of]):>18}"]
         for key, width, digits in (
             ("command_seconds", 12, 0),
             ("train_seconds", 12, 0),
@@ -148,10 +150,10 @@ def main():
         reached = [run["target_seconds"] for run in runs["ours"]]
         times = [f"{seconds:.0f} s" if seconds else "not reached" for seconds in reached]
         print(f"validation accuracy {args.target}: {', '.join(times)}")
-    if "PyTorch" in runs:
-        pairs = zip(runs["ours"], runs["PyTorch"], strict=True)
+    for name in recipes:
+        pairs = zip(runs["ours"], runs[name], strict=True)
         ratios = [mine["command_seconds"] / its["command_seconds"] for mine, its in pairs]
-        print(f"seconds of the command, ours over PyTorch's: {statistics.median(ratios):.2f}")
+        print(f"seconds of the command, ours over {name}: {statistics.median(ratios):.2f}")
     log(f"written to {args.json}")
 
 

@@ -27,8 +27,8 @@ def study(preset):
     return nn.Sequential(*stack, nn.Linear(width, 10))
 
 
-def airbench(activation):
-    """The network of airbench94 (Jordan 2024), rewritten from its paper; `Scaled` is its scaling of logits."""
+def airbench(activation, divisor=9):
+    """The network of airbench94 (Jordan 2024), rewritten from its paper. divisor: of its logits."""
 
     def norm(filters):
         layer = nn.BatchNorm2d(filters, eps=1e-12, momentum=0.4)
@@ -41,7 +41,9 @@ def airbench(activation):
         stack += [norm(filters), activation()]
         stack += [nn.Conv2d(filters, filters, 3, padding="same", bias=False), norm(filters), activation()]
         channels = filters
-    net = nn.Sequential(*stack, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, 10, bias=False), Scaled())
+    net = nn.Sequential(
+        *stack, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, 10, bias=False), Scaled(divisor)
+    )
     net[0].weight.requires_grad = False
     for layer in net[1:]:
         if isinstance(layer, nn.Conv2d):
@@ -50,8 +52,12 @@ def airbench(activation):
 
 
 class Scaled(nn.Module):
+    def __init__(self, divisor):
+        super().__init__()
+        self.divisor = divisor
+
     def forward(self, logits):
-        return logits / 9
+        return logits / self.divisor
 
 
 def slides(images):
@@ -99,7 +105,7 @@ class Torch:
             else torch.optim.Adam(weights, 0.005, fused=fused)
         )
         if options.compile:
-            self.loss = torch.compile(self.loss, mode="reduce-overhead")
+            self.loss = torch.compile(self.loss, mode="reduce-overhead" if options.cuda_graphs else "default")
         images, labels = worker.images(options.images)
         self.images = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
         self.labels = torch.from_numpy(labels).to(self.device)

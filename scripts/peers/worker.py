@@ -28,9 +28,13 @@ def options():
     parser.add_argument("model", choices=["first_version", "wide", "augmented", "fast", *UPPER])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, default=12_800, help="images in an epoch, which is a block")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--steps-per-call", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile with XLA or torch.compile")
+    parser.add_argument("--cuda-graphs", action="store_true", help="let torch.compile record CUDA graphs")
+    parser.add_argument("--from-host", action="store_true", help="copy batches to the GPU, not the data set once")
+    parser.add_argument("--device", help="where the data is, if not on the first GPU; ours alone")
+    parser.add_argument("--override", action="append", default=[], help="of the run; ours alone")
     parser.add_argument(
         "--keep", action="store_true", help="compute the features of frozen layers once, before the steps"
     )
