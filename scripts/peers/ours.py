@@ -151,11 +151,15 @@ class Ours:
         gradient is written and read. A weight, float32, is read in both passes; its gradient is written and read, and it
         and its slots are read and written.
         """
+        import keras
+
         from cifar_research.models import classifier
 
         state, itemsize = self.state, self.tf.as_dtype(self.settings.training.precision).size
         outputs, shape = 0, (1, 32, 32, 3)
         for layer in classifier.leaves(state.model):
+            if isinstance(layer, keras.layers.InputLayer):
+                continue
             known = layer.output.shape[1:]
             # `fast` takes any size of images, and is a chain of layers.
             shape = layer.compute_output_shape(shape) if None in known else (1, *known)
