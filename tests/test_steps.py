@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from cifar_research import config
 from cifar_research.config.contracts import Backbone
+from cifar_research.data import batches as pipelines
+from cifar_research.data.datasets import Split
 from cifar_research.models import classifier, heads, layers
 from cifar_research.models.backbones.cnn import cnn
 from cifar_research.optimization import optimizers
@@ -136,6 +138,29 @@ def test_one_trace_whatever_the_batch_and_the_call():
         call(iterator, tf.constant(num_steps), tf.zeros([3], tf.float64))
     assert len(traces) == 1
     assert task.step.numpy() == 6
+
+
+def test_a_program_of_a_hundred_steps_of_two_thousand_images_is_compiled_once_whatever_the_count():
+    traces = []
+
+    def augment(images, targets, seed, epoch_seed):
+        traces.append(images.shape)
+        return images, targets
+
+    model = classifier.classifier(cnn(filters=[2]), heads.head(hidden=[]), (4, 4, 3), 10)
+    task = make_task(model=model, augment=augment, loss="categorical_crossentropy")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 4000)
+    split = Split((labels[:, None, None, None] * 25 * np.ones((4, 4, 3))).astype(np.uint8), labels, np.arange(4000))
+    call = steps.one_program(task, pipelines.reader_on_device(split, "/CPU:0"))
+    rows = rng.integers(0, 4000, (100, 2000))
+    counts = tf.data.Dataset.from_tensor_slices([100, 3])
+    iterator = iter(counts.map(lambda count: (tf.constant(rows), count)))
+    losses, images = zip(
+        *[call(iterator, tf.constant(n), tf.zeros([3], tf.float64)).numpy()[[0, 2]] for n in (100, 3)], strict=True
+    )
+    assert images == (200_000, 6_000) and losses[1] / 6_000 < losses[0] / 200_000
+    assert task.step.numpy() == 103 and len(traces) == 1
 
 
 def test_steps_per_call_changes_nothing():
