@@ -414,6 +414,12 @@ def test_xla_is_used_on_a_gpu_unless_something_forbids_it(words, expected, monke
     monkeypatch.setattr(environments, "import_tensorflow", lambda: [gpu])
     monkeypatch.setattr(tf.config.experimental, "get_memory_growth", lambda gpu: True)
     assert environments.prepare(training, 0).jit_compile == expected
+    if expected:  # after a deterministic run
+        monkeypatch.setattr(environments, "is_deterministic", lambda: True)
+        assert not environments.prepare(training, 0).jit_compile
+        monkeypatch.setattr(environments, "raises_if_stale", True)
+        with pytest.raises(environments.StaleProcess):
+            environments.prepare(training, 0)
 
 
 def test_history_is_written_without_tensorboard_and_class_names_may_hold_anything(tmp_path):

@@ -164,8 +164,9 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
     _set_threads(training.threads, batch_shards)
     jit_compile = training.jit_compile
     if jit_compile == "auto":
-        is_forbidden = training.strategy != "none" or training.deterministic or is_deterministic()
-        jit_compile = bool(gpus) and not is_forbidden
+        jit_compile = bool(gpus) and training.strategy == "none" and not training.deterministic
+        # After a deterministic run, a worker is restarted, and a notebook trains without XLA.
+        jit_compile = jit_compile and (raises_if_stale or not is_deterministic())
     deterministic = not gpus and not jit_compile if training.deterministic is None else training.deterministic
     if jit_compile and is_deterministic():
         raise _stale("training.jit_compile: true does not work after a deterministic run in the same process")
