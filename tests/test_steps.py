@@ -140,14 +140,14 @@ def test_one_trace_whatever_the_batch_and_the_call():
     assert task.step.numpy() == 6
 
 
-def test_a_program_of_a_hundred_steps_of_two_thousand_images_is_compiled_once_whatever_the_count():
+def test_a_program_of_a_hundred_steps_of_two_thousand_images_is_traced_once_whatever_the_count():
     traces = []
 
     def augment(images, targets, seed, epoch_seed):
         traces.append(images.shape)
         return images, targets
 
-    model = classifier.classifier(cnn(filters=[2]), heads.head(hidden=[]), (4, 4, 3), 10)
+    model = classifier.classifier(cnn(filters=[2], pooling="avg"), heads.head(hidden=[]), (4, 4, 3), 10)
     task = make_task(model=model, augment=augment, loss="categorical_crossentropy")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 4000)

@@ -1,4 +1,4 @@
-"""Warnings before training, about a precision that is slow on this processor."""
+"""Warnings before training: a precision that is slow on this processor, a GPU that is not used."""
 
 import importlib.util
 
@@ -66,8 +66,8 @@ LISTED = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1b2c)"
 @pytest.mark.parametrize(
     ("listed", "has_libraries", "variables", "expected"),
     [
-        (LISTED, False, {}, "the NVIDIA H100 80GB HBM3, since CUDA's libraries are not installed. Install them: "),
-        (LISTED, True, {}, "the NVIDIA H100 80GB HBM3. Set TF_CPP_MIN_LOG_LEVEL=0, and it says why"),
+        (LISTED, False, {}, "the NVIDIA H100 80GB HBM3: NVIDIA's CUDA libraries are not installed. Install them with "),
+        (LISTED, True, {}, "the NVIDIA H100 80GB HBM3. It says why with TF_CPP_MIN_LOG_LEVEL=0 "),
         (LISTED, False, {"CUDA_VISIBLE_DEVICES": ""}, None),
         ("NVIDIA-SMI has failed", False, {}, None),
         (None, False, {}, None),

@@ -91,7 +91,7 @@ class TrainingConfig:
     eval_batch_size: int = 500  # Images in a batch of validation and test; it changes no score.
     steps_per_call: int = 1  # Training steps in one call of the compiled function; 20 or more is faster.
     precision: str = "float32"  # The type that layers compute in; weights stay float32.
-    jit_compile: Any = "auto"  # Compile steps with XLA; `auto` does on one GPU, unless `deterministic` forbids it.
+    jit_compile: Any = "auto"  # Compile steps with XLA; `auto`: on one GPU, unless `deterministic` is true.
     deterministic: bool | None = None  # Deterministic kernels; null is on for a CPU without XLA, else off.
     threads: int | None = None  # CPU threads that TensorFlow uses; null is its own choice.
     strategy: str = "none"  # One device, all GPUs of this machine, or several machines given by TF_CONFIG.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -19,11 +18,11 @@ def why_unused() -> str | None:
         return None
     if not (name := _first_card()):
         return None
-    version = importlib.metadata.version("tensorflow")
     if not tf.test.is_built_with_cuda() or importlib.util.find_spec("nvidia") is None:
-        install = f"{sys.executable} -m pip install 'tensorflow[and-cuda]=={version}'"
-        return f"TensorFlow does not use the {name}, since CUDA's libraries are not installed. Install them: {install}"
-    return f"TensorFlow does not use the {name}. Set TF_CPP_MIN_LOG_LEVEL=0, and it says why"
+        install = f"{sys.executable} -m pip install 'tensorflow[and-cuda]=={tf.__version__}'"
+        return f"TensorFlow does not use the {name}: NVIDIA's CUDA libraries are not installed. Install them with {install}"
+    code = "'import tensorflow as tf; tf.config.list_physical_devices(\"GPU\")'"
+    return f"TensorFlow does not use the {name}. It says why with TF_CPP_MIN_LOG_LEVEL=0 {sys.executable} -c {code}"
 
 
 def _first_card() -> str | None:

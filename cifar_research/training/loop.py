@@ -189,17 +189,19 @@ def _steps(
         )
         return functools.partial(call, iter(source))
 
-    current = made(environment)
+    current = made(dataclasses.replace(environment, jit_compile=environment.jit_compile and not state.does_without_xla))
 
     def steps(*arguments: Any) -> Totals:
         nonlocal current
         try:
             return current(*arguments)
         except CannotCompile as error:
-            if training.jit_compile != "auto":
+            # A call that has failed may have counted its first step; after more, weights have changed.
+            if training.jit_compile != "auto" or int(as_array(state.step)) > progress.step + 1:
                 raise
-            tell(f"XLA {error.reason}: this run trains without it.")
-            state.step.assign(progress.step)  # the call may have counted a step before it failed
+            tell(f"training.jit_compile: XLA {error.reason}; this run continues without XLA.")
+            state.step.assign(progress.step)
+            state.does_without_xla = True
             current = made(dataclasses.replace(environment, jit_compile=False))
             return current(*arguments)
 
@@ -259,7 +261,7 @@ def _tell_overflows(state: TrainState, progress: Progress, outputs: Outputs) -> 
         scale = float(as_array(state.loss_scale))
         steps = f"{number:,} steps" if number > 1 else "1 step"
         outputs.display.message(
-            f"float16: {steps} overflowed and changed no weight; the loss scale is now {scale:,.0f}."
+            f"float16: {steps} overflowed and changed no weight. The loss scale is now {scale:,.0f}."
         )
     progress.overflows += number
 

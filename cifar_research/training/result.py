@@ -35,7 +35,8 @@ def gather(
 ) -> dict[str, Any]:
     """Return the content of report.json.
 
-    `train` and `val` are of the best epoch, `train` as measured during training. weights_sha256: of the tested weights.
+    `train` and `val` are of the best epoch, `train` as measured during training. overflows: steps that
+    float16 skipped. weights_sha256: of the tested weights.
     """
     status, test = ending.outcome.status, ending.test
     best_epoch = progress.best and progress.best["epoch"]
@@ -61,11 +62,12 @@ def gather(
         "best_epoch": best_epoch,
         "epochs": progress.epoch,
         "steps": progress.step,
+        "overflows": progress.overflows,
         "images_per_second": report.steady_images_per_second(progress.history),
         "seconds": ending.seconds,
         "peak_memory_bytes": report.peak_memory_bytes(),
         "versions": report.versions(),
-        "hardware": _hardware(environment),
+        "hardware": _hardware(environment, state),
         "git": ending.git,
         "options": dict(settings.options),
     }
@@ -90,9 +92,10 @@ def _data(data: Dataset, state: TrainState) -> dict[str, Any]:
     }
 
 
-def _hardware(environment: Environment) -> dict[str, Any]:
+def _hardware(environment: Environment, state: TrainState) -> dict[str, Any]:
     return report.hardware([gpu.name for gpu in tf.config.list_physical_devices("GPU")]) | {
         "device": environment.device,
         "deterministic": environment.deterministic,
+        "jit_compile": environment.jit_compile and not state.does_without_xla,
         "memory_growth": environment.memory_growth,
     }

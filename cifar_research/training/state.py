@@ -24,8 +24,8 @@ class TrainState:
     """The model, the optimizer's slots and the counters; `enter` sets the fields of a phase.
 
     loss: what training minimizes, (logits, targets [B, K]) -> float32 [B]. scoring_loss: of validation and test; None is
-    the same. debiases_norms: see layers.debiased. batch_shards: see shards.count. several_images: whether every batch has
-    more than one image.
+    the same. does_without_xla: whether XLA could not compile a step. debiases_norms: see layers.debiased. batch_shards:
+    see shards.count. several_images: whether every batch has more than one image.
     Of the phase: forward, weights, slots. learning_rate: step, float32 -> rate. scales: each weight's multiplier of the
     rate. first_step: the phase's. optimizer_first_steps: each weight's since the optimizer's reset.
     """
@@ -42,6 +42,7 @@ class TrainState:
     debiases_norms: bool = False
     several_images: bool = False
     scoring_loss: LossFunction | None = None
+    does_without_xla: bool = False
     forward: Forward = field(init=False)
     weights: list[tf.Variable] = field(init=False)
     slots: list[list[tf.Variable]] = field(init=False)

@@ -39,6 +39,10 @@ def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, *, jit_c
     return totals
 
 
+# What TensorFlow says if XLA cannot compile: an operation, or on a GPU without a part of CUDA.
+_NOT_COMPILED = ("tf2xla conversion failed", "libdevice", "ptxas")
+
+
 class CannotCompile(ConfigError):
     """XLA cannot compile a step; `reason` continues a sentence about XLA."""
 
@@ -178,7 +182,8 @@ def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Ca
         def some_steps(totals: Totals) -> tuple[Totals]:
             rows, *count = iterator.get_next()
             totals = program(tf.identity(state.step), totals, rows, *count)
-            _add(state.step, tf.cast(count[0], tf.int64) if count else tf.shape(rows, tf.int64)[0])
+            with tf.device(HOST):
+                _add(state.step, tf.cast(count[0], tf.int64) if count else tf.shape(rows, tf.int64)[0])
             return (totals,)
 
         return tf.while_loop(lambda totals: state.step < end, some_steps, [totals])[0]
@@ -192,14 +197,16 @@ def _with_xla_errors(call: Callable[..., Totals]) -> Callable[..., Totals]:
     def checked(*arguments: Any) -> Totals:
         try:
             return call(*arguments)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-            if "tf2xla conversion failed" not in str(error):
+        except tf.errors.OpError as error:
+            if not any(sign in str(error) for sign in _NOT_COMPILED):
                 raise
             operations = sorted(set(re.findall(r"No registered '(\w+)' OpKernel", str(error))))
             missing = (
-                f"has no {', '.join(operations)}, which a step of this run needs" if operations else "cannot compile it"
+                f"has no {', '.join(operations)}, which a step of this run needs"
+                if operations
+                else "cannot compile a step of this run"
             )
-            raise CannotCompile(missing if operations else f"{missing} ({error})") from error
+            raise CannotCompile(missing if operations else f"{missing} ({error.message.splitlines()[0]})") from error
 
     return checked
 

@@ -15,7 +15,7 @@ _MOST_OF_START = 0.1  # the share of moving statistics below which validation fo
 def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
     """Return the warnings for a run of this many steps."""
     unused = gpus.why_unused()
-    of_gpu = [f"Warning: {unused}."] if unused else []
+    of_gpu = [f"Warning: {unused}"] if unused else []
     return [*of_gpu, *_of_precision(settings, model), *_of_statistics(settings, model, num_steps)]
 
 

@@ -52,6 +52,7 @@ class Peer:
     held: list = field(default_factory=list)
     evaluate: list = field(default_factory=list)
     matrix: list = field(default_factory=list)
+    copy: list = field(default_factory=list)
     peak_memory_bytes: int = 0
     failure: str = ""
 
@@ -155,25 +156,28 @@ def start(peer, python, model, batch_size, steps):
     return Worker([python, HERE / script, model, *options])
 
 
-def training(pythons, chosen, model, batch_size, steps, rounds, has_gpu, log):
-    """Let the chosen peers take turns on one model; return them with what was measured."""
+def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
+    """Let the chosen peers take turns on one model; return them with what was measured.
+
+    asked: kind of peer -> the words that it is asked in every round.
+    """
     log(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
     workers = [start(peer, pythons[peer.kind], model, batch_size, steps) for peer in chosen]
     turns = list(zip(chosen, workers, strict=True))
     for peer, worker in turns:
         peer.facts = _or_failure(peer, log, worker.answer) or {}
     log(f"{model}, batch {batch_size}: warming up")
-    for word in _words("ours", has_gpu):  # all at once, since only compiling takes long
-        asked = [(peer, worker) for peer, worker in turns if not peer.failure and word in _words(peer.kind, has_gpu)]
-        for _, worker in asked:
+    for word in asked("ours"):  # all at once, since only compiling takes long
+        waiting = [(peer, worker) for peer, worker in turns if not peer.failure and word in asked(peer.kind)]
+        for _, worker in waiting:
             worker.say(word)
-        for peer, worker in asked:
+        for peer, worker in waiting:
             _or_failure(peer, log, worker.answer)
             log(f"{model}, batch {batch_size}: {peer.name} has done {word}")
     for number in range(1, rounds + 1):
         for peer, worker in turns:
             time.sleep(0.3)  # for the threads of the one before to go to sleep
-            for word in _words(peer.kind, has_gpu):
+            for word in asked(peer.kind):
                 if peer.failure:
                     break
                 log(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}, {word}")
@@ -191,11 +195,12 @@ def training(pythons, chosen, model, batch_size, steps, rounds, has_gpu, log):
     return chosen
 
 
-def _words(kind, has_gpu):
-    """Return what a peer is asked in every round."""
-    if kind != "ours":
-        return ["train", "evaluate"]
-    return ["train", "held", "evaluate", "matrix"] if has_gpu else ["train", "evaluate", "matrix"]
+def asked_with_gpu(kind):
+    return ["train", "held", "evaluate", "matrix"] if kind == "ours" else ["train", "evaluate"]
+
+
+def asked_without(kind):
+    return ["train", "evaluate", "matrix"] if kind == "ours" else ["train", "evaluate"]
 
 
 def _or_failure(peer, log, ask, *word):
@@ -278,7 +283,8 @@ def main():
         for model in models:
             for batch_size in batch_sizes:
                 chosen = peers(args.quick, args.peers, has_bfloat16, has_gpu)
-                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, has_gpu, log)
+                asked = asked_with_gpu if has_gpu else asked_without
+                measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, asked, log)
                 results["training"].append(
                     {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}
                 )

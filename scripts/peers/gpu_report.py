@@ -4,45 +4,47 @@
     scripts/gpu_report FOLDER --parts speed       one part, which then has all of that time
     scripts/gpu_report FOLDER --small             on any machine, to see that every part works; its figures mean nothing
 
-FOLDER holds `cifar-10-batches-bin`. Each part is a process with a time limit: what it has measured until then is kept, and
-a part that fails costs itself alone. PyTorch is asked for with --torch-python, a Python that has it.
+FOLDER holds `cifar-10-batches-bin`. Each part is a process with a time limit. If it fails or is stopped, its rows so far are
+kept, and the next part starts. Time that a part does not use goes to the later ones.
 """
 
 import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch_environment
-from benchmark import ROOT, hardware
+from benchmark import ROOT, hardware, versions
 
 from cifar_research.display import console
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 480
-# By name: what it measures, and its share of the time.
+# By name: the title of its table, and its share of the time. The last one can use whatever is left.
 PARTS = {
-    "environment": ("The card, and the libraries that TensorFlow found", 0.04),
-    "speed": ("Images per second, beside keras.fit and PyTorch", 0.28),
-    "pipeline": ("A step with its pipeline and augmentation, over a step without", 0.12),
-    "accuracy": ("Time to accuracy: `fast`, beside airbench94_muon in PyTorch", 0.28),
-    "deterministic": ("The same seed twice, deterministic", 0.07),
-    "float16": ("float16 with loss scaling", 0.05),
-    "sweep": ("Eight runs of quickstart, 1, 2 and 4 at once on the card", 0.1),
+    "environment": ("The card, and the libraries that TensorFlow found", 0.07),
+    "accuracy": ("Time to accuracy: `fast`", 0.25),
+    "pytorch": ("Time to accuracy: airbench94_muon in PyTorch, compiled", 0.13),
+    "pipeline": ("A step with its pipeline and augmentation, over a step without", 0.14),
+    "deterministic": ("The same seed twice, deterministic", 0.08),
+    "float16": ("float16 with loss scaling, from a scale that is too high", 0.06),
     "tests": ("tests/test_gpu.py", 0.06),
+    "sweep": ("Eight runs of quickstart, several at once on the card", 0.1),
+    "speed": ("Images per second, beside keras.fit and PyTorch", 0.25),
 }
 
 
-def measured(name, limit, words, folder):
+def measured(name, limit, arguments, folder):
     """Run a part; return its rows, its seconds, and what went wrong, if anything did."""
     rows, log, began = folder / f"{name}.jsonl", folder / f"{name}.log", time.perf_counter()
     problem = None
     with rows.open("w") as out, log.open("w") as err:
-        command = [sys.executable, HERE / "gpu_parts.py", name, *words]
+        command = [sys.executable, HERE / "gpu_parts.py", name, *arguments]
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, cwd=ROOT, start_new_session=True)
         try:
             if code := process.wait(limit):
@@ -58,14 +60,32 @@ def measured(name, limit, words, folder):
                     break
                 time.sleep(0.5)
             process.wait()
-    lines = [json.loads(line) for line in rows.read_text().splitlines() if line.endswith("}")]
-    return {"rows": lines, "seconds": time.perf_counter() - began, "problem": problem}
+    return {"rows": list(_rows(rows)), "seconds": time.perf_counter() - began, "problem": problem}
 
 
-def markdown(found):
-    """Return the report as Markdown: a table for each part, whose columns are those of its rows."""
-    lines = ["# On a GPU", "", f"`{found['command']}`, {found['date']}, commit `{found['commit']}`"]
-    for name, part in found["parts"].items():
+def _rows(path):
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a line that was cut off, or a message of a library
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def markdown(report):
+    """Return the report as Markdown: the goals, and a table for each part, whose columns are those of its rows."""
+    machine, libraries = (
+        report["hardware"],
+        ", ".join(f"{name} {of}" for name, of in sorted(report["versions"].items())),
+    )
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    lines = ["# On a GPU", "", f"`{report['command']}`, {report['date']}, commit `{report['commit']}`: {gpus}, "
+             f"{machine['cores']} cores of {machine['processor']}; {libraries}."]  # fmt: skip
+    if goals := _goals(report["parts"]):
+        lines += ["", "| goal | measured | at most | aim |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(map(_text, goal))} |" for goal in goals]
+    for name, part in report["parts"].items():
         lines += ["", f"## {PARTS[name][0]}", ""]
         columns = list(dict.fromkeys(key for row in part["rows"] for key in row))
         if columns:
@@ -76,6 +96,33 @@ def markdown(found):
             lines += [f"**{part['problem']}**", ""]
         lines.append(f"*{part['seconds']:.0f} s*")
     return "\n".join(lines) + "\n"
+
+
+def _goals(parts):
+    """Return (goal, measured, at most, aim) of what was measured; speeds are seconds over seconds."""
+    goals, rows = [], {name: part["rows"] for name, part in parts.items()}
+
+    def medians(name):
+        found = [row["s without compilation"] for row in rows.get(name, []) if row.get("s without compilation")]
+        return statistics.median(found) if found else None
+
+    ours, theirs = medians("accuracy"), medians("pytorch")
+    if ours and theirs:
+        goals.append(["training of `fast` over airbench94_muon's", ours / theirs, 1.0, 0.7])
+    for row in rows.get("accuracy", [])[:1]:
+        goals.append(["seconds to the end of the first call", row["s of the first call"] + row["s before it"], 40, 20])
+    for row in rows.get("pipeline", []):
+        if "data on the device" in row["what"]:
+            ratio = row["over a held batch without augmentation"]
+            goals.append([f"{row['what']}: a step over one without", ratio, 1.03, 1.01])
+    wide = {row["peer"]: row["ms a step"] for row in rows.get("speed", [])
+            if (row.get("model"), row.get("batch")) == ("wide", 512) and "ms a step" in row}  # fmt: skip
+    mine = min((of for peer, of in wide.items() if peer.startswith("ours, bfloat16")), default=None)
+    for name, most, aim in (("keras.fit", 1 / 2, 1 / 4), ("PyTorch, bfloat16, compiled", 1 / 1.3, 1 / 2)):
+        peers = [of for peer, of in wide.items() if peer.startswith(name)]
+        if mine and peers:
+            goals.append([f"a step of `wide`, batch 512, over {name}", mine / min(peers), most, aim])
+    return goals
 
 
 def _text(value):
@@ -110,26 +157,29 @@ def main():
     def log(text):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
-    words = [folder, *(["--small"] if args.small else [])]
+    arguments, pythons = [folder, *(["--small"] if args.small else [])], {"ours": sys.executable}
     if not args.no_torch:
-        words += ["--torch-python", args.torch_python or torch_environment.python(log)]
+        pythons["torch"] = args.torch_python.absolute() if args.torch_python else torch_environment.python(log)
+        arguments += ["--torch-python", pythons["torch"]]
+    names = [name for name in args.parts if name != "pytorch" or not args.no_torch]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    found = {"command": " ".join(["scripts/gpu_report", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
-    found |= {"commit": git.stdout.strip() or "unknown", "hardware": hardware(), "parts": {}}
+    report = {"command": " ".join(["scripts/gpu_report", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d")}
+    report |= {"commit": git.stdout.strip() or "unknown", "hardware": hardware(), "versions": versions(pythons)}
+    report["parts"] = {}
     args.output.mkdir(parents=True, exist_ok=True)
-    shares = sum(PARTS[name][1] for name in args.parts)
-    for name in args.parts:
-        limit = args.seconds * PARTS[name][1] / shares
+    end = time.perf_counter() + args.seconds
+    for number, name in enumerate(names):
+        share = PARTS[name][1] / sum(PARTS[later][1] for later in names[number:])
+        limit = max(end - time.perf_counter(), 1.0) * share
         log(f"{name}: at most {limit:.0f} s")
-        part = found["parts"][name] = measured(name, limit, words, args.output)
-        log(
-            f"{name}: {len(part['rows'])} rows in {part['seconds']:.0f} s{': ' if part['problem'] else ''}{part['problem'] or ''}"
-        )
+        part = report["parts"][name] = measured(name, limit, arguments, args.output)
+        ending = f": {part['problem']}" if part["problem"] else ""
+        log(f"{name}: {len(part['rows'])} rows in {part['seconds']:.0f} s{ending}")
         # After each part, so that nothing is lost if it is stopped.
-        (args.output / "report.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (args.output / "report.md").write_text(markdown(found), encoding="utf-8")
-    print(markdown(found))
-    if failed := [name for name, part in found["parts"].items() if part["problem"]]:
+        (args.output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (args.output / "report.md").write_text(markdown(report), encoding="utf-8")
+    print(markdown(report))
+    if failed := [name for name, part in report["parts"].items() if part["problem"]]:
         sys.exit(f"error: not complete: {', '.join(failed)}; see {args.output}/report.md")
 
 

@@ -11,6 +11,7 @@ import worker
 from cifar_research import config
 
 PRODUCTS = 20  # of matrices, to see how fast the machine is
+COPIES = 20  # of memory, likewise
 
 
 def _weights(backbone, folder):
@@ -136,13 +137,22 @@ class Ours:
 
     def copy(self):
         """Read and write memory, as fast as this machine can; how many bytes that is, facts tell."""
-        if not hasattr(self, "added"):
-            self.long = self.tf.zeros([self._copied_bytes() // 8])  # float32, read and written
-            self.added = self.tf.function(lambda values: values + 1.0, jit_compile=self.settings.training.jit_compile)
-        return float(self.added(self.long)[0])
+        tf = self.tf
+        if not hasattr(self, "copies"):
+
+            def copies():
+                added = tf.while_loop(
+                    lambda number, values: number < COPIES,
+                    lambda number, values: (number + 1, values + 1.0),
+                    [0, tf.zeros([self._copied_bytes() // (8 * COPIES)])],  # float32, read and written
+                )
+                return added[1][0]
+
+            self.copies = tf.function(copies, jit_compile=self.settings.training.jit_compile)
+        return float(self.copies())
 
     def _copied_bytes(self):
-        return 2**32 if self.environment.prefetch_device else 2**27
+        return COPIES * (2**31 if self.environment.prefetch_device else 2**26)
 
     def _step_bytes(self):
         """Return about how many bytes a step reads and writes.
