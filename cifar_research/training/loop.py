@@ -196,11 +196,10 @@ def _steps(
         try:
             return current(*arguments)
         except CannotCompile as error:
-            # A call that has failed may have counted its first step; after more, weights have changed.
-            if training.jit_compile != "auto" or int(as_array(state.step)) > progress.step + 1:
+            if training.jit_compile != "auto":
                 raise
             tell(f"training.jit_compile: XLA {error.reason}; this run continues without XLA.")
-            state.step.assign(progress.step)
+            state.step.assign(progress.step)  # the call may have counted steps before it failed
             state.does_without_xla = True
             current = made(dataclasses.replace(environment, jit_compile=False))
             return current(*arguments)
