@@ -174,14 +174,14 @@ def test_time_to_accuracy_refuses_a_folder_without_batches(tmp_path):
 @pytest.mark.skipif(not TORCH.exists(), reason="PyTorch's environment is made by scripts/benchmark")
 @pytest.mark.parametrize("recipe", ["sgd", "muon"])
 def test_torch_recipe_trains(batches, recipe):
-    words = [PEERS / "torch_recipe.py", batches, "--recipe", recipe, "--precision", "float32", "--seeds", 0, 1]
-    lines = run(*words, "--epochs", 1.4, "--batch-size", 20, python=TORCH).stdout.splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [one["seed"] for one in found] == [0, 1]
-    assert all(np.isfinite(one["loss"]) and 0 <= one["test_accuracy"] <= 1 for one in found)
+    arguments = [PEERS / "torch_recipe.py", batches, "--recipe", recipe, "--precision", "float32", "--seeds", 0, 1]
+    lines = run(*arguments, "--epochs", 1.4, "--batch-size", 20, python=TORCH).stdout.splitlines()
+    runs = [json.loads(line) for line in lines]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert all(np.isfinite(run["loss"]) and 0 <= run["test_accuracy"] <= 1 for run in runs)
 
 
-def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch):
+def test_a_peer_that_fails_is_reported_and_the_others_go_on(monkeypatch):
     monkeypatch.syspath_prepend(PEERS)
     import benchmark
     import tables
@@ -198,13 +198,13 @@ def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch):
         return benchmark.Worker([sys.executable, "-c", scripts[peer.kind]])
 
     monkeypatch.setattr(benchmark, "start", start)
-    told = []
+    messages = []
     measured = benchmark.training(
-        {"ours": "", "keras": ""}, chosen, "wide", 128, 50, 2, benchmark.asked_with_gpu, told.append
+        {"ours": "", "keras": ""}, chosen, "wide", 128, 50, 2, benchmark.asked_with_gpu, messages.append
     )
     assert [peer.failure for peer in measured] == ["", "out of memory"]
     assert measured[0].train == measured[0].held == [1.0, 1.0] and measured[1].train == []
-    assert any("out of memory" in line for line in told)
+    assert any("out of memory" in line for line in messages)
     machine = {"processor": "P", "cores": 2, "units": [], "gpus": ["a GPU"]}
     found = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 2, "steps": 50}
     result = {"model": "wide", "batch_size": 128, "peers": [vars(peer) for peer in measured]}
@@ -214,16 +214,16 @@ def test_a_peer_that_fails_is_told_and_the_others_go_on(monkeypatch):
 
 @pytest.mark.slow
 def test_gpu_report_measures_each_part_and_writes_tables(batches, tmp_path):
-    words = [PEERS / "gpu_report.py", batches, "--small", "--seconds", 3000, "--output", tmp_path / "out"]
-    shown = run(*words, *(["--torch-python", TORCH] if TORCH.exists() else ["--no-torch"])).stdout
-    found = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]
-    assert {name: part["problem"] for name, part in found.items()} == dict.fromkeys(found)
-    assert len(found) == (9 if TORCH.exists() else 8)
-    ours, keras = found["speed"]["rows"]
+    arguments = [PEERS / "gpu_report.py", batches, "--small", "--seconds", 3000, "--output", tmp_path / "out"]
+    shown = run(*arguments, *(["--torch-python", TORCH] if TORCH.exists() else ["--no-torch"])).stdout
+    parts = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]
+    assert {name: part["problem"] for name, part in parts.items()} == dict.fromkeys(parts)
+    assert len(parts) == (9 if TORCH.exists() else 8)
+    ours, keras = parts["speed"]["rows"]
     assert ours["images/s"] > 0 and 0 < ours["% of the matrix rate"] < 100 and "% of the matrix rate" not in keras
-    assert found["deterministic"]["rows"][-1] == {"run": "equal to the bit", "weights": "True"}
-    assert found["float16"]["rows"][-1]["loss"] > 0  # overflows
-    assert found["sweep"]["rows"][0]["jobs a minute"] > 0 and "1 passed" in found["tests"]["rows"][0]["tests"]
+    assert parts["deterministic"]["rows"][-1] == {"run": "equal to the bit", "weights": "True"}
+    assert parts["float16"]["rows"][-1]["loss"] > 0  # overflows
+    assert parts["sweep"]["rows"][0]["jobs a minute"] > 0 and "1 passed" in parts["tests"]["rows"][0]["tests"]
     assert (tmp_path / "out" / "report.md").read_text() in shown and "| ours, float32, one program of 100 |" in shown
     assert (
         "| seconds to the end of the first call |" in shown and "data on the device: a step over one without |" in shown
@@ -234,19 +234,28 @@ def test_a_part_of_gpu_report_that_fails_or_takes_too_long_costs_itself_alone(ba
     monkeypatch.syspath_prepend(PEERS)
     import gpu_report
 
-    parts = tmp_path / "gpu_parts.py"
-    parts.write_text(
+    script = tmp_path / "gpu_parts.py"
+    script.write_text(
         "import sys, time\n"
         "print('{\"what\": 1}', flush=True)\n"
         "if sys.argv[1] == 'speed': sys.exit('no card')\n"
         "if sys.argv[1] == 'sweep': time.sleep(60)\n"
     )
     monkeypatch.setattr(gpu_report, "HERE", tmp_path)
-    words = [str(batches), "--no-torch", "--parts", "speed,sweep,tests", "--seconds", "9", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["gpu_report", *words])
+    arguments = [
+        str(batches),
+        "--no-torch",
+        "--parts",
+        "speed,sweep,tests",
+        "--seconds",
+        "9",
+        "--output",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(sys, "argv", ["gpu_report", *arguments])
     with pytest.raises(SystemExit, match="not complete: speed, sweep; see"):
         gpu_report.main()
-    found = json.loads((tmp_path / "report.json").read_text())["parts"]
-    assert found["speed"]["problem"] == "exit code 1: no card"
-    assert found["sweep"]["problem"].startswith("stopped at its limit of") and found["tests"]["problem"] is None
-    assert all(part["rows"] == [{"what": 1}] for part in found.values())
+    parts = json.loads((tmp_path / "report.json").read_text())["parts"]
+    assert parts["speed"]["problem"] == "exit code 1: no card"
+    assert parts["sweep"]["problem"].startswith("stopped at its limit of") and parts["tests"]["problem"] is None
+    assert all(part["rows"] == [{"what": 1}] for part in parts.values())

@@ -229,10 +229,10 @@ def test_float16_overflow_skips_the_update_and_halves_the_scale():
     losses_of(task, [images_and_labels(8)])
     assert task.loss_scale.numpy() == pytest.approx(5e29) and task.overflows.numpy() == 1
     losses_of(task, [images_and_labels(8)] * 2)
-    told, progress = [], Progress(overflows=1)
+    messages, progress = [], Progress(overflows=1)
     for _ in range(2):
-        loop._tell_overflows(task, progress, SimpleNamespace(display=SimpleNamespace(message=told.append)))
-    assert len(told) == 1 and told[0].startswith("float16: 2 steps overflowed and changed no weight")
+        loop._report_overflows(task, progress, SimpleNamespace(display=SimpleNamespace(message=messages.append)))
+    assert len(messages) == 1 and messages[0].startswith("float16: 2 steps overflowed and changed no weight")
     for weight, value in zip(task.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
 

@@ -99,9 +99,9 @@ def range_problem(value: float | None, ends: str, low: float, high: float = math
 
 def choice_problem(value: Any, choices: Sequence[Any]) -> str:
     """Return why a value is not one of the choices, with the nearest of them."""
-    words = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
+    texts = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
     given = "null" if value is None else repr(value)
-    return f"{given} is not one of {', '.join(words)}{nearest(str(value), words, most=0)}"
+    return f"{given} is not one of {', '.join(texts)}{nearest(str(value), texts, most=0)}"
 
 
 def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:

@@ -90,11 +90,11 @@ def training_rows(
     steps_per_call: int,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
-    """Yield the rows in the split's arrays of the batches of `training`: (int64 [steps, B],), or with a count (below).
+    """Yield the rows in the split's arrays of the batches of `training`: (int64 [steps, B],).
 
-    An element is the batches of one size in a call. A call has steps_per_call steps, or fewer at an epoch's end. If full
-    batches come in different numbers, shorter elements are padded to the longest, since XLA compiles each shape anew;
-    then each is a pair with the number of its steps, int32.
+    An element is the batches of one size in a call. A call has steps_per_call steps, or fewer at an epoch's end. If some
+    calls have fewer full batches than others, they are padded, since XLA compiles a program for each shape. Then an
+    element also has the number of its steps: (int64 [steps, B], int32).
     """
     steps, rows = steps_per_epoch(len(split), batch_size, drop_remainder), _rows(split)
     full, calls, step = len(split) // batch_size, [], initial_step

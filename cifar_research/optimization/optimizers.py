@@ -174,7 +174,7 @@ def muon(
     def directions(
         weights: Sequence[tf.Variable], slots: Sequence[Slots], gradients: Sequence[tf.Tensor]
     ) -> list[tf.Tensor]:
-        found = list(gradients)
+        results = list(gradients)
         for numbers in _kernels(weights):
             shape, moved = weights[numbers[0]].shape, []
             for number in numbers:
@@ -184,8 +184,8 @@ def muon(
                 moved.append(gradients[number] + velocity * momentum if nesterov else velocity)
             matrices = orthogonalized(tf.reshape(tf.stack(moved), [len(moved), -1, shape[-1]]), iterations)
             for number, matrix in zip(numbers, tf.unstack(matrices), strict=True):
-                found[number] = tf.reshape(matrix, shape)
-        return found
+                results[number] = tf.reshape(matrix, shape)
+        return results
 
     def update(weight: tf.Variable, slots: Slots, direction: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         if weight.shape.rank == 4:

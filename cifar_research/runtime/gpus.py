@@ -34,5 +34,5 @@ def _first_card() -> str | None:
         listed = subprocess.run([command, "-L"], capture_output=True, text=True, errors="replace", timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
-    return found and found[1]
+    match = re.search(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
+    return match and match[1]

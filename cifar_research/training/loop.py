@@ -179,7 +179,7 @@ def _steps(
     training: TrainingConfig,
     environment: Environment,
     total_steps: int,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> Callable[..., Totals]:
     """Return the function (num_steps, totals) -> totals; with jit_compile=auto, one that can do without XLA."""
 
@@ -198,7 +198,7 @@ def _steps(
         except CannotCompile as error:
             if training.jit_compile != "auto":
                 raise
-            tell(f"training.jit_compile: XLA {error.reason}; this run continues without XLA.")
+            show(f"training.jit_compile: XLA {error.reason}; this run continues without XLA.")
             state.step.assign(progress.step)  # the call may have counted steps before it failed
             state.does_without_xla = True
             current = made(dataclasses.replace(environment, jit_compile=False))
@@ -244,7 +244,7 @@ def _end_epoch(
         saver.save_best(state, progress)
     row = progress.history[-1]
     outputs.display.epoch(row, is_best)
-    _tell_overflows(state, progress, outputs)
+    _report_overflows(state, progress, outputs)
     outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS}, flush=True)
     outputs.histograms(progress.step, state.model)
     saver.save(state, progress)
@@ -253,8 +253,8 @@ def _end_epoch(
         outputs.history(progress.history)
 
 
-def _tell_overflows(state: TrainState, progress: Progress, outputs: Outputs) -> None:
-    """Tell of the epoch's steps that overflowed float16."""
+def _report_overflows(state: TrainState, progress: Progress, outputs: Outputs) -> None:
+    """Show how many steps of the epoch overflowed float16."""
     number = int(as_array(state.overflows)) - progress.overflows
     if number:
         scale = float(as_array(state.loss_scale))

@@ -159,7 +159,7 @@ def start(peer, python, model, batch_size, steps):
 def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
     """Let the chosen peers take turns on one model; return them with what was measured.
 
-    asked: kind of peer -> the words that it is asked in every round.
+    asked: kind of peer -> the names of the methods that are called in every round.
     """
     log(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
     workers = [start(peer, pythons[peer.kind], model, batch_size, steps) for peer in chosen]

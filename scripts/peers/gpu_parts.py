@@ -273,11 +273,11 @@ def sweep(args):
     """Time whole sweeps of quickstart, with the start of their workers."""
     jobs = 2 if args.small else 8
     for at_once in [2] if args.small else [4, 2, 1]:
-        words = ["sweep=seeds", "experiment=quickstart", f"seed=range({jobs})"]
-        words += ["hydra.launcher.jobs=2", "data.train_images=200", "data.test_images=50"] if args.small else []
-        words += [f"hydra.launcher.runs_per_gpu={at_once}"]
+        overrides = ["sweep=seeds", "experiment=quickstart", f"seed=range({jobs})"]
+        overrides += ["hydra.launcher.jobs=2", "data.train_images=200", "data.test_images=50"] if args.small else []
+        overrides += [f"hydra.launcher.runs_per_gpu={at_once}"]
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "cifar_research.train", *words, f"hydra.sweep.dir={folder}/sweep"]
+            command = [sys.executable, "-m", "cifar_research.train", *overrides, f"hydra.sweep.dir={folder}/sweep"]
             began = time.perf_counter()
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 SECONDS = 480
 # By name: the title of its table, and its share of the time. The last one can use whatever is left.
 PARTS = {
-    "environment": ("The card, and the libraries that TensorFlow found", 0.07),
+    "environment": ("The card, and the libraries that TensorFlow loaded", 0.07),
     "accuracy": ("Time to accuracy: `fast`", 0.25),
     "pytorch": ("Time to accuracy: airbench94_muon in PyTorch, compiled", 0.13),
     "pipeline": ("A step with its pipeline and augmentation, over a step without", 0.14),
@@ -103,8 +103,8 @@ def _goals(parts):
     goals, rows = [], {name: part["rows"] for name, part in parts.items()}
 
     def medians(name):
-        found = [row["s without compilation"] for row in rows.get(name, []) if row.get("s without compilation")]
-        return statistics.median(found) if found else None
+        seconds = [row["s without compilation"] for row in rows.get(name, []) if row.get("s without compilation")]
+        return statistics.median(seconds) if seconds else None
 
     ours, theirs = medians("accuracy"), medians("pytorch")
     if ours and theirs:

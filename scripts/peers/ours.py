@@ -136,7 +136,7 @@ class Ours:
         return sum(product[0, 0] for product in chains)
 
     def copy(self):
-        """Read and write memory, as fast as this machine can; how many bytes that is, facts tell."""
+        """Read and write memory, as fast as this machine can; `facts` has the number of bytes."""
         tf = self.tf
         if not hasattr(self, "copies"):
 

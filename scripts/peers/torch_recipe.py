@@ -1,4 +1,4 @@
-"""airbench94 (Jordan 2024, arXiv 2404.00498) and airbench94_muon (Jordan et al. 2024) in PyTorch, written anew.
+"""airbench94 (Jordan 2024, arXiv 2404.00498) and airbench94_muon (Jordan et al. 2024) in PyTorch, written from the papers.
 
     .venv-torch/bin/python scripts/peers/torch_recipe.py FOLDER [--recipe muon] [--seeds 0 1 2]
 
