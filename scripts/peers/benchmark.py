@@ -57,6 +57,18 @@ class Peer:
     failure: str = ""
 
 
+def log(text):
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def folder_of_batches(parser, folder):
+    """Return the absolute path of a folder that holds CIFAR-10's binary batches; else end with the parser's error."""
+    folder = folder.resolve()
+    if not (folder / "cifar-10-batches-bin" / "test_batch.bin").is_file():
+        parser.error(f"folder: {folder} has no cifar-10-batches-bin/test_batch.bin; give the folder that holds it")
+    return folder
+
+
 def peers(quick, kinds, has_bfloat16, has_gpu):
     every = on_gpu() if has_gpu else on_processor()
     if quick:  # the fastest of each
@@ -256,10 +268,6 @@ def main():
         ["first_version", "wide"] if args.quick else ["first_version", "wide", "augmented", "fast"]
     )
     batch_sizes = args.batch_sizes or ([128] if args.quick else [128, 512])
-
-    def log(text):
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
     machine = hardware()
     has_gpu = bool(machine["gpus"])
     has_bfloat16 = has_gpu or any("bf16" in unit for unit in machine["units"])

@@ -82,11 +82,8 @@ def speed(args):
     def asked(kind):
         return ["train", "matrix", "copy"] if kind == "ours" else ["train"]
 
-    def log(text):
-        print(text, file=sys.stderr, flush=True)
-
     for model, batch in models:
-        for peer in benchmark.training(pythons, peers(args), model, batch, steps, rounds, asked, log):
+        for peer in benchmark.training(pythons, peers(args), model, batch, steps, rounds, asked, benchmark.log):
             if peer.failure:
                 print_row(model=model, batch=batch, peer=peer.name, failure=peer.failure)
                 continue
@@ -188,7 +185,7 @@ def _trained(args, *overrides):
 
 
 def accuracy(args):
-    """Train `fast` with each seed. Seconds before the first step are of the imports, the data, and building."""
+    """Train `fast` with each seed. Seconds before the first step are of the imports, the data, building and saving."""
     runs = []
     for seed in SEEDS[:1] if args.small else SEEDS:
         more = ["training.precision=float32"] if args.small else []

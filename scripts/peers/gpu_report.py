@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch_environment
-from benchmark import ROOT, hardware, versions
+from benchmark import ROOT, folder_of_batches, hardware, log, versions
 
 from cifar_research.display import console
 
@@ -108,7 +108,8 @@ def _goals(parts):
 
     ours, theirs = medians("accuracy"), medians("pytorch")
     if ours and theirs:
-        goals.append(["training of `fast` over airbench94_muon's", ours / theirs, 1.0, 0.7])
+        accuracies = " and ".join(str(rows[name][-1]["test accuracy"]) for name in ("accuracy", "pytorch"))
+        goals.append([f"training of `fast` over airbench94_muon's, to {accuracies}", ours / theirs, 1.0, 0.7])
     for row in rows.get("accuracy", [])[:1]:
         goals.append(["seconds to the end of the first call", row["s of the first call"] + row["s before it"], 40, 20])
     for row in rows.get("pipeline", []):
@@ -150,13 +151,7 @@ def main():
     parser.add_argument("--no-torch", action="store_true", help="without PyTorch")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu_report", help="default: %(default)s")
     args = parser.parse_args()
-    folder = args.folder.resolve()
-    if not (folder / "cifar-10-batches-bin" / "test_batch.bin").is_file():
-        parser.error(f"folder: {folder} has no cifar-10-batches-bin/test_batch.bin; give the folder that holds it")
-
-    def log(text):
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
+    folder = folder_of_batches(parser, args.folder)
     arguments, pythons = [folder, *(["--small"] if args.small else [])], {"ours": sys.executable}
     if not args.no_torch:
         pythons["torch"] = args.torch_python.absolute() if args.torch_python else torch_environment.python(log)

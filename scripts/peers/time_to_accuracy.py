@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch_environment
-from benchmark import HERE, ROOT, hardware, versions
+from benchmark import HERE, ROOT, folder_of_batches, hardware, log, versions
 from scipy import stats
 
 from cifar_research import config
@@ -97,13 +97,7 @@ def main():
     parser.add_argument("--target", type=float, help="also print the seconds until this validation accuracy is reached")
     parser.add_argument("--json", type=Path, default=ROOT / "outputs" / "time_to_accuracy.json")
     args = parser.parse_intermixed_args()
-    folder = args.folder.resolve()
-    if not (folder / "cifar-10-batches-bin" / "test_batch.bin").is_file():
-        parser.error(f"folder: {folder} has no cifar-10-batches-bin/test_batch.bin; give the folder that holds it")
-
-    def log(text):
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
+    folder = folder_of_batches(parser, args.folder)
     overrides = args.overrides or ["experiment=fast"]
     try:
         settings = config.parse(overrides)
