@@ -1,6 +1,7 @@
 """The study's page: trained by sections, continued, its tables and claims computed from runs."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_the_page_in_docs_has_the_published_results_and_each_sections_command():
 
     text = PAGE.read_text()
     assert page.render(text, read(ROOT / "docs" / "results" / "study.csv")) == text, "run scripts/study --publish"
-    commands = {frozenset(line.split()[1:]) for line in text.splitlines() if line.startswith("scripts/train")}
+    commands = {frozenset(shlex.split(line)[1:]) for line in text.splitlines() if line.startswith("scripts/train")}
     for section in SECTIONS:
         assert frozenset(section.overrides) in commands, section.name
         assert page.BEGIN.format(section.name) in text
@@ -119,7 +120,8 @@ def test_what_validating_on_the_test_images_is_worth():
     import page
 
     rows = rows_of("last", "convolutions=1", (0.70, 0.72), validation=0.75)
-    table = page.selection_table(
-        page.by_setting(rows + rows_of("last_on_test", "convolutions=1", (0, 0), validation=0.8))
-    )
+    rows += rows_of("last_on_test", "convolutions=1", (0, 0), validation=0.8)
+    rows += rows_of("augmentation_on_test", "augmentation=flip,shift", (0, 0))  # without its pair
+    table = page.selection_table(page.by_setting(rows))
+    assert len(table.splitlines()) == 3
     assert "| 0.8000 | 0.7100 ± 0.1271 | 0.0900 ± 0.1271 | 0.0400 ± 0.1271 |" in table

@@ -10,7 +10,7 @@ from statistics import mean
 
 import matplotlib
 import numpy as np
-from sections import CLAIMS, PUBLISHED, SECTIONS, Claim
+from sections import CLAIMS, ON_TEST, PUBLISHED, SECTIONS, Claim
 
 from cifar_research.comparison.statistics import t_half_width
 from cifar_research.display.tables import as_markdown
@@ -93,8 +93,9 @@ def paired(claim: Claim, results) -> list[float]:
 def selection_table(results) -> str:
     """Return what validating on the test images is worth beside held-out ones."""
     lines = [["setting", "as the study measured", "held-out validation, then test", "difference", "selection alone"]]
-    for setting, runs in results["last_on_test"].items():
-        held_out = results["last"].get(setting, {})
+    tested = ((ours, *item) for theirs, ours in ON_TEST.items() for item in results[theirs].items())
+    for section, setting, runs in tested:
+        held_out = results[section].get(setting, {})
         seeds = sorted(runs.keys() & held_out.keys())
         if not seeds:
             continue
