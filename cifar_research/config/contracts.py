@@ -44,6 +44,7 @@ class Backbone(_Contract):
     standardizes: whether it has its own preprocessing, which excludes `data.standardize`.
     upper_blocks: the name of the first layer of `trainable: upper`.
     runs_in_inference: whether it is always called with training=False, so that moving statistics stay fixed.
+    image_size: the height and width that it resizes images to; None if it does not.
     """
 
     build: Callable[[tuple[int, int, int]], keras.Model]
@@ -54,6 +55,7 @@ class Backbone(_Contract):
     standardizes: bool = False
     upper_blocks: str | None = None
     runs_in_inference: bool = False
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from cifar_research.config.schema import ImagesConfig
 from cifar_research.config.settings import Settings
 from cifar_research.models import classifier, layers
 from cifar_research.runtime import environment, gpus
@@ -16,7 +17,24 @@ def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
     """Return the warnings for a run of this many steps."""
     unused = gpus.why_unused()
     of_gpu = [f"Warning: {unused}"] if unused else []
-    return [*of_gpu, *_of_precision(settings, model), *_of_statistics(settings, model, num_steps)]
+    return [
+        *of_gpu,
+        *_of_image_size(settings),
+        *_of_precision(settings, model),
+        *_of_statistics(settings, model, num_steps),
+    ]
+
+
+def _of_image_size(settings: Settings) -> list[str]:
+    """Return a warning if photos are read at fewer pixels than the backbone enlarges them to."""
+    size = settings.backbone.image_size
+    if not isinstance(settings.data, ImagesConfig) or size is None or settings.data.image_size >= size:
+        return []
+    read = settings.data.image_size
+    return [
+        f"Warning: images are read at {read} x {read} pixels, and the backbone enlarges them to {size} x {size}, so "
+        f"details of larger photos are lost. Set data.image_size={size}."
+    ]
 
 
 def _of_precision(settings: Settings, model: keras.Model) -> list[str]:

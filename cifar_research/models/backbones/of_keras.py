@@ -87,6 +87,7 @@ def of_keras(
         standardizes=True,
         upper_blocks=upper_blocks,
         runs_in_inference=mode == "inference",
+        image_size=resize.size,
     )
 
 
