@@ -145,7 +145,7 @@ def draw(rows: Rows, path: Path) -> None:
         axes.set(
             yticks=range(len(points)),
             yticklabels=[name for name, _ in points],
-            xlabel="test accuracy (dashed: the study's best)",
+            xlabel="test accuracy (dashed: the study's best validation accuracy)",
         )
         axes.invert_yaxis()
         figure.savefig(path, dpi=110)
