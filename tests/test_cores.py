@@ -108,10 +108,10 @@ def test_masks_of_parts_are_those_of_the_whole_batch(shape, drops_maps):
 
     @tf.function
     def masks(number):
-        with layers.random_seed(tf.constant([1, 2])):
+        with layers.called_with(seed=tf.constant([1, 2])):
             found = []
             for first_row, (part,) in shards.cut(number, tf.ones(shape)):
-                with layers.rows_from(first_row):
+                with layers.called_with(first_row=first_row):
                     found.append(layer(part, training=True))
             return tf.concat(found, 0)
 

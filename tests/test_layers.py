@@ -79,7 +79,7 @@ def test_a_batch_of_one_is_provided_for_only_where_it_may_come():
     def is_provided_for(shape, several_images):
         layer = layers.BatchNormalization()
         layer.build(shape)
-        with layers.several_images(several_images):
+        with layers.called_with(several_images=several_images):
             traced = tf.function(lambda inputs: layer(inputs, training=True))
             graph = traced.get_concrete_function(tf.TensorSpec(shape)).graph
         return "If" in {operation.type.removeprefix("Stateless") for operation in graph.get_operations()}
@@ -94,7 +94,7 @@ def test_a_batch_of_one_is_provided_for_only_where_it_may_come():
 def test_dropout_equals_keras_given_its_mask(rate, shape):
     layer = layers.Dropout(rate, name="some_dropout")
     inputs = tf.constant(np.random.default_rng(0).uniform(1, 2, shape).astype("float32"))
-    with layers.random_seed(tf.constant([1, 2])), tf.GradientTape() as tape:
+    with layers.called_with(seed=tf.constant([1, 2])), tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs = layer(inputs, training=True)
     kept = outputs.numpy() != 0
@@ -104,7 +104,7 @@ def test_dropout_equals_keras_given_its_mask(rate, shape):
 
 
 def test_dropout_keeps_the_share_it_should():
-    with layers.random_seed(tf.constant([3, 4])):
+    with layers.called_with(seed=tf.constant([3, 4])):
         outputs = layers.Dropout(0.3, name="d")(tf.ones([1000, 1001]), training=True)
     assert abs((outputs.numpy() != 0).mean() - 0.7) < 4 * np.sqrt(0.21 / 1e6)
     assert abs(outputs.numpy().mean() - 1) < 0.005
@@ -114,7 +114,7 @@ def test_dropout_is_a_function_of_seed_and_name():
     inputs = tf.ones([4, 100])
 
     def masks(seed, name):
-        with layers.random_seed(tf.constant(seed)):
+        with layers.called_with(seed=tf.constant(seed)):
             return layers.Dropout(0.5, name=name)(inputs, training=True).numpy()
 
     np.testing.assert_array_equal(masks([1, 2], "a"), masks([1, 2], "a"))
@@ -125,7 +125,7 @@ def test_dropout_is_a_function_of_seed_and_name():
 
 
 def test_dropout_without_a_seed_is_an_error():
-    with pytest.raises(ValueError, match="random_seed"):
+    with pytest.raises(ValueError, match="called_with"):
         layers.Dropout(0.5, name="lost")(tf.ones([2, 2]), training=True)
 
 
@@ -144,7 +144,7 @@ def test_activation_equals_keras(name, is_portable):
     upstream = tf.random.stateless_normal([16, 5, 5, 3], [3, 4])
     results = []
     for layer in (layers.Activation(name), keras.layers.Activation(name)):
-        with tf.GradientTape() as tape, layers.portable() if is_portable else contextlib.nullcontext():
+        with tf.GradientTape() as tape, layers.called_with(portable=True) if is_portable else contextlib.nullcontext():
             tape.watch(inputs)
             outputs = layer(inputs)
         results.append((outputs, tape.gradient(outputs, inputs, upstream)))
@@ -212,7 +212,7 @@ def test_gradients_of_our_own_are_those_taken(monkeypatch):
 
 def test_portable_holds_no_compiled_function():
     layer, inputs = layers.Activation("gelu"), tf.TensorSpec([None, 4])
-    with layers.portable():
+    with layers.called_with(portable=True):
         plain = tf.function(lambda x: layer(x)).get_concrete_function(inputs)
     compiled = tf.function(lambda x: layer(x)).get_concrete_function(inputs)
     assert not [op for op in plain.graph.get_operations() if "PartitionedCall" in op.type]

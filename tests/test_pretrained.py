@@ -136,7 +136,7 @@ def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
 
 
 def test_a_mask_of_a_noise_shape_is_one_for_each_image():
-    with layers.random_seed(tf.constant([1, 2])):
+    with layers.called_with(seed=tf.constant([1, 2])):
         kept = layers.Dropout(0.5, noise_shape=(None, 1, 1, 1))(tf.ones([64, 4, 4, 3]), training=True).numpy()
     assert (kept == kept[:, :1, :1, :1]).all() and 0.2 < (kept == 0).mean() < 0.8
 

@@ -55,7 +55,7 @@ def module(classifier: Classifier) -> tf.Module:
     from cifar_research.models import layers
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        with layers.portable():
+        with layers.called_with(portable=True):
             logits = classifier.forward(images)
         return {"probabilities": tf.nn.softmax(logits / classifier.temperature, name="softmax")}
 

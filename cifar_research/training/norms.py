@@ -41,7 +41,7 @@ def measurement(
     @tf.function(autograph=False)
     def measure(inputs: tf.Tensor, batches: tf.Tensor) -> None:
         inputs, _ = forward.evaluate(inputs, tf.zeros([size], tf.int64))
-        with layers.measures_norms(batches), layers.several_images(size > 1):
+        with layers.measures_norms(batches), layers.called_with(several_images=size > 1):
             forward.network(inputs, True)
 
     def measured() -> None:

@@ -74,9 +74,8 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
     """Forward, backward and update."""
     context = tf.distribute.get_replica_context()
     num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
-    several_images = layers.several_images(state.several_images)
     debiased = layers.debiased(step if state.debiases_norms else None)
-    with tf.GradientTape() as tape, layers.random_seed(seed), several_images, debiased:
+    with tf.GradientTape() as tape, layers.called_with(seed=seed, several_images=state.several_images), debiased:
         scored = _scored(state, state.forward.network, inputs, targets, training=True)
         # Sum by shard, so that a shard's gradient does not wait for the other shards.
         objective = tf.add_n([tf.reduce_sum(losses) for _, losses in scored]) / num_images
@@ -133,7 +132,7 @@ def _scored(
     """Return logits float32 [b, K] and losses float32 [b] of each shard of the batch."""
     scored, loss = [], state.loss if training or state.scoring_loss is None else state.scoring_loss
     for first_row, (some, their_targets) in shards.cut(state.batch_shards, inputs, targets):
-        with layers.rows_from(first_row):
+        with layers.called_with(first_row=first_row):
             logits = tf.cast(network(some, training), tf.float32)
         scored.append((logits, loss(logits, their_targets)))
     return scored

@@ -6,12 +6,9 @@ To switch one off, import the layer of the same name from keras.layers here: `Co
 
 from cifar_research.models.layers.activation import Activation as Activation
 from cifar_research.models.layers.bias import Dense as Dense
+from cifar_research.models.layers.context import called_with as called_with
 from cifar_research.models.layers.context import debiased as debiased
 from cifar_research.models.layers.context import measures_norms as measures_norms
-from cifar_research.models.layers.context import portable as portable
-from cifar_research.models.layers.context import random_seed as random_seed
-from cifar_research.models.layers.context import rows_from as rows_from
-from cifar_research.models.layers.context import several_images as several_images
 from cifar_research.models.layers.convolution import Conv2D as Conv2D
 from cifar_research.models.layers.depthwise import DepthwiseConv2D as DepthwiseConv2D
 from cifar_research.models.layers.dropout import Dropout as Dropout

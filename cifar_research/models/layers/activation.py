@@ -18,7 +18,7 @@ from cifar_research.models.layers.context import current
 
 
 class Activation(keras.layers.Activation):
-    """An activation fused by XLA, except ReLU and in `portable`.
+    """An activation fused by XLA, except ReLU and where `portable` is set.
 
     Inputs and outputs: float [B, ...]. TensorFlow itself fuses ReLU with the operation before it.
     """

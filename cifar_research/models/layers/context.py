@@ -15,10 +15,10 @@ import tensorflow as tf
 
 
 class _Context(threading.local):
-    seed: tf.Tensor | None = None
-    first_row: tf.Tensor | None = None
-    several_images: bool = False
-    portable: bool = False
+    seed: tf.Tensor | None = None  # int32 [2], of the random numbers of all layers
+    first_row: tf.Tensor | None = None  # int32, where a shard starts in the batch, for its dropout masks
+    several_images: bool = False  # whether all batches have more than one image, so layers skip that case
+    portable: bool = False  # trace plain TensorFlow operations only, for conversion to other formats
     norm_rate: Callable[[float], Any] | None = None
     measures_norms: bool = False
 
@@ -26,19 +26,15 @@ class _Context(threading.local):
 current = _Context()
 
 
-def random_seed(seed: tf.Tensor) -> AbstractContextManager[None]:
-    """Draw the random numbers of all layers from `seed`, int32 [2]."""
-    return _set("seed", seed)
-
-
-def rows_from(first: tf.Tensor | None) -> AbstractContextManager[None]:
-    """Draw dropout masks for a shard that starts at row `first`, int32; None: the whole batch."""
-    return _set("first_row", first)
-
-
-def several_images(has_several: bool) -> AbstractContextManager[None]:
-    """Set whether all batches have more than one image, so layers skip that case."""
-    return _set("several_images", has_several)
+@contextlib.contextmanager
+def called_with(**values: Any) -> Iterator[None]:
+    """Set fields of the context, for layers called inside: `seed`, `first_row`, `several_images`, `portable`."""
+    before = {name: getattr(current, name) for name in values}
+    vars(current).update(values)
+    try:
+        yield
+    finally:
+        vars(current).update(before)
 
 
 def debiased(steps: tf.Tensor | None) -> AbstractContextManager[None]:
@@ -48,26 +44,9 @@ def debiased(steps: tf.Tensor | None) -> AbstractContextManager[None]:
     """
     if steps is None:
         return contextlib.nullcontext()
-    return _set("norm_rate", lambda momentum: (1 - momentum) / -tf.math.expm1((steps + 1) * tf.math.log(momentum)))
+    return called_with(norm_rate=lambda momentum: (1 - momentum) / -tf.math.expm1((steps + 1) * tf.math.log(momentum)))
 
 
-@contextlib.contextmanager
-def measures_norms(batches: tf.Tensor) -> Iterator[None]:
+def measures_norms(batches: tf.Tensor) -> AbstractContextManager[None]:
     """Make moving statistics the means over batches, after `batches` earlier ones, float32 []; drop nothing out."""
-    with _set("norm_rate", lambda momentum: 1 / (batches + 1)), _set("measures_norms", True):
-        yield
-
-
-def portable() -> AbstractContextManager[None]:
-    """Trace plain TensorFlow operations only, for conversion to other formats."""
-    return _set("portable", True)
-
-
-@contextlib.contextmanager
-def _set(name: str, value: Any) -> Iterator[None]:
-    before = getattr(current, name)
-    setattr(current, name, value)
-    try:
-        yield
-    finally:
-        setattr(current, name, before)
+    return called_with(norm_rate=lambda momentum: 1 / (batches + 1), measures_norms=True)

@@ -20,11 +20,11 @@ from cifar_research.models.layers.context import current
 
 
 class Dropout(keras.layers.Layer):
-    """Dropout (Srivastava et al. 2014) with masks from `random_seed` and the layer's name.
+    """Dropout (Srivastava et al. 2014) with masks from `called_with(seed=…)` and the layer's name.
 
     Inputs and outputs: float [B, ...]. The rate is rounded to 1 / 65,536: 16 random bits an element. noise_shape: the
     mask's shape, None for an axis of the inputs' size; along an axis of 1 all elements share the mask. ValueError with
-    training=True outside of `random_seed`.
+    training=True outside of it.
     """
 
     def __init__(self, rate: float, noise_shape: Sequence[int | None] | None = None, **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ class Dropout(keras.layers.Layer):
         if seed is None:
             if not isinstance(inputs, tf.Tensor):  # Keras infers the shape
                 return inputs
-            raise ValueError(f"{self.name}: call the model inside `with layers.random_seed(seed)` to train it")
+            raise ValueError(f"{self.name}: call the model inside `with layers.called_with(seed=seed)` to train it")
         seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
         shape, first_row = tf.shape(inputs), current.first_row
         if self.noise_shape is not None:
