@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 from conftest import refusals
-from omegaconf import OmegaConf
 from PIL import Image
 
 import cifar_research
@@ -251,7 +250,7 @@ def test_without_its_data_it_is_verified_on_noise_and_says_so(call, no_data, fin
 
 def test_other_images_than_the_runs_are_not_taken_for_them(call, finished_run, monkeypatch, tmp_path):
     load = datasets.load
-    monkeypatch.setattr(datasets, "load", lambda data, found_in: load(OmegaConf.merge(data, {"seed": 1}), found_in))
+    monkeypatch.setattr(datasets, "load", lambda data, found_in: load(dataclasses.replace(data, seed=1), found_in))
     code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path)
     assert code == 0 and "on 100 random images" in out and "the images are not the run's" in err
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -180,20 +179,15 @@ def _chosen(names: Sequence[str], classes: Sequence[str]) -> list[int]:
 
 def _source(data: DataConfig, found_in: str | None) -> Source:
     root = folders.root(data.cache_dir)
-    match data.name:
-        case "cifar10" | "cifar100":
-            return cifar.load(data.name, data.dir, root, cast(CifarConfig, data).download, found_in)
-        case "images":
-            return image_folders.load(cast(ImagesConfig, data), root)
-        case "synthetic":
-            return _synthetic(cast(SyntheticConfig, data), root)
-    raise DataError(f"data.name: {data.name!r} is not a data set; choose an option: data=…")
+    if isinstance(data, CifarConfig):
+        return cifar.load(data.name, data.dir, root, data.download, found_in)
+    if isinstance(data, ImagesConfig):
+        return image_folders.load(data, root)
+    assert isinstance(data, SyntheticConfig)  # the last of schema.DATA_SECTIONS
+    numbers = (data.train_images, data.test_images)
 
-
-def _synthetic(data: SyntheticConfig, root: Path) -> Source:
     def draw() -> Source:
-        train = synthetic.draw(data.train_images, data.seed, split=0)
-        test = synthetic.draw(data.test_images, data.seed, split=1)
+        train, test = (synthetic.draw(number, data.seed, split) for split, number in enumerate(numbers))
         return Source({"train": train, "test": test}, synthetic.CLASSES)
 
-    return cache.load(root, "synthetic", [data.train_images, data.test_images, data.seed, synthetic.VERSION], draw)
+    return cache.load(root, "synthetic", [*numbers, data.seed, synthetic.VERSION], draw)
