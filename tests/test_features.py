@@ -149,13 +149,13 @@ def test_what_a_killed_process_left_is_swept_up(tmp_path):
         np.save(folder / "a.npy", np.arange(3))
         return {}
 
-    cache.load_arrays(tmp_path, "features", [1], ["a"], make)
+    cache.load_arrays(tmp_path, "features", [1], make)
     (target,) = tmp_path.glob("features-*/")
     left = tmp_path / f".{target.name}.left"
     left.mkdir()
     (left / "a.npy").touch()
     (target / "a.npy").unlink()
-    arrays, _ = cache.load_arrays(tmp_path, "features", [1], ["a"], make)
+    arrays, _ = cache.load_arrays(tmp_path, "features", [1], make)
     assert not left.exists() and len(made) == 2 and list(arrays["a"]) == [0, 1, 2]
 
 

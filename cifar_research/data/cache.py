@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,18 +74,16 @@ def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -
         facts = {"classes": source.classes, "note": source.note, "left_out": source.left_out}
         return facts | {"fingerprint": digest.hexdigest()[:16]}
 
-    arrays, facts = load_arrays(folder, name, identity, sum(names.values(), ()), make)
+    arrays, facts = load_arrays(folder, name, identity, make)
     splits = {split: (arrays[images], arrays[labels]) for split, (images, labels) in names.items() if images in arrays}
     return Source(splits, tuple(facts["classes"]), facts["note"], facts["fingerprint"], left_out=facts["left_out"])
 
 
-def load_arrays(
-    folder: Path, name: str, identity: Any, names: Sequence[str], make: Callable[[Path], Facts]
-) -> tuple[Arrays, Facts]:
+def load_arrays(folder: Path, name: str, identity: Any, make: Callable[[Path], Facts]) -> tuple[Arrays, Facts]:
     """Return arrays by name, memory-mapped from a cache that `make` fills, and its facts.
 
-    identity: all that the arrays depend on, of JSON types. make: writes <name>.npy of some of `names` into the folder
-    that it is given, and returns facts of JSON types. A damaged cache is rebuilt with a warning. DataError if it fails.
+    identity: all that the arrays depend on, of JSON types. make: writes .npy files into the folder that it is given, and
+    returns facts of JSON types. A damaged cache is rebuilt with a warning. DataError if it fails.
     """
     key = hashlib.sha256(json.dumps([_VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
     target = folder / f"{name}-{key}"
@@ -98,7 +96,7 @@ def load_arrays(
             except (FileNotFoundError, ValueError) as error:
                 if target.exists():
                     log.warning("%s: the cache is damaged (%s); it is written again", target, error)
-            _write(target, names, make)
+            _write(target, make)
             return _read(target)
     except OSError as error:
         raise DataError(
@@ -118,13 +116,13 @@ def needs(num_bytes: int) -> Iterator[None]:
         raise OSError(error.errno or errno.ENOSPC, f"{reason}; it needs {num_bytes:,} bytes") from error
 
 
-def _write(target: Path, names: Sequence[str], make: Callable[[Path], Facts]) -> None:
+def _write(target: Path, make: Callable[[Path], Facts]) -> None:
     for remains in target.parent.glob(f".{target.name}.*"):  # of a killed process: we hold the lock
         shutil.rmtree(remains, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         facts, sizes = make(temporary), {}
-        for path in (path for name in names if (path := temporary / f"{name}.npy").exists()):
+        for path in sorted(temporary.glob("*.npy")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             sizes[path.stem] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}

@@ -101,7 +101,7 @@ class _Extraction:
             return {"identity": identity}
 
         root = folders.root(self._settings.data.cache_dir)
-        arrays, _ = cache.load_arrays(root, NAME, identity, ("features", "targets"), make)
+        arrays, _ = cache.load_arrays(root, NAME, identity, make)
         labels = arrays["targets"] if augments else split.labels[split.indices]
         return Split(arrays["features"], labels, np.arange(len(split)), views, split.chances)
 
