@@ -102,13 +102,11 @@ def _rules(path: Path) -> dict[str, str | None]:
         isinstance(rule, str) and (layer is None or isinstance(layer, str)) for rule, layer in rules.items()
     ):
         raise ConfigError(f"--names: {path}: give a line for each module, such as conv1: stem_conv")
-    for rule in rules:
+    for rule, layer in rules.items():
         try:
-            re.compile(rule)
-        except re.error as error:
-            raise ConfigError(
-                f"--names: {path}: {rule!r} is not a regular expression ({error}); correct the rule"
-            ) from error
+            re.sub(rule, layer or "", "")  # parses both
+        except (re.error, IndexError) as error:
+            raise ConfigError(f"--names: {path}: {rule}: {layer} is not valid ({error}); correct the rule") from error
     return rules
 
 

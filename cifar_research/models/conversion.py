@@ -66,31 +66,18 @@ def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]
         modules.setdefault(module, {})[leaf] = value
     layers = {layer.name: layer for layer in leaves(network) if layer.weights}
     sources: dict[str, str] = {}
-    unused = set(names)
     for module in modules:
         rule = next((rule for rule in names if re.fullmatch(rule, module)), None)
         if rule is None:
             raise WeightsError(f"names: no rule matches the module {module}; add one, or null to leave the module out")
-        unused.discard(rule)
-        replacement = names[rule]
-        if replacement is None:
+        if (replacement := names[rule]) is None:
             continue
-        try:
-            layer = re.sub(rule, replacement, module)
-        except re.error as error:
-            raise WeightsError(
-                f"names: {rule}: {replacement!r} names a group that the rule lacks; correct it"
-            ) from error
+        layer = re.sub(rule, replacement, module)
         if layer not in layers:
             raise WeightsError(f"names: {rule}: {network.name} has no layer {layer!r}{nearest(layer, list(layers))}")
         if layer in sources:
             raise WeightsError(f"names: {rule}: {module} and {sources[layer]} are both for {layer}; correct a rule")
         sources[layer] = module
-    if unused:
-        hint = nearest(min(unused), list(modules))
-        raise WeightsError(
-            f"names: {min(unused)}: matches no module that an earlier rule leaves{hint}; correct or remove it"
-        )
     if missing := [name for name in layers if name not in sources]:
         raise WeightsError(f"names: no module is for {', '.join(missing[:5])} of {network.name}; add a rule")
     values = [
