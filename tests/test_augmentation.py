@@ -362,7 +362,7 @@ def test_colour_factors_lie_within_the_amount(name):
 
 
 def test_erase_greys_a_square_and_nothing_else():
-    corners = tf.constant([[3, 4], [-2, 14], [0, 0]])
+    corners = tf.constant([[3.0, 4], [-2, 14], [0, 0]])
     got = mixing.erase(tf.constant(IMAGES[2:5]), corners, size=4).numpy()
     expected = IMAGES[2:5].copy()
     expected[0, 3:7, 4:8] = expected[1, 0:2, 14:16] = expected[2, 0:4, 0:4] = 0.5
@@ -396,7 +396,7 @@ def test_blend_arithmetic():
 
 
 def test_paste_arithmetic():
-    box = tf.constant([-2, 3, 4, 7])  # 4 rows and 4 columns are inside
+    box = tf.constant([-2.0, 3, 4, 7])  # 4 rows and 4 columns are inside
     order = np.roll(np.arange(37), 1).astype(np.int32)
     mixed, targets = mixing.paste(tf.constant(IMAGES), tf.constant(TARGETS), box=box, order=tf.constant(order))
     expected = IMAGES.copy()

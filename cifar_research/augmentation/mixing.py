@@ -8,10 +8,9 @@ import tensorflow as tf
 def erase(images: tf.Tensor, corners: tf.Tensor, *, size: int) -> tf.Tensor:
     """Set a square of image i to grey, 0.5.
 
-    corners: whole numbers [B, 2], the first row and column, which may be outside the image. The paper sets it to 0 in
+    corners: float32 [B, 2], the first row and column, which may be outside the image. The paper sets it to 0 in
     standardized images; 0.5 stands for that mean here.
     """
-    corners = tf.cast(corners, tf.float32)
     rows, columns = _spans(images, corners, corners + size)
     return _replace(images, 0.5, rows, columns)
 
@@ -28,10 +27,9 @@ def blend(images: tf.Tensor, targets: tf.Tensor, *, weight: tf.Tensor, order: tf
 def paste(images: tf.Tensor, targets: tf.Tensor, *, box: tf.Tensor, order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Replace a box of each image by that of another, and blend the targets by area.
 
-    box: whole numbers [4]: first row, first column, row after the last, column after the last; may exceed the image.
+    box: float32 [4]: first row, first column, row after the last, column after the last; may exceed the image.
     order: int32 [B]; row i gets the box of row order[i].
     """
-    box = tf.cast(box, tf.float32)
     rows, columns = _spans(images, box[None, :2], box[None, 2:])
     area = tf.math.count_nonzero(rows, dtype=tf.float32) * tf.math.count_nonzero(columns, dtype=tf.float32)
     # A graph turns `/` into a product, whose last bit differs.
