@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -99,11 +98,10 @@ def _of_source(weights: str, make: Make) -> keras.Model:
         raise
     except Exception as error:  # noqa: BLE001 — Keras raises Exception itself for a failed download
         folder = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "models"
-        match = re.search(r"https?://\S+(?<!:)", str(error))
         raise WeightsError(
-            f"backbone.weights: {weights}: {match[0] if match else 'the file'} could not be downloaded and verified "
-            f"({_first_line(error)}); download it elsewhere and put it into {folder}, or use a weights file or a run "
-            "folder, or train from scratch: training=scratch backbone.weights=none"
+            f"backbone.weights: {weights} could not be downloaded and verified ({_first_line(error)}); download it elsewhere "
+            f"and put it into {folder}, or use a weights file or a run folder, or train from scratch: training=scratch "
+            "backbone.weights=none"
         ) from error
 
 
