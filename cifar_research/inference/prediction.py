@@ -92,16 +92,13 @@ def predict(
 
 def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
     """Write why the classifier's probabilities are not calibrated, if so."""
-    if classifier.uncalibrated is not None:
+    if (reason := classifier.uncalibrated) is None:
+        return
+    if "has not been evaluated" in reason:
         allowed = [f"allow_targets=[{','.join(sorted(classifier.allowed))}]"] if classifier.allowed else []
         words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else []), *allowed])
-        command, needs = (
-            f"{programs.program('evaluate')} {words}",
-            "if there are 50 validation images or more, of which 10 are right and 10 wrong",
-        )
-        is_evaluated = "has not been evaluated" not in classifier.uncalibrated
-        advice = "" if is_evaluated else f"; {command} fits a temperature {needs}"
-        console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}{advice}")
+        reason += f"; {programs.program('evaluate')} {words} fits a temperature"
+    console.note(f"The probabilities are not calibrated: {reason}")
 
 
 def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:

@@ -221,8 +221,6 @@ def read(run: Path) -> dict[str, Any]:
         raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another run")
     if not (run / files.WEIGHTS).is_file():
         again = f"{programs.program('train')} --from-run {shlex.quote(str(run))}"
-        if any(run.glob("checkpoints/*.ckpt")):
-            again = "delete report.json and resume the run"
         raise RunError(
             f"{run / files.WEIGHTS}: is missing (a sweep removes those that sweep.keep does not keep); {again}"
         )
