@@ -77,7 +77,7 @@ def training(
         return read(chosen[size * replica // replicas : size * (replica + 1) // replicas], step // steps)
 
     dataset = tf.data.Dataset.range(initial_step * own_replicas, total_steps * own_replicas)
-    return _prefetched(_mapped(dataset, batch), device)
+    return _mapped(dataset, batch, device)
 
 
 def training_rows(
@@ -119,7 +119,7 @@ def training_rows(
         return tf.pad(of_steps, [[0, missing], [0, 0]]), tf.cast(count, tf.int32)
 
     dataset = tf.data.Dataset.from_tensor_slices(np.array(calls, np.int64).reshape(-1, 2))
-    return _prefetched(_mapped(dataset, batches), None)
+    return _mapped(dataset, batches, None)
 
 
 def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> tf.data.Dataset:
@@ -129,7 +129,7 @@ def evaluation(split: Split, *, batch_size: int, device: str | None = None) -> t
     def batch(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return read(tf.range(first, tf.minimum(first + batch_size, len(split))), 0)
 
-    return _prefetched(_mapped(tf.data.Dataset.range(0, len(split), batch_size), batch), device)
+    return _mapped(tf.data.Dataset.range(0, len(split), batch_size), batch, device)
 
 
 def fits_on_device(split: Split) -> bool:
@@ -169,11 +169,9 @@ def _tensor(array: np.ndarray) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def _mapped(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-    return dataset.map(tf.autograph.experimental.do_not_convert(function))  # see runtime/control_flow.py
-
-
-def _prefetched(dataset: tf.data.Dataset, device: str | None) -> tf.data.Dataset:
+def _mapped(dataset: tf.data.Dataset, function: Callable[..., Any], device: str | None) -> tf.data.Dataset:
+    """Apply a function to the elements, and prefetch them to a device."""
+    dataset = dataset.map(tf.autograph.experimental.do_not_convert(function))  # see runtime/control_flow.py
     options = tf.data.Options()
     # A batch takes a fraction of a millisecond: autotuning would cost more than it gains.
     options.autotune.enabled = False
