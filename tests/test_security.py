@@ -56,7 +56,7 @@ class Gadget:
 def test_a_gadget_in_a_batch_does_not_run(tmp_path, protocol):
     content = pickle.dumps({b"data": Gadget(f"touch {tmp_path / 'ran'}")}, protocol)
     with pytest.raises(DataError, match="system, which a data set does not need"):
-        cifar.parsed(cifar._unpickle_batch, content, "batch", False, 10)
+        cifar.parsed(cifar._unpickle_batch, content, "batch", 10)
     assert not (tmp_path / "ran").exists()
 
 
@@ -64,7 +64,7 @@ def test_a_gadget_in_a_batch_does_not_run(tmp_path, protocol):
 def test_no_other_function_is_called_by_a_batch(name):
     module, _, function = name.rpartition(".")
     with pytest.raises(DataError, match=f"it would load {name}"):
-        cifar.parsed(cifar._unpickle_batch, f"c{module}\n{function}\n(S'1'\ntR.".encode(), "batch", False, 10)
+        cifar.parsed(cifar._unpickle_batch, f"c{module}\n{function}\n(S'1'\ntR.".encode(), "batch", 10)
 
 
 def entry(name, kind=tarfile.REGTYPE, link=""):

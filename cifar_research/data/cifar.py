@@ -178,14 +178,12 @@ def load(name: str, data_dir: str | None, cache_root: Path, download: bool, foun
 
 def _decode(name: str, layout: Layout, path: Path) -> Source:
     contents = _unpack(layout, path) if path.is_file() else {m: (path / m).read_bytes() for m in layout.members}
-    num_classes, is_fine = (10, False) if name == "cifar10" else (100, True)
+    num_classes = 10 if name == "cifar10" else 100
     parse_batch, parse_names = (_unpickle_batch, _unpickle_names) if layout.is_pickled else (_split_rows, _split_names)
-    *train, test = (
-        parsed(parse_batch, contents[member], f"{path}/{member}", is_fine, num_classes) for member in layout.md5
-    )
+    *train, test = (parsed(parse_batch, contents[member], f"{path}/{member}", num_classes) for member in layout.md5)
     images, labels = zip(*train, strict=True)
     splits = {"train": (np.concatenate(images), np.concatenate(labels)), "test": test}
-    classes = parsed(parse_names, contents[layout.names], f"{path}/{layout.names}", is_fine, num_classes)
+    classes = parsed(parse_names, contents[layout.names], f"{path}/{layout.names}", num_classes)
     return Source(splits, classes, _note(layout, path, contents))
 
 
@@ -225,24 +223,24 @@ def _unpack(layout: Layout, archive: Path) -> dict[str, bytes]:
     return contents
 
 
-def parsed(parse: Callable[..., Any], content: bytes, path: str, *settings: Any) -> Any:
+def parsed(parse: Callable[[bytes, int], Any], content: bytes, path: str, num_classes: int) -> Any:
     """Return a file's content as parsed by `parse`; DataError names the path if it is damaged."""
     try:
-        return parse(content, *settings)
+        return parse(content, num_classes)
     except Exception as error:  # a damaged pickle may raise any type
         raise DataError(f"{path}: is damaged ({error}); download the data set again") from error
 
 
-def _split_rows(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
+def _split_rows(content: bytes, num_classes: int) -> Labelled:
     """Return images and labels of rows: the label, or coarse and fine label, then the pixels."""
-    num_labels = 2 if is_fine else 1
+    num_labels = 2 if num_classes == 100 else 1
     rows = np.frombuffer(content, np.uint8).reshape(-1, num_labels + _PIXELS)
     return _checked(rows[:, num_labels:], rows[:, num_labels - 1], num_classes)
 
 
-def _unpickle_batch(content: bytes, is_fine: bool, num_classes: int) -> Labelled:
+def _unpickle_batch(content: bytes, num_classes: int) -> Labelled:
     batch = PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
-    return _checked(np.asarray(batch[b"data"]), batch[b"fine_labels" if is_fine else b"labels"], num_classes)
+    return _checked(np.asarray(batch[b"data"]), batch[b"fine_labels" if num_classes == 100 else b"labels"], num_classes)
 
 
 def _checked(pixels: np.ndarray, labels: ArrayLike, num_classes: int) -> Labelled:
@@ -254,13 +252,13 @@ def _checked(pixels: np.ndarray, labels: ArrayLike, num_classes: int) -> Labelle
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-def _unpickle_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
+def _unpickle_names(content: bytes, num_classes: int) -> tuple[str, ...]:
     meta = PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
-    names = meta[b"fine_label_names" if is_fine else b"label_names"]
-    return _split_names(b"\n".join(names), is_fine, num_classes)
+    names = meta[b"fine_label_names" if num_classes == 100 else b"label_names"]
+    return _split_names(b"\n".join(names), num_classes)
 
 
-def _split_names(content: bytes, is_fine: bool, num_classes: int) -> tuple[str, ...]:
+def _split_names(content: bytes, num_classes: int) -> tuple[str, ...]:
     names = tuple(line.strip() for line in content.decode().splitlines() if line.strip())
     if len(names) != num_classes:
         raise ValueError(f"it has {len(names)} class names instead of {num_classes}")

@@ -147,8 +147,8 @@ ROW = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch"}
 LAYOUT = cifar.LAYOUTS["cifar10"]
 
 
-def read_cifar(parse, *settings):
-    return lambda path: cifar.parsed(parse, path.read_bytes(), str(path), *settings)
+def read_cifar(parse, num_classes):
+    return lambda path: cifar.parsed(parse, path.read_bytes(), str(path), num_classes)
 
 
 def read_image(path):
@@ -208,9 +208,9 @@ LEDGER_LINES = "".join(json.dumps(line) + "\n" for line in [
 HISTORY = (",".join(report.HISTORY_COLUMNS) + "\n" + ",".join(map(str, ROW.values())) + "\n").encode()
 REPORT = files.dumps({"status": "completed", "config": {"augmentation": {}}})
 READERS = {
-    "raw rows": (read_cifar(cifar._split_rows, False, 10), bytes(3073)),
-    "pickle": (read_cifar(cifar._unpickle_batch, False, 10), batch()),
-    "class names": (read_cifar(cifar._split_names, False, 2), b"cat\ndog\n"),
+    "raw rows": (read_cifar(cifar._split_rows, 10), bytes(3073)),
+    "pickle": (read_cifar(cifar._unpickle_batch, 10), batch()),
+    "class names": (read_cifar(cifar._split_names, 2), b"cat\ndog\n"),
     "archive": (lambda path: cifar._unpack(LAYOUT[0], path), archive()),
     "PNG": (read_image, picture("PNG")),
     "JPEG": (read_image, picture("JPEG")),
