@@ -292,7 +292,7 @@ OTHERS = {
     "predict: a sweep": (
         predict,
         ["grid", "pets"],
-        "grid: is the folder of a sweep; give the folder of one of its jobs",
+        "grid: is not the folder of a run; give one that holds report.json",
     ),
     "predict: classes": (predict, ["run", "pets", "--output", "my_lab.py", "--top-k", "99"], "--top-k"),
 }

@@ -21,7 +21,6 @@ from cifar_research.config import targets
 from cifar_research.config.schema import data_section
 from cifar_research.data.images import decode, without_warnings
 from cifar_research.models import rebuild
-from cifar_research.runs.ledger import LEDGER
 from cifar_research.runs.report import read_report
 from cifar_research.runtime import files, programs
 from cifar_research.runtime.errors import ReportError, RunError
@@ -211,9 +210,6 @@ def read(run: Path) -> dict[str, Any]:
     except ReportError as error:
         raise RunError(str(error)) from error
     if report is None and not any((run / name).is_dir() for name in (".hydra", "checkpoints")):
-        if (run / LEDGER).exists():
-            ranks = f"{programs.program('report')} {shlex.quote(str(run))}"
-            raise RunError(f"{run}: is the folder of a sweep; give the folder of one of its jobs, which {ranks} ranks")
         example = next((f", such as {path.parent}" for path in sorted(run.glob("*/report.json"))), "")
         raise RunError(f"{run}: is not the folder of a run; give one that holds report.json{example}")
     if report is None or report["status"] != "completed":
