@@ -126,14 +126,11 @@ def _elastic_transform(images: np.ndarray, pixels: float, rng: Rng) -> np.ndarra
     deviation = 3 * _scale(images)
     fields = ndimage.gaussian_filter(fields, (0, 0, deviation, deviation), mode="reflect")
     fields *= pixels * _scale(images) / fields.std((2, 3), keepdims=True)
-    y, x = _displaced(fields)
-    top, left = np.floor(y).astype(int), np.floor(x).astype(int)
-    bottom, right = (np.minimum(edge + 1, images.shape[1] - 1) for edge in (top, left))
-    down, along = (y - top)[..., None].astype(np.float32), (x - left)[..., None].astype(np.float32)
-    batch = np.arange(len(images))[:, None, None]
-    above = images[batch, top, left] * (1 - along) + images[batch, top, right] * along
-    below = images[batch, bottom, left] * (1 - along) + images[batch, bottom, right] * along
-    return above * (1 - down) + below * down
+    moved = [
+        [ndimage.map_coordinates(channel, places, order=1) for channel in np.moveaxis(image, -1, 0)]
+        for image, *places in zip(images, *_displaced(fields), strict=True)
+    ]
+    return np.moveaxis(moved, 1, -1)
 
 
 def _pixelate(images: np.ndarray, share: float, rng: Rng) -> np.ndarray:
