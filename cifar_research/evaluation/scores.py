@@ -45,15 +45,12 @@ def auc(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """
     from scipy.stats import rankdata  # takes a second to import
 
-    probabilities, areas = special.softmax(logits.astype(np.float64), 1), []
-    for number in range(logits.shape[1]):
-        is_own = labels == number
-        positive, negative = int(is_own.sum()), int((~is_own).sum())
-        if not positive or not negative:
-            return None
-        ranks = rankdata(probabilities[:, number])
-        areas.append((ranks[is_own].sum() - positive * (positive + 1) / 2) / (positive * negative))
-    return float(np.mean(areas))
+    is_own = np.eye(logits.shape[1], dtype=bool)[labels]
+    positive = is_own.sum(0)
+    if not (positive * (len(labels) - positive)).all():
+        return None
+    ranks = (rankdata(special.softmax(logits.astype(np.float64), 1), axis=0) * is_own).sum(0)
+    return float(np.mean((ranks - positive * (positive + 1) / 2) / (positive * (len(labels) - positive))))
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
