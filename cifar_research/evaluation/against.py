@@ -44,7 +44,7 @@ def vote(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     votes = np.eye(logits.shape[2])[logits.argmax(2)].sum(0)
     mean = _mean_probabilities(logits)
     # Halved, the mean probability is below one vote, so it only breaks ties.
-    winners = logits[0].argmax(1) if len(logits) == 1 else (votes + mean / 2).argmax(1)
+    winners = (votes + mean / 2).argmax(1)
     return winners, mean[np.arange(len(winners)), winners]
 
 
