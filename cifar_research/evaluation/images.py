@@ -65,17 +65,16 @@ def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
     return data if data.classes == classes else dataclasses.replace(data, classes=classes, **renumbered)
 
 
-def doubts(report: Mapping[str, Any], data: Dataset, *, is_own: bool) -> str | None:
-    """Return why a run's score on this data may be too high, by its report, or None."""
-    if report["config"]["data"]["name"] == data.name == "images" and report["data"]["fingerprint"] != data.fingerprint:
-        return "was trained on another split or folder, perhaps also on images that are tested here"
-    return report["data"].get("note") if is_own and report["data"].get("note") != data.note else None
-
-
 def notes(reports: Mapping[Path, Mapping[str, Any]], data: Dataset, *, is_own: bool) -> str | None:
     """Return the data's note, and why a run's score on it may be too high, or None."""
-    why = {run: doubts(report, data, is_own=is_own) for run, report in reports.items()}
-    return "; ".join(filter(None, [data.note, *(f"{run}: {doubt}" for run, doubt in why.items() if doubt)])) or None
+    texts = [data.note] if data.note else []
+    for run, report in reports.items():
+        of_training = report["data"]
+        if report["config"]["data"]["name"] == data.name == "images" and of_training["fingerprint"] != data.fingerprint:
+            texts.append(f"{run}: was trained on another split or folder, perhaps also on images that are tested here")
+        elif is_own and of_training.get("note") not in (None, data.note):
+            texts.append(f"{run}: {of_training['note']}")
+    return "; ".join(texts) or None
 
 
 def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.ndarray, np.ndarray]:

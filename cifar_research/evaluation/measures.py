@@ -15,6 +15,7 @@ from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display import console
 from cifar_research.evaluation import calibration, corruptions, scores
 from cifar_research.evaluation.calibration import Temperature
+from cifar_research.evaluation.images import notes
 from cifar_research.inference.trained import Classifier
 from cifar_research.runs import metrics
 
@@ -52,7 +53,7 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,
-            "note": data.note,
+            "note": notes({subject.run: classifier.report}, data, is_own=is_own),
             "is_own": is_own,
             "left_out": dict(data.left_out),
         },

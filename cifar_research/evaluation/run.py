@@ -70,8 +70,6 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tup
     if data.left_out:
         console.note(data.file_summary())
     result, logits = measures.measure(subject, views, corrupted)
-    if doubt := images.doubts(report, data, is_own=subject.is_own):
-        result["data"]["note"] = "; ".join(filter(None, (data.note, f"the run {doubt}")))
     began = time.perf_counter()
     figures = pictures.draw(subject, result, logits)
     result["seconds"]["figures"] = time.perf_counter() - began
