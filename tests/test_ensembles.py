@@ -166,7 +166,7 @@ MISTAKES = {
     "against": ("{s0} {s1} --ensemble --against {w}", {}, "--ensemble: cannot be used with --against"),
     "views": ("{s0} {s1} --ensemble --views flip", {}, "--ensemble: is only for the test images"),
     "classes": ("{s0} {s1} --ensemble", {"data__classes": ["a", "b"]}, "s1: was trained on other classes than"),
-    "data": ("{s0} {s1} --ensemble", {"data__fingerprint": "0"}, "s1: was trained on other images than"),
+    "data": ("{s0} {s1} --ensemble", {"data__fingerprint": "0"}, "s1: has data.fingerprint=0, and"),
     "split": ("{s0} {s1} --ensemble", {"config__data__split_seed": 3}, "s1: has data.split_seed=3, and"),
     "fold": ("{s0} {s1} --ensemble", {"config__data__fold": 1}, "s1: has data.fold=1, and"),
     "not completed": ("{s0} {s1} --ensemble", {"status": "stopped"}, "no run in it was completed"),

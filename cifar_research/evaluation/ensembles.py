@@ -104,15 +104,12 @@ def disagreement(logits: np.ndarray) -> float:
 def _reports(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Return the runs' reports; DataError unless all have the same images, held out alike."""
     reports = trained.read_members(runs)
-    first, own = next(iter(reports.items()))
+    first = runs[0]
     for run, report in reports.items():
-        if report["data"]["fingerprint"] != own["data"]["fingerprint"]:
-            raise DataError(f"{run}: was trained on other images than {first}; give runs of the same data set")
-        for key in images.SPLIT_KEYS:
-            value, expected = (content["config"]["data"].get(key) for content in (report, own))
+        for key in ("fingerprint", *images.SPLIT_KEYS):
+            value, expected = ((each["data"] | each["config"]["data"]).get(key) for each in (report, reports[first]))
             if value != expected:
                 raise DataError(
-                    f"{run}: has data.{key}={value}, and {first} has {expected}, so they hold out other validation images; "
-                    "give runs of the same split"
+                    f"{run}: has data.{key}={value}, and {first} has {expected}; give runs of the same images and split"
                 )
     return reports
