@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cifar_research.config.schema import METRICS
 from cifar_research.display import tables
 from cifar_research.display.document import Section
 from cifar_research.display.tables import Table
@@ -91,17 +92,8 @@ def _of_accuracies(result: Result) -> list[str]:
         f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
         "(Wilson) are over the images: they do not include the spread of the seeds."
     ]
-    others = {
-        "balanced_accuracy",
-        "macro_f1",
-        "top5_accuracy",
-        "many_accuracy",
-        "medium_accuracy",
-        "few_accuracy",
-        "auc",
-    }
-    named = [f"{_AUC if name == 'auc' else words(name)} {value:.4f}" for name, value in test.items()
-             if name in others and value is not None]  # fmt: skip
+    named = [f"{_AUC if name == 'auc' else words(name)} {test[name]:.4f}" for name in (*METRICS, "auc")
+             if name not in ("loss", "accuracy") and test[name] is not None]  # fmt: skip
     sentences.append(f"Other metrics: {', '.join(named)}.")
     if reported is not None and abs(reported - test["accuracy"]) > 5e-4:
         sentences.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
@@ -220,15 +212,11 @@ def _mcnemar(result: Result) -> list[str]:
 
 
 def _seeds(result: Result) -> list[str]:
-    groups = result["first"], result["second"]
-    nums = [len(group["accuracies"]) for group in groups]
-    sentences = []
+    nums = [len(result[name]["accuracies"]) for name in ("first", "second")]
     if result["p_of_seeds"] is not None:
         test = "paired" if result["is_paired"] else "Welch's"
-        sentences.append(f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {test} t-test over seeds.")
-    elif max(nums) > 1:
-        reason = "a group has a single run" if min(nums) < 2 else "their differences do not vary"
-        sentences.append(f"The mean accuracies over runs: no t-test over seeds, since {reason}.")
-    if any(group["interval"] is None for group in groups):
-        sentences.append("No spread: all runs of the group have the same accuracy, so there is no interval over seeds.")
-    return sentences
+        return [f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {test} t-test over seeds."]
+    if max(nums) == 1:
+        return []
+    reason = "a group has a single run" if min(nums) < 2 else "their differences do not vary"
+    return [f"The mean accuracies over runs: no t-test over seeds, since {reason}."]
