@@ -154,7 +154,7 @@ def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys
     environment = environments.prepare(config.parse().training, 0)
     for words, part in (
         (["features.views=3"], "features.views is not used: no phase freezes layers"),
-        (["features.views=3", *combined], "1 view of each image kept: without augmentation"),
+        (["features.views=3", *combined], "1 view of each image kept"),
         (["features.views=3", *combined, "augmentation=flip"], "3 views of each image kept"),
         (["training.precision=float16"], "float16, which CPUs compute many times slower"),
     ):

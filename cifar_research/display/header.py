@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_research.config.phases import Phase
 from cifar_research.config.settings import Settings
+from cifar_research.data import image_files
 from cifar_research.runs import report
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
     from cifar_research.runtime.environment import Environment
-
-_CLASSES_LENGTH = 40  # characters of class names
 
 
 def rows(
@@ -22,6 +21,7 @@ def rows(
 ) -> dict[str, str]:
     """Return the header's lines by heading; trainable: the largest number over phases."""
     training, plugins = settings.training, settings.content
+    height, width = data.train.images.shape[1:3]
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
     backbone = f"{_plugin(plugins['backbone'])} (weights: {_weights_text(plugins['backbone'])})"
     rate = f"learning rate {_rates_text(settings)}, {_plugin(plugins['schedule'])}"
@@ -29,7 +29,7 @@ def rows(
         "Run": f"{settings.name}, seed {settings.seed}, {_epochs_text(settings)} of batches of {training.batch_size}",
         "Data": f"{data.name}: {sizes}",
         **({"Files": data.file_summary()} if data.left_out else {}),
-        "Images": _images_text(data),
+        "Images": f"{height} x {width} pixels, {len(data.classes)} classes: {image_files.first(data.classes, 5)}",
         **({"Note": data.note} if data.note else {}),
         "Model": f"{backbone} + {_plugin(plugins['model'])}",
         "Parameters": f"{parameters:,}, of which {trainable:,} trainable",
@@ -64,15 +64,6 @@ def pace(settings: Settings, history: Sequence[Mapping[str, Any]]) -> str:
 def _unit(settings: Settings, phase: Phase) -> str:
     """Return the unit of a phase's speed: images, or precomputed features."""
     return "features/s" if phase.is_backbone_frozen and settings.kept_views else "images/s"
-
-
-def _images_text(data: Dataset) -> str:
-    """Return the image size and the classes, as many names as fit."""
-    height, width = data.train.images.shape[1:3]
-    names = [str(name) for name in data.classes]
-    shown = [name for place, name in enumerate(names, 1) if len(", ".join(names[:place])) <= _CLASSES_LENGTH]
-    listed = ", ".join([*shown, *(["…"] if len(shown) < len(names) else [])])
-    return f"{height} x {width} pixels, {len(names)} classes: {listed}"
 
 
 def _weights_text(backbone: Mapping[str, Any]) -> str:
@@ -117,9 +108,7 @@ def _views_row(settings: Settings) -> dict[str, str]:
     if all(phase.trainable == "all" for phase in settings.phases):
         return {"Features": "features.views is not used: no phase freezes layers"}
     kept = settings.kept_views
-    text = "computed every time" if kept == 0 else f"{kept} view{'s' if kept > 1 else ''} of each image kept"
-    is_less = kept < settings.features.views
-    return {"Features": text + (": without augmentation all views are equal" if is_less else "")}
+    return {"Features": f"{kept} view{'s' if kept > 1 else ''} of each image kept" if kept else "computed every time"}
 
 
 def _precision_text(precision: str, environment: Environment) -> str:
