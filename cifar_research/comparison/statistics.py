@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 _LEVEL = 0.05
 _CHI_SQUARED = 3.841458820694124  # its quantile at 95 %, one degree of freedom
-Key = TypeVar("Key")  # a seed, or another key of a setting's runs
 
 
 def t_half_width(values: Sequence[float], overlap: float = 0.0) -> float:
@@ -26,7 +25,7 @@ def t_half_width(values: Sequence[float], overlap: float = 0.0) -> float:
     return float(stdtrit(len(values) - 1, 1 - _LEVEL / 2) * std * math.sqrt(1 / len(values) + overlap))
 
 
-def t_test(first: Mapping[Key, float], second: Mapping[Key, float], overlap: float = 0.0) -> float:
+def t_test(first: Mapping[Any, float], second: Mapping[Any, float], overlap: float = 0.0) -> float:
     """Return the two-sided p of a t-test of two settings' values by seed and fold.
 
     Paired if seeds and folds are the same, otherwise Welch's. nan below two values each, or without spread. overlap:
@@ -68,7 +67,7 @@ def is_within_binomial(first: float, second: float, num_first: int, num_second: 
 
 
 def is_tie(
-    first: Mapping[Key, float], second: Mapping[Key, float], num_images: Sequence[int], overlap: float = 0.0
+    first: Mapping[Any, float], second: Mapping[Any, float], num_images: Sequence[int], overlap: float = 0.0
 ) -> bool:
     """Return whether noise of seeds, folds or images may explain two settings' difference.
 
