@@ -66,7 +66,10 @@ class Diff:
         They have the same values of all settings that vary in A or B; else of those that have the same values in both;
         else they are the best row of each.
         """
-        rows = [[row for row in side.leaderboard if row.is_scored] or side.leaderboard for side in self.sides]
+        rows = [
+            [row for row in side.leaderboard if row.runs[0].state == "completed"] or side.leaderboard
+            for side in self.sides
+        ]
         varying = self.sides[0].titles | self.sides[1].titles
         titles = {key: title for key, title in varied(self._runs).items() if key in varying}
         common = [key for key in titles if len({frozenset(_value(row, key) for row in each) for each in rows}) == 1]
@@ -106,9 +109,6 @@ class Diff:
         same = dict.fromkeys(part for part, _ in facts[0] if part not in {row[0] for row in rows})
         parts += [rows] if len(rows) > 1 else []
         parts += [f"The same: {', '.join(same)}."] if same else []
-        patches = [str(run.folder / name) for run in self._runs if (name := run.score("git/changes"))]
-        if patches and any(row[1] == "changes" for row in rows):
-            parts.append(f"Uncommitted changes are in {patches[0]}{f' … {patches[-1]}' if len(patches) > 1 else ''}.")
         return Section("What differs", parts)
 
     def _results(self) -> Section:
@@ -166,10 +166,9 @@ def read(places: Sequence[str]) -> tuple[Diff, list[str]]:
     folders = Path(places[0]), Path(places[1])
     for folder in folders:
         if folder.is_dir() and not any((folder / name).exists() for name in ("report.json", LEDGER)):
-            if (folder / "checkpoints").exists():
-                command = f"{programs.program('train')} {shlex.quote(f'resume={folder}')}"
-                raise ReportError(f"{folder}: has no report.json, since its run has not ended; wait, or use {command}")
-            raise ReportError(f"{folder}: is not the folder of a run or sweep; give one with report.json or {LEDGER}")
+            raise ReportError(
+                f"{folder}: has no report.json or {LEDGER}; give the folder of a run that has ended, or of a sweep"
+            )
     if folders[0].resolve() == folders[1].resolve():
         raise ReportError(f"--diff: {folders[0]} and {folders[1]} are the same folder; give two")
     # Both at once, so that options have the same names.
@@ -188,7 +187,10 @@ def _facts(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, None]]:
         parts: dict[str, Mapping[str, Any]] = {"config": run.settings}
         if run.report:
             git = run.report.get("git")
-            code = {"commit": git["commit"][:12], "changes": _changes(git)} if git else {"commit": "not a git checkout"}
+            code = {"commit": "not a git checkout"}
+            if git:
+                changes = git.get("not_kept") or (git.get("changes_sha256") or "none")[:12]  # or a digest of them
+                code = {"commit": git["commit"][:12], "changes": changes}
             data = flatten({key: run.score(f"data/{key}") for key in _DATA})
             versions, hardware = run.report.get("versions", {}), run.report.get("hardware", {})
             parts |= {"data": data, "versions": versions, "hardware": hardware, "code": code}
@@ -196,11 +198,6 @@ def _facts(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, None]]:
             for name, value in values.items():
                 facts.setdefault((part, name), {})[text_of(value)] = None
     return facts
-
-
-def _changes(git: Mapping[str, Any]) -> str:
-    """Return the uncommitted changes as a digest, or why there is none."""
-    return git.get("not_kept") or (git.get("changes_sha256") or "none")[:12]
 
 
 def _joined(values: Sequence[str]) -> str:

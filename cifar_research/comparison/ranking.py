@@ -35,11 +35,6 @@ class Row:
         """Return the runs' values at a path such as `val/accuracy`, without unknown ones."""
         return [value for run in self.runs if (value := run.score(path)) is not None]
 
-    @property
-    def is_scored(self) -> bool:
-        """Return whether a run has a validation or test accuracy."""
-        return any(self.scores(f"{split}/accuracy") for split in ("val", "test"))
-
     def mean(self, path: str) -> float | None:
         """Return the mean over the runs, or None without values."""
         scores = self.scores(path)
@@ -48,14 +43,15 @@ class Row:
     @property
     def overlap(self) -> float:
         """Return the correction for folds, see statistics.t_half_width; 0 if the runs are of one fold."""
-        return _overlap(self.runs)
+        if len({run.repeat[1] for run in self.runs}) == 1:
+            return 0.0
+        num_val, num_train = (sum(run.score(f"data/sizes/{split}") for run in self.runs) for split in ("val", "train"))
+        return float(num_val / num_train)
 
     def bounds(self, path: str) -> tuple[float, float]:
         """Return the 95 % interval of a metric, by t over seeds and folds or Wilson's for one run, or nan."""
         scores = self.scores(path)
-        if len(scores) == 1:
-            if not metrics.is_share(path.rpartition("/")[2]):
-                return math.nan, math.nan
+        if len(scores) == 1 and metrics.is_share(path.rpartition("/")[2]):
             return metrics.wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
         half_width = statistics.t_half_width(scores, self.overlap if scores else 0.0)
         mean = sum(scores) / max(len(scores), 1)
@@ -156,20 +152,13 @@ class Comparison:
                     runs_by_value.setdefault(text_of(run.settings[key]), []).append(run)
             # If each run has another value, as in a random search, means are meaningless.
             if any(len(runs) > 1 for runs in runs_by_value.values()):
-                effects_by_key[key] = [self._effect(value, runs) for value, runs in runs_by_value.items()]
+                effects_by_key[key] = [self._effect(value, Row(runs)) for value, runs in runs_by_value.items()]
         return effects_by_key
 
-    def _effect(self, value: str, runs: Sequence[Run]) -> Effect:
-        values = [run.val(self.metric) for run in runs]
-        half_width = statistics.t_half_width(values, _overlap(runs))
+    def _effect(self, value: str, row: Row) -> Effect:
+        values = [run.val(self.metric) for run in row.runs]
+        half_width = statistics.t_half_width(values, row.overlap)
         return Effect(value, sum(values) / len(values), half_width, len(values))
-
-
-def _overlap(runs: Sequence[Run]) -> float:
-    if len({run.repeat[1] for run in runs}) == 1:
-        return 0.0
-    num_val, num_train = (sum(run.score(f"data/sizes/{split}") for run in runs) for split in ("val", "train"))
-    return float(num_val / num_train)
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
