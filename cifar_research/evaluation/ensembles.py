@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import numpy as np
 from cifar_research.config import trust
 from cifar_research.display import console, document
 from cifar_research.evaluation import against, images, measures, scores, sections
-from cifar_research.evaluation.run import completed
+from cifar_research.evaluation.run import completed, write_json
 from cifar_research.inference import trained
 from cifar_research.runs.report import versions
 from cifar_research.runtime.errors import ConfigError, DataError
-from cifar_research.runtime.files import atomic_write
 
 
 def groups(paths: Sequence[str]) -> list[list[Path]]:
@@ -87,7 +85,7 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = sections.ensemble(result)
     document.write(path.parent, path.stem, f"An ensemble of {len(runs)} runs", shown)
-    atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_json(path, result)
     text = sections.as_text(shown, ("Accuracy", "Calibration"))
     return result, f"{text}\n\nEverything is in {path.with_suffix('')}.html, .md and .json"
 

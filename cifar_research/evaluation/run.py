@@ -77,7 +77,7 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tup
     shown = sections.evaluation(result, figures)
     document.write(folder, "report", f"{report['config']['name']}: evaluation", shown)
     target = (subject.run if subject.is_own else folder) / trained.EVALUATION
-    _write_json(target, result)  # last: it marks the evaluation as complete
+    write_json(target, result)  # last: it marks the evaluation as complete
     text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
     return result, f"{text}\n\nEverything is in {folder}, and in {target}"
 
@@ -120,7 +120,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     shown = sections.comparison(result, figures)
     document.write(folder, name, "Two classifiers on the same images", shown)
     atomic_write(folder / f"{name}.csv", tables.as_csv(sections.differences(result)))
-    _write_json(folder / f"{name}.json", result)
+    write_json(folder / f"{name}.json", result)
     return f"{sections.as_text(shown, ['Accuracy'])}\n\nEverything is in {folder / name}.html, .md, .json and .csv"
 
 
@@ -170,5 +170,5 @@ def _free_folder(folder: Path, fingerprint: str) -> Path:
     return folder if evaluated == fingerprint else folder.with_name(f"{folder.name}_{fingerprint[:8]}")
 
 
-def _write_json(path: Path, result: Mapping[str, Any]) -> None:
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
