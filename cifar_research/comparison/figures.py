@@ -82,12 +82,9 @@ def _curves(comparison: Comparison) -> plotly.Figure:
     for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
         settings = row.runs[0].settings
         name = ", ".join(f"{title} {text_of(settings.get(key))}" for key, title in comparison.titles.items())
-        if (num := len(row.runs)) == 1:
-            name = f"{name}, {_repeat(row.runs[0])}"
-        else:
-            name = f"{name}, {num} runs" if num <= _MOST_CURVES else f"{name}, {_MOST_CURVES} of {num} runs"
-        is_first = True
-        for run in row.runs[:_MOST_CURVES]:
+        drawn, is_first = row.runs[:_MOST_CURVES], True
+        name += f", {_repeat(drawn[0])}" if len(row.runs) == 1 else f", {len(drawn)} of {len(row.runs)} runs"
+        for run in drawn:
             with contextlib.suppress(ReportError):
                 epochs, values = mean_curve([curve(run.history(), comparison.metric)])
                 style = {"line_color": colour, "name": name, "legendgroup": name, "showlegend": is_first}

@@ -60,10 +60,8 @@ class Row:
     def interval(self, path: str) -> str:
         """Return the 95 % interval as text: ± over seeds and folds, or [low, high] for one run."""
         num_scores, (low, high) = len(self.scores(path)), self.bounds(path)
-        if not num_scores or (num_scores == 1 and math.isnan(low)):
-            return "–"
         if math.isnan(low):
-            return NO_SPREAD
+            return NO_SPREAD if num_scores > 1 else "–"
         return f"± {(high - low) / 2:.4f}" if num_scores > 1 else f"[{low:.4f}, {high:.4f}]"
 
 
