@@ -43,8 +43,6 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.annotate(phase, (epoch - 0.4, 0.02), xycoords=("data", "axes fraction"), color="grey")
         axes.set(title=name.capitalize(), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if len(rows) == 1:
-            axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
         axes.margins(y=0.12)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
