@@ -92,9 +92,9 @@ def heat_map(
 
 
 def gallery(
-    images: np.ndarray | Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 5, size: float = 2.0
+    images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str], columns: int = 5, size: float = 2.0
 ) -> Figure:
-    """Return images, uint8 [H, W, 3] or None for a gap, below titles; size: of one, in inches."""
+    """Return images, uint8 [H, W, 3], below titles; size: of one, in inches."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(size * columns, 1.08 * size * rows), layout="constrained", dpi=110)
@@ -102,9 +102,8 @@ def gallery(
     for axes in grid:
         axes.axis("off")
     for axes, image, title in zip(grid, images, titles, strict=False):
-        if image is not None:
-            axes.imshow(image, interpolation="nearest")
-            axes.set_title(plain(title), fontsize=8 if size >= 2 else 7)
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(plain(title), fontsize=8 if size >= 2 else 7)
     return figure
 
 

@@ -58,20 +58,16 @@ def _corrupted(image: np.ndarray) -> Figure:
 def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> Figure | None:
     """Return Grad-CAM of images, a column each; None if the backbone has no feature map.
 
-    Rows: the image, the heat map of its predicted class, and that of its true class if another.
+    Rows: the image, the heat map of its predicted class, and that of its true class.
     """
-    inputs, grey = classifier.preprocess(images), images.mean(-1, keepdims=True)
-    panels: list[np.ndarray | None] = [*images]
-    titles = [""] * len(images)
-    for classes, is_shown in ((predictions, np.full(len(images), True)), (labels, labels != predictions)):
+    inputs, grey, panels = classifier.preprocess(images), images.mean(-1, keepdims=True), [*images]
+    for classes in (predictions, labels):
         try:
             heat = gradcam.enlarged(gradcam.maps(classifier.model, inputs, classes), classifier.image_shape[:2])
         except ValueError:
             return None
-        overlays = (0.55 * grey + 0.45 * 255 * colormaps["jet"](heat)[..., :3]).astype(np.uint8)
-        panels += [overlay if shown else None for overlay, shown in zip(overlays, is_shown, strict=True)]
-        titles += [f"for {classifier.classes[number]}{'' if warm.any() else ', none'}"
-                   for number, warm in zip(classes, heat, strict=True)]  # fmt: skip
+        panels += [*(0.55 * grey + 0.45 * 255 * colormaps["jet"](heat)[..., :3]).astype(np.uint8)]
+    titles = [""] * len(images) + [f"for {classifier.classes[number]}" for number in (*predictions, *labels)]
     return gallery(panels, titles, columns=len(images), size=1.6)
 
 

@@ -67,7 +67,7 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
             table.append([name.replace("_", " "), *(f"{v:.4f}" for v in (robustness["means"][name], *values))])
         sections.append(Section("Robustness", [text, table, figures["corruptions"], figures["corrupted"]]))
     if "grad_cam" in figures:
-        text = "Grad-CAM (Selvaraju et al. 2017) for the predicted class, and below it for the true class; «none»: no evidence."
+        text = "Grad-CAM (Selvaraju et al. 2017) for the predicted class, and below it for the true class."
         sections.append(Section("Evidence", [text, figures["grad_cam"]]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
     sections.append(Section("Run", [f"{result['run']}, config {result['config_hash']}. Seconds: {seconds}."]))
