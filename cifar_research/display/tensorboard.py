@@ -68,11 +68,10 @@ class Writer:
         with self._writing(step):
             tf.summary.text(name, markdown)
 
-    def images(self, name: str, images: np.ndarray, step: int) -> None:
-        """Write uint8 images, [H, W, 3] or [N, H, W, 3]."""
-        batch = images.reshape(-1, *images.shape[-3:])
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Write an image, uint8 [H, W, 3]."""
         with self._writing(step):
-            tf.summary.image(name, batch, max_outputs=len(batch))
+            tf.summary.image(name, image[None])
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a histogram of each array."""

@@ -99,7 +99,7 @@ def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None
     rows = train.indices[[i * len(train) // count for i in range(count)]]  # rows may be sorted by class
     before, targets = state.preprocessing.prepare(train.images[rows], train.labels[rows])
     after, _ = state.preprocessing.augment(before, targets, tf.constant([state.seed, 0]))
-    writer.images("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
+    writer.image("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
 
 
 def describe_model(path: Path, model: keras.Model) -> int:
@@ -152,12 +152,12 @@ def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores)
     if outputs.writer is None:
         return
     outputs.writer.scalars(step, {f"test/{name}": value for name, value in test.values.items() if value is not None})
-    outputs.writer.images("confusion", figures.pixels(confusion), step)
+    outputs.writer.image("confusion", figures.pixels(confusion), step)
     wrong = np.flatnonzero(labels != test.predictions)[:25]
     if len(wrong):
         titles = [f"{data.classes[labels[i]]} → {data.classes[test.predictions[i]]}" for i in wrong]
         gallery = figures.gallery(data.test.images[data.test.indices[wrong]], titles)
-        outputs.writer.images("misclassified", figures.pixels(gallery), step)
+        outputs.writer.image("misclassified", figures.pixels(gallery), step)
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
