@@ -52,10 +52,8 @@ def t_test(first: Mapping[Any, float], second: Mapping[Any, float], overlap: flo
 def is_within_binomial(first: float, second: float, num_first: int, num_second: int) -> bool:
     """Return whether two accuracies, of `num_first` and `num_second` images, may differ by chance.
 
-    By the chi-squared test at 5 %, or Fisher's exact test if an expected count is below five; True without images.
+    By the chi-squared test at 5 %, or Fisher's exact test if an expected count is below five.
     """
-    if min(num_first, num_second) == 0:
-        return True
     table = np.array([[first * num_first, second * num_second], [(1 - first) * num_first, (1 - second) * num_second]])
     expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
     if expected.min() < 5:
