@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -32,6 +32,7 @@ _EPOCH_COLUMNS = {
     "val acc": "val_accuracy:.4f", "rate": "learning_rate:.3g", "seconds": "seconds:.1f",
 }  # fmt: skip
 _EPOCH_WIDTHS = (5, 8, 8, 8, 8, 9, 8)
+Item = TypeVar("Item")
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -237,26 +238,20 @@ class Display:
             self.console.file.flush()
 
 
-@contextlib.contextmanager
-def counted(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show the progress of `total` items; call the yielded function before each with its name."""
+def counted(title: str, items: Collection[Item], name: Callable[[Item], str]) -> Iterator[Item]:
+    """Yield the items, and show the progress; name: of an item."""
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive
     ) as bar:
-        task = bar.add_task(title, total=total)
-        count, last_line = 0, time.monotonic()
-
-        def begin(name: str) -> None:
-            nonlocal count, last_line
-            bar.update(task, completed=count, description=f"{title}: {name}")
-            count += 1
+        task, last_line = bar.add_task(title, total=len(items)), time.monotonic()
+        for count, item in enumerate(items):
+            bar.update(task, completed=count, description=f"{title}: {name(item)}")
             if bar.disable and time.monotonic() - last_line >= _PLAIN_SECONDS:
                 last_line = time.monotonic()
-                tell(f"{title}: {name}, {count} of {total}")
-
-        yield begin
+                tell(f"{title}: {name(item)}, {count + 1} of {len(items)}")
+            yield item
 
 
 def tell(text: str) -> None:

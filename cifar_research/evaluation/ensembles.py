@@ -57,11 +57,9 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
     pixels, labels = measures.arrays(data.test)
     ensemble = trained.load(runs, allow_targets=trust.allowances(overrides))
     assert isinstance(ensemble, trained.Ensemble)
-    logits = []
-    with console.counted("Classifying", len(runs)) as begin:
-        for run, member in zip(runs, ensemble.members, strict=True):
-            begin(run.name)
-            logits.append(member.logits(pixels)[:, [member.classes.index(name) for name in data.classes]])
+    logits, members = [], [*zip(runs, ensemble.members, strict=True)]
+    for _, member in console.counted("Classifying", members, lambda item: item[0].name):
+        logits.append(member.logits(pixels)[:, [member.classes.index(name) for name in data.classes]])
     pooled = ensemble.logits(pixels)
     counts = np.array(reports[runs[0]]["data"]["train_counts"])
     group = against.group(np.stack(logits), labels, [report["seed"] for report in reports.values()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,12 +129,10 @@ def _robustness(classifier: Classifier, images: np.ndarray, labels: np.ndarray, 
         return float((classifier.logits(pixels).argmax(1) == labels).mean())
 
     accuracies: dict[str, list[float]] = {name: [] for name in corruptions.NAMES}
-    with console.counted("Corruptions", len(corruptions.NAMES) * len(corruptions.SEVERITIES)) as begin:
-        for name in corruptions.NAMES:
-            for severity in corruptions.SEVERITIES:
-                begin(f"{name} {severity}")
-                made = [corruptions.corrupt(block, name, severity, [0, i]) for i, block in enumerate(blocks)]
-                accuracies[name].append(accuracy(np.concatenate(made)))
+    kinds = [*itertools.product(corruptions.NAMES, corruptions.SEVERITIES)]
+    for name, severity in console.counted("Corruptions", kinds, lambda item: f"{item[0]} {item[1]}"):
+        made = [corruptions.corrupt(block, name, severity, [0, i]) for i, block in enumerate(blocks)]
+        accuracies[name].append(accuracy(np.concatenate(made)))
     means = {name: sum(values) / len(values) for name, values in accuracies.items()}
     mean = sum(means.values()) / len(means)
     return {"images": len(labels), "clean": accuracy(images), "mean": mean, "means": means, "accuracies": accuracies}

@@ -101,11 +101,9 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     folder = first[0] / "evaluation"
     pixels, labels = measures.arrays(data.test)
     logits = {}
-    with console.counted("Classifying", len(runs)) as begin:
-        for run, report in runs.items():
-            begin(run.name)
-            columns = [report["data"]["classes"].index(name) for name in data.classes]
-            logits[run] = trained.load(run, allow_targets=trust.allowances(overrides)).logits(pixels)[:, columns]
+    for run in console.counted("Classifying", runs, lambda run: run.name):
+        columns = [runs[run]["data"]["classes"].index(name) for name in data.classes]
+        logits[run] = trained.load(run, allow_targets=trust.allowances(overrides)).logits(pixels)[:, columns]
     logits_first, logits_second = (np.stack([logits[run] for run in group]) for group in (first, second))
     seeds = [runs[run]["seed"] for run in first], [runs[run]["seed"] for run in second]
     result = against.compare(logits_first, logits_second, labels, data.classes, seeds) | {

@@ -79,16 +79,14 @@ class Plan:
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
         rows = list(itertools.product(*choices))
-        with console.counted("Planning", len(rows)) as begin:
-            for row in rows:
-                begin(_folder_name(row))
-                job = self.job(row)
-                digest = job.identity.hash
-                if job.folder in folders:
-                    job.folder = f"{job.folder}-{digest}"
-                folders.add(job.folder)
-                if jobs.setdefault(digest, job) is not job:
-                    self._refuse_free(job)
+        for row in console.counted("Planning", rows, _folder_name):
+            job = self.job(row)
+            digest = job.identity.hash
+            if job.folder in folders:
+                job.folder = f"{job.folder}-{digest}"
+            folders.add(job.folder)
+            if jobs.setdefault(digest, job) is not job:
+                self._refuse_free(job)
         return list(jobs.values())
 
     def _refuse_free(self, job: Job) -> None:
