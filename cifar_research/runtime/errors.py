@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """The base of these errors, but for WriteError."""
+
+
+class ConfigError(UserError):
     """A wrong setting or command line; the message names the key, the value and the remedy."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data is missing, damaged or of the wrong kind; the message names the path and the remedy."""
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image cannot be read; the message names the file, `reason` the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -19,23 +23,23 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """The backbone or its weights could not be loaded; the message names the path."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be used; the message names the path."""
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """A report, history or ledger cannot be used; the message names the path."""
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """No classifier can be loaded from a folder; the message names the path and the remedy."""
 
 
-class LockedError(ValueError):
+class LockedError(UserError):
     """Another process is working in a folder; the message names both."""
 
 

@@ -15,26 +15,13 @@ from cifar_research.config.composition import Composed
 from cifar_research.config.identity import option_names
 from cifar_research.display import console
 from cifar_research.runs import reproduction
-from cifar_research.runtime.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    LockedError,
-    ReportError,
-    WeightsError,
-    WriteError,
-)
+from cifar_research.runtime.errors import ConfigError, UserError
 from cifar_research.training.run import run
 
 if TYPE_CHECKING:
     from cifar_research.training import loop
 
 log = logging.getLogger(__name__)
-
-# Shown without a traceback. Any other error is a bug, or is raised by a user's module.
-USER_ERRORS = (
-    ConfigError, DataError, WeightsError, CheckpointError, ReportError, LockedError,
-)  # fmt: skip
 
 
 def exit_code(arguments: Sequence[str], work: Callable[[], int]) -> int:
@@ -46,7 +33,7 @@ def exit_code(arguments: Sequence[str], work: Callable[[], int]) -> int:
         logging.raiseExceptions = False  # no traceback if the disk is too full for the log
         try:
             return work()
-        except USER_ERRORS as error:
+        except UserError as error:
             console.error(str(error))
             return 2
         except config.HYDRA_ERRORS as error:
@@ -55,8 +42,7 @@ def exit_code(arguments: Sequence[str], work: Callable[[], int]) -> int:
         except BrokenPipeError:  # `--help | head`
             raise
         except OSError as error:
-            has_message = isinstance(error, WriteError) or not error.strerror or not error.filename
-            console.error(str(error) if has_message else f"{error.filename}: {error.strerror}")
+            console.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
             return 1
         except KeyboardInterrupt:
             console.error("interrupted")
@@ -110,6 +96,6 @@ def _result(
             log.warning("%s", difference)
     try:
         return run(parsed, this.run_dir, begins=this.begin, **settings)
-    except (*USER_ERRORS, OSError) as error:
+    except (UserError, OSError) as error:
         log.info("ended by an error: %s", error)  # for the run's log; `exit_code` prints it
         raise
