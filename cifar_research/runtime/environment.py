@@ -92,10 +92,7 @@ def provide_home() -> None:
         folder = folders.root(None)
         folder.mkdir(parents=True, exist_ok=True)
     except (DataError, OSError):
-        folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():  # created by another user: do not trust its content
-            return
+        folder = Path(tempfile.mkdtemp(prefix="cifar_research-"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     if not os.path.isdir(os.path.join(home, ".keras")):  # an existing ~/.keras can still be read
         os.environ.setdefault("KERAS_HOME", str(folder / "keras"))
