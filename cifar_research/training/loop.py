@@ -18,6 +18,7 @@ from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.runs import metrics
 from cifar_research.runtime.environment import Environment
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.signals import StopRequest
 from cifar_research.training.outputs import Outputs
 from cifar_research.training.saver import Saver
@@ -197,8 +198,8 @@ def _steps(
             return current(*arguments)
         except CannotCompile as error:
             if training.jit_compile != "auto":
-                raise
-            show(f"training.jit_compile: XLA {error.reason}; this run continues without XLA.")
+                raise ConfigError(f"{error}; set training.jit_compile=false") from error
+            show(f"{error}; this run continues without XLA.")
             state.step.assign(progress.step)  # the call may have counted steps before it failed
             state.does_without_xla = True
             current = made(dataclasses.replace(environment, jit_compile=False))

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from cifar_research.models import layers
-from cifar_research.runtime.errors import ConfigError
 from cifar_research.training import shards
 from cifar_research.training.forward import Forward, Network
 from cifar_research.training.state import HOST, TrainState
@@ -43,12 +42,8 @@ def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, *, jit_c
 _NOT_COMPILED = ("tf2xla conversion failed", "libdevice", "ptxas")
 
 
-class CannotCompile(ConfigError):
-    """XLA cannot compile a step; `reason` continues a sentence about XLA."""
-
-    def __init__(self, reason: str):
-        super().__init__(f"training.jit_compile: XLA {reason}; set training.jit_compile=false")
-        self.reason = reason
+class CannotCompile(Exception):
+    """XLA cannot compile a step."""
 
 
 class _Seeds(NamedTuple):
@@ -199,13 +194,9 @@ def _with_xla_errors(call: Callable[..., Totals]) -> Callable[..., Totals]:
         except tf.errors.OpError as error:
             if not any(sign in str(error) for sign in _NOT_COMPILED):
                 raise
-            operations = sorted(set(re.findall(r"No registered '(\w+)' OpKernel", str(error))))
-            missing = (
-                f"has no {', '.join(operations)}, which a step of this run needs"
-                if operations
-                else "cannot compile a step of this run"
-            )
-            raise CannotCompile(missing if operations else f"{missing} ({error.message.splitlines()[0]})") from error
+            operation = re.search(r"No registered '(\w+)' OpKernel", str(error))
+            reason = operation[1] if operation else error.message.splitlines()[0]
+            raise CannotCompile(f"training.jit_compile: XLA cannot compile a step of this run ({reason})") from error
 
     return checked
 
