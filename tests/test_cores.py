@@ -89,7 +89,7 @@ def test_training_and_evaluation_are_those_of_the_whole_batch(parts):
     for number in (1, parts):
         task = make_task(dropout=0.3, batch_shards=number, optimizer=optimizers.sgd(learning_rate=0.003, momentum=0.9))
         losses = losses_of(task, batches)
-        scored = [steps.eval_step(task, *images_and_labels(count)) for count in (32, 7, 3)]
+        scored = [steps.eval_step(task, *images_and_labels(count), task.forward) for count in (32, 7, 3)]
         results.append((losses, [weight.numpy() for weight in task.model.weights], scored))
     (losses, weights, scored), (expected, of_whole, scored_whole) = results[1], results[0]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

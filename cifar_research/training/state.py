@@ -23,8 +23,8 @@ HOST = "/CPU:0"
 class TrainState:
     """The model, the optimizer's slots and the counters; `enter` sets the fields of a phase.
 
-    loss: what training minimizes, (logits, targets [B, K]) -> float32 [B]. scoring_loss: of validation and test; None is
-    the same. does_without_xla: whether XLA could not compile a step. debiases_norms: see layers.debiased. batch_shards:
+    loss: what training minimizes, (logits, targets [B, K]) -> float32 [B]. scoring_loss: of validation and test.
+    does_without_xla: whether XLA could not compile a step. debiases_norms: see layers.debiased. batch_shards:
     see shards.count. several_images: whether every batch has more than one image.
     Of the phase: forward, weights, slots. learning_rate: step, float32 -> rate. scales: each weight's multiplier of the
     rate. first_step: the phase's. optimizer_first_steps: each weight's since the optimizer's reset.
@@ -32,6 +32,7 @@ class TrainState:
 
     model: keras.Model
     loss: LossFunction
+    scoring_loss: LossFunction
     optimizer: Optimizer
     preprocessing: Preprocessing
     seed: int
@@ -41,7 +42,6 @@ class TrainState:
     batch_shards: int = 1
     debiases_norms: bool = False
     several_images: bool = False
-    scoring_loss: LossFunction | None = None
     does_without_xla: bool = False
     forward: Forward = field(init=False)
     weights: list[tf.Variable] = field(init=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -28,12 +28,13 @@ def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, *, jit_c
     context = tf.distribute.get_replica_context()
     replica = context.replica_id_in_sync_group if context.num_replicas_in_sync > 1 else None
     with tf.device(HOST):
-        seeds = _Seeds.at(state, state.step, replica)
-    inputs, targets = state.forward.train(inputs, labels, seeds.augmentation, seeds.epoch)
+        augmentation, epoch, network = _seeds(state, state.step, replica)
+        step = tf.cast(state.step, tf.float32)
+    inputs, targets = state.forward.train(inputs, labels, augmentation, epoch)
     update = functools.partial(_update, state)
     if jit_compile:
         update = tf.function(update, jit_compile=True, autograph=False)
-    totals = update(inputs, targets, seeds.network, seeds.step)
+    totals = update(inputs, targets, network, step)
     _add(state.step, tf.constant(1, tf.int64))
     return totals
 
@@ -46,23 +47,15 @@ class CannotCompile(Exception):
     """XLA cannot compile a step."""
 
 
-class _Seeds(NamedTuple):
-    """The seeds of a step, int32 [2] each, and the number of earlier steps, float32."""
-
-    augmentation: tf.Tensor
-    epoch: tf.Tensor
-    network: tf.Tensor
-    step: tf.Tensor
-
-    @classmethod
-    def at(cls, state: TrainState, step: Any, replica: tf.Tensor | None = None) -> _Seeds:
-        of_run = tf.constant(state.seed, tf.int32)
-        seed = tf.stack([of_run, tf.cast(step, tf.int32)])
-        if replica is not None:
-            seed = tf.random.experimental.stateless_fold_in(seed, replica)
-        augmentation, network = (tf.random.experimental.stateless_fold_in(seed, number) for number in range(2))
-        epoch = tf.stack([of_run, tf.cast(step // state.steps_per_epoch, tf.int32)])
-        return cls(augmentation, epoch, network, tf.cast(step, tf.float32))
+def _seeds(state: TrainState, step: Any, replica: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
+    """Return a step's seeds, int32 [2]: of the augmentation, of its epoch, of the network."""
+    of_run = tf.constant(state.seed, tf.int32)
+    seed = tf.stack([of_run, tf.cast(step, tf.int32)])
+    if replica is not None:
+        seed = tf.random.experimental.stateless_fold_in(seed, replica)
+    augmentation, network = (tf.random.experimental.stateless_fold_in(seed, number) for number in range(2))
+    epoch = tf.stack([of_run, tf.cast(step // state.steps_per_epoch, tf.int32)])
+    return augmentation, epoch, network
 
 
 def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, step: tf.Tensor) -> Totals:
@@ -108,13 +101,9 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
 
 
 def eval_step(
-    state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, forward: Forward | None = None
+    state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, forward: Forward
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Score a batch; return losses float32 [B], predicted classes int64 [B], and whether the class is in the top 5.
-
-    forward: the forward pass; None: the phase's own.
-    """
-    forward = forward or state.forward
+    """Score a batch; return losses float32 [B], predicted classes int64 [B], and whether the class is in the top 5."""
     scored = _scored(state, forward.network, *forward.evaluate(inputs, labels), training=False)
     logits, losses = (tf.concat(of_shards, 0) for of_shards in zip(*scored, strict=True))
     in_top5 = tf.math.in_top_k(tf.cast(labels, tf.int32), logits, 5)
@@ -125,7 +114,7 @@ def _scored(
     state: TrainState, network: Network, inputs: tf.Tensor, targets: tf.Tensor, *, training: bool
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Return logits float32 [b, K] and losses float32 [b] of each shard of the batch."""
-    scored, loss = [], state.loss if training or state.scoring_loss is None else state.scoring_loss
+    scored, loss = [], state.loss if training else state.scoring_loss
     for first_row, (some, their_targets) in shards.cut(state.batch_shards, inputs, targets):
         with layers.called_with(first_row=first_row):
             logits = tf.cast(network(some, training), tf.float32)
@@ -161,9 +150,10 @@ def one_program(state: TrainState, read: Callable[[Any], tuple[Any, Any]]) -> Ca
     @tf.function(jit_compile=True, autograph=False)
     def program(first: tf.Tensor, totals: Totals, rows: tf.Tensor, count: tf.Tensor | None = None) -> Totals:
         def step(number: tf.Tensor, totals: Totals) -> tuple[tf.Tensor, Totals]:
-            seeds = _Seeds.at(state, first + tf.cast(number, tf.int64))
-            inputs, targets = state.forward.train(*read(rows[number]), seeds.augmentation, seeds.epoch)
-            return number + 1, totals + _update(state, inputs, targets, seeds.network, seeds.step)
+            earlier_steps = first + tf.cast(number, tf.int64)
+            augmentation, epoch, network = _seeds(state, earlier_steps)
+            inputs, targets = state.forward.train(*read(rows[number]), augmentation, epoch)
+            return number + 1, totals + _update(state, inputs, targets, network, tf.cast(earlier_steps, tf.float32))
 
         # A constant number of steps: for any other, a GPU would wait for the host in every step.
         count = tf.shape(rows)[0] if count is None else count
