@@ -47,21 +47,19 @@ def stop_signals(*, within_calls: bool = False) -> Iterator[StopRequest]:
 
     def restore() -> None:
         while before:
-            number, handler = before.popitem()
-            if handler is not None:  # None: the handler was not installed by Python
-                signal.signal(number, handler)
+            signal.signal(*before.popitem())
 
     try:
         for number in _STOP_SIGNALS:
             before[number] = signal.signal(number, handle)
-        with _watched(stop) if within_calls else contextlib.nullcontext():
+        with _watched() if within_calls else contextlib.nullcontext():
             yield stop
     finally:
         restore()
 
 
 @contextlib.contextmanager
-def _watched(stop: StopRequest) -> Iterator[None]:
+def _watched() -> Iterator[None]:
     """Watch for signals in a thread, through the pipe that Python's C handler writes to."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -73,8 +71,6 @@ def _watched(stop: StopRequest) -> Iterator[None]:
                 continue
             if first is None:
                 first = time.monotonic()
-                if stop.signal is None:
-                    stop.signal = number[0]
             elif time.monotonic() - first > _SAME_REQUEST_SECONDS:
                 os._exit(128 + number[0])
 
