@@ -96,8 +96,8 @@ def test_the_code_of_each_process_is_kept_and_what_is_not_is_reported(tmp_path, 
         settings = config.parse([*SMALL, "tensorboard.enabled=false", f"training.epochs={epochs}"])
         results.append(train_run(settings, tmp_path / "run", console.Display())["git"])
         shown.append([line for line in capsys.readouterr().out.splitlines() if ".patch" in line])
-    began = "The code had the uncommitted changes in changes.patch when this run began, and now"
-    expected = [[], [f"{began} has those in changes_2.patch."], ["changes.patch is not written: too large."]]
+    changed = "The uncommitted changes of the code are no longer those in changes.patch."
+    expected = [[], [changed], ["changes.patch is not written: too large."]]
     assert [[" ".join(lines)] if lines else [] for lines in shown] == expected
     assert [git["changes"] for git in results] == ["changes.patch", "changes_2.patch", None]
     assert [(tmp_path / "run" / git["changes"]).read_bytes() for git in results[:2]] == [b"one", b"two"]

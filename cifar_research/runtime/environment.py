@@ -39,7 +39,6 @@ class Environment:
     prefetch_device: str | None  # batches are prefetched to it; None on a CPU
     deterministic: bool
     jit_compile: bool  # by XLA
-    is_chief: bool
     batch_shards: int  # see training/shards.py
     memory_growth: bool | None  # None on a CPU
 
@@ -184,7 +183,6 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
         prefetch_device="/GPU:0" if gpus and training.strategy == "none" else None,
         deterministic=deterministic,
         jit_compile=jit_compile,
-        is_chief=is_chief(training.strategy),
         batch_shards=batch_shards,
         memory_growth=all(map(tf.config.experimental.get_memory_growth, gpus)) if gpus else None,
     )

@@ -1,4 +1,4 @@
-"""The content of a run's report.json."""
+"""A run in progress, and the content of its report.json."""
 
 from __future__ import annotations
 
@@ -14,47 +14,57 @@ from cifar_research.data.datasets import Dataset
 from cifar_research.runs import report
 from cifar_research.runtime.environment import Environment
 from cifar_research.training.loop import Outcome
+from cifar_research.training.outputs import Outputs
+from cifar_research.training.saver import Saver
 from cifar_research.training.scoring import Scores
 from cifar_research.training.state import Progress, TrainState
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The end of a run. test: None if untested; seconds: by activity; trained: by phase; git: see Checkout.leave."""
+class Run:
+    """A run in progress; `seconds` is the time by activity."""
 
-    outcome: Outcome
-    test: Scores | None
-    seconds: Mapping[str, float | None]
-    trained: Mapping[str, int]
-    flops: int | None
-    git: Mapping[str, Any] | None
+    settings: Settings
+    data: Dataset
+    environment: Environment
+    state: TrainState
+    progress: Progress
+    saver: Saver
+    outputs: Outputs
+    seconds: dict[str, float | None]
 
 
 def gather(
-    settings: Settings, data: Dataset, environment: Environment, state: TrainState, progress: Progress, ending: Ending
+    run: Run,
+    outcome: Outcome,
+    test: Scores | None,
+    trained: Mapping[str, int],
+    flops: int | None,
+    git: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the content of report.json.
 
+    test: None if untested. trained: parameters by phase. git: see Checkout.leave.
     `train` and `val` are of the best epoch, `train` as measured during training. overflows: steps that
     float16 skipped. weights_sha256: of the tested weights.
     """
-    status, test = ending.outcome.status, ending.test
+    settings, data, state, progress = run.settings, run.data, run.state, run.progress
     best_epoch = progress.best and progress.best["epoch"]
     best = next((row for row in progress.history if row["epoch"] == best_epoch), None)
     has_val = best is not None and best["val_loss"] is not None
     return {
-        "status": status,
-        "signal": ending.outcome.signal,
+        "status": outcome.status,
+        "signal": outcome.signal,
         "config_hash": settings.identity.hash,
         "config": settings.content,
         "seed": settings.seed,
         "data": _data(data, state),
         "parameters": {
             "total": state.model.count_params(),
-            "trainable": max(ending.trained.values()),
-            "trainable_by_phase": dict(ending.trained),
+            "trainable": max(trained.values()),
+            "trainable_by_phase": dict(trained),
         },
-        "forward_flops": ending.flops,
+        "forward_flops": flops,
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
         "val": {name: best[f"val_{name}"] for name in METRICS} if best and has_val else None,
         "test": test and dict(test.values),
@@ -64,11 +74,11 @@ def gather(
         "steps": progress.step,
         "overflows": progress.overflows,
         "images_per_second": report.steady_images_per_second(progress.history),
-        "seconds": ending.seconds,
+        "seconds": run.seconds,
         "peak_memory_bytes": report.peak_memory_bytes(),
         "versions": report.versions(),
-        "hardware": _hardware(environment, state),
-        "git": ending.git,
+        "hardware": _hardware(run.environment, state),
+        "git": git,
         "options": dict(settings.options),
     }
 

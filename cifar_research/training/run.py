@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +22,10 @@ from cifar_research.training import shards
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
-    from cifar_research.runtime.environment import Environment
     from cifar_research.training.loop import Outcome, Rule
-    from cifar_research.training.outputs import Outputs
+    from cifar_research.training.result import Run
     from cifar_research.training.saver import Saver
     from cifar_research.training.scoring import Scores
-    from cifar_research.training.state import Progress, TrainState
 
 Report = dict[str, Any]
 
@@ -80,13 +77,12 @@ def run(
             begins()
         resumed = None if checkpoint is None else progress
         with outputs.opened(display, run_dir, settings, is_chief, resumed) as opened:
-            saving = _saver(settings, data, environment, run_dir)
-            parts = _Run(settings, data, environment, state, progress, saving, opened, seconds)
-            described = _describe(parts, max(trained.values()), checkpoint)
+            saving = _saver(settings, data, environment.device, run_dir, is_chief)
+            parts = result.Run(settings, data, environment, state, progress, saving, opened, seconds)
+            flops, git = _describe(parts, max(trained.values()), checkpoint)
             outcome, test = _train_and_test(parts, is_hopeless, second_signal_exits)
             seconds["total"] = progress.elapsed + time.perf_counter() - began
-            ending = result.Ending(outcome, test, seconds, trained, *described)
-            content = result.gather(settings, data, environment, state, progress, ending)
+            content = result.gather(parts, outcome, test, trained, flops, git)
             if is_chief:
                 outputs.leave(opened, content, state.model, data, progress, test)
             if is_chief and content["status"] != "stopped":
@@ -95,21 +91,7 @@ def run(
         return content
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run in progress; `seconds` is the time by activity."""
-
-    settings: Settings
-    data: Dataset
-    environment: Environment
-    state: TrainState
-    progress: Progress
-    saver: Saver
-    outputs: Outputs
-    seconds: dict[str, float | None]
-
-
-def _saver(settings: Settings, data: Dataset, environment: Environment, run_dir: Path) -> Saver:
+def _saver(settings: Settings, data: Dataset, device: str, run_dir: Path, is_chief: bool) -> Saver:
     from cifar_research.training.saver import Saver
 
     identity = {
@@ -118,10 +100,10 @@ def _saver(settings: Settings, data: Dataset, environment: Environment, run_dir:
         "labels_sha256": data.labels_sha256(),
         "classes": list(data.classes),
         "found_in": data.found_in,
-        "device": environment.device,
+        "device": device,
     }
     checkpoints = Checkpoints(run_dir / "checkpoints", settings.training.keep_checkpoints)
-    return Saver(checkpoints, identity, environment.is_chief, time.perf_counter())
+    return Saver(checkpoints, identity, is_chief, time.perf_counter())
 
 
 def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
@@ -143,7 +125,7 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
     return data
 
 
-def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> None:
+def _announce(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> None:
     """Show the config of the run, and the step from which it continues."""
     from cifar_research.training import outputs
 
@@ -154,7 +136,7 @@ def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> Non
     display.announce(header.rows(settings, parameters, data, run.environment, folder, num_trained))
     if checkpoint is None:
         return
-    if run.environment.is_chief and run_folder.reopen(folder):
+    if run.saver.is_chief and run_folder.reopen(folder):
         display.message(f"Its report will be replaced by one for {settings.total_epochs} epochs.")
     if settings.data.dir is None and data.found_in:
         display.message(f"The data is in {data.found_in}.")
@@ -165,12 +147,12 @@ def _announce(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> Non
         )
 
 
-def _describe(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> tuple[int | None, dict[str, Any] | None]:
+def _describe(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> tuple[int | None, dict[str, Any] | None]:
     """Announce the run, write model.txt and the uncommitted changes; return forward_flops and git of report.json."""
     from cifar_research.training import outputs
 
     _announce(run, num_trained, checkpoint)
-    if not run.environment.is_chief:
+    if not run.saver.is_chief:
         return None, None
     folder, tell, git = run.outputs.folder, run.outputs.display.message, None
     if code := checkout.read(Path(__file__).parent):
@@ -178,12 +160,11 @@ def _describe(run: _Run, num_trained: int, checkpoint: Checkpoint | None) -> tup
         if code.not_kept:
             tell(f"{checkout.PATCH} is not written: {code.not_kept}.")
         elif git["changes"] != checkout.PATCH and (folder / checkout.PATCH).exists():
-            now = f"now has those in {git['changes']}" if git["changes"] else "now has none"
-            tell(f"The code had the uncommitted changes in {checkout.PATCH} when this run began, and {now}.")
+            tell(f"The uncommitted changes of the code are no longer those in {checkout.PATCH}.")
     return outputs.describe_model(folder / "model.txt", run.state.model), git
 
 
-def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bool) -> tuple[Outcome, Scores | None]:
+def _train_and_test(run: Run, is_hopeless: Rule | None, second_signal_exits: bool) -> tuple[Outcome, Scores | None]:
     """Train all phases, and test the best weights if all are complete."""
     from cifar_research.training import forward, loop, norms, setup, warnings
     from cifar_research.training.scoring import Evaluation
@@ -219,7 +200,7 @@ def _train_and_test(run: _Run, is_hopeless: Rule | None, second_signal_exits: bo
         if outcome.status != "completed":
             break
     run.seconds["train"] = sum(row["seconds"] for row in progress.history) + progress.seconds
-    if outcome.status != "completed" or not run.environment.is_chief:
+    if outcome.status != "completed" or not run.saver.is_chief:
         return outcome, None
     with _timed(run.seconds, "evaluate"):
         saver.restore_best(state, progress)
