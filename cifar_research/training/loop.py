@@ -118,28 +118,17 @@ def next_phase(state: TrainState, progress: Progress, saver: Saver, *, keeps_opt
     progress.phase_epochs.append(progress.epoch)
 
 
+@dataclass
 class Clock:
-    """Images per second, without the phase's first call, which traces the step."""
+    """The images and seconds of an epoch so far, without the phase's first call, which traces the step."""
 
-    def __init__(self) -> None:
-        self.first_call_seconds: float | None = None
-        self._images = self._seconds = 0.0
-
-    def called(self, num_images: float, seconds: float) -> None:
-        """Add a call."""
-        if self.first_call_seconds is None:
-            self.first_call_seconds = seconds
-        else:
-            self._images += num_images
-            self._seconds += seconds
+    first_call_seconds: float | None = None
+    images: float = 0.0
+    seconds: float = 0.0
 
     @property
     def images_per_second(self) -> float | None:
-        return self._images / self._seconds if self._seconds else None
-
-    def reset(self) -> None:
-        """Start over for the next epoch."""
-        self._images = self._seconds = 0.0
+        return self.images / self.seconds if self.seconds else None
 
 
 def prepared(
@@ -212,8 +201,13 @@ def _advance(call: Callable[..., Totals], progress: Progress, num_steps: int, cl
     began, before = time.perf_counter(), progress.totals
     totals = call(tf.constant(num_steps), tf.constant(before, tf.float64))
     progress.totals = [float(value) for value in totals.numpy()]
-    clock.called(progress.totals[2] - before[2], time.perf_counter() - began)
-    progress.seconds += time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if clock.first_call_seconds is None:
+        clock.first_call_seconds = seconds
+    else:
+        clock.images += progress.totals[2] - before[2]
+        clock.seconds += seconds
+    progress.seconds += seconds
     progress.step += num_steps
 
 
@@ -284,7 +278,7 @@ def _add_row(state: TrainState, progress: Progress, phase: str, scores: Scores |
         | {f"val_{name}": scores and scores.values[name] for name in METRICS}
     )
     progress.totals, progress.seconds = [0.0, 0.0, 0.0], 0.0
-    clock.reset()
+    clock.images = clock.seconds = 0.0
 
 
 def _is_best(progress: Progress, scores: Scores | None, monitor: str) -> bool:
