@@ -59,21 +59,20 @@ class Saver:
 
 def restore(state: TrainState, progress: Progress, checkpoint: Checkpoint) -> None:
     """Restore state and progress; CheckpointError if the checkpoint is for a different model."""
-    variables = state.variables()
-    advice = "the code has changed; restore it, or choose another folder"
-    if variables.keys() != checkpoint.arrays.keys():
-        unknown = sorted(variables.keys() ^ checkpoint.arrays.keys())
-        raise CheckpointError(f"hydra.run.dir: this run has another model ({', '.join(unknown[:5])}): {advice}")
-    for name, variable in variables.items():
-        array = checkpoint.arrays[name]
-        if tuple(variable.shape) != array.shape or variable.dtype != array.dtype:
-            raise CheckpointError(
-                f"hydra.run.dir: the checkpoint's {name} is {array.dtype} {array.shape}, and this model's {variable.dtype} "
-                f"{tuple(variable.shape)}: {advice}"
-            )
+    variables, arrays = state.variables(), checkpoint.arrays
+    differing = sorted(variables.keys() ^ arrays.keys()) or [
+        name
+        for name, variable in variables.items()
+        if tuple(variable.shape) != arrays[name].shape or variable.dtype != arrays[name].dtype
+    ]
+    if differing:
+        raise CheckpointError(
+            f"hydra.run.dir: the checkpoint is of another model ({', '.join(differing[:5])}): the code has changed; restore "
+            "it, or choose another folder"
+        )
     if missing := sorted(asdict(progress).keys() - checkpoint.meta.keys()):
         raise CheckpointError(f"hydra.run.dir: the checkpoint lacks {', '.join(missing)}; choose another folder")
     for name, variable in variables.items():
-        variable.assign(checkpoint.arrays[name])
+        variable.assign(arrays[name])
     for name in asdict(progress):
         setattr(progress, name, checkpoint.meta[name])
