@@ -59,9 +59,10 @@ class _Extraction:
         self._settings, self._preprocessing, self._shape, self._tell = settings, state.preprocessing, parts.shape, tell
         mean, deviation = state.preprocessing.mean, state.preprocessing.standard_deviation
         section = settings.content["backbone"]
+        values = [f"{key}={value}" for key, value in sorted(section.items()) if key not in ("weights", "_target_")]
         self._identity = {
             "version": [VERSION, keras.__version__],
-            "backbone": [section["_target_"], _code(section), *_values(section)],
+            "backbone": [section["_target_"], _code(section), *values],
             "weights": _digest(*(weight.value.numpy() for weight in parts.weights)),
             "part": [parts.last, *parts.shape],
             "precision": state.precision,
@@ -146,11 +147,6 @@ def _code(section: Mapping[str, Any]) -> str | None:
         return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     except (OSError, TypeError):
         return None
-
-
-def _values(section: Mapping[str, Any]) -> list[str]:
-    """Return a backbone's settings except its weights, which are identified by their digest."""
-    return [f"{key}={value}" for key, value in sorted(section.items()) if key not in ("weights", "_target_")]
 
 
 def _digest(*arrays: np.ndarray) -> str:
