@@ -108,8 +108,7 @@ def _saver(settings: Settings, data: Dataset, device: str, run_dir: Path, is_chi
 
 def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
     """Return the data, the same as the checkpoint's; ConfigError if it does not fit the config."""
-    before = {} if checkpoint is None else checkpoint.meta
-    found_in = before["found_in"] if before else None
+    found_in = None if checkpoint is None else checkpoint.meta["found_in"]
     try:
         data = datasets.load(settings.data, found_in)
     except DataError as error:
@@ -117,7 +116,7 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
             raise
         raise DataError(f"{error} (this run found its data in {found_in})") from error
     if checkpoint is not None:
-        run_folder.check_images(before, data)
+        run_folder.check_images(checkpoint.meta, data)
     problems = rules.data_problems(settings.content, len(data.train), len(data.val))
     problems += metrics.problems(settings.training.monitor, data.train.counts(len(data.classes)))
     if problems:

@@ -36,8 +36,9 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
     smallest_batch = _smallest_batch(len(data.train), settings.training.batch_size, settings.data.drop_remainder)
     image_shape, num_classes = data.train.images.shape[1:], len(data.classes)
     model = classifier.classifier(settings.backbone, settings.head, image_shape, num_classes)
+    is_random = settings.backbone.load_weights is None or settings.content["backbone"].get("weights") == "none"
     for layer in norms.of_model(classifier.parts(model)[0]):
-        layer.is_pretrained = _is_pretrained(settings)
+        layer.is_pretrained = not is_random
     _check_loss(settings.loss.function, settings.content["loss"]["_target_"], num_classes)
     function = settings.loss.function
     if settings.loss.of_counts:
@@ -62,10 +63,6 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
 def _converted_optimizer(optimizer: Optimizer) -> Optimizer:
     directions = optimizer.directions and converted(optimizer.directions)
     return dataclasses.replace(optimizer, update=converted(optimizer.update), directions=directions)
-
-
-def _is_pretrained(settings: Settings) -> bool:
-    return settings.backbone.load_weights is not None and settings.content["backbone"].get("weights") != "none"
 
 
 def _smallest_batch(num_images: int, batch_size: int, drop_remainder: bool) -> int:
