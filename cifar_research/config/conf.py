@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,18 +25,6 @@ def compose(overrides: Sequence[str] = (), mode: RunMode = RunMode.RUN) -> DictC
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None  # set by initialize_config_dir
         return hydra.compose_config("config", list(overrides), run_mode=mode, from_shell=False)
-
-
-def context(overrides: Sequence[str] = ()) -> DictConfig:
-    """Return what `compose` returns, to look into and not to change: it is kept for the next error message."""
-    if any(word.startswith("hydra.searchpath=") for word in overrides):  # whose files may change
-        return compose(overrides)
-    return _kept(tuple(overrides))
-
-
-@functools.lru_cache(maxsize=16)
-def _kept(overrides: tuple[str, ...]) -> DictConfig:
-    return compose(overrides)
 
 
 def options(group: str, overrides: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -113,26 +114,17 @@ def _others_handlers_open() -> Iterator[None]:
         logging._handlers.update(names)  # type: ignore[attr-defined]
 
 
-class _Holder(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
 @contextlib.contextmanager
 def _held_log() -> Iterator[list[logging.LogRecord]]:
     """Show warnings, and yield the list of records logged before the run's log exists."""
-    holder, shown, root = _Holder(), logging.StreamHandler(), logging.getLogger()
+    held, shown, root = MemoryHandler(1_000), logging.StreamHandler(), logging.getLogger()
     shown.setLevel(logging.WARNING)
     shown.setFormatter(logging.Formatter("warning: %(message)s"))
     root.setLevel(logging.INFO)
-    for handler in (holder, shown):
+    for handler in (held, shown):
         root.addHandler(handler)
     try:
-        yield holder.records
+        yield held.buffer
     finally:
-        for handler in (holder, shown):
+        for handler in (held, shown):
             root.removeHandler(handler)

@@ -24,7 +24,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 # Modules of factories; none of these runs or downloads anything that its settings name.
 _PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
@@ -186,7 +186,7 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{remedy}")
         elif setting in hints and not fits(value, hints[setting]):
             hint = hints[setting]
-            wanted = _KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
+            wanted = KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
             is_in_list = typing.get_origin(hint) is list and fits([value], hint)
             remedy = f"give '{key}.{setting}=[{value}]'" if is_in_list else "change the value"
             problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; {remedy}")
