@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 import hydra
+from hydra.core.utils import env_override
 
 from cifar_research.config import config_dir, messages
 from cifar_research.config.composition import Composed, compose
@@ -59,26 +59,19 @@ def _show(arguments: list[str]) -> int:
     """Let Hydra print help, a config or shell completion."""
     flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
     if flags & set(MULTIRUN):
-        shown = " ".join(sorted(flags - set(MULTIRUN)))
-        if flags & {"--cfg", "-c", "--info", "-i"}:
-            raise ConfigError(
-                f"{shown}: shows one run's config, and -m makes many; remove -m, and give each key one value"
-            )
-        raise ConfigError(f"{shown}: cannot be used with a sweep; remove it or -m")
+        raise ConfigError(f"{' '.join(sorted(flags - set(MULTIRUN)))}: cannot be used with a sweep; remove it or -m")
     if not flags - {"--resolve", "--package", "-p"}:
         raise ConfigError(f"{' '.join(sorted(flags))}: needs --cfg; add --cfg job")
     if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
         # Check the config first: Hydra sets up the config's logging before it prints anything.
         compose([word for word in arguments if not word.startswith("-") and "=" in word])
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    # With this variable Hydra raises its errors; otherwise it prints them and exits with code 1.
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *arguments], "1"
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(lambda cfg: None)()
+        # With this variable Hydra raises its errors; otherwise it prints them and exits with code 1.
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
+            hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(lambda cfg: None)()
     finally:
-        sys.argv = before[0]
-        del os.environ["HYDRA_FULL_ERROR"]
-        os.environ |= {} if before[1] is None else {"HYDRA_FULL_ERROR": before[1]}
+        sys.argv = before
     return 0
 
 

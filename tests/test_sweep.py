@@ -165,7 +165,7 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
         (["data.dir=a,b"], ["data.dir=a,b", "does not change the results"]),
         (["name=a,b", "seed=1,2"], ["name=a,b", "does not change the results"]),
-        (["seed=1,2", "--cfg", "job"], ["--cfg", "remove -m"]),
+        (["seed=1,2", "--cfg", "job"], ["--cfg: cannot be used with a sweep; remove it or -m"]),
         (["seed=1,2", "--version"], ["--version: cannot be used with a sweep; remove it or -m"]),
         (["--seed=1,2"], ["--seed=1,2: is not an option; write settings without dashes, as in seed=1"]),
     ],
