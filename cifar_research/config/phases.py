@@ -96,16 +96,11 @@ def problems(training: Mapping[str, Any]) -> list[str]:
 
 def _trainable_problems(key: str, value: Any) -> list[str]:
     choices = "give none, all, upper, {last: 20}, {from: <layer>} or a pattern of layer names like block5_*"
-    if isinstance(value, str) and value:
-        return []
-    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in ("last", "from"):
-        return [f"{key}: {value!r} does not choose layers; {choices}"]
-    ((how, what),) = value.items()
-    if how == "last" and (not isinstance(what, int) or isinstance(what, bool) or what < 1):
-        return [f"{key}.last: {what!r} is not a number of layers; give 1 or more"]
-    if how == "from" and not (isinstance(what, str) and what):
-        return [f"{key}.from: {what!r} is not the name of a layer; {choices}"]
-    return []
+    is_valid = isinstance(value, str) and value != ""
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((how, what),) = value.items()
+        is_valid = targets.fits(what, int) and what >= 1 if how == "last" else how == "from" and targets.fits(what, str)
+    return [] if is_valid else [f"{key}: {value!r} does not choose layers; {choices}"]
 
 
 def random_backbone_problems(first: Phase, backbone: Mapping[str, Any], default: str | None) -> list[str]:
