@@ -24,8 +24,6 @@ from cifar_research.config.overrides import parse_override, with_texts
 from cifar_research.config.schema import data_section
 from cifar_research.runtime.errors import ConfigError
 
-_MOST_PLUGINS = 1000  # built plug-ins kept by a parser
-
 
 @dataclass
 class JobParser:
@@ -89,8 +87,6 @@ class _Shared:
         """Call a section's factory once for the jobs that have the same section."""
         name = f"{key} {node!r}"
         if name not in self._plugins:
-            if len(self._plugins) >= _MOST_PLUGINS:
-                self._plugins.clear()
             self._plugins[name] = targets.build(key, node, allowed)
         return self._plugins[name]
 

@@ -61,7 +61,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
     for word in [word for word in overrides if word not in before]:
         try:
             after = conf.compose([*before, word])
-        except grammar.HYDRA_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 — OmegaConf has its own kinds, and raises others too
             return _wrong_value(word, cfg, error, overrides)
         before, cfg = [*before, word], after
     return None
@@ -173,7 +173,8 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
             return f"{problem}; choose {group}={option} first"
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent)
-    own = [str(name) for name in node if not re.match("_|hydra$", name)] if isinstance(node, DictConfig) else []
+    own = list(map(str, node)) if isinstance(node, DictConfig) else []
+    own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
     names = [*own, *targets.parameters(node, targets.allowed(trust.allowances(overrides)))]
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     groups = conf.groups() if not parent else [parent] if is_group(parent) else []
@@ -193,7 +194,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
 def _meant(key: str, cfg: DictConfig) -> list[str]:
     """Return the keys and groups that an unknown key may stand for."""
     flat = flatten(OmegaConf.to_container(cfg, resolve=False))
-    keys = [key for key in flat if not re.match(r"hydra\.|_|.*\._", key)]
+    keys = [name for name in flat if name != key and not re.match(r"hydra\.|_|.*\._", name)]
     if "." in key and (close := difflib.get_close_matches(key, keys, n=1, cutoff=0.85)):
         return close
     name = key.rpartition(".")[2]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research.config import conf, schema
+from cifar_research.config import conf
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -30,19 +29,11 @@ def parse_override(word: str) -> Override | None:
         return None
 
 
-def _text_keys() -> set[str]:
-    """Return the keys that accept any text or a list of texts, including Hydra's."""
-    settings = [("", field) for field in fields(schema.Config)]
-    settings += [("data.", field) for section in schema.DATA_SECTIONS.values() for field in fields(section)]
-    typed = {
-        f"{prefix}{field.name}"
-        for prefix, field in settings
-        if re.match(r"(list\[)?str\b", str(field.type)) and field.name != "validation"
-    }
-    return typed | {"backbone.weights", "hydra.run.dir", "hydra.sweep.dir", "hydra.job.name"}
-
-
-TEXT_KEYS = _text_keys()
+# Keys that take any text or a list of texts.
+TEXT_KEYS = {
+    "name", "allow_targets", "data.name", "data.dir", "data.cache_dir", "data.classes", "data.labels_file",
+    "data.labels_key", "backbone.weights", "hydra.run.dir", "hydra.sweep.dir", "hydra.job.name",
+}  # fmt: skip
 
 
 def with_texts(overrides: Sequence[str]) -> list[str]:
@@ -101,7 +92,7 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
         matched = glob.filter(names)
         if not matched:
             raise ValueError(f"{word}: no option of {group} matches; its options are {', '.join(names)}")
-        expanded.append(f"{override.get_key_element()}={','.join(quoted_if_needed(name) for name in matched)}")
+        expanded.append(f"{override.get_key_element()}={','.join(matched)}")
     return expanded
 
 
@@ -110,13 +101,6 @@ def quoted(text: str) -> str:
     # Hydra treats backslashes as an escape only before a quotation mark.
     escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def quoted_if_needed(text: str) -> str:
-    """Return a text for Hydra's command line, quoted if it would be parsed as another value."""
-    override = parse_override(f"key={text}")
-    is_same = override is not None and not override.is_sweep_override() and override.value() == text
-    return text if is_same else quoted(text)
 
 
 def typed(word: str) -> str:

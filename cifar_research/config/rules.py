@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.config import messages, phases, schema, targets
 from cifar_research.config.contracts import Backbone, Head
-from cifar_research.config.identity import flatten, plain
+from cifar_research.config.identity import flatten
 from cifar_research.runtime.errors import ConfigError
 
 _MOST = 2**31 - 1
@@ -65,33 +65,19 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 def unknown_keys(config: DictConfig) -> list[str]:
     """Return a problem for each unknown key that a + has added to the framework's sections."""
     data = OmegaConf.get_type(config.data) or schema.DataConfig
-    sections = {
-        "": schema.Config,
-        "data": data,
-        "training": schema.TrainingConfig,
-        "tensorboard": schema.TensorBoardConfig,
-        "evaluation": schema.EvaluationConfig,
-        "batch_norm": schema.BatchNormConfig,
-        "features": schema.FeaturesConfig,
-        "sweep": schema.SweepConfig,
-    }
+    sections = {"": schema.Config, "data.": data}
+    for name in ("training", "tensorboard", "evaluation", "batch_norm", "features", "sweep"):
+        sections[f"{name}."] = OmegaConf.get_type(config[name])
     problems = []
     for prefix, section in sections.items():
-        valid = {entry.name for entry in fields(section)} | ({"hydra"} if not prefix else set())
-        for key in map(str, config[prefix] if prefix else config):
+        valid = {entry.name for entry in fields(section)}
+        for key in map(str, OmegaConf.select(config, prefix[:-1])):
             if key not in valid:
-                full = f"{prefix}.{key}" if prefix else key
-                problems.append(messages.unknown_key(full, str(OmegaConf.select(config, full)), _without(config, full)))
+                value = str(OmegaConf.select(config, f"{prefix}{key}"))
+                problems.append(messages.unknown_key(f"{prefix}{key}", value, config))
     if schema.DATA_SECTIONS.get(config.data.name) is not data:
         problems.append(f"data.name: is set by the option; choose data={config.data.name}")
     return problems
-
-
-def _without(config: DictConfig, key: str) -> DictConfig:
-    rest = plain(config, resolve=False)
-    section, _, last = key.rpartition(".")
-    del (rest[section] if section else rest)[last]
-    return OmegaConf.create(rest)
 
 
 def out_of_range(content: Mapping[str, Any]) -> list[str]:

@@ -204,7 +204,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     keys = [word for word in overrides if not word.startswith("data=")]
     if any(word.startswith("data.name=") for word in keys):
         raise ConfigError("data.name: is set by the option; choose data=OPTION")
-    config = compose([option, *keys]).config
+    config = without_hydra(compose([option, *keys]).config)
     _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
     _refuse(rules.unknown_keys(config))
     data = section(config.data, schema.DataConfig)

@@ -187,9 +187,7 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
         elif setting in hints and not fits(value, hints[setting]):
             hint = hints[setting]
             wanted = KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
-            is_in_list = typing.get_origin(hint) is list and fits([value], hint)
-            remedy = f"give '{key}.{setting}=[{value}]'" if is_in_list else "change the value"
-            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; {remedy}")
+            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; change the value")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in values:
             problems.append(f"{key}.{parameter.name}: {name} needs a value; add +{key}.{parameter.name}=…")
