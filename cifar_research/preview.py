@@ -16,14 +16,14 @@ from cifar_research.display import console
 from cifar_research.runtime import environment
 
 
-def write_preview(overrides: Sequence[str], path: Path, num_images: int = 32) -> None:
+def write_preview(overrides: Sequence[str], path: Path) -> None:
     """Write a PNG of training images before and after the configured augmentation."""
     settings = config.parse(overrides)
     train = datasets.load(settings.data).train
     environment.prepare(settings.training, settings.seed)
     import tensorflow as tf
 
-    rows = train.indices[:num_images]
+    rows = train.indices[:32]
     before = train.images[rows].astype(np.float32) / 255
     targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
     transform = augmentation.compose(settings.transforms)

@@ -267,8 +267,6 @@ def test_an_option_that_was_changed_is_named_by_its_transforms(tmp_path, more):
         (OmegaConf.create({"model": "wide", "sweep": None}), {"model": "wide"}),
         (["augmentation=[flip,cutout]", "seed=1", "+model={a: 1}", "~loss"], {"augmentation": "flip+cutout"}),
         (None, {}),
-        (7, {}),
-        ([7], {}),
     ],
 )
 def test_names_of_options(choices, names):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -25,7 +25,6 @@ _FREE_KEYS = (
     "training.log_every_steps.", "tensorboard.", "tracker.", "sweep.", "allow_targets.",
 )  # fmt: skip
 _MISSING = object()
-Section = TypeVar("Section")  # a dataclass of schema.py
 
 
 def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
@@ -38,13 +37,6 @@ def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
 def without_hydra(config: DictConfig) -> DictConfig:
     """Return a composed config without Hydra's own section."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-
-
-def section(node: DictConfig, kind: type[Section]) -> Section:
-    """Return a section of a composed config as its dataclass."""
-    value = OmegaConf.to_object(node)
-    assert isinstance(value, kind)
-    return value
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -142,10 +134,8 @@ def option_names(choices: Mapping[str, Any] | Sequence[str] | None) -> dict[str,
 
     Several options of a group are joined by +.
     """
-    if isinstance(choices, (list, tuple, ListConfig)):
-        choices = dict(word.partition("=")[::2] for word in choices if isinstance(word, str))
     if not isinstance(choices, (Mapping, DictConfig)):
-        return {}
+        choices = dict(word.partition("=")[::2] for word in choices or ())
     chosen = {group: str(choices[group]) for group in OPTION_GROUPS if choices.get(group) is not None}
     return {group: re.sub(r"[\[\]'\" ]", "", names).replace(",", "+") for group, names in chosen.items()}
 

@@ -15,10 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from cifar_research.config import conf, schema, targets, trust
-from cifar_research.config import overrides as grammar
 from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
-from cifar_research.config.overrides import parse_override, quoted, read_override, typed
+from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, read_override, typed, without_sweeps
 
 # Common names of keys that differ from the key's last part.
 _ABBREVIATIONS = {
@@ -114,7 +113,7 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
     if "(" not in value and (takes_list or key == "augmentation"):
         ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
-    elif "(" not in value and key in grammar.TEXT_KEYS:
+    elif "(" not in value and key in TEXT_KEYS:
         ways.append(f"for a text give {typed(f'{key}={quoted(value)}')}")
     return f"{key}: {value} are several values; {', '.join(ways) or 'give one'}"
 
@@ -230,7 +229,7 @@ def _context(overrides: Sequence[str]) -> DictConfig:
     """Return the config of the chosen options, or the defaults if one of them is invalid."""
     chosen = [w for w in overrides if w.startswith("hydra.searchpath=") or is_group(w.partition("=")[0].lstrip("+~"))]
     try:
-        return conf.compose(grammar.without_sweeps(chosen))
+        return conf.compose(without_sweeps(chosen))
     except Exception:  # noqa: BLE001 — any kind, of a file
         return conf.compose()
 

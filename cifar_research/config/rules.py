@@ -216,7 +216,7 @@ def data_problems(content: Mapping[str, Any], num_train: int, num_val: int) -> l
             "training.batch_size"
         ]
     first_profiled = content["tensorboard"]["profile_start_step"] or 0
-    if first_profiled >= (steps := steps_an_epoch * phases.total_epochs(content["training"])):
+    if first_profiled >= (steps := steps_an_epoch * sum(phase.epochs for phase in plan)):
         problems.append(
             f"tensorboard.profile_start_step: {first_profiled} is not among the {steps} steps of this run; lower it"
         )

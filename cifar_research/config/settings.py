@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Tracker, Transform
-from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, section, without_hydra
+from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, without_hydra
 from cifar_research.config.overrides import parse_override
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError
@@ -56,8 +56,7 @@ class Settings:
 
     @property
     def total_epochs(self) -> int:
-        """Return the number of epochs of all phases."""
-        return phases.total_epochs(self.content["training"])
+        return sum(phase.epochs for phase in self.phases)
 
     @property
     def kept_views(self) -> int:
@@ -92,8 +91,9 @@ def parse_composed(composed: Composed) -> Settings:
         raise ConfigError(messages.explain(error, [])) from error
     _refuse([messages.missing(key) for key in missing])
     _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
-    data = section(config.data, schema.DataConfig)
-    plugins = checked_plugins(content, data, composed.allowed)
+    names = ("data", "training", "evaluation", "batch_norm", "features", "tensorboard")
+    sections = {name: OmegaConf.to_object(config[name]) for name in names}
+    plugins = checked_plugins(content, schema.data_section(content["data"]), composed.allowed)
     return Settings(
         name=content["name"],
         seed=content["seed"],
@@ -101,12 +101,7 @@ def parse_composed(composed: Composed) -> Settings:
         content=content,
         options=_options(composed),
         allowed=composed.allowed,
-        data=data,
-        training=section(config.training, schema.TrainingConfig),
-        evaluation=section(config.evaluation, schema.EvaluationConfig),
-        batch_norm=section(config.batch_norm, schema.BatchNormConfig),
-        features=section(config.features, schema.FeaturesConfig),
-        tensorboard=section(config.tensorboard, schema.TensorBoardConfig),
+        **sections,
         **plugins,
     )
 
@@ -207,7 +202,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     config = without_hydra(compose([option, *keys]).config)
     _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
     _refuse(rules.unknown_keys(config))
-    data = section(config.data, schema.DataConfig)
+    data = schema.data_section(plain(config.data))
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
     changes: dict[str, Any] = {}
     if data.name == own["name"]:

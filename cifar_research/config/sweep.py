@@ -12,7 +12,7 @@ from omegaconf import DictConfig, IntegerNode, OmegaConf
 
 from cifar_research.config import rules, schema, targets
 from cifar_research.config.composition import Composed, compose
-from cifar_research.config.identity import flatten, plain, section
+from cifar_research.config.identity import flatten, plain
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.runtime.errors import ConfigError
 
@@ -58,7 +58,7 @@ def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettin
     _refuse_lost_settings(config, arguments)
     return SweepSettings(
         overrides=tuple(arguments),
-        sweep=section(config.sweep, schema.SweepConfig),
+        sweep=schema.SweepConfig(**plain(config.sweep)),
         seed=config.seed,
         folder=Path(config.hydra.sweep.dir),
         time_limit=_seconds(config.sweep.time_limit),
@@ -123,19 +123,15 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
 
 def _refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
     """Reject settings that only a sweep uses on the command line of one run."""
-    # A run with its own folder cannot become a sweep.
-    is_begun = any(word.startswith("hydra.run.dir=") for word in arguments)
-    leave = "remove it" if is_begun else "add -m, or remove it"
     for word in arguments:
         key = word.lstrip("+~").partition("=")[0]
         if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
-            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {leave}")
+            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; add -m, or remove it")
     launcher = str(composed.config.hydra.launcher.get("_target_")).rpartition(".")[2]
     if launcher != "local" and "hydra/launcher=local" not in arguments:
-        here = "use hydra/launcher=local to train on this machine"
         raise ConfigError(
-            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; "
-            + (here if is_begun else f"add -m to submit it as one job, or {here}")
+            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; add -m to submit it as one job, or "
+            "use hydra/launcher=local to train on this machine"
         )
 
 
