@@ -60,7 +60,7 @@ def wrong_override(overrides: Sequence[str]) -> str | None:
     for word in [word for word in overrides if word not in before]:
         try:
             after = conf.compose([*before, word])
-        except Exception as error:  # noqa: BLE001 — OmegaConf has its own kinds, and raises others too
+        except Exception as error:  # noqa: BLE001 — OmegaConf also raises others than its own
             return _wrong_value(word, cfg, error, overrides)
         before, cfg = [*before, word], after
     return None
@@ -92,8 +92,9 @@ def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
     if elsewhere:
         close = f"; did you mean {elsewhere[0]}={name}?"
     given = "null" if option is None else repr(option)
+    has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
     own = "" if close else "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
-    return f"{group}: there is no option {given}{close or '.'} Its options are {', '.join(sorted(listed))}{own}"
+    return f"{group}: there is no option {given}{close or '.'}{has}{own}"
 
 
 def _options_with(group: str, key: str) -> list[str]:

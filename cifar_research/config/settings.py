@@ -14,7 +14,7 @@ from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Tracker, Transform
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, without_hydra
-from cifar_research.config.overrides import parse_override
+from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError
 
@@ -81,8 +81,9 @@ def parse(overrides: Sequence[str] = ()) -> Settings:
 
 def parse_composed(composed: Composed) -> Settings:
     """Parse a composed command line; ConfigError has one line for each problem."""
-    if several := next(filter(_has_several_values, composed.overrides), None):
-        raise ConfigError(messages.several_values(several, composed.overrides))
+    single = without_sweeps(composed.overrides)
+    if several := [word for word in composed.overrides if word not in single]:
+        raise ConfigError(messages.several_values(several[0], composed.overrides))
     config = without_hydra(composed.config)
     try:
         content = plain(config)
@@ -127,11 +128,6 @@ def checked_plugins(
         ]
     )
     return built
-
-
-def _has_several_values(word: str) -> bool:
-    override = parse_override(word)
-    return override is not None and override.is_sweep_override()
 
 
 def _refuse(problems: Sequence[str]) -> None:
