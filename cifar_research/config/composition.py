@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import conf, messages, targets, trust
@@ -71,31 +71,30 @@ def resolve_hydra(cfg: DictConfig) -> list[str]:
     """
     config = HydraConfig.instance()
     before = config.cfg
-    config.set_config(cfg)
+    config.set_config(cfg)  # sets readonly
+    OmegaConf.set_readonly(cfg.hydra, False)
     try:
-        with flag_override(cfg.hydra, "readonly", False):
-            leaves = list(_hydra_leaves(cfg, OmegaConf.to_container(cfg, resolve=False)))
-            # The run's folder may refer to the others.
-            leaves.sort(key=lambda leaf: ("runtime.output_dir" in leaf[3], leaf[0].startswith("hydra.job")))
-            for key, node, name, text in leaves:
-                if "runtime.output_dir" in text and OmegaConf.is_missing(cfg.hydra.runtime, "output_dir"):
-                    if key in ("name", "hydra.run.dir"):
-                        raise ValueError(f"{key}: {text} depends on this value; remove it")
-                    cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
-                    config.set_config(cfg)  # copies the section
-                    OmegaConf.set_readonly(cfg.hydra, False)
-                for path in re.findall(r"\$\{hydra:([^${}]*)\}", text):  # for which Hydra returns None
-                    if OmegaConf.select(cfg.hydra, path) is None:
-                        raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; correct or remove it")
-                node[name] = node[name]
-            return [key for key, *_ in leaves]
+        leaves = list(_hydra_leaves(cfg, OmegaConf.to_container(cfg, resolve=False)))
+        # The run's folder may refer to the others.
+        leaves.sort(key=lambda leaf: ("runtime.output_dir" in leaf[3], leaf[0].startswith("hydra.job")))
+        for key, node, name, text in leaves:
+            if "runtime.output_dir" in text and OmegaConf.is_missing(cfg.hydra.runtime, "output_dir"):
+                if key in ("name", "hydra.run.dir"):
+                    raise ValueError(f"{key}: {text} depends on this value; remove it")
+                cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
+                config.set_config(cfg)  # copies the section
+                OmegaConf.set_readonly(cfg.hydra, False)
+            for path in re.findall(r"\$\{hydra:([^${}]*)\}", text):  # for which Hydra returns None
+                if OmegaConf.select(cfg.hydra, path) is None:
+                    raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; correct or remove it")
+            node[name] = node[name]
+        return [key for key, *_ in leaves]
     except (RecursionError, OmegaConfBaseException) as error:
         if "RecursionError" not in f"{type(error).__name__} {error}":
             raise
         raise ValueError(f"{key}: {text} refers to itself; remove it") from None
     finally:
         config.cfg = before
-        OmegaConf.set_readonly(cfg.hydra, False)
 
 
 def _hydra_leaves(node: Any, content: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:

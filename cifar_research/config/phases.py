@@ -70,9 +70,6 @@ def problems(training: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, phase in training["phases"].items():
         key = f"training.phases.{name}"
-        if phase is None:
-            problems.append(f"{key}: null is not a valid phase; remove it with ~{key}")
-            continue
         for setting, limits in RANGES.items():
             if problem := targets.range_problem(phase[setting], *limits):
                 problems.append(f"{key}.{setting}: {problem}")
