@@ -19,19 +19,19 @@ from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
 from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, read_override, typed, without_sweeps
 
-# Common names of keys that differ from the key's last part.
+# Common names of keys and options whose spelling is not close to them.
 _ABBREVIATIONS = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
     "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
     "max_epochs": "training.epochs", "data_dir": "data.dir", "dataset": "data", "root": "data.dir",
-    "arch": "backbone", "network": "backbone", "net": "backbone", "criterion": "loss", "scheduler": "schedule",
-    "lr_scheduler": "schedule", "augment": "augmentation", "transforms": "augmentation", "aug": "augmentation",
-    "output_dir": "hydra.run.dir", "out_dir": "hydra.run.dir", "workers": "training.threads",
-    "num_workers": "training.threads", "random_seed": "seed", "warmup": "schedule.warmup_epochs",
-    "early_stopping": "training.patience", "amp": "training.precision", "dtype": "training.precision",
+    "arch": "backbone", "network": "backbone", "net": "backbone", "criterion": "loss", "augment": "augmentation",
+    "transforms": "augmentation", "aug": "augmentation", "output_dir": "hydra.run.dir", "out_dir": "hydra.run.dir",
+    "workers": "training.threads", "num_workers": "training.threads", "random_seed": "seed",
+    "warmup": "schedule.warmup_epochs", "early_stopping": "training.patience", "amp": "training.precision",
+    "dtype": "training.precision",
 }  # fmt: skip
-
 _OPTIONS = dict.fromkeys(("ce", "cross_entropy", "xent", "nll"), "categorical_crossentropy")
+_OPTIONS |= {"mse": "mean_squared_error", "horizontal_flip": "flip"}
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -203,7 +203,7 @@ def _meant(key: str, cfg: DictConfig) -> list[str]:
     last: dict[str, list[str]] = {group: [group] for group in (*conf.groups(), "experiment", "sweep")}
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
-    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.75), [])
+    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.7), [])
     # Prefer a key of the whole training to the same key of its phases.
     return [key for key in keys if ".phases." not in key] or keys
 

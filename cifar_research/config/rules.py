@@ -65,7 +65,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 def unknown_keys(config: DictConfig) -> list[str]:
     """Return a problem for each unknown key that a + has added to the framework's sections."""
     data = OmegaConf.get_type(config.data) or schema.DataConfig
-    sections = {"": schema.Config, "data.": data}
+    sections: dict[str, Any] = {"": schema.Config, "data.": data}
     for name in ("training", "tensorboard", "evaluation", "batch_norm", "features", "sweep"):
         sections[f"{name}."] = OmegaConf.get_type(config[name])
     problems = []

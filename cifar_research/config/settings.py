@@ -93,7 +93,7 @@ def parse_composed(composed: Composed) -> Settings:
     _refuse([messages.missing(key) for key in missing])
     _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
     names = ("data", "training", "evaluation", "batch_norm", "features", "tensorboard")
-    sections = {name: OmegaConf.to_object(config[name]) for name in names}
+    sections: dict[str, Any] = {name: OmegaConf.to_object(config[name]) for name in names}
     plugins = checked_plugins(content, schema.data_section(content["data"]), composed.allowed)
     return Settings(
         name=content["name"],

@@ -250,17 +250,7 @@ def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
 
 
 def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the valid name that was probably meant, "" if none is close.
-
-    Initials, parts and beginnings are preferred to spelling: mse is mean_squared_error, horizontal_flip is flip.
-    """
+    """Return the valid name with the nearest spelling, "" if none is close."""
     names = {str(key).lower(): str(key) for key in valid}
-    low = name.lower()
-    name_parts = set(low.split("_"))
-    initials = [key for key in names if "_" in key and "".join(part[:1] for part in key.split("_")) == low]
-    parts = [key for key in names if low and (name_parts >= (own := set(key.split("_"))) or name_parts <= own)]
-    beginnings = [key for key in names if len(low) >= 3 and key.startswith(low)]
-    for candidates, least in ((initials, 0.0), (parts, 0.0), (beginnings, 0.0), (names, cutoff)):
-        if match := difflib.get_close_matches(low, candidates, n=1, cutoff=least):
-            return names[match[0]]
-    return ""
+    match = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
+    return names[match[0]] if match else ""
