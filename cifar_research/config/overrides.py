@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import conf
+from cifar_research.runtime.errors import ConfigError
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -74,7 +75,7 @@ def without_sweeps(overrides: Sequence[str]) -> list[str]:
 
 
 def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Replace `glob(…)` in overrides by the matching options; ValueError if none match.
+    """Replace `glob(…)` in overrides by the matching options; ConfigError if none match.
 
     overrides: the whole command line, for its hydra.searchpath.
     """
@@ -87,11 +88,9 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
             continue
         group = override.key_or_group
         names = sorted(conf.options(group, overrides))
-        if not names:
-            raise ValueError(f"{word}: glob is only for config groups, and {group} is not a group; list the values")
         matched = glob.filter(names)
         if not matched:
-            raise ValueError(f"{word}: no option of {group} matches; its options are {', '.join(names)}")
+            raise ConfigError(f"{word}: no option of {group} matches; its options are {', '.join(names) or 'none'}")
         expanded.append(f"{override.get_key_element()}={','.join(matched)}")
     return expanded
 

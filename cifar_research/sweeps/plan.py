@@ -43,10 +43,7 @@ class Plan:
                 )
         overrides = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
         overrides += [word for word in arguments if not re.match(r"[+~]*(sweep|hydra)\b", word)]
-        try:
-            overrides = with_texts(with_globs_expanded(overrides, arguments))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        overrides = with_texts(with_globs_expanded(overrides, arguments))
         by_key: dict[str, tuple[str, Any]] = {}
         for word, override in zip(overrides, _parse(overrides), strict=True):
             key = override.get_key_element().removeprefix("++")
