@@ -164,7 +164,7 @@ BAD = [
     ("+training.batchsize=64", ["training.batchsize", "did you mean training.batch_size=64?"]),
     ("+data.extra=1", ["data.extra", "no such key"]),
     ("model.hidden.x=3", ["model.hidden.x: there is no such key"]),
-    ("optimizer._target_=cifar_research.optimization.optimizers", ["optimizer._target_", "module"]),
+    ("optimizer._target_=cifar_research.optimization.optimizers", ["optimizer._target_", "is not a factory"]),
     ("+optimizer._partial_=true", ["optimizer._partial_"]),
     ("schedule=cosine schedule.warmup_epochs=nan", ["schedule.warmup_epochs", "nan"]),
     ("schedule=cosine schedule.warmup_epochs=12", ["schedule.warmup_epochs", "training.epochs=10"]),

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import math
 import os
-import sys
 import traceback
 import types
 import typing
@@ -73,8 +72,6 @@ def _is_allowed(target: str, allowed: frozenset[str]) -> bool:
 def _is_ours(target: str) -> bool:
     """Return whether a target is defined in one of our factory modules, not imported there."""
     module, _, name = target.rpartition(".")
-    if target in _OURS:
-        return True  # `_factory` reports that it is a module
     if module not in _OURS or name.startswith("_"):
         return False
     factory = getattr(importlib.import_module(module), name, None)
@@ -152,22 +149,20 @@ def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> 
         return None, [f"{key}.{reason}" if is_of_setting else f"{key}: {reason}"]
 
 
-def _factory(target: str) -> tuple[Callable[..., Any], str | None]:
+def _factory(target: str) -> tuple[Any, str | None]:
     """Return the function that a target names, and the problem if it cannot be used."""
     module, _, name = target.rpartition(".")
-    factory: Any = None
     try:
-        factory = getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
     except (ImportError, ValueError) as error:
-        return factory, f"cannot import {target!r} ({error}); correct the name, or add its folder to PYTHONPATH"
+        return None, f"cannot import {target!r} ({error}); correct the name, or add its folder to PYTHONPATH"
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
-        if not isinstance(error, AttributeError) or module not in sys.modules:
-            return factory, f"cannot import {target!r}: {error_text(error)}"
-        public = [name for name, value in vars(sys.modules[module]).items() if inspect.isfunction(value)]
-        return factory, f"module {module!r} has no {name!r}{nearest(name, public)}"
-    if not callable(factory):
-        return factory, f"{target!r} is a {type(factory).__name__}; name a function"
-    return factory, None
+        return None, f"cannot import {target!r}: {error_text(error)}"
+    factory = getattr(imported, name, None)
+    if callable(factory):
+        return factory, None
+    functions = [name for name, value in vars(imported).items() if inspect.isfunction(value)]
+    return None, f"module {module!r} has no function {name!r}{nearest(name, functions)}"
 
 
 def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
