@@ -103,7 +103,7 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
     assert again[0] == half_done.folder
     assert len(again) == 7 and not set(again) & set(first)
     with pytest.raises(ConfigError, match="another space"):
-        open_search(tmp_path, 12, *SPACE[:2], "seed=range(1,5)")
+        search.check(tmp_path, search.space(plan(*SPACE[:2], "seed=range(1,5)")))
 
 
 def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):

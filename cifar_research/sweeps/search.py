@@ -35,7 +35,7 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 class Search:
     """A search by tree-structured Parzen estimators (Bergstra et al. 2011), stored in study.db.
 
-    space: the distribution of each key; ConfigError if the folder's study has another. trials: in all launches.
+    space: the distribution of each key, as in the folder's study, see `check`. trials: in all launches.
     """
 
     learns = True  # from each result, so propose only as many jobs as run at once
@@ -48,7 +48,6 @@ class Search:
         self._study = optuna.create_study(
             storage=_storage(self._url), study_name=NAME, direction="maximize", load_if_exists=True
         )
-        _refuse_other(folder, self._space, self._study.user_attrs.get("space", _described(self._space)))
         self._study.set_user_attr("space", _described(self._space))
         trials_before = self._study.get_trials()
         # Another seed after each restart: the same one would repeat the trials.
@@ -73,7 +72,7 @@ class Search:
             try:
                 trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
             except _ExhaustedError as error:
-                self._study.tell(error.number, state=TrialState.FAIL)
+                self._study.tell(error.args[0], state=TrialState.FAIL)
                 break
             try:
                 job = self._plan.job([f"{key}={_word(value)}" for key, value in trial.params.items()])
@@ -133,12 +132,7 @@ def check(folder: Path, space: Mapping[str, BaseDistribution]) -> None:
         raise ReportError(
             f"{path}: is damaged ({error}); restore it from a backup, or choose another hydra.sweep.dir"
         ) from error
-    if described is not None:
-        _refuse_other(folder, space, json.loads(described[0]))
-
-
-def _refuse_other(folder: Path, space: Mapping[str, BaseDistribution], known: str) -> None:
-    if known != _described(space):
+    if described is not None and (known := json.loads(described[0])) != _described(space):
         raise ConfigError(
             f"{folder}: its search is over another space, {known}; use that one, or choose another hydra.sweep.dir"
         )
@@ -220,21 +214,15 @@ def _word(value: Any) -> str:
 
 
 class _ExhaustedError(Exception):
-    """All of the space has been tried; `number` is the trial without parameters."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    """All of the space has been tried. Its argument is the number of the trial without parameters."""
 
 
-class _Unseen(optuna.samplers.BaseSampler):
+class _Unseen(optuna.samplers.TPESampler):
     """A sampler without repetition: random trials first, then TPE over all parameters jointly."""
 
     def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
-        self._space = dict(space)
-        self._random = optuna.samplers.RandomSampler(seed=seed)
-        self._tpe = optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, n_startup_trials=_RANDOM_TRIALS, seed=seed
-        )
+        super().__init__(multivariate=True, constant_liar=True, n_startup_trials=_RANDOM_TRIALS, seed=seed)
+        self._space, self._random = dict(space), optuna.samplers.RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
@@ -242,7 +230,7 @@ class _Unseen(optuna.samplers.BaseSampler):
     def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Mapping[str, Any]) -> dict[str, Any]:
         seen = {_key(other.params) for other in study.get_trials(deepcopy=False) if other.number != trial.number}
         for attempt in range(_TRIES):
-            params = self._tpe.sample_relative(study, trial, self._space) if attempt < _TRIES // 2 else {}
+            params = super().sample_relative(study, trial, self._space) if attempt < _TRIES // 2 else {}
             if len(params) < len(self._space):
                 draw = self._random.sample_independent
                 params = {name: draw(study, trial, name, space) for name, space in self._space.items()}
@@ -252,9 +240,6 @@ class _Unseen(optuna.samplers.BaseSampler):
             if _key(params) not in seen:
                 return params
         raise _ExhaustedError(trial.number)
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, name: str, space: BaseDistribution) -> Any:
-        return self._random.sample_independent(study, trial, name, space)
 
 
 def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
