@@ -51,7 +51,7 @@ class Row:
     def bounds(self, path: str) -> tuple[float, float]:
         """Return the 95 % interval of a metric, by t over seeds and folds or Wilson's for one run, or nan."""
         scores = self.scores(path)
-        if len(scores) == 1 and metrics.is_share(path.rpartition("/")[2]):
+        if len(scores) == 1 and path.rpartition("/")[2] in metrics.SHARES:
             return metrics.wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
         half_width = statistics.t_half_width(scores, self.overlap if scores else 0.0)
         mean = sum(scores) / max(len(scores), 1)
@@ -121,7 +121,7 @@ class Comparison:
                 {run.repeat: run.val(self.metric) for run in other.runs} for other in (self.scored_rows[0], row)
             )
             sizes = [other.runs[0].score("data/sizes/val") for other in (self.scored_rows[0], row)]
-            if not metrics.is_share(self.metric):
+            if self.metric not in metrics.SHARES:
                 sizes = []
             is_tie = number > 1 and statistics.is_tie(best, own, sizes, row.overlap)
             rows.append(Row(row.runs, 1 if is_tie else number, is_tie))

@@ -15,7 +15,6 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api as hparams_api
 
-from cifar_research.runs import report
 from cifar_research.runtime.errors import WriteError
 
 
@@ -90,8 +89,8 @@ class Writer:
         A null is left out, since it would change its column's type; a list is written as text. with_columns: also write
         the columns; a sweep's folder has its own (comparison/hparams.py).
         """
-        settings = {
-            key: value if isinstance(value, (bool, int, float)) else report.as_text(value)
+        settings = {  # with ? for the invalid bytes of a file name
+            key: value if isinstance(value, (bool, int, float)) else str(value).encode(errors="replace").decode()
             for key, value in values.items()
             if value is not None
         }

@@ -9,16 +9,11 @@ import numpy as np
 
 _NORMAL = 1.959963984540054  # the normal distribution's quantile at 97.5 %
 
-_OF_IMAGES = ("accuracy", "top5_accuracy")  # shares of all images, which have binomial intervals
+SHARES = ("accuracy", "top5_accuracy")  # of all images, so that their errors are binomial
 _WORDS = {"macro_f1": "macro F1", "top5_accuracy": "top-5 accuracy", "many_accuracy": "many-shot accuracy",
           "medium_accuracy": "medium-shot accuracy", "few_accuracy": "few-shot accuracy"}  # fmt: skip
 # Classes by their numbers of training images (Liu et al. 2019).
 _SHOTS = {"many_accuracy": (101, math.inf), "medium_accuracy": (20, 100), "few_accuracy": (0, 19)}
-
-
-def is_share(name: str) -> bool:
-    """Return whether a metric is a share of the images, so that its error is binomial."""
-    return name in _OF_IMAGES
 
 
 def problems(monitor: str, train_counts: np.ndarray) -> list[str]:

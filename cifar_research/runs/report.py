@@ -34,11 +34,6 @@ _KINDS: dict[str, type] = {"epoch": int, "step": int, "phase": str}  # of other 
 _PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "omegaconf", "tensorboard", "cifar_research")
 
 
-def as_text(value: object) -> str:
-    """Return a value as valid Unicode text, with `?` for invalid bytes of a file name."""
-    return str(value).encode(errors="replace").decode()
-
-
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write history.csv, one row an epoch, None as an empty cell; return its SHA-256."""
     text = io.StringIO()

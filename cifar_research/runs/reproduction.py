@@ -82,10 +82,9 @@ class Original:
         if result["data"]["fingerprint"] != self.report["data"]["fingerprint"]:
             return " The images differ."
         there, here = self.report["hardware"], result["hardware"]
-        if there["cpu"] != here["cpu"]:
-            return f" It ran on {there['cpu']}, and this run on {here['cpu']}."
-        if there["device"] != here["device"]:  # a job of a sweep has a share of the cores
-            return f" It ran on {there['device']}, and this run on {here['device']}."
+        for key in ("cpu", "device"):  # a job of a sweep has a share of the cores
+            if there[key] != here[key]:
+                return f" It ran on {there[key]}, and this run on {here[key]}."
         return ""
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research.config.identity import Identity
-from cifar_research.config.schema import DataConfig
 from cifar_research.config.settings import Settings
 from cifar_research.data import datasets
 from cifar_research.runs import extension, report
@@ -32,7 +31,9 @@ def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | N
     final = ended if ended is not None and ended["status"] != "stopped" else None
     if final is not None and not extension.is_asked_for(before := Identity(final["config"]), settings.identity):
         before.require_same(settings.identity, run_dir)
-        _check_moved(settings.data, final)
+        # A folder of images may have moved, with the same content.
+        if settings.data.name == "images" and settings.data.dir != final["config"]["data"]["dir"]:
+            check_images(final["data"], datasets.load(settings.data))
         return final, None
     checkpoint = checkpoints.latest()
     if checkpoint is not None:
@@ -49,12 +50,6 @@ def earlier_state(settings: Settings, run_dir: Path) -> tuple[dict[str, Any] | N
             "start over in another hydra.run.dir"
         )
     return None, checkpoint
-
-
-def _check_moved(section: DataConfig, ended: dict[str, Any]) -> None:
-    """Reject a moved folder of images whose content differs from the training data."""
-    if section.name == "images" and section.dir != ended["config"]["data"]["dir"]:
-        check_images(ended["data"], datasets.load(section))
 
 
 def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:

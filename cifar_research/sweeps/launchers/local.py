@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -97,9 +96,6 @@ class Local:
 
     def wait(self, seconds: float) -> dict[str, int]:
         busy = {index: used for index, used in self._workers.items() if used.key is not None}
-        if not busy:
-            time.sleep(seconds)
-            return {}
         connection.wait([handle for used in busy.values() for handle in (used.pipe, used.process.sentinel)], seconds)
         ended: dict[str, int] = {}
         for index, used in busy.items():

@@ -82,9 +82,6 @@ class Ray:
         return False
 
     def wait(self, seconds: float) -> dict[str, int]:
-        if not self._running:
-            time.sleep(seconds)
-            return {}
         ended = {}
         for reference in self._library.wait(list(self._running), num_returns=1, timeout=seconds)[0]:
             key, run_dir = self._running.pop(reference)

@@ -82,9 +82,7 @@ def _redirect_output(run_dir: Path) -> None:
 def reason(run_dir: Path) -> str:
     """Return the last error in a job's output.log, "" if there is none."""
     try:
-        with (run_dir / LOG).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 65_536))
-            lines = file.read().decode(errors="replace").splitlines()
+        lines = (run_dir / LOG).read_bytes()[-65_536:].decode(errors="replace").splitlines()
     except OSError:
         return ""
     # TensorFlow's message contains the user's exception, indented.
