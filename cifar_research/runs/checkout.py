@@ -42,14 +42,13 @@ class Checkout:
 
         Nothing is overwritten: the patch of a process that continues the run with other changes is changes_2.patch.
         """
-        name = PATCH if self.patch else None
-        if name and self.patch:
-            for number in itertools.count(2):
-                if not (folder / name).exists():
-                    atomic_write(folder / name, self.patch)
-                if (folder / name).read_bytes() == self.patch:
-                    break
-                name = f"changes_{number}.patch"
+        name = None
+        if self.patch:
+            names = itertools.chain([PATCH], (f"changes_{number}.patch" for number in itertools.count(2)))
+            paths = (folder / name for name in names)
+            path = next(path for path in paths if not path.exists() or path.read_bytes() == self.patch)
+            atomic_write(path, self.patch)
+            name = path.name
         return {
             "commit": self.commit, "dirty": self.patch != b"", "changes": name, "changes_sha256": self.digest,
             "not_kept": self.not_kept,

@@ -31,8 +31,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if len(rivals) > 1:
         raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
     end = indices[0]
-    if arguments[end] == "resume=":
-        raise ConfigError("resume: has no value; give the folder of a run or a sweep, resume=outputs/<name>/<time>")
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = ledger.read(folder)
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):

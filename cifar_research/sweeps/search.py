@@ -177,21 +177,17 @@ def space(plan: Plan) -> dict[str, Distribution]:
 
 def corners(space: Mapping[str, Distribution]) -> list[list[str]]:
     """Return overrides of jobs that cover each choice and each end of an interval."""
-    first = {key: _ends(distribution)[0] for key, distribution in space.items()}
-    rows = [first | {key: value} for key, distribution in space.items() for value in _ends(distribution)]
+    ends: dict[str, list[Any]] = {
+        key: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
+        for key, one in space.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    rows = [first | {key: value} for key, values in ends.items() for value in values]
     return [[f"{key}={_word(value)}" for key, value in row.items()] for row in rows]
 
 
 def _described(space: Mapping[str, BaseDistribution]) -> str:
     return json.dumps({key: repr(value) for key, value in space.items()}, sort_keys=True)
-
-
-def _ends(distribution: Distribution) -> list[Any]:
-    return (
-        list(distribution.choices)
-        if isinstance(distribution, CategoricalDistribution)
-        else [distribution.low, distribution.high]
-    )
 
 
 def _distribution(override: Override) -> Distribution:
