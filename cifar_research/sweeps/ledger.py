@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from cifar_research.config.schema import data_section
 from cifar_research.data import datasets
 from cifar_research.runs import report
 from cifar_research.runs.ledger import COMPLETE, LEDGER, Job, read
-from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import append, atomic_write
 
@@ -58,12 +56,10 @@ class Ledger:
         for job in ledger.others.values():
             job.is_planned = False
         if known and planned and len(ledger.others) == len(known):
-            by_key = {word.partition("=")[0]: word for word in arguments}  # the last value of a key
-            words = [word for key, word in by_key.items() if key not in ("hydra.sweep.dir", "hydra.mode")]
             raise ConfigError(
                 f"hydra.sweep.dir: {folder} holds a sweep with other jobs, and none of these is one of them; to add jobs, "
-                "list the sweep's own values too, such as seed=0,1,2 to add seed 2; to start another sweep, use "
-                f"{programs.program('train')} -m {shlex.join(words)}"
+                "list the sweep's own values too, such as seed=0,1,2 to add seed 2; to start another sweep, give its whole "
+                "command with another hydra.sweep.dir"
             )
         if existing:
             ledger.news = ledger._news()

@@ -113,12 +113,13 @@ class Live:
         states = [*COMPLETE, "failed", "stopped", "running", "waiting"]
         self.message(", ".join(f"{counts[state]} {state}" for state in states if counts[state]))
 
-    def summary(self, failed: Sequence[Job], num_removed: int, next_commands: Sequence[str]) -> None:
+    def summary(self, num_removed: int, next_commands: Sequence[str]) -> None:
         """Print the number of jobs by state, the failures and the next commands.
 
         num_removed: the number of jobs whose weights were removed.
         """
         self.counts()
+        failed = [job for job in self._jobs if job.state == "failed"]
         for job in failed[:_MOST_FAILURES]:
             self.message(f"failed: {job.folder}: {job.reason}; its log is {self._folder / job.folder / LOG}")
         if (more := len(failed) - _MOST_FAILURES) > 0:

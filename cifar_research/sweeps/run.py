@@ -11,9 +11,8 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cifar_research.config import trust
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.schema import data_section
 from cifar_research.config.sweep import SweepSettings
@@ -29,11 +28,7 @@ from cifar_research.sweeps.keep import Keeper
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.live import Live
 from cifar_research.sweeps.plan import Plan
-
-if TYPE_CHECKING:
-    from cifar_research.sweeps import search
-
-OUT_OF_TIME = 124  # exit code, as of the program `timeout`
+from cifar_research.sweeps.watch import resume_command
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
@@ -81,7 +76,6 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
         )
         live = Live(folder, ledger.jobs, launcher, trials or len(ledger.jobs))
         keeper = Keeper(folder, settings.sweep.keep, ledger.jobs)
-        _write_columns(folder, ledger)
         with stop_signals() as stop, live:
             flags = [locks.UNLOCK] if unlocks else []
             execution = Execution(
@@ -89,23 +83,23 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
             )
             execution.run()
         problem = write_report(folder)
-        live.summary(_failed(ledger), keeper.num_removed, _next_commands(folder, ledger, source))
+        is_done = all(job.is_complete for job in ledger.jobs) and source.next() is None
+        again = [] if is_done else [resume_command(folder, ledger.arguments)]
+        live.summary(keeper.num_removed, [*again, f"{programs.program('report')} {shlex.quote(str(folder))}"])
         if problem and any(job.is_complete for job in ledger.jobs):
             console.error(f"{folder}: its leaderboard could not be written: {problem}")
     if stop.signal:
         return 128 + stop.signal
     if execution.is_out_of_time:
-        return OUT_OF_TIME
-    return 1 if _failed(ledger) else 0
+        return 124  # as of the program `timeout`
+    return int(any(job.state == "failed" for job in ledger.jobs))
 
 
 @contextlib.contextmanager
 def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
     """Keep the sweep's folder; restore it if the cluster rejects the first job."""
-    from cifar_research.comparison import hparams
-
     there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
-    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, hparams.FILE, "study.db")}
+    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, "study.db")}
     keep()
     try:
         yield
@@ -121,27 +115,6 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
             for path in new:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
-
-
-def _write_columns(folder: Path, ledger: Ledger) -> None:
-    """Write TensorBoard's HParams columns early, if the ledger already has jobs."""
-    from cifar_research.comparison import hparams, runs
-
-    if ledger.jobs:
-        hparams.write(folder, runs.find([str(folder)])[0])
-
-
-def _failed(ledger: Ledger) -> list[Job]:
-    return [job for job in ledger.jobs if job.state == "failed"]
-
-
-def _next_commands(folder: Path, ledger: Ledger, source: Grid | search.Search) -> list[str]:
-    is_done = all(job.is_complete for job in ledger.jobs) and source.next() is None
-    # Overrides that are not trusted from a file must be typed again.
-    kept = trust.of_a_file(ledger.arguments)
-    allowing = [word for word in ledger.arguments if word not in kept]
-    again = [] if is_done else [f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"]
-    return [*again, f"{programs.program('report')} {shlex.quote(str(folder))}"]
 
 
 def _refuse_other_search(folder: Path, plan: Plan) -> None:

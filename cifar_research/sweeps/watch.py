@@ -56,9 +56,14 @@ def next_commands(folder: Path) -> list[str]:
     arguments, jobs = ledger.read(folder) or ([], [])
     if locks.is_held(folder) or all(job.is_complete or not job.is_planned for job in jobs):
         return []
+    return [resume_command(folder, arguments)]
+
+
+def resume_command(folder: Path, arguments: Sequence[str]) -> str:
+    """Return the command that continues a sweep of these overrides."""
     kept = trust.of_a_file(arguments)
     allowing = [word for word in arguments if word not in kept]  # a file cannot allow targets
-    return [f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"]
+    return f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"
 
 
 def _jobs(folder: Path) -> list[Job]:
