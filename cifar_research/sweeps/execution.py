@@ -121,7 +121,7 @@ class Execution:
         # A wrong config would fail again.
         if state == "failed" and code != 2 and job.attempts <= self.settings.retries and not self.is_stopping:
             self._again.append(job)
-            self.live.retry(job)
+            self.live.message(f"{job.folder}: will be tried again")
             return
         self.source.tell(job)
         self.live.ended(job)

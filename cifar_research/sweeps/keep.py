@@ -45,10 +45,10 @@ class Keeper:
             return
         removed = job.folder
         if job.state == "completed" and self._num_kept:
-            score = _score(self._folder / job.folder, job)
-            if score is None:
+            value = score(self._folder / job.folder, job)
+            if value is None:
                 return
-            heapq.heappush(self._best, (score, job.folder))
+            heapq.heappush(self._best, (value, job.folder))
             if len(self._best) <= self._num_kept:
                 return
             _, removed = heapq.heappop(self._best)
@@ -61,8 +61,8 @@ def _files(run_dir: Path) -> list[Path]:
     return [path for path in (run_dir / WEIGHTS, *run_dir.glob("checkpoints/*.ckpt")) if path.exists()]
 
 
-def _score(run_dir: Path, job: Job) -> float | None:
-    """Return how good a run is by its monitored metric; None if it has no validation."""
+def score(run_dir: Path, job: Job) -> float | None:
+    """Return how good a job is by its monitored metric; None if it has no validation."""
     try:
         ended = report.read_report(run_dir / "report.json")
     except ReportError:

@@ -99,10 +99,6 @@ class Live:
             score = "" if best is None else f", validation {name} {abs(best):.4f} in its best epoch"
             self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{score}, {seconds:.0f} s{self._time_left()}")
 
-    def retry(self, job: Job) -> None:
-        if not self._live:
-            self.message(f"{job.folder}: will be tried again")
-
     def message(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
         self._console.file.flush()

@@ -20,9 +20,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cifar_research import config
 from cifar_research.config.sweep import takes_whole_numbers
 from cifar_research.display import console
-from cifar_research.runs import metrics, report
+from cifar_research.runs import metrics
 from cifar_research.runs.ledger import Job
 from cifar_research.runtime.errors import ConfigError, ReportError
+from cifar_research.sweeps.keep import score
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
 from cifar_research.sweeps.study import NAME, STUDY, escaped
@@ -107,9 +108,7 @@ class Search:
         elif job.state == "pruned":
             self._study.tell(number, state=TrialState.PRUNED)
         elif job.state == "completed":
-            ended = report.read_report(self._ledger.folder / job.folder / "report.json")
-            # A small data set may have no validation images.
-            value = metrics.worth(ended and ended["val"], job.config["training"]["monitor"])
+            value = score(self._ledger.folder / job.folder, job)  # None if a small data set has no validation images
             self._study.tell(number, value, state=None if value is not None else TrialState.FAIL)
 
     def trial_of(self, job: Job) -> tuple[str, int] | None:

@@ -17,7 +17,6 @@ from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.live import Live
 
 _SECONDS = 2.0  # between two looks at the files
-_ENDED = ("failed", *COMPLETE)
 
 
 def watch(folder: Path, console: Console | None = None) -> None:
@@ -40,7 +39,7 @@ def watch(folder: Path, console: Console | None = None) -> None:
                 jobs[:] = _jobs(folder)
                 live.total = _total(jobs)
                 for job in jobs:
-                    if job.state in _ENDED and job.state != states.get(job.folder):
+                    if job.state in ("failed", *COMPLETE) and job.state != states.get(job.folder):
                         live.ended(job)
             live.refresh()
             if is_running:
