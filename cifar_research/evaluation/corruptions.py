@@ -130,7 +130,7 @@ def _elastic_transform(images: np.ndarray, pixels: float, rng: Rng) -> np.ndarra
         [ndimage.map_coordinates(channel, places, order=1) for channel in np.moveaxis(image, -1, 0)]
         for image, *places in zip(images, *_displaced(fields), strict=True)
     ]
-    return np.moveaxis(moved, 1, -1)
+    return np.moveaxis(np.array(moved), 1, -1)
 
 
 def _pixelate(images: np.ndarray, share: float, rng: Rng) -> np.ndarray:
