@@ -118,13 +118,18 @@ def _outside_grid(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def study_rows() -> list[dict[str, str]]:
+    """Return the 24 rows of the study's grid, as printed, in its order."""
+    text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+
+
 def study_table(comparison: Comparison) -> Table | None:
     """Return the study's 24 rows beside ours; None if the runs are not of its grid on CIFAR-10.
 
     Ours are means over seeds. ACC and LOSS_VALUE are training scores in the best epoch by validation.
     """
-    text = (resources.files("cifar_research.comparison") / "study_2021.csv").read_text(encoding="utf-8")
-    study = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    study = study_rows()
     groups: dict[tuple[str, ...], list[Run]] = {tuple(row[name] for name in _STUDY_KEYS): [] for row in study}
     expected = None
     for run in comparison.distinct:

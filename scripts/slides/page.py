@@ -1,6 +1,5 @@
 """The tables and the picture of docs/study.md, from its results by run."""
 
-import csv
 import math
 import re
 from collections import defaultdict
@@ -13,10 +12,9 @@ import numpy as np
 from sections import CLAIMS, ON_TEST, PUBLISHED, SECTIONS, Claim
 
 from cifar_research.comparison.statistics import t_half_width
+from cifar_research.comparison.tables import study_rows
 from cifar_research.display.tables import as_markdown
 
-ROOT = Path(__file__).resolve().parents[2]
-GRID = ROOT / "cifar_research" / "comparison" / "study_2021.csv"
 BEGIN, END = "<!-- table: {} -->", "<!-- end of the table -->"
 BEST = 5  # trials of a search that its table shows
 Rows = Iterable[Mapping[str, str]]
@@ -116,11 +114,8 @@ def interval(values: list[float]) -> str:
 
 def grid() -> dict[str, float]:
     """Return the study's validation accuracies by the names of our settings."""
-    lines = [line for line in GRID.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     names = ("pooling", "dropout", "learning_rate", "loss")
-    return {
-        ",".join(f"{name}={row[name]}" for name in names): float(row["val_accuracy"]) for row in csv.DictReader(lines)
-    }
+    return {",".join(f"{name}={row[name]}" for name in names): float(row["val_accuracy"]) for row in study_rows()}
 
 
 def draw(rows: Rows, path: Path) -> None:
