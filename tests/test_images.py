@@ -112,8 +112,7 @@ def test_sixteen_bits_a_channel_hold_fewer(tmp_path, bits, most):
     opaque = np.full_like(values[..., :1], most)
     for channels in (values, np.dstack([values, opaque])):
         (tmp_path / "deep.png").write_bytes(deep_png(channels))
-        for source in (tmp_path / "deep.png", io.BytesIO(deep_png(channels))):
-            assert abs(images.decode(source, 64).astype(int) - COLOUR).max() <= 1, (bits, channels.shape)
+        assert abs(images.decode(tmp_path / "deep.png", 64).astype(int) - COLOUR).max() <= 1, (bits, channels.shape)
     if bits == 12:
         (tmp_path / "deep.png").write_bytes(deep_png(np.dstack([values[..., :1], opaque])))
         with pytest.raises(ImageError, match="12 or fewer"):

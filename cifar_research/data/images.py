@@ -11,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
@@ -33,21 +32,21 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _JPEG_METADATA = {0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xEE}
 log = logging.getLogger(__name__)
 
-File = str | Path | BinaryIO
+File = str | Path
 
 
 def decode(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray:
     """Return an image as RGB, uint8 [size, size, 3], turned upright by its EXIF orientation.
 
-    source: a path, a file open for binary reading, a PIL image, or an array [h, w] or [h, w, 1 to 4]. Transparency is
-    composited on white, other types than uint8 are scaled by `eight_bits`, and the image is resized bilinearly to a
-    square. ImageError if it cannot be read.
+    source: a path, a PIL image, or an array [h, w] or [h, w, 1 to 4]. Transparency is composited on white, other types
+    than uint8 are scaled by `eight_bits`, and the image is resized bilinearly to a square. ImageError if it cannot be
+    read.
     """
-    name = str(source) if isinstance(source, (str, Path)) else getattr(source, "name", None) or type(source).__name__
+    name = str(source) if isinstance(source, (str, Path)) else type(source).__name__
     try:
         if isinstance(source, np.ndarray):
             return _of_array(source, size)
-        return _pixels(source, size) if isinstance(source, Image.Image) else _of_file(source, size, name)
+        return _pixels(source, size) if isinstance(source, Image.Image) else _of_file(source, size)
     except Exception as error:  # Pillow's decoders raise many types
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -55,7 +54,7 @@ def decode(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray:
         raise ImageError(name, reason) from error
 
 
-def decoded_or_error(source: File | Image.Image | np.ndarray, size: int) -> np.ndarray | ImageError:
+def decoded_or_error(source: File, size: int) -> np.ndarray | ImageError:
     """Return the result of `decode`, or its ImageError."""
     try:
         return decode(source, size)
@@ -118,7 +117,7 @@ def _of_array(values: np.ndarray, size: int) -> np.ndarray:
     return _pixels(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels), size)
 
 
-def _of_file(file: File, size: int, name: str) -> np.ndarray:
+def _of_file(file: File, size: int) -> np.ndarray:
     try:
         return _opened(file, size)
     except Exception as error:
@@ -130,16 +129,16 @@ def _of_file(file: File, size: int, name: str) -> np.ndarray:
             pixels = _opened(io.BytesIO(content), size)
         except Exception:
             raise error from None
-        log.info("%s: its metadata are damaged (%s); its pixels are used", name, error)
+        log.info("%s: its metadata are damaged (%s); its pixels are used", file, error)
         return pixels
 
 
-def _opened(file: File, size: int) -> np.ndarray:
+def _opened(file: File | io.BytesIO, size: int) -> np.ndarray:
     with Image.open(file, formats=formats()) as image:
         return _pixels(image, size, file)
 
 
-def _pixels(image: Image.Image, size: int, file: File | None = None) -> np.ndarray:
+def _pixels(image: Image.Image, size: int, file: File | io.BytesIO | None = None) -> np.ndarray:
     """Return an opened image as RGB of this size; file: its source, if it can be reopened."""
     raw_mode = _raw_mode(image)
     image.load()
@@ -174,7 +173,7 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.ndarray:
+def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File | io.BytesIO) -> np.ndarray:
     """Return uint16 [h, w, C]: Pillow keeps the high byte, and with swapped bytes the low one."""
     high = np.asarray(image, np.uint16)
     kind, order = raw_mode.split(";16")
@@ -182,8 +181,6 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.nda
         if 0 < high.max(initial=0, where=np.arange(high.shape[-1]) < 3) < 16:
             raise ValueError("it uses 12 or fewer of the 16 bits of its channels; convert it to 8 bits")
         return high.astype(np.uint8)
-    if not isinstance(file, (str, Path)):
-        file.seek(0)
     is_big_endian = order == "B" or order == "N" and sys.byteorder == "big"
     swapped = f"{kind};16{'L' if is_big_endian else 'B'}"
     with Image.open(file, formats=formats()) as again:
@@ -194,12 +191,7 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File) -> np.nda
 
 def _without_metadata(file: File) -> bytes | None:
     """Return a PNG or JPEG file with pixels and orientation only; None for other formats."""
-    if isinstance(file, (str, Path)):
-        content = Path(file).read_bytes()
-    else:
-        file.seek(0)
-        content = file.read()
-    plain = bytearray()
+    content, plain = Path(file).read_bytes(), bytearray()
     if content.startswith(_PNG):
         begin = len(_PNG)
         while begin + 12 <= len(content):
