@@ -245,12 +245,12 @@ def test_efficientnet_lite0_without_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path))
     settings = config.parse(["experiment=transfer", "backbone=efficientnet_lite0", "backbone.image_size=32"])
     model = settings.backbone.build((32, 32, 3))
-    with pytest.raises(WeightsError, match="make it once by scripts/convert_weights efficientnet_lite0"):
+    with pytest.raises(WeightsError, match="make it by scripts/convert_weights efficientnet_lite0"):
         settings.backbone.load_weights(model, None)
     path = weights.converted("efficientnet_lite0")
     path.parent.mkdir()
     path.write_bytes(b"half")
-    with pytest.raises(WeightsError, match="is damaged; delete it"):
+    with pytest.raises(WeightsError, match="make it by scripts/convert_weights efficientnet_lite0"):
         settings.backbone.load_weights(model, None)
 
 

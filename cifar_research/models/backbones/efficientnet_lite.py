@@ -63,18 +63,13 @@ def efficientnet_lite0(
 
 
 def _imagenet(make: functools.partial[keras.Model]) -> keras.Model:
-    path = loading.converted("efficientnet_lite0")
-    if not path.is_file():
-        raise WeightsError(
-            f"backbone.weights: imagenet: {path} does not exist; make it once by scripts/convert_weights efficientnet_lite0, "
-            "or use a weights file or a run folder"
-        )
-    model = make()
+    path, model = loading.converted("efficientnet_lite0"), make()
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"backbone.weights: imagenet: {path} is damaged; delete it and run scripts/convert_weights efficientnet_lite0"
+            f"backbone.weights: imagenet: {path} is missing or damaged; make it by scripts/convert_weights "
+            "efficientnet_lite0, or use a weights file or a run folder"
         ) from error
     return model
 
