@@ -79,8 +79,8 @@ def _read(path: Path) -> Any:
     """Return the array or the dict of arrays in a .npy file; DataError if it cannot be read."""
     try:
         with path.open("rb") as file:
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            _, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+            np.lib.format.read_magic(file)
+            _, _, dtype = np.lib.format.read_array_header_1_0(file)
             if not dtype.hasobject:
                 return np.load(path)
             return PlainUnpickler(file).load().item()
