@@ -47,7 +47,9 @@ def stop_signals(*, within_calls: bool = False) -> Iterator[StopRequest]:
 
     def restore() -> None:
         while before:
-            signal.signal(*before.popitem())
+            number, handler = before.popitem()
+            if handler is not None:  # None: the handler was not installed by Python
+                signal.signal(number, handler)
 
     try:
         for number in _STOP_SIGNALS:
