@@ -379,7 +379,7 @@ def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
     ("word", "part"),
     [
         ("optimizer=glob(x*)", "no option of optimizer matches; its options are adam,"),
-        ("seed=glob(*)", "seed is not a group"),
+        ("seed=glob(*)", "no option of seed matches; its options are none"),
     ],
 )
 def test_glob_of_nothing_is_refused(word, part):
@@ -400,7 +400,7 @@ def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
     ("words", "part"),
     [
         ("hydra/launcher=slurm", "add -m to submit it as one job"),
-        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; use hydra/launcher=local"),
+        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; .*use hydra/launcher=local"),
         ("hydra.launcher.jobs=2", "add -m, or remove it"),
         ("hydra.sweep.dir=s", "add -m"),
         ("sweep.retries=2", "add -m"),
