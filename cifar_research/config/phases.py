@@ -53,6 +53,12 @@ def plan(content: Mapping[str, Any]) -> tuple[Phase, ...]:
     )
 
 
+def total_epochs(training: Mapping[str, Any]) -> int:
+    """Return the number of epochs of all phases; `training` is the config section."""
+    epochs = [phase["epochs"] for phase in training["phases"].values()]
+    return sum(training["epochs"] if own is None else own for own in epochs)
+
+
 def schedule_span(phases: Sequence[Phase], number: int) -> range:
     """Return the numbers of the phases that share a schedule with phase `number`."""
     first, last = number, number + 1

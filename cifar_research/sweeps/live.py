@@ -181,7 +181,7 @@ class Live:
             rows = []
         worths = [metrics.worth(row, f"val_{_monitor(job)}") for row in rows]
         best = max((worth for worth in worths if worth is not None), default=None)
-        return f"{len(rows)}/{sum(phase.epochs for phase in phases.plan(job.config))}", best
+        return f"{len(rows)}/{phases.total_epochs(job.config['training'])}", best
 
     def _time_left(self) -> str:
         left = self.total - sum(job.is_complete or job.state == "failed" for job in self._jobs)
