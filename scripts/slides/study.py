@@ -98,7 +98,7 @@ def measured(folder: Path) -> list[dict[str, str]]:
     """Return a row for each completed run of the sections in this folder."""
     rows = []
     for section in SECTIONS:
-        if not (folder / section.name).is_dir():
+        if not any((folder / section.name).glob("*/report.json")):  # also if no run has ended
             continue
         for run in reading.find([str(folder / section.name)])[0]:
             if not run.is_scored or run.report is None:
