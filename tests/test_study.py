@@ -63,10 +63,11 @@ def test_a_section_that_does_not_exist_is_refused(tmp_path):
     assert done.returncode == 2 and "'secnd'" in done.stderr and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("words", [["--quick"], ["training.epochs=1"]])
+@pytest.mark.parametrize("words", [["--quick"], ["training.epochs=1", "training.precision=bfloat16"]])
 def test_only_results_of_the_pages_commands_are_published(tmp_path, words):
     done = study(tmp_path / "new", "--publish", *words)
     assert done.returncode == 2 and "--publish: only" in done.stderr and not (tmp_path / "new").exists()
+    assert "training.precision" not in done.stderr
 
 
 def test_the_page_in_docs_has_the_published_results_and_each_sections_command():
@@ -85,7 +86,7 @@ def test_the_page_in_docs_has_the_published_results_and_each_sections_command():
 def rows_of(section, setting, tests, validation=0.5):
     return [
         {"section": section, "setting": setting, "seed": str(seed), "validation": str(validation), "test": str(test),
-         "epochs": "1", "seconds": "1", "commit": "c", "machine": "m"}
+         "epochs": "1", "seconds": "1", "commit": "c", "machine": "m", "precision": "float32"}
         for seed, test in enumerate(tests)
     ]  # fmt: skip
 

@@ -54,8 +54,9 @@ def settings_table(section: str, results) -> str:
         theirs = f"{published[setting]:.4f}" if setting in published else ""
         scores = [interval([float(run[key]) for run in runs.values()]) for key in ("validation", "test")]
         lines.append([f"`{setting or 'all'}`", theirs, *scores, str(len(runs)), epochs, seconds])
-    machines = {(run["commit"], run["machine"]) for runs in results[section].values() for run in runs.values()}
-    origin = "; ".join(f"commit `{commit}`, {machine}" for commit, machine in sorted(machines))
+    columns = ("commit", "machine", "precision")
+    origins = {tuple(run[name] for name in columns) for runs in results[section].values() for run in runs.values()}
+    origin = "; ".join(f"commit `{commit}`, {machine}, {precision}" for commit, machine, precision in sorted(origins))
     return f"{as_markdown(lines)}\n\n*Means over n seeds, ± Student's 95 % interval{note}; {origin}.*"
 
 

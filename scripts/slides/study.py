@@ -29,7 +29,10 @@ COLUMNS = (
     "parameters",
     "commit",
     "machine",
+    "precision",
 )
+# Overrides of published runs: they change no result, but for the precision, which is a column.
+PUBLISHED_WITH = ("training.precision=", "training.steps_per_call=", "hydra.launcher.jobs=", "tensorboard.enabled=")
 
 NAMES = [section.name for section in SECTIONS]
 
@@ -52,9 +55,11 @@ def main() -> int:
         "--publish", action="store_true", help="add the results to docs/results/study.csv and docs/study.md"
     )
     options = parser.parse_intermixed_args()
-    if options.publish and (options.quick or options.overrides):
+    others = [word for word in options.overrides if not word.startswith(PUBLISHED_WITH)]
+    if options.publish and (options.quick or others):
         parser.error(
-            "--publish: only results of the page's own commands are published; leave out --quick and overrides"
+            "--publish: only results of the page's own commands are published; leave out "
+            f"{' '.join(['--quick'] * options.quick + others)}"
         )
     failed = []
     if options.folder is not None:
@@ -109,6 +114,7 @@ def measured(folder: Path) -> list[dict[str, str]]:
                 section.name, setting or section.setting, report["seed"], _accuracy(report["val"]), _accuracy(report["test"]),
                 report["best_epoch"], report["epochs"], round(report["seconds"]["total"]), report["parameters"]["total"],
                 ((report["git"] or {}).get("commit") or "")[:7], report["hardware"]["cpu"],
+                report["config"]["training"]["precision"],
             )  # fmt: skip
             rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
     return rows
