@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 SEEDS = "seed=0,1,2"
+SIZES = "backbone.convolutions=1,2"  # a block's, which the study does not state
 TRANSFER = (
     "sweep=seeds",
     "experiment=transfer",
@@ -17,7 +18,7 @@ LONGER = ("sweep=seeds", "experiment=best", "training.epochs=30")
 class Section(NamedTuple):
     """A sweep. name: of its folder; overrides: of scripts/train; quick: replace them in --quick, key by key.
 
-    setting: what all its runs share, where their folders do not say it.
+    setting: what all its runs share, if the names of another section's runs have it.
     """
 
     name: str
@@ -29,15 +30,15 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("first", ("sweep=seeds", "experiment=first_version,dropout", SEEDS)),
     Section("structure", ("sweep=seeds", "experiment=wide,enlarged", SEEDS)),
-    Section("augmentation", (*LONGER, "augmentation=none,slides,[flip,shift]", SEEDS)),
+    Section("augmentation", (*LONGER, "augmentation=none,slides,[flip,shift]", SIZES, SEEDS)),
     Section(
         "augmentation_on_test",
-        (*LONGER, "augmentation=[flip,shift]", "data.validation=test", SEEDS),
+        (*LONGER, "augmentation=[flip,shift]", SIZES, "data.validation=test", SEEDS),
         setting="augmentation=flip,shift",
     ),
     Section("grid", ("sweep=hyperparameters", SEEDS), ("seed=0",)),
-    Section("last", ("sweep=seeds", "experiment=best", "backbone.convolutions=1,2", SEEDS)),
-    Section("last_on_test", ("sweep=seeds", "experiment=best", "backbone.convolutions=1,2", "data.validation=test", SEEDS)),
+    Section("last", ("sweep=seeds", "experiment=best", SIZES, SEEDS)),
+    Section("last_on_test", ("sweep=seeds", "experiment=best", SIZES, "data.validation=test", SEEDS)),
     Section("techniques", (*TRANSFER, "training=feature_extraction,fine_tuning,combined", SEEDS), ("backbone.image_size=32",)),
     Section("scratch", (*TRANSFER, "training=scratch", "backbone.weights=none", SEEDS), ("backbone.image_size=32",)),
     Section("perspectives", ("sweep=perspectives", "sweep.trials=30"), ("sweep.trials=3",)),

@@ -109,9 +109,10 @@ def measured(folder: Path) -> list[dict[str, str]]:
             if not run.is_scored or run.report is None:
                 continue
             report = run.report
-            setting = ",".join(word for word in run.folder.name.split(",") if not word.startswith("seed="))
+            words = [section.setting, *run.folder.name.split(",")]
+            setting = ",".join(word for word in words if word and not word.startswith("seed="))
             values = (
-                section.name, setting or section.setting, report["seed"], _accuracy(report["val"]), _accuracy(report["test"]),
+                section.name, setting, report["seed"], _accuracy(report["val"]), _accuracy(report["test"]),
                 report["best_epoch"], report["epochs"], round(report["seconds"]["total"]), report["parameters"]["total"],
                 ((report["git"] or {}).get("commit") or "")[:7], report["hardware"]["cpu"],
                 report["config"]["training"]["precision"],
