@@ -286,6 +286,13 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
         config.parse(words[1:])
 
 
+def test_a_module_that_imports_a_factory_late_may_fail(tmp_path, monkeypatch):
+    (tmp_path / "late_lab.py").write_text("def __getattr__(name):\n    raise ImportError('it needs jax')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"schedule\._target_: cannot import 'late_lab.decay' \(it needs jax\)"):
+        config.parse(["allow_targets=[late_lab]", "schedule._target_=late_lab.decay"])
+
+
 def test_hash_ignores_what_changes_nothing_and_sees_order():
     plain = config.parse(["augmentation=[flip,shift]"]).identity
     free = ["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.log_every_steps=7", "name=other"]

@@ -154,11 +154,11 @@ def _factory(target: str) -> tuple[Any, str | None]:
     module, _, name = target.rpartition(".")
     try:
         imported = importlib.import_module(module)
+        factory = getattr(imported, name, None)  # a module's own __getattr__ may import more
     except (ImportError, ValueError) as error:
         return None, f"cannot import {target!r} ({error}); correct the name, or add its folder to PYTHONPATH"
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
         return None, f"cannot import {target!r}: {error_text(error)}"
-    factory = getattr(imported, name, None)
     if callable(factory):
         return factory, None
     functions = [name for name, value in vars(imported).items() if inspect.isfunction(value)]
