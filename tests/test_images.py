@@ -126,11 +126,12 @@ def hidden(mode, behind):
     alpha = np.zeros((64, 64), np.uint8)
     alpha[:, :32] = 255
     picture = Image.fromarray(np.dstack([pixels, alpha]))
-    return picture if mode == "RGBA" else picture.convert(mode)
+    between = picture.convert("LA") if mode == "La" else picture
+    return picture if mode == "RGBA" else between.convert(mode)
 
 
 @pytest.mark.parametrize("behind", [0, 255, 77])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
 def test_what_transparency_hides_does_not_count(tmp_path, mode, behind):
     picture = hidden(mode, behind)
     found = [images.decode(picture, 64)]
