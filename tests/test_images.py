@@ -388,6 +388,13 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path, folders, messag
         load(tmp_path / "d")
 
 
+def test_subfolders_that_become_one_class_are_named(tmp_path):
+    for name in ("shop/cat", "shop/dog", "home/cat", "home/dog"):
+        fill(tmp_path / "d" / name, 4)
+    data = load(tmp_path / "d")
+    assert data.classes == ("home", "shop") and "home (cat, dog), shop (cat, dog)" in data.note
+
+
 @pytest.mark.parametrize(
     "mark", ["run/.hydra/config.yaml", "sweep/jobs.jsonl", "leaderboard.csv", "day/run/.hydra/x", "bin/pyvenv.cfg"]
 )
