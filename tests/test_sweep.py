@@ -163,6 +163,7 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "has no effect on the jobs of a sweep"]),
         (["seed=1,2", "hydra/launcher=basic"], ["hydra/launcher", "choose hydra/launcher=local"]),
         (["seed=1,2", "hydra/launcher=locale"], ["hydra/launcher", "local"]),
+        (["allow_targets=a,b", "seed=1,2"], ["allow_targets: takes one list for all jobs of a sweep"]),
         (["data.dir=a,b"], ["data.dir=a,b", "does not change the results"]),
         (["name=a,b", "seed=1,2"], ["name=a,b", "does not change the results"]),
         (["seed=1,2", "--cfg", "job"], ["--cfg: cannot be used with a sweep; remove it or -m"]),
