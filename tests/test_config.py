@@ -148,7 +148,11 @@ BAD = [
     ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
     ("seed=1 backbone=null", ["backbone: there is no option null. Its options are airbench, cnn, densenet121"]),
     ("backbone=tiny", ["there is no option 'tiny'. Its options are", "add 'hydra.searchpath=[file://<its folder>]'"]),
-    ("data=/", ["data: there is no option '/'. Its options are cifar10, cifar100, images, synthetic"]),
+    (
+        "hydra.searchpath=[file:///tmp] backbone=tiny",
+        ["there is no option 'tiny'. Its options are", "resnet50, vgg16$"],
+    ),
+    ("data=/", ["data: there is no option '/'; did you mean data=images data.dir=/? Its options are cifar10"]),
     ("seed=[0,1]", ["seed: takes a whole number, not [0,1]"]),
     ("optimizer=3", ["optimizer: there is no option '3'. Its options are adam, adamw"]),
     ("optimizer=", ["optimizer: there is no option ''. Its options are adam, adamw, lion, muon, rmsprop, sgd"]),

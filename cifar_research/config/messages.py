@@ -77,7 +77,7 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     listed = conf.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, str) or option not in listed:
-            return _no_option(group, option, listed)
+            return _no_option(group, option, overrides)
     return None
 
 
@@ -85,15 +85,19 @@ def _already(key: str, word: str) -> str:
     return f"{key}: has a value already; remove the +: {typed(word.lstrip('+'))}"
 
 
-def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
+def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
+    listed = conf.options(group, overrides)
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
     close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
     elsewhere = [] if name == "none" else [other for other in conf.groups() if name in conf.options(other, ())]
     if elsewhere:
         close = f"; did you mean {elsewhere[0]}={name}?"
+    if group == "data" and option and Path(str(option)).is_dir():
+        close = f"; did you mean data=images {typed(f'data.dir={option}')}?"
     given = "null" if option is None else repr(option)
     has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
-    own = "" if close else "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
+    has_path = any(word.startswith("hydra.searchpath=") for word in overrides)
+    own = "" if close or has_path else "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
     return f"{group}: there is no option {given}{close or '.'}{has}{own}"
 
 
@@ -217,7 +221,7 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
-        return _no_option(match[1], match[2], conf.options(match[1], overrides))
+        return _no_option(match[1], match[2], overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
