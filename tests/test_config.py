@@ -126,7 +126,10 @@ BAD = [
     ("training.epochs=[1,2", ["training.epochs=[1", "close its brackets"]),
     ("backbone.filters=[32, 64]", ["backbone.filters=[32,: cannot be read; close its brackets, leave out spaces"]),
     ("optimizer = sgd", ["optimizer: is not of the form key=value; write it without spaces, as in seed=1"]),
-    ("optimizer.learning_rate=interval(1,2)", ["is for a search; add -m sweep.trials=20"]),
+    (
+        "optimizer.learning_rate=interval(1,2)",
+        ["interval(1,2) are several values; for a search add -m sweep.trials=20"],
+    ),
     ("hydra.searchpath=[file://nope] backbone=small", ["hydra.searchpath: nope does not exist; give the folder"]),
     ("name=bücher", ["name: 'bücher' needs quotes", """give "name='bücher'\""""]),
     ("+name=it's", ['name: "it\'s" needs quotes', """give "+name='it\\'s'\""""]),
@@ -153,6 +156,10 @@ BAD = [
         ["there is no option 'tiny'. Its options are", "resnet50, vgg16$"],
     ),
     ("data=/", ["data: there is no option '/'; did you mean data=images data.dir=/? Its options are cifar10"]),
+    (
+        "seed=1,2 hydra.run.dir=x",
+        ["seed: 1,2 are several values; give one, as hydra.run.dir is the folder of one run$"],
+    ),
     ("seed=[0,1]", ["seed: takes a whole number, not [0,1]"]),
     ("optimizer=3", ["optimizer: there is no option '3'. Its options are adam, adamw"]),
     ("optimizer=", ["optimizer: there is no option ''. Its options are adam, adamw, lion, muon, rmsprop, sgd"]),

@@ -401,8 +401,9 @@ def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
     ("words", "part"),
     [
         ("hydra/launcher=slurm", "add -m to submit it as one job"),
-        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; .*use hydra/launcher=local"),
+        ("hydra/launcher=ray hydra.run.dir=x", "this is one run; use hydra/launcher=local"),
         ("hydra.launcher.jobs=2", "add -m, or remove it"),
+        ("hydra.launcher.jobs=2 hydra.run.dir=x", "this is one run; remove it$"),
         ("hydra.sweep.dir=s", "add -m"),
         ("sweep.retries=2", "add -m"),
     ],

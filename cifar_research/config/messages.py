@@ -112,10 +112,15 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     key, _, value = word.replace("'", "").partition("=")
     if read_override(word).is_hydra_override():
         return f"{word}: takes one value for all jobs; give only one"
-    if "interval(" in value:
-        return f"{key}: {value} is for a search; add -m sweep.trials=20"
-    takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
-    ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
+    now = OmegaConf.select(_context(overrides), key)
+    if isinstance(now, float) and re.fullmatch(r"\d+,\d+", value):
+        point = f"{key}={value.replace(',', '.')}"
+        return f"{key}: {value} are several values, a sweep with -m; for a number with a decimal point give {point}"
+    takes_list = key == "data.classes" or isinstance(now, ListConfig)
+    remedy = "for a search add -m sweep.trials=20" if "interval(" in value else "for a sweep add -m"
+    if any(word.startswith("hydra.run.dir=") for word in overrides):
+        remedy = "give one, as hydra.run.dir is the folder of one run"
+    ways = [] if takes_list or key in ("name", "data.cache_dir") else [remedy]
     if "(" not in value and (takes_list or key == "augmentation"):
         ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
     elif "(" not in value and key in TEXT_KEYS:
