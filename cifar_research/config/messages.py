@@ -23,9 +23,11 @@ from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, r
 _ABBREVIATIONS = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
     "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
-    "max_epochs": "training.epochs", "data_dir": "data.dir", "dataset": "data", "root": "data.dir",
+    "max_epochs": "training.epochs", "data_dir": "data.dir", "folder": "data.dir",
+    "val": "data.val_fraction", "val_split": "data.val_fraction", "dataset": "data", "root": "data.dir",
     "arch": "backbone", "network": "backbone", "net": "backbone", "criterion": "loss", "augment": "augmentation",
     "transforms": "augmentation", "aug": "augmentation", "output_dir": "hydra.run.dir", "out_dir": "hydra.run.dir",
+    "save_dir": "hydra.run.dir",
     "workers": "training.threads", "num_workers": "training.threads", "random_seed": "seed",
     "warmup": "schedule.warmup_epochs", "early_stopping": "training.patience", "amp": "training.precision",
     "dtype": "training.precision",
@@ -184,7 +186,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     node = OmegaConf.select(cfg, parent)
     own = list(map(str, node)) if isinstance(node, DictConfig) else []
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
-    names = [*own, *targets.parameters(node, targets.allowed(trust.allowances(overrides)))]
+    names = {*own, *targets.parameters(node, targets.allowed(trust.allowances(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     groups = conf.groups() if not parent else [parent] if is_group(parent) else []
     having = {group: options for group in groups if name not in own and (options := _options_with(group, name))}
@@ -212,7 +214,7 @@ def _meant(key: str, cfg: DictConfig) -> list[str]:
     last: dict[str, list[str]] = {group: [group] for group in (*conf.groups(), "experiment", "sweep")}
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
-    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.7), [])
+    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last), [])
     # Prefer a key of the whole training to the same key of its phases.
     return [key for key in keys if ".phases." not in key] or keys
 
