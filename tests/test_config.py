@@ -383,16 +383,20 @@ def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
     ("word", "part"),
     [
         ("data.dir=${hydra:runtime.cwdd}", "${hydra:runtime.cwdd} has no value"),
+        ("data.dir=${hydra:}", "${hydra:} has no value in a single run; correct or remove it"),
+        ("data.dir=${nowhere}", "${nowhere} does not exist; correct or remove it"),
+        ("data.dir=${oc.env:NOWHERE}", "Environment variable 'NOWHERE' not found; correct or remove the value"),
+        ("+tensorboard.x=${hydra:job.numm}", "${hydra:job.numm} has no value"),
         ("name=${hydra:job.num}", "${hydra:job.num} has no value"),
         ("data.dir=${hydra:job.override_dirname}", "refers to itself"),
         ("name=${hydra:runtime.output_dir}", "depends on this value"),
-        ("data.dir=${hydra.runtime.cwd}", "'hydra.runtime.cwd' not found"),
+        ("data.dir=${hydra.runtime.cwd}", "${hydra.runtime.cwd} does not exist; write ${hydra:runtime.cwd}"),
     ],
 )
 def test_a_resolver_without_a_value_is_refused(word, part):
     with pytest.raises(ConfigError) as raised:
         config.parse([word])
-    assert str(raised.value).startswith(f"{word.partition('=')[0]}: ") and part in str(raised.value)
+    assert str(raised.value).startswith(f"{word.lstrip('+').partition('=')[0]}: ") and part in str(raised.value)
 
 
 LAB = """

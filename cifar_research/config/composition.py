@@ -85,7 +85,7 @@ def resolve_hydra(cfg: DictConfig) -> list[str]:
                 config.set_config(cfg)  # copies the section
                 OmegaConf.set_readonly(cfg.hydra, False)
             for path in re.findall(r"\$\{hydra:([^${}]*)\}", text):  # for which Hydra returns None
-                if OmegaConf.select(cfg.hydra, path) is None:
+                if not path or OmegaConf.select(cfg.hydra, path) is None:
                     raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; correct or remove it")
             node[name] = node[name]
         return [key for key, *_ in leaves]

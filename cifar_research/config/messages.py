@@ -231,10 +231,16 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
         return _no_option(match[1], match[2], overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
+    if match := re.search(r"Interpolation key '(hydra\.)?([^']*)' not found", text):
+        advice = f"write ${{hydra:{match[2]}}}" if match[1] else "correct or remove it"
+        return f"{full[1] if full else 'config'}: ${{{match[1] or ''}{match[2]}}} does not exist; {advice}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.match(r"In '([^']*)'", text)
     where = f" (in {file[1]})" if file else ""
-    return f"{full[1]}: {lines[lines.index(full[0]) - 1]}{where}" if full else " ".join(lines[:4])
+    if full:
+        reason = lines[lines.index(full[0]) - 1].rpartition(" interpolation: ")[2].strip('"')
+        return f"{full[1]}: {reason}{where}; correct or remove the value"
+    return " ".join(lines[:4])
 
 
 def _context(overrides: Sequence[str]) -> DictConfig:
