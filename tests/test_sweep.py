@@ -158,6 +158,8 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=1,2", "sweep.retries=-1"], ["sweep.retries", "at least 0"]),
         (["seed=1,2", "hydra.launcher.jobs=0"], ["hydra.launcher.jobs: 0 is out of range"]),
         (["seed=1,2", "hydra.launcher.job=2"], ["hydra.launcher", "job", "jobs"]),
+        (["seed=1,2", "+sweep.foo=1"], ["sweep.foo: there is no such key; it has keep"]),
+        (["model.dropout=0.1,0.2", "~seed"], ["seed: cannot be removed; leave out ~seed"]),
         (["sweep=seeds,hyperparameters"], ["sweep=seeds,hyperparameters", "takes one value"]),
         (["seed=1,2", "hydra.launcher.jobs=1,2"], ["hydra.launcher.jobs=1,2", "takes one value"]),
         (["seed=1,2", "+hydra.job.env_set.X=1"], ["hydra.job.env_set", "has no effect on the jobs of a sweep"]),

@@ -145,8 +145,15 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
         return unknown_key(key, value, cfg, overrides)
     if override.is_add() and is_there:
         return _already(key, word)
+    if override.is_delete():
+        return removed(key)
     full = re.search(r"full_key: (\S+)", str(error.__cause__))
     return _other_kind(full[1] if full else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
+
+
+def removed(key: str) -> str:
+    """Return the message for a key that ~ removes and that the schema has."""
+    return f"{key}: cannot be removed; leave out ~{key}"
 
 
 def missing(key: str) -> str:
@@ -166,7 +173,7 @@ def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
         return f"{key}: is a section and cannot be {value}; set one of its keys: {', '.join(map(str, now))}"
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent)
-    child = node._get_node(last) if isinstance(node, DictConfig) else None
+    child = node._get_node(last, validate_access=False) if isinstance(node, DictConfig) else None
     if kind := targets.KINDS.get(child._metadata.ref_type if isinstance(child, Node) else Any):
         return f"{key}: takes {kind}, not {value}; change the value"
     return f"{key}: {reason} (given as {word!r})"
