@@ -178,8 +178,10 @@ def space(plan: Plan) -> dict[str, Distribution]:
 def corners(space: Mapping[str, Distribution]) -> list[list[str]]:
     """Return overrides of jobs that cover each choice and each end of an interval."""
     ends: dict[str, list[Any]] = {
-        key: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
-        for key, one in space.items()
+        key: list(distribution.choices)
+        if isinstance(distribution, CategoricalDistribution)
+        else [distribution.low, distribution.high]
+        for key, distribution in space.items()
     }
     first = {key: values[0] for key, values in ends.items()}
     rows = [first | {key: value} for key, values in ends.items() for value in values]
