@@ -15,7 +15,7 @@ from test_sweep import SMALL, finish, processes_in, wait_for
 
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import search
+from cifar_research.sweeps import run, search
 from cifar_research.sweeps import study as study_report
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
@@ -119,9 +119,14 @@ def test_a_search_that_was_killed_while_it_wrote_keeps_its_space(tmp_path):
         for path in tmp_path.glob(f"{search.STUDY}*"):
             (copy / path.name).write_bytes(path.read_bytes())
     other = [*SPACE[:2], "seed=range(1,5)"]
+    before = {path: path.read_bytes() for path in copy.iterdir()}
     search.check(copy, search.space(plan(*other)))  # cannot read it
-    with pytest.raises(ConfigError, match="another space"):
+    with (
+        pytest.raises(ConfigError, match="another space"),
+        run._undone_if_refused(lambda *_: None, Ledger(copy, other, [])),
+    ):
         open_search(copy, 12, *other)
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before and len(before) == 2
 
 
 def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):
