@@ -45,6 +45,7 @@ WRONG = [
     ("loss=crossentropy", ["loss=categorical_crossentropy"]),
     ("loss=ce", ["loss=categorical_crossentropy"]),
     ("schedule=cos", ["schedule=cosine"]),
+    ("optimizer=sdg", ["optimizer=sgd"]),
     ("optimizer=SGD", ["optimizer=sgd"]),
     ("model=resnet50", ["backbone=resnet50"]),
     ("quickstart", ["experiment=quickstart"]),

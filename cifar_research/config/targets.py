@@ -99,7 +99,7 @@ def choice_problem(value: Any, choices: Sequence[Any]) -> str:
     texts = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
     # OmegaConf makes a text of a boolean.
     given = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))
-    return f"{given} is not one of {', '.join(texts)}{nearest(str(value), texts, most=0, cutoff=0.65)}"
+    return f"{given} is not one of {', '.join(texts)}{nearest(str(value), texts, most=0)}"
 
 
 def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:
@@ -237,19 +237,20 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
-def nearest(name: str, valid: typing.Iterable[str], most: int = 12, cutoff: float = 0.72) -> str:
+def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
     """Return a hint for an unknown name: the closest valid one, or all if at most `most`."""
     valid = sorted(valid)
-    if match := closest(name, valid, cutoff):
+    if match := closest(name, valid):
         return f"; did you mean {match!r}?"
     return f"; it has {', '.join(valid)}" if valid and len(valid) <= most else ""
 
 
-def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.72) -> str:
+def closest(name: str, valid: typing.Iterable[str]) -> str:
     """Return the valid name that begins with this one, shares parts with it or is spelled alike; "" if none is close."""
     names, low = {str(key).lower(): str(key) for key in valid}, name.lower()
     beginning = [key for key in names if key.startswith(low)]
     sharing = beginning or [key for key in names if f"_{low}" in key or key in low.split("_")]
-    candidates, cutoff = (sharing, 0) if sharing and len(low) > 2 else (names, cutoff)
+    # In a short name one exchanged letter counts more: sdg is sgd.
+    candidates, cutoff = (sharing, 0.0) if sharing and len(low) > 2 else (names, 0.65 if len(low) < 5 else 0.72)
     match = difflib.get_close_matches(low, candidates, n=1, cutoff=cutoff)
     return names[match[0]] if match else ""
