@@ -23,9 +23,9 @@ def rows(*words):
 
 
 def test_the_header_says_size_classes_and_weights_in_twelve_rows():
-    found = rows()
-    assert found["Images"] == "32 x 32 pixels, 10 classes: circle, square, triangle, cross, ring and 5 more"
-    assert found["Model"].startswith("cnn (weights: random) + ") and len(found) <= 12
+    shown = rows()
+    assert shown["Images"] == "32 x 32 pixels, 10 classes: circle, square, triangle, cross, ring and 5 more"
+    assert shown["Model"].startswith("cnn (weights: random) + ") and len(shown) <= 12
     assert rows("data.classes=[ring,cross]")["Images"].endswith("2 classes: ring, cross")
 
 

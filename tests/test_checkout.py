@@ -9,6 +9,9 @@ import pytest
 from cifar_research.runs import checkout
 from cifar_research.runs.checkout import Checkout
 
+# Changes of 20 MB a second, until nobody reads them.
+ENDLESS = ("-c", "alias.endless=!while head -c 2000000 /dev/zero; do sleep 0.1; done", "endless")
+
 
 def git(folder, *words):
     name = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -75,6 +78,7 @@ def test_a_users_git_settings_change_nothing(repository, settings, attributes):
     ("change", "reason"),
     [
         (("MOST_BYTES", 100), "the uncommitted changes are larger than 100 bytes"),
+        (("_DIFF", ENDLESS), "the uncommitted changes are larger than 1,000,000 bytes"),
         (("_SECONDS", 0.2), "git diff took more than 0.2 seconds"),
         (("_DIFF", ("no-such-command",)), "git diff ended with exit code 1"),
     ],

@@ -4,6 +4,7 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import forked
@@ -16,7 +17,7 @@ from cifar_research.display import console
 from cifar_research.evaluation import images as evaluation
 from cifar_research.runs import report, reproduction, run_folder
 from cifar_research.runs.ledger import Job
-from cifar_research.runtime import folders
+from cifar_research.runtime import environment, folders
 from cifar_research.runtime.errors import ConfigError, DataError
 from cifar_research.sweeps import resume
 from cifar_research.sweeps.ledger import Ledger
@@ -205,6 +206,23 @@ def test_without_a_home_the_cache_folder_takes_its_place(tmp_path):
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert not Path("~").exists() and (tmp_path / "cache" / "keras").is_dir()
+
+
+def test_without_a_home_or_a_cache_each_user_has_a_folder_of_temporary_files(tmp_path, monkeypatch):
+    def config_dir():
+        monkeypatch.setattr(os, "environ", {"CIFAR_CACHE_DIR": "/dev/null/cache"})
+        environment.provide_home()
+        return Path(os.environ["MPLCONFIGDIR"])
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"cifar_research-{os.getuid()}"
+    assert config_dir() == config_dir() == own / "matplotlib" and own.stat().st_mode & 0o777 == 0o700
+    stranger = os.getuid() + 1
+    own.rename(tmp_path / f"cifar_research-{stranger}")
+    monkeypatch.setattr(os, "getuid", lambda: stranger)
+    folder = config_dir().parent
+    assert folder.is_dir() and folder.name not in (own.name, f"cifar_research-{stranger}")
 
 
 def test_a_home_of_another_user_is_filled_in():

@@ -126,7 +126,10 @@ BAD = [
     ("training.epochs=[1,2", ["training.epochs=[1", "close its brackets"]),
     ("backbone.filters=[32, 64]", ["backbone.filters=[32,: cannot be read; close its brackets, leave out spaces"]),
     ("optimizer = sgd", ["optimizer: is not of the form key=value; write it without spaces, as in seed=1"]),
-    ("optimizer.learning_rate=interval(1,2)", ["is for a search; add -m sweep.trials=20"]),
+    (
+        "optimizer.learning_rate=interval(1,2)",
+        ["interval(1,2) are several values; for a search add -m sweep.trials=20"],
+    ),
     ("hydra.searchpath=[file://nope] backbone=small", ["hydra.searchpath: nope does not exist; give the folder"]),
     ("name=bücher", ["name: 'bücher' needs quotes", """give "name='bücher'\""""]),
     ("+name=it's", ['name: "it\'s" needs quotes', """give "+name='it\\'s'\""""]),
@@ -148,7 +151,25 @@ BAD = [
     ("data.dir=${oc.env:CIFAR_NOT_SET}", ["data.dir", "CIFAR_NOT_SET"]),
     ("seed=1 backbone=null", ["backbone: there is no option null. Its options are airbench, cnn, densenet121"]),
     ("backbone=tiny", ["there is no option 'tiny'. Its options are", "add 'hydra.searchpath=[file://<its folder>]'"]),
-    ("data=/", ["data: there is no option '/'. Its options are cifar10, cifar100, images, synthetic"]),
+    (
+        "hydra.searchpath=[file:///tmp] backbone=tiny",
+        ["there is no option 'tiny'. Its options are", "resnet50, vgg16$"],
+    ),
+    ("data=/", ["data: there is no option '/'; did you mean data=images data.dir=/? Its options are cifar10"]),
+    (
+        "seed=1,2 hydra.run.dir=x",
+        ["seed: 1,2 are several values; give one, as hydra.run.dir is the folder of one run$"],
+    ),
+    ("data=imagenet", ["there is no option 'imagenet'. Its options are"]),
+    ("temperature=2", ["temperature: there is no such key; docs/configuration.md lists all keys$"]),
+    ("optimizer.foo=1", ["it has beta_1, beta_2, clip_norm, epsilon, learning_rate$"]),
+    ("data.label_noise=true", ["data.label_noise: true is not one of none, symmetric, asymmetric$"]),
+    ("~seed", ["seed: cannot be removed; leave out ~seed$"]),
+    ("~tensorboard", ["tensorboard: cannot be removed; leave out ~tensorboard$"]),
+    ("~training.epochs", ["training.epochs: cannot be removed; leave out ~training.epochs$"]),
+    ("~hydra/launcher", ["hydra/launcher: cannot be removed; leave out ~hydra/launcher$"]),
+    ("+sweep.foo=1", ["sweep.foo: there is no such key; it has keep, on_error, retries, time_limit, trials$"]),
+    ("++tensorboard={a:1}", ["tensorboard.a: Key 'a' not in"]),
     ("seed=[0,1]", ["seed: takes a whole number, not [0,1]"]),
     ("optimizer=3", ["optimizer: there is no option '3'. Its options are adam, adamw"]),
     ("optimizer=", ["optimizer: there is no option ''. Its options are adam, adamw, lion, muon, rmsprop, sgd"]),
@@ -163,6 +184,7 @@ BAD = [
     ("+batch_size=64", ["batch_size", "no such key"]),
     ("+training.batchsize=64", ["training.batchsize", "did you mean training.batch_size=64?"]),
     ("+data.extra=1", ["data.extra", "no such key"]),
+    ("+data.hydra=1", ["data.hydra: there is no such key"]),
     ("model.hidden.x=3", ["model.hidden.x: there is no such key"]),
     ("optimizer._target_=cifar_research.optimization.optimizers", ["optimizer._target_", "is not a factory"]),
     ("+optimizer._partial_=true", ["optimizer._partial_"]),
@@ -286,6 +308,13 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
         config.parse(words[1:])
 
 
+def test_a_module_that_imports_a_factory_late_may_fail(tmp_path, monkeypatch):
+    (tmp_path / "late_lab.py").write_text("def __getattr__(name):\n    raise ImportError('it needs jax')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"schedule\._target_: cannot import 'late_lab.decay' \(it needs jax\)"):
+        config.parse(["allow_targets=[late_lab]", "schedule._target_=late_lab.decay"])
+
+
 def test_hash_ignores_what_changes_nothing_and_sees_order():
     plain = config.parse(["augmentation=[flip,shift]"]).identity
     free = ["augmentation=[flip,shift]", "data.dir=/elsewhere", "training.log_every_steps=7", "name=other"]
@@ -361,16 +390,20 @@ def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
     ("word", "part"),
     [
         ("data.dir=${hydra:runtime.cwdd}", "${hydra:runtime.cwdd} has no value"),
+        ("data.dir=${hydra:}", "${hydra:} has no value in a single run; correct or remove it"),
+        ("data.dir=${nowhere}", "${nowhere} does not exist; correct or remove it"),
+        ("data.dir=${oc.env:NOWHERE}", "Environment variable 'NOWHERE' not found; correct or remove the value"),
+        ("+tensorboard.x=${hydra:job.numm}", "${hydra:job.numm} has no value"),
         ("name=${hydra:job.num}", "${hydra:job.num} has no value"),
         ("data.dir=${hydra:job.override_dirname}", "refers to itself"),
         ("name=${hydra:runtime.output_dir}", "depends on this value"),
-        ("data.dir=${hydra.runtime.cwd}", "'hydra.runtime.cwd' not found"),
+        ("data.dir=${hydra.runtime.cwd}", "${hydra.runtime.cwd} does not exist; write ${hydra:runtime.cwd}"),
     ],
 )
 def test_a_resolver_without_a_value_is_refused(word, part):
     with pytest.raises(ConfigError) as raised:
         config.parse([word])
-    assert str(raised.value).startswith(f"{word.partition('=')[0]}: ") and part in str(raised.value)
+    assert str(raised.value).startswith(f"{word.lstrip('+').partition('=')[0]}: ") and part in str(raised.value)
 
 
 LAB = """

@@ -301,6 +301,12 @@ def test_one_image_folder_is_split_by_a_fraction(tmp_path):
         (lambda root: shutil.rmtree(root / "test"), r"data\.dir: .* has train/.*pets/train, which holds out"),
         (lambda root: shutil.rmtree(root / "train"), r"data\.dir: .* has test/, which looks like a split"),
         (lambda root: shutil.rmtree(root / "test" / "cat"), r"test: has 1 class folder, and two are needed"),
+        (
+            lambda root: (root / "train" / "data_batch_1").touch(),
+            r"train has the files of cifar10 .*; use data=cifar10",
+        ),
+        (lambda root: (root / "test" / "train").touch(), r"test has the files of cifar100 .*; use data=cifar100"),
+        (lambda root: (root / "train" / "cifar-10-batches-py").mkdir(), r"train has the files of cifar10 .*"),
     ],
 )
 def test_bad_image_folders_are_refused_with_the_path(tmp_path, break_it, message):

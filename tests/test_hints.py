@@ -42,11 +42,17 @@ WRONG = [
     ("augmentation=random_crop", ["augmentation=crop"]),
     ("loss=mse", ["loss=mean_squared_error"]),
     ("loss=cross_entropy", ["loss=categorical_crossentropy"]),
+    ("loss=crossentropy", ["loss=categorical_crossentropy"]),
     ("loss=ce", ["loss=categorical_crossentropy"]),
     ("schedule=cos", ["schedule=cosine"]),
+    ("optimizer=sdg", ["optimizer=sgd"]),
     ("optimizer=SGD", ["optimizer=sgd"]),
     ("model=resnet50", ["backbone=resnet50"]),
     ("quickstart", ["experiment=quickstart"]),
+    ("backbone=vgg16 training=finetune", ["training=fine_tuning"]),
+    ("val_split=0.2", ["data.val_fraction=0.2"]),
+    ("save_dir=x", ["hydra.run.dir=x"]),
+    ("optimizer.learning_rate=0,001", ["optimizer.learning_rate=0.001"]),
     ("training.precision=bf16", ["training.precision=bfloat16"]),
     ("hydra.run.dirr=x", ["hydra.run.dir=x"]),
     ("-m hydra.launcher.job=3", ["hydra.launcher.jobs=3"]),
@@ -89,13 +95,13 @@ def refusal(words):
 
 def hints(message):
     """Return the overrides that a message suggests, as a shell passes them on."""
-    told = message[message.index(";") :] if ";" in message else message.partition(": ")[2]
+    remedy = message[message.index(";") :] if ";" in message else message.partition(": ")[2]
     name = message.partition(":")[0]
-    found = [f"{name}={value}" for value in re.findall(r"did you mean '([^']*)'", told)]
-    for part in re.findall(r"\"\S*=(?:[^\"\\]|\\.)*\"|'\S*=.*'(?=$|;)|[+~]*[\w./]+=[^\s\"?;]+|~[\w.]+|-m\b", told):
+    suggested = [f"{name}={value}" for value in re.findall(r"did you mean '([^']*)'", remedy)]
+    for part in re.findall(r"\"\S*=(?:[^\"\\]|\\.)*\"|'\S*=.*'(?=$|;)|[+~]*[\w./]+=[^\s\"?;]+|~[\w.]+|-m\b", remedy):
         if not part.startswith("=") and not part.endswith("=…"):
-            found += [word.rstrip(",") for word in shlex.split(part)]
-    return found
+            suggested += [override.rstrip(",") for override in shlex.split(part)]
+    return suggested
 
 
 @pytest.mark.parametrize(("line", "expected"), WRONG, ids=[line for line, _ in WRONG])
@@ -103,9 +109,9 @@ def test_every_hint_works_when_it_is_typed(line, expected):
     words = shlex.split(line)
     message = refusal(words)
     assert message is not None
-    found = hints(message)
-    assert set(expected) <= set(found), (message, found)
+    suggested = hints(message)
+    assert set(expected) <= set(suggested), (message, suggested)
     is_whole = "choose " in message and " write " in message  # an option, and a key of it
-    for hint in expected[:1] if is_whole else found:
+    for hint in expected[:1] if is_whole else suggested:
         rest = [word for word in words if hint == "-m" or word.startswith("hydra.searchpath") or word != words[-1]]
         assert refusal([*rest, *(expected if is_whole else [hint])]) is None, hint

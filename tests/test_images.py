@@ -126,11 +126,12 @@ def hidden(mode, behind):
     alpha = np.zeros((64, 64), np.uint8)
     alpha[:, :32] = 255
     picture = Image.fromarray(np.dstack([pixels, alpha]))
-    return picture if mode == "RGBA" else picture.convert(mode)
+    between = picture.convert("LA") if mode == "La" else picture
+    return picture if mode == "RGBA" else between.convert(mode)
 
 
 @pytest.mark.parametrize("behind", [0, 255, 77])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
 def test_what_transparency_hides_does_not_count(tmp_path, mode, behind):
     picture = hidden(mode, behind)
     found = [images.decode(picture, 64)]
@@ -385,6 +386,13 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path, folders, messag
             fill(tmp_path / "d" / name / pet, 4)
     with pytest.raises(DataError, match=message):
         load(tmp_path / "d")
+
+
+def test_subfolders_that_become_one_class_are_named(tmp_path):
+    for name in ("shop/cat", "shop/dog", "home/cat", "home/dog"):
+        fill(tmp_path / "d" / name, 4)
+    data = load(tmp_path / "d")
+    assert data.classes == ("home", "shop") and "home (cat, dog), shop (cat, dog)" in data.note
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Search: no repeated trial, resumed to its total, pruned, diverged trials survive."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 
 import forked
 import optuna
@@ -13,7 +15,7 @@ from test_sweep import SMALL, finish, processes_in, wait_for
 
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import search
+from cifar_research.sweeps import run, search
 from cifar_research.sweeps import study as study_report
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
@@ -103,7 +105,28 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
     assert again[0] == half_done.folder
     assert len(again) == 7 and not set(again) & set(first)
     with pytest.raises(ConfigError, match="another space"):
-        search.check(tmp_path, search.space(plan(*SPACE[:2], "seed=range(1,5)")))
+        open_search(tmp_path, 12, *SPACE[:2], "seed=range(1,5)")
+
+
+def test_a_search_that_was_killed_while_it_wrote_keeps_its_space(tmp_path):
+    open_search(tmp_path, 12, *SPACE)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with contextlib.closing(sqlite3.connect(tmp_path / search.STUDY)) as db:
+        db.execute("PRAGMA cache_size = 1")  # so that pages are written before the transaction ends
+        db.execute("CREATE TABLE numbers (number INTEGER)")
+        db.executemany("INSERT INTO numbers VALUES (?)", [(number,) for number in range(10_000)])
+        for path in tmp_path.glob(f"{search.STUDY}*"):
+            (copy / path.name).write_bytes(path.read_bytes())
+    other = [*SPACE[:2], "seed=range(1,5)"]
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    search.check(copy, search.space(plan(*other)))  # cannot read it
+    with (
+        pytest.raises(ConfigError, match="another space"),
+        run._undone_if_refused(lambda *_: None, Ledger(copy, other, [])),
+    ):
+        open_search(copy, 12, *other)
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before and len(before) == 2
 
 
 def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):

@@ -56,8 +56,8 @@ def test_depthwise_convolutions_count_unless_their_features_are_kept(words, is_c
 
 @pytest.mark.parametrize(("pixels", "is_warned"), [(32, True), (64, False)])
 def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(tmp_path, pixels, is_warned):
-    words = [*LITE, "backbone.weights=none", "backbone.image_size=64", "data=images", f"data.dir={tmp_path}"]
-    settings = config.parse([*words, f"data.image_size={pixels}"])
+    overrides = [*LITE, "backbone.weights=none", "backbone.image_size=64", "data=images", f"data.dir={tmp_path}"]
+    settings = config.parse([*overrides, f"data.image_size={pixels}"])
     lines = warnings.of_run(settings, setup.build(settings, random_data()).model, 1000)
     assert any("Set data.image_size=64." in line for line in lines) is is_warned
 

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research.config import conf, messages, targets, trust
+from cifar_research.config import conf, messages, rules, targets, trust
 from cifar_research.config.overrides import HYDRA_ERRORS, with_texts, without_sweeps
 from cifar_research.runtime.errors import ConfigError
 
@@ -49,6 +49,7 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
         config = conf.compose(overrides, RunMode.MULTIRUN)
         problems = trust.problems(config, single)
         resolved = [] if problems else resolve_hydra(config)
+        problems = problems or rules.unknown_keys(config)
     except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
     except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for invalid files
@@ -85,7 +86,7 @@ def resolve_hydra(cfg: DictConfig) -> list[str]:
                 config.set_config(cfg)  # copies the section
                 OmegaConf.set_readonly(cfg.hydra, False)
             for path in re.findall(r"\$\{hydra:([^${}]*)\}", text):  # for which Hydra returns None
-                if OmegaConf.select(cfg.hydra, path) is None:
+                if not path or OmegaConf.select(cfg.hydra, path) is None:
                     raise ValueError(f"{key}: ${{hydra:{path}}} has no value in a single run; correct or remove it")
             node[name] = node[name]
         return [key for key, *_ in leaves]

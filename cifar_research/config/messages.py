@@ -23,9 +23,11 @@ from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, r
 _ABBREVIATIONS = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
     "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
-    "max_epochs": "training.epochs", "data_dir": "data.dir", "dataset": "data", "root": "data.dir",
+    "max_epochs": "training.epochs", "data_dir": "data.dir", "folder": "data.dir",
+    "val": "data.val_fraction", "val_split": "data.val_fraction", "dataset": "data", "root": "data.dir",
     "arch": "backbone", "network": "backbone", "net": "backbone", "criterion": "loss", "augment": "augmentation",
     "transforms": "augmentation", "aug": "augmentation", "output_dir": "hydra.run.dir", "out_dir": "hydra.run.dir",
+    "save_dir": "hydra.run.dir",
     "workers": "training.threads", "num_workers": "training.threads", "random_seed": "seed",
     "warmup": "schedule.warmup_epochs", "early_stopping": "training.patience", "amp": "training.precision",
     "dtype": "training.precision",
@@ -77,7 +79,7 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     listed = conf.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, str) or option not in listed:
-            return _no_option(group, option, listed)
+            return _no_option(group, option, overrides)
     return None
 
 
@@ -85,15 +87,19 @@ def _already(key: str, word: str) -> str:
     return f"{key}: has a value already; remove the +: {typed(word.lstrip('+'))}"
 
 
-def _no_option(group: str, option: Any, listed: Sequence[str]) -> str:
+def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
+    listed = conf.options(group, overrides)
     name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
     close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
     elsewhere = [] if name == "none" else [other for other in conf.groups() if name in conf.options(other, ())]
     if elsewhere:
         close = f"; did you mean {elsewhere[0]}={name}?"
+    if group == "data" and option and Path(str(option)).is_dir():
+        close = f"; did you mean data=images {typed(f'data.dir={option}')}?"
     given = "null" if option is None else repr(option)
     has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
-    own = "" if close else "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
+    has_path = any(word.startswith("hydra.searchpath=") for word in overrides)
+    own = "" if close or has_path else "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
     return f"{group}: there is no option {given}{close or '.'}{has}{own}"
 
 
@@ -108,10 +114,15 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     key, _, value = word.replace("'", "").partition("=")
     if read_override(word).is_hydra_override():
         return f"{word}: takes one value for all jobs; give only one"
-    if "interval(" in value:
-        return f"{key}: {value} is for a search; add -m sweep.trials=20"
-    takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
-    ways = [] if takes_list or key in ("name", "data.cache_dir") else ["for a sweep add -m"]
+    now = OmegaConf.select(_context(overrides), key)
+    if isinstance(now, float) and re.fullmatch(r"\d+,\d+", value):
+        point = f"{key}={value.replace(',', '.')}"
+        return f"{key}: {value} are several values, a sweep with -m; for a number with a decimal point give {point}"
+    takes_list = key == "data.classes" or isinstance(now, ListConfig)
+    remedy = "for a search add -m sweep.trials=20" if "interval(" in value else "for a sweep add -m"
+    if any(word.startswith("hydra.run.dir=") for word in overrides):
+        remedy = "give one, as hydra.run.dir is the folder of one run"
+    ways = [] if takes_list or key in ("name", "data.cache_dir") else [remedy]
     if "(" not in value and (takes_list or key == "augmentation"):
         ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
     elif "(" not in value and key in TEXT_KEYS:
@@ -134,8 +145,15 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
         return unknown_key(key, value, cfg, overrides)
     if override.is_add() and is_there:
         return _already(key, word)
+    if override.is_delete():
+        return removed(key)
     full = re.search(r"full_key: (\S+)", str(error.__cause__))
     return _other_kind(full[1] if full else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
+
+
+def removed(key: str) -> str:
+    """Return the message for a key that ~ removes and that the schema has."""
+    return f"{key}: cannot be removed; leave out ~{key}"
 
 
 def missing(key: str) -> str:
@@ -155,7 +173,7 @@ def _other_kind(key: str, word: str, cfg: DictConfig, reason: str) -> str:
         return f"{key}: is a section and cannot be {value}; set one of its keys: {', '.join(map(str, now))}"
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent)
-    child = node._get_node(last) if isinstance(node, DictConfig) else None
+    child = node._get_node(last, validate_access=False) if isinstance(node, DictConfig) else None
     if kind := targets.KINDS.get(child._metadata.ref_type if isinstance(child, Node) else Any):
         return f"{key}: takes {kind}, not {value}; change the value"
     return f"{key}: {reason} (given as {word!r})"
@@ -175,7 +193,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     node = OmegaConf.select(cfg, parent)
     own = list(map(str, node)) if isinstance(node, DictConfig) else []
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
-    names = [*own, *targets.parameters(node, targets.allowed(trust.allowances(overrides)))]
+    names = {*own, *targets.parameters(node, targets.allowed(trust.allowances(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     groups = conf.groups() if not parent else [parent] if is_group(parent) else []
     having = {group: options for group in groups if name not in own and (options := _options_with(group, name))}
@@ -203,7 +221,7 @@ def _meant(key: str, cfg: DictConfig) -> list[str]:
     last: dict[str, list[str]] = {group: [group] for group in (*conf.groups(), "experiment", "sweep")}
     for key in keys:
         last.setdefault(key.rpartition(".")[2], []).append(key)
-    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last, cutoff=0.7), [])
+    keys = last.get(full.rpartition(".")[2] or name) or last.get(targets.closest(name, last), [])
     # Prefer a key of the whole training to the same key of its phases.
     return [key for key in keys if ".phases." not in key] or keys
 
@@ -217,13 +235,19 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     full = re.search(r"full_key: (\S+)", text)
     if match := re.search(r"Could not (?:find|load) '([^']*)/([^'/]*)'", text):
-        return _no_option(match[1], match[2], conf.options(match[1], overrides))
+        return _no_option(match[1], match[2], overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
+    if match := re.search(r"Interpolation key '(hydra\.)?([^']*)' not found", text):
+        advice = f"write ${{hydra:{match[2]}}}" if match[1] else "correct or remove it"
+        return f"{full[1] if full else 'config'}: ${{{match[1] or ''}{match[2]}}} does not exist; {advice}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.match(r"In '([^']*)'", text)
     where = f" (in {file[1]})" if file else ""
-    return f"{full[1]}: {lines[lines.index(full[0]) - 1]}{where}" if full else " ".join(lines[:4])
+    if full:
+        reason = lines[lines.index(full[0]) - 1].rpartition(" interpolation: ")[2].strip('"')
+        return f"{full[1]}: {reason}{where}; correct or remove the value"
+    return " ".join(lines[:4])
 
 
 def _context(overrides: Sequence[str]) -> DictConfig:

@@ -63,7 +63,12 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def unknown_keys(config: DictConfig) -> list[str]:
-    """Return a problem for each unknown key that a + has added to the framework's sections."""
+    """Return a problem for each key that ~ has removed from the schema, or else that + has added."""
+    present = set(config)
+    removed = [entry.name for entry in fields(schema.Config) if entry.name not in present]
+    removed += [f"hydra/{key}" for key in config.hydra if OmegaConf.is_missing(config.hydra, key)]
+    if removed:
+        return [messages.removed(key) for key in removed]
     data = OmegaConf.get_type(config.data) or schema.DataConfig
     sections: dict[str, Any] = {"": schema.Config, "data.": data}
     for name in ("training", "tensorboard", "evaluation", "batch_norm", "features", "sweep"):
@@ -72,10 +77,10 @@ def unknown_keys(config: DictConfig) -> list[str]:
     for prefix, section in sections.items():
         valid = {entry.name for entry in fields(section)}
         for key in map(str, OmegaConf.select(config, prefix[:-1])):
-            if key not in valid:
+            if key not in valid and f"{prefix}{key}" != "hydra":
                 value = str(OmegaConf.select(config, f"{prefix}{key}"))
                 problems.append(messages.unknown_key(f"{prefix}{key}", value, config))
-    if schema.DATA_SECTIONS.get(config.data.name) is not data:
+    if not OmegaConf.is_missing(config.data, "name") and schema.DATA_SECTIONS.get(config.data.name) is not data:
         problems.append(f"data.name: is set by the option; choose data={config.data.name}")
     return problems
 

@@ -91,7 +91,7 @@ def parse_composed(composed: Composed) -> Settings:
     except OmegaConfBaseException as error:
         raise ConfigError(messages.explain(error, [])) from error
     _refuse([messages.missing(key) for key in missing])
-    _refuse([*rules.unknown_keys(config), *rules.out_of_range(content)])
+    _refuse(rules.out_of_range(content))
     names = ("data", "training", "evaluation", "batch_norm", "features", "tensorboard")
     sections: dict[str, Any] = {name: OmegaConf.to_object(config[name]) for name in names}
     plugins = checked_plugins(content, schema.data_section(content["data"]), composed.allowed)
@@ -195,9 +195,8 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     keys = [word for word in overrides if not word.startswith("data=")]
     if any(word.startswith("data.name=") for word in keys):
         raise ConfigError("data.name: is set by the option; choose data=OPTION")
-    config = without_hydra(compose([option, *keys]).config)
+    config = compose([option, *keys]).config
     _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
-    _refuse(rules.unknown_keys(config))
     data = schema.data_section(plain(config.data))
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
     changes: dict[str, Any] = {}

@@ -123,15 +123,19 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
 
 def _refuse_for_one_run(composed: Composed, arguments: Sequence[str]) -> None:
     """Reject settings that only a sweep uses on the command line of one run."""
+    # A run with its own folder cannot become a sweep.
+    has_folder = any(word.startswith("hydra.run.dir=") for word in arguments)
     for word in arguments:
         key = word.lstrip("+~").partition("=")[0]
         if re.match(r"(hydra\.(launcher|sweeper|sweep)|sweep)\.", key):
-            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; add -m, or remove it")
+            remedy = "remove it" if has_folder else "add -m, or remove it"
+            raise ConfigError(f"{key}: is for the jobs of a sweep, and this is one run; {remedy}")
     launcher = str(composed.config.hydra.launcher.get("_target_")).rpartition(".")[2]
     if launcher != "local" and "hydra/launcher=local" not in arguments:
+        submit = "" if has_folder else "add -m to submit it as one job, or "
         raise ConfigError(
-            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; add -m to submit it as one job, or "
-            "use hydra/launcher=local to train on this machine"
+            f"hydra/launcher: {launcher} runs the jobs of a sweep, and this is one run; {submit}use hydra/launcher=local to "
+            "train on this machine"
         )
 
 

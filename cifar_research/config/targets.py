@@ -97,7 +97,8 @@ def range_problem(value: float | None, ends: str, low: float, high: float = math
 def choice_problem(value: Any, choices: Sequence[Any]) -> str:
     """Return why a value is not one of the choices, with the nearest of them."""
     texts = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
-    given = "null" if value is None else repr(value)
+    # OmegaConf makes a text of a boolean.
+    given = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))
     return f"{given} is not one of {', '.join(texts)}{nearest(str(value), texts, most=0)}"
 
 
@@ -154,11 +155,11 @@ def _factory(target: str) -> tuple[Any, str | None]:
     module, _, name = target.rpartition(".")
     try:
         imported = importlib.import_module(module)
+        factory = getattr(imported, name, None)  # a module's own __getattr__ may import more
     except (ImportError, ValueError) as error:
         return None, f"cannot import {target!r} ({error}); correct the name, or add its folder to PYTHONPATH"
     except Exception as error:  # noqa: BLE001 — a user's module may raise any kind
         return None, f"cannot import {target!r}: {error_text(error)}"
-    factory = getattr(imported, name, None)
     if callable(factory):
         return factory, None
     functions = [name for name, value in vars(imported).items() if inspect.isfunction(value)]
@@ -244,8 +245,12 @@ def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
     return f"; it has {', '.join(valid)}" if valid and len(valid) <= most else ""
 
 
-def closest(name: str, valid: typing.Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the valid name with the nearest spelling, "" if none is close."""
-    names = {str(key).lower(): str(key) for key in valid}
-    match = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
+def closest(name: str, valid: typing.Iterable[str]) -> str:
+    """Return the valid name that begins with this one, shares parts with it or is spelled alike; "" if none is close."""
+    names, low = {str(key).lower(): str(key) for key in valid}, name.lower()
+    beginning = [key for key in names if key.startswith(low)]
+    sharing = beginning or [key for key in names if f"_{low}" in key or key in low.split("_")]
+    # In a short name one exchanged letter counts more: sdg is sgd.
+    candidates, cutoff = (sharing, 0.0) if sharing and len(low) > 2 else (names, 0.65 if len(low) < 5 else 0.72)
+    match = difflib.get_close_matches(low, candidates, n=1, cutoff=cutoff)
     return names[match[0]] if match else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_research.config.schema import ImagesConfig
-from cifar_research.data import cache, image_files, images
+from cifar_research.data import cache, cifar, image_files, images
 from cifar_research.data.cache import Labelled, Source
 from cifar_research.data.image_files import LeftOut
 from cifar_research.data.splits import hold_out
@@ -38,8 +38,9 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
     try:
         folder = cache.existing_folder(data.dir, "data.dir")
         left_out: LeftOut = defaultdict(list)
+        notes: list[str] = []
         split_folders = _split_folders(folder)
-        listed = {split: _classes(path, cache_root, left_out) for split, path in split_folders.items()}
+        listed = {split: _classes(path, cache_root, left_out, notes) for split, path in split_folders.items()}
         if split_folders["train"] != folder:
             _check_same_classes(folder, listed)
             _add_rest(folder, list(split_folders.values()), left_out)
@@ -47,14 +48,13 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
     except OSError as error:
         path = error.filename or data.dir
         raise DataError(f"{path}: cannot be read ({error.strerror}); repair it or remove it") from error
-    note = None
     if "val" in listed and "test" not in listed:
-        note = f"there is no test/, so data.test_fraction={data.test_fraction} of train/ is the test set"
+        notes.append(f"there is no test/, so data.test_fraction={data.test_fraction} of train/ is the test set")
     all_left_out = {why: sorted(os.path.relpath(name, folder) for name in names) for why, names in left_out.items()}
     all_left_out = {why: names for why, names in {**all_left_out, **source.left_out}.items() if names}
     for why, names in all_left_out.items():
         log.info("%s: left out, %s: %s", folder, why, image_files.first(names, 1_000))
-    return replace(source, note=note, found_in=str(folder), left_out=all_left_out)
+    return replace(source, note="; ".join(notes) or None, found_in=str(folder), left_out=all_left_out)
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -78,9 +78,14 @@ def _holds_only_folders(folder: Path) -> bool:
     return any(path.is_dir() for path in visible) and all(path.is_dir() or image_files.reason(path) for path in visible)
 
 
-def _classes(folder: Path, cache_root: Path, left_out: LeftOut) -> Classes:
-    """Return the images of each class folder, sorted; add to left_out."""
+def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]) -> Classes:
+    """Return the images of each class folder, sorted; add to left_out and notes."""
+    for name, layouts in cifar.LAYOUTS.items():
+        has_whole = any((folder / file).exists() for layout in layouts for file in (layout.folder, layout.archive))
+        if has_whole or any((folder / layout.members[0]).is_file() for layout in layouts):
+            raise DataError(f"data.dir: {folder} has the files of {name} and no class folders; use data={name}")
     classes: Classes = {}
+    merged = []
     for path in sorted(path for path in folder.iterdir() if image_files.is_visible(path.name)):
         if not path.is_dir():
             left_out[image_files.reason(path) or _BESIDE].append(str(path))
@@ -94,11 +99,16 @@ def _classes(folder: Path, cache_root: Path, left_out: LeftOut) -> Classes:
         classes[path.name] = files
         for why, names in others.items():
             left_out[why] += names
+        below = sorted({file.relative_to(path).parts[0] for file in files})
+        if len(below) > 1 and all(file.parent != path for file in files):
+            merged.append(f"{path.name} ({image_files.first(below, 3)})")
     if len(classes) < 2:
         raise DataError(
             f"{folder}: has {len(classes) or 'no'} class folder{'' if classes else 's'}, and two are needed; put each class into "
             "its own folder"
         )
+    if merged:
+        notes.append(f"all images below a folder are one class, subfolders too: {image_files.first(merged, 3)}")
     return classes
 
 

@@ -127,8 +127,8 @@ def _elastic_transform(images: np.ndarray, pixels: float, rng: Rng) -> np.ndarra
     fields = ndimage.gaussian_filter(fields, (0, 0, deviation, deviation), mode="reflect")
     fields *= pixels * _scale(images) / fields.std((2, 3), keepdims=True)
     moved = [
-        [ndimage.map_coordinates(channel, places, order=1) for channel in np.moveaxis(image, -1, 0)]
-        for image, *places in zip(images, *_displaced(fields), strict=True)
+        [ndimage.map_coordinates(channel, coordinates, order=1) for channel in np.moveaxis(image, -1, 0)]
+        for image, *coordinates in zip(images, *_displaced(fields), strict=True)
     ]
     return np.moveaxis(np.array(moved), 1, -1)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import signal
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +68,19 @@ def _ask(folder: Path, *arguments: str) -> tuple[bytes | None, str | None]:
     """Return git's output and None, or None and why there is none."""
     command = ["git", "--no-optional-locks", *arguments]  # jobs of a sweep must not wait for each other
     try:
-        content = subprocess.run(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_SECONDS, check=True
-        ).stdout
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            timer = threading.Timer(_SECONDS, process.kill)
+            timer.start()
+            assert process.stdout is not None
+            # Not all of it, as of subprocess.run: a data set among the changes would fill the memory.
+            if len(content := process.stdout.read(MOST_BYTES + 1)) > MOST_BYTES:
+                process.kill()
+            code = process.wait()
+            timer.cancel()
     except OSError:
         return None, "git cannot be started"
-    except subprocess.TimeoutExpired:
-        return None, f"git diff took more than {_SECONDS:g} seconds"
-    except subprocess.CalledProcessError as error:
-        return None, f"git diff ended with exit code {error.returncode}"
     if len(content) > MOST_BYTES:
         return None, f"the uncommitted changes are larger than {MOST_BYTES:,} bytes"
-    return content, None
+    if code == -signal.SIGKILL:
+        return None, f"git diff took more than {_SECONDS:g} seconds"
+    return (None, f"git diff ended with exit code {code}") if code else (content, None)

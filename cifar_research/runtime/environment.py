@@ -91,7 +91,11 @@ def provide_home() -> None:
         folder = folders.root(None)
         folder.mkdir(parents=True, exist_ok=True)
     except (DataError, OSError):
-        folder = Path(tempfile.mkdtemp(prefix="cifar_research-"))
+        folder = Path(tempfile.gettempdir()) / f"cifar_research-{os.getuid()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if folder.lstat().st_uid != os.getuid():  # another user's: do not trust its content
+            folder = Path(tempfile.mkdtemp(prefix="cifar_research-"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     if not os.path.isdir(os.path.join(home, ".keras")):  # an existing ~/.keras can still be read
         os.environ.setdefault("KERAS_HOME", str(folder / "keras"))

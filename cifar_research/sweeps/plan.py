@@ -51,6 +51,8 @@ class Plan:
                 word = f"++{word}"  # the replaced override added the key
                 (override,) = _parse([word])
             by_key[key] = word, override
+        if any(override.is_sweep_override() for key, (_, override) in by_key.items() if key == "allow_targets"):
+            raise ConfigError("allow_targets: takes one list for all jobs of a sweep; give allow_targets=[my_lab]")
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
         fixed = [word for word, override in by_key.values() if not override.is_sweep_override()]
         swept = [override for _, override in by_key.values() if override.is_sweep_override()]

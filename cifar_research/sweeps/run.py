@@ -99,7 +99,7 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
 def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[None]:
     """Keep the sweep's folder; restore it if the cluster rejects the first job."""
     there = {ledger.folder / ".lock", *(ledger.folder.iterdir() if ledger.folder.exists() else ())}
-    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, "study.db")}
+    before = {path: path.read_bytes() for path in there if path.name in (LEDGER, "study.db", "study.db-journal")}
     keep()
     try:
         yield

@@ -36,7 +36,7 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 class Search:
     """A search by tree-structured Parzen estimators (Bergstra et al. 2011), stored in study.db.
 
-    space: the distribution of each key, as in the folder's study, see `check`. trials: in all launches.
+    space: the distribution of each key; ConfigError if the folder's study has another. trials: in all launches.
     """
 
     learns = True  # from each result, so propose only as many jobs as run at once
@@ -49,6 +49,7 @@ class Search:
         self._study = optuna.create_study(
             storage=_storage(self._url), study_name=NAME, direction="maximize", load_if_exists=True
         )
+        check(folder, space)  # again: opening the study has undone a pending transaction
         self._study.set_user_attr("space", _described(self._space))
         trials_before = self._study.get_trials()
         # Another seed after each restart: the same one would repeat the trials.
@@ -177,8 +178,10 @@ def space(plan: Plan) -> dict[str, Distribution]:
 def corners(space: Mapping[str, Distribution]) -> list[list[str]]:
     """Return overrides of jobs that cover each choice and each end of an interval."""
     ends: dict[str, list[Any]] = {
-        key: list(one.choices) if isinstance(one, CategoricalDistribution) else [one.low, one.high]
-        for key, one in space.items()
+        key: list(distribution.choices)
+        if isinstance(distribution, CategoricalDistribution)
+        else [distribution.low, distribution.high]
+        for key, distribution in space.items()
     }
     first = {key: values[0] for key, values in ends.items()}
     rows = [first | {key: value} for key, values in ends.items() for value in values]
