@@ -141,7 +141,7 @@ def draw(rows: Rows, path: Path) -> None:
         axes.set(
             yticks=range(len(points)),
             yticklabels=[name for name, _ in points],
-            xlabel="test accuracy (dashed: the study's best validation accuracy)",
+            xlabel="test accuracy; dashed: the study's best",
         )
         axes.invert_yaxis()
         figure.savefig(path, dpi=110)
