@@ -65,6 +65,11 @@ class Claim(NamedTuple):
 CLAIMS = (
     Claim("dropout helps", ("first", "experiment=dropout"), ("first", "experiment=first_version")),
     Claim("the improved structure helps", ("structure", "experiment=wide"), ("first", "experiment=dropout")),
+    Claim(
+        "the improved structure helps, with two convolutions a block",
+        ("structure", "experiment=enlarged"),
+        ("first", "experiment=dropout"),
+    ),
     Claim("augmentation helps", ("augmentation", "augmentation=slides"), ("augmentation", "augmentation=none")),
     Claim("average pooling is better than max pooling", ("grid", "pooling=avg"), ("grid", "pooling=max")),
     Claim(
