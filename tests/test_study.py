@@ -97,10 +97,11 @@ def rows_of(section, setting, tests, validation=0.5):
 )
 def test_claims_are_decided_by_the_interval_of_differences_paired_by_seed(tests, expected):
     import page
+    from sections import CLAIMS
 
     rows = rows_of("first", "experiment=first_version", (0.5, 0.51, 0.51))
     results = page.by_setting(rows + rows_of("first", "experiment=dropout", tests))
-    [line] = [line for line in page.claims_table(results).splitlines() if "dropout helps" in line]
+    [line] = [line for line in page.claims_table(CLAIMS, "", results).splitlines() if "dropout helps" in line]
     assert line.endswith(f"| 3 | {expected} |")
 
 
@@ -114,8 +115,23 @@ def test_settings_of_a_grid_are_paired_by_their_other_words():
         rows += rows_of("grid", f"pooling=avg,learning_rate={rate}", [avg])
         rows += rows_of("grid", f"pooling=max,learning_rate={rate}", [most])
     rows += rows_of("grid", "pooling=avg,learning_rate=0.3", [0.9])  # without its pair
-    assert page.paired(claim, page.by_setting(rows)) == pytest.approx([0.2])
+    assert page.paired(claim, page.by_setting(rows)) == pytest.approx([0.1, 0.3])
     assert page.grid()["pooling=avg,dropout=0.3,learning_rate=0.001,loss=mean_squared_error"] == 0.8329
+
+
+def test_a_pair_may_differ_in_several_words():
+    import page
+    from sections import OPEN_POINTS
+
+    rows = rows_of("augmentation", "augmentation=flip,shift,convolutions=1", (0.8, 0.9))
+    rows += rows_of("augmentation", "augmentation=none,convolutions=1", (0.7,))
+    rows += rows_of("dropout_in_blocks", "augmentation=flip,shift,dropout in blocks", (0.7,))
+    rows += rows_of("last", "convolutions=1", (0.6,))
+    results = page.by_setting(rows)
+    differences = {claim.text: page.paired(claim, results) for claim in OPEN_POINTS}
+    assert differences["`[flip,shift]`, not no augmentation"] == pytest.approx([0.1])
+    assert differences["dropout in each block, not before the output layer"] == pytest.approx([-0.1])
+    assert differences["30 epochs, not 20"] == pytest.approx([0.1])
 
 
 def test_what_validating_on_the_test_images_is_worth():

@@ -9,7 +9,7 @@ from statistics import mean
 
 import matplotlib
 import numpy as np
-from sections import CLAIMS, ON_TEST, PUBLISHED, SECTIONS, Claim
+from sections import CLAIMS, ON_TEST, OPEN_POINTS, PUBLISHED, SECTIONS, Claim
 
 from cifar_research.comparison.statistics import t_half_width
 from cifar_research.comparison.tables import study_rows
@@ -24,7 +24,11 @@ def render(text: str, rows: Rows) -> str:
     """Return a page with its tables replaced by those of these results."""
     results = by_setting(rows)
     tables = {section.name: settings_table(section.name, results) for section in SECTIONS}
-    tables |= {"claims": claims_table(results), "selection": selection_table(results)}
+    tables |= {
+        "claims": claims_table(CLAIMS, "the study says", results),
+        "open_points": claims_table(OPEN_POINTS, "it helps to have", results),
+        "selection": selection_table(results),
+    }
     for name, table in tables.items():
         pattern = re.escape(BEGIN.format(name)) + ".*?" + re.escape(END)
         text = re.sub(pattern, lambda _: f"{BEGIN.format(name)}\n\n{table}\n\n{END}", text, flags=re.DOTALL)  # noqa: B023
@@ -60,10 +64,10 @@ def settings_table(section: str, results) -> str:
     return f"{as_markdown(lines)}\n\n*Means over n seeds, ± Student's 95 % interval{note}; {origin}.*"
 
 
-def claims_table(results) -> str:
-    """Return each claim with the difference of test accuracies, paired by seed, and what its interval says."""
-    lines = [["the study says", "difference of test accuracies", "n", "so it is"]]
-    for claim in CLAIMS:
+def claims_table(claims: Iterable[Claim], heading: str, results) -> str:
+    """Return each claim with the difference of test accuracies over pairs of runs, and what its interval says."""
+    lines = [[heading, "difference of test accuracies", "pairs", "so it is"]]
+    for claim in claims:
         differences = paired(claim, results)
         if len(differences) < 2:
             lines.append([claim.text, "", str(len(differences)), "not measured yet"])
@@ -75,18 +79,17 @@ def claims_table(results) -> str:
 
 
 def paired(claim: Claim, results) -> list[float]:
-    """Return by seed the mean difference over the settings that differ in the claim's word alone."""
-    differences = defaultdict(list)
-    (section, word), (other_section, other_word) = claim.better, claim.worse
+    """Return the differences of test accuracies of the runs whose settings differ in the claim's part alone."""
+    differences = []
+    (section, part), (other_section, other_part) = claim.better, claim.worse
     for setting, runs in results[section].items():
-        words = setting.split(",")
-        if word not in words:
+        if f",{part}," not in f",{setting},":
             continue
-        other = ",".join(other_word if each == word else each for each in words)
+        other = f",{setting},".replace(f",{part},", f",{other_part},").strip(",")
         for seed, run in results[other_section].get(other, {}).items():
             if seed in runs:
-                differences[seed].append(float(runs[seed]["test"]) - float(run["test"]))
-    return [mean(values) for values in differences.values()]
+                differences.append(float(runs[seed]["test"]) - float(run["test"]))
+    return differences
 
 
 def selection_table(results) -> str:

@@ -36,6 +36,11 @@ SECTIONS = (
         (*LONGER, "augmentation=[flip,shift]", SIZES, "data.validation=test", SEEDS),
         setting="augmentation=flip,shift",
     ),
+    Section(
+        "dropout_in_blocks",
+        (*LONGER, "augmentation=[flip,shift]", "backbone.dropout=0.3", "model.dropout=0", SEEDS),
+        setting="augmentation=flip,shift,dropout in blocks",
+    ),
     Section("grid", ("sweep=hyperparameters", SEEDS), ("seed=0",)),
     Section("last", ("sweep=seeds", "experiment=best", SIZES, SEEDS)),
     Section("last_on_test", ("sweep=seeds", "experiment=best", SIZES, "data.validation=test", SEEDS)),
@@ -52,9 +57,10 @@ QUICK = ("data.train_size=3000", "training.epochs=1", "seed=0,1", "tensorboard.e
 
 
 class Claim(NamedTuple):
-    """What the study says: the runs of `better` score higher than those of `worse`.
+    """The runs of `better` score higher than those of `worse`.
 
-    Each is a section and a word of its settings' names. Settings that differ in this word alone are paired.
+    Each is a section and a part of its settings' names. Runs with one seed whose settings differ in this part alone
+    are paired.
     """
 
     text: str
@@ -82,6 +88,26 @@ CLAIMS = (
         ("techniques", "training=combined"),
         ("techniques", "training=fine_tuning"),
     ),
+)
+# What the study does not state, and what each is worth.
+LARGER, SMALLER, MIRRORED = "convolutions=2", "convolutions=1", "augmentation=flip,shift"
+BEST_CELL = "pooling=avg,dropout=0.3,learning_rate=0.001,loss=mean_squared_error"
+OPEN_POINTS = (
+    Claim("two convolutions a block, not one", ("augmentation", LARGER), ("augmentation", SMALLER)),
+    Claim(
+        "two convolutions a block, not one, validated on the test images",
+        ("augmentation_on_test", LARGER),
+        ("augmentation_on_test", SMALLER),
+    ),
+    Claim("`[flip,shift]`, not no augmentation", ("augmentation", MIRRORED), ("augmentation", "augmentation=none")),
+    Claim("`[flip,shift]`, not `slides`", ("augmentation", MIRRORED), ("augmentation", "augmentation=slides")),
+    Claim(
+        "dropout in each block, not before the output layer",
+        ("dropout_in_blocks", "dropout in blocks"),
+        ("augmentation", SMALLER),
+    ),
+    Claim("20 epochs, not 10", ("last", SMALLER), ("grid", BEST_CELL)),
+    Claim("30 epochs, not 20", ("augmentation", f"augmentation=none,{SMALLER}"), ("last", SMALLER)),
 )
 # What the study prints, by section and setting: validation accuracy. Its grid is in comparison/study_2021.csv.
 PUBLISHED = {"last": {"convolutions=1": 0.8329, "convolutions=2": 0.8329}}
