@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cifar_research.config import trust
+from cifar_research.config import permissions
 from cifar_research.display import console
 from cifar_research.inference.exporting import ExportError, export
 from cifar_research.inference.formats import FORMATS
@@ -28,7 +28,7 @@ def main() -> None:
     if wrong := [word for word in args.overrides if not word.startswith("allow_targets=")]:
         parser.error(f"{' '.join(wrong)}: takes one run; remove the others")
     try:
-        allowed = trust.allowances(args.overrides)
+        allowed = permissions.allowed_packages(args.overrides)
         path = export(args.run, args.format, args.quantize, args.output, args.images, allowed)
         size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         console.tell(f"{path}  {size:,} bytes")

@@ -6,7 +6,7 @@ import io
 import sys
 from pathlib import Path
 
-from cifar_research.config import trust
+from cifar_research.config import permissions
 from cifar_research.display import console
 from cifar_research.inference import prediction
 from cifar_research.runtime.errors import RunError, WriteError
@@ -39,7 +39,7 @@ def main() -> None:
     suffix = args.output.suffix[1:] if args.output else ""
     kind = args.format or (suffix if suffix in prediction.FORMATS else "table")
     try:
-        runs, allowed = [args.run, *args.ensemble], trust.allowances(allowing)
+        runs, allowed = [args.run, *args.ensemble], permissions.allowed_packages(allowing)
         sys.exit(prediction.predict(runs, images, args.output, kind, args.top_k, allowed))
     except (RunError, WriteError) as error:
         console.error(str(error))

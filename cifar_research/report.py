@@ -17,7 +17,7 @@ from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
 from cifar_research.runs import overrides
-from cifar_research.runs.metrics import words
+from cifar_research.runs.metrics import display_name
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
@@ -85,9 +85,9 @@ def main() -> None:
         for note in _best_notes(comparison) if arguments.best else []:
             console.note(note)
         sys.stdout.write(text)
-        for place in [] if arguments.best else arguments.folders:
+        for folder in [] if arguments.best else arguments.folders:
             with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
-                for command in next_commands(Path(place)):
+                for command in next_commands(Path(folder)):
                     console.tell(f"Next: {command}")
     except (ReportError, WriteError) as error:
         console.error(str(error))
@@ -96,11 +96,12 @@ def main() -> None:
 
 def _diff(folders: Sequence[str], writes: bool) -> str:
     """Return the differences of two folders as text; write its files."""
-    found, warnings = diff.read(folders)
+    comparison, warnings = diff.read(folders)
     for warning in warnings:
         console.error(warning)
-    sections = found.sections()
-    return _as_text(sections) + (f"\nEverything is in {write_diff(found, sections)}.md and .html\n" if writes else "")
+    sections = comparison.sections()
+    written = f"\nEverything is in {write_diff(comparison, sections)}.md and .html\n" if writes else ""
+    return _as_text(sections) + written
 
 
 def summary(comparison: Comparison) -> str:
@@ -116,15 +117,15 @@ def _as_text(sections: Sequence[Section]) -> str:
     return "\n".join([*lines[2:], ""])
 
 
-def write_diff(found: Diff, sections: Sequence[Section]) -> Path:
+def write_diff(comparison: Diff, sections: Sequence[Section]) -> Path:
     """Write the differences with a figure of the curves into A's folder; return the path without .md and .html."""
     environment.provide_home()
     from cifar_research.comparison import figures  # imported here because it takes a second
 
-    first, name = found.folders[0], f"diff_{reading.name_of(found.folders[1])}"
+    first, name = comparison.folders[0], f"diff_{reading.name_of(comparison.folders[1])}"
     path = first / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    figures.draw_two_curves(path, found.curves)
+    figures.draw_two_curves(path, comparison.curves)
     *others, curves = sections
     document.write(first, name, "A and B side by side", [*others, Section(curves.heading, [*curves.parts, path])])
     return first / name
@@ -155,8 +156,8 @@ def best_command(comparison: Comparison) -> str:
     folder = rows[0].runs[0].folder
     try:
         # Of overrides given twice, as a sweep adds some to its jobs', the last counts.
-        words = dict.fromkeys(reversed(overrides.read_overrides(folder)))
-        return shlex.join([programs.program("train"), *reversed(words)])
+        last = dict.fromkeys(reversed(overrides.read_overrides(folder)))
+        return shlex.join([programs.program("train"), *reversed(last)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
 
@@ -174,7 +175,7 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     most_rows: of the leaderboard. most_values: of a key's main effects. What is left out is counted below the table.
     """
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
-    notes = [note.format(metric=words(comparison.metric)) for note in _NOTES]
+    notes = [note.format(metric=display_name(comparison.metric)) for note in _NOTES]
     notes += [_SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else []
     notes += [_TWO_SEEDS] if len(num_seeds) > 1 and 2 in num_seeds else []
     notes += [_OTHER_IMAGES] if len({run.fingerprint for run in comparison.runs if run.fingerprint}) > 1 else []

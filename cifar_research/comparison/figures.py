@@ -22,7 +22,7 @@ from cifar_research.comparison.ranking import Comparison, Row
 from cifar_research.comparison.runs import Run
 from cifar_research.display.figures import phase_changes, plain, save
 from cifar_research.display.tables import text_of
-from cifar_research.runs.metrics import words
+from cifar_research.runs.metrics import display_name
 from cifar_research.runtime.errors import ReportError
 
 COLOURS = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377")
@@ -52,7 +52,7 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
     if effects:
         figures["Main effects, with 95 % intervals"] = _effects(comparison)
     if len(effects) > 1:
-        figures[f"Mean validation {words(comparison.metric)} by two settings"] = _heat_map(comparison)
+        figures[f"Mean validation {display_name(comparison.metric)} by two settings"] = _heat_map(comparison)
     if len(titles) > 1 and best:
         figure = _parallel(comparison)
         save(_static_parallel(figure), folder / "parallel_coordinates.png")
@@ -74,7 +74,7 @@ def _curves(comparison: Comparison) -> plotly.Figure:
     """
     figure = plotly.Figure(
         layout={
-            "yaxis_title": f"validation {words(comparison.metric)}",
+            "yaxis_title": f"validation {display_name(comparison.metric)}",
             "xaxis_title": "epoch",
             "legend": _LEGEND_BELOW,
         }
@@ -101,7 +101,7 @@ def _repeat(run: Run) -> str:
 def _effects(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation metric of each value of each setting, with its interval."""
     figure = plotly.Figure(
-        layout={"yaxis_title": f"mean validation {words(comparison.metric)}", "margin": {"t": 20, "b": 160}}
+        layout={"yaxis_title": f"mean validation {display_name(comparison.metric)}", "margin": {"t": 20, "b": 160}}
     )
     for key, rows in comparison.effects.items():
         title = comparison.titles[key]
@@ -144,7 +144,7 @@ def _parallel(comparison: Comparison) -> plotly.Figure:
         ticks = {"tickvals": list(range(len(names))), "ticktext": names} if names else {}
         left = left or max(map(len, names or [""]))  # of the first axis, whose names are left of the figure
         dimensions.append({"label": title, "values": np.array(positions)[order].tolist()} | ticks)
-    dimensions.append({"label": f"val {words(comparison.metric)}", "values": values[order].tolist()})
+    dimensions.append({"label": f"val {display_name(comparison.metric)}", "values": values[order].tolist()})
     line = {"color": dimensions[-1]["values"], "colorscale": "Viridis", "showscale": True}
     layout = {"margin": {"t": 60, "l": min(max(120, 7 * left), 400)}}
     return plotly.Figure(plotly.Parcoords(dimensions=dimensions, line=line), layout=layout)

@@ -101,25 +101,25 @@ def name_of(folder: Path) -> str:
     return f"{path.parent.name}_{path.name}" if (path.parent / LEDGER).exists() else path.name
 
 
-def find(places: Sequence[str]) -> tuple[list[Run], list[str]]:
+def find(patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Return the runs in and below folders or globs, and warnings about unreadable files.
 
     ReportError if a folder does not exist, or if none contains a run.
     """
     runs: dict[Path, Run] = {}
     warnings: list[str] = []
-    for place in places:
-        folders = [Path(place)] if Path(place).is_dir() else [Path(name) for name in sorted(glob.glob(place))]
+    for pattern in patterns:
+        folders = [Path(pattern)] if Path(pattern).is_dir() else [Path(name) for name in sorted(glob.glob(pattern))]
         folders = [folder for folder in folders if folder.is_dir()]
         if not folders:
-            raise ReportError(f"{place}: there is no such folder; give the folder of a run or of a sweep")
+            raise ReportError(f"{pattern}: there is no such folder; give the folder of a run or of a sweep")
         for folder in folders:
             for path, names, files in os.walk(folder):
                 names[:] = sorted(set(names) - _OWN_FOLDERS)
                 _read(Path(path), files, runs, warnings)
     if not runs:
         reason = "; ".join(warnings) or "there is no report.json in or below it"
-        raise ReportError(f"{', '.join(places)}: {reason}; give the folder of a run or of a sweep")
+        raise ReportError(f"{', '.join(patterns)}: {reason}; give the folder of a run or of a sweep")
     _name_options(list(runs.values()))
     return list(runs.values()), warnings
 

@@ -13,7 +13,7 @@ from cifar_research import config
 from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row
 from cifar_research.comparison.runs import Run
 from cifar_research.display.tables import Table, text_of
-from cifar_research.runs.metrics import words
+from cifar_research.runs.metrics import display_name
 
 
 class _Cell(NamedTuple):
@@ -80,7 +80,7 @@ def _scores(row: Row, split: str, metric: str) -> list[_Cell]:
     path, name = f"{split}/{metric}", f"{split}_" if metric == "accuracy" else f"{split}_{metric}_"
     low, high = row.bounds(path)
     return [
-        _Cell(f"{split}_{metric}", f"{split} {words(metric)}", row.mean(path), ".4f"),
+        _Cell(f"{split}_{metric}", f"{split} {display_name(metric)}", row.mean(path), ".4f"),
         _Cell(f"{name}low", "", low),
         _Cell(f"{name}high", "", high),
         _Cell("", f"{split} 95 %", row.interval(path)),
@@ -89,7 +89,7 @@ def _scores(row: Row, split: str, metric: str) -> list[_Cell]:
 
 def effects_table(comparison: Comparison, most: int | None = None) -> Table:
     """Return the main effects as text, the best value of each key first; most: of the values of a key."""
-    table = [["what", "value", "n", f"mean val {words(comparison.metric)}", "95 %"]]
+    table = [["what", "value", "n", f"mean val {display_name(comparison.metric)}", "95 %"]]
     for key, rows in comparison.effects.items():
         for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean)[:most]:
             missing = "–" if n == 1 else NO_SPREAD

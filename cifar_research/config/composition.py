@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research.config import conf, messages, rules, targets, trust
+from cifar_research.config import conf, messages, permissions, rules, targets
 from cifar_research.config.overrides import HYDRA_ERRORS, with_texts, without_sweeps
 from cifar_research.runtime.errors import ConfigError
 
@@ -43,11 +43,11 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
     """
     overrides = with_texts(overrides)
     single = without_sweeps(overrides)
-    if folder := trust.missing_folder(single):
+    if folder := permissions.missing_folder(single):
         raise ConfigError(f"hydra.searchpath: {folder} does not exist; give the folder that has your config groups")
     try:
         config = conf.compose(overrides, RunMode.MULTIRUN)
-        problems = trust.problems(config, single)
+        problems = permissions.problems(config, single)
         resolved = [] if problems else resolve_hydra(config)
         problems = problems or rules.unknown_keys(config)
     except HYDRA_ERRORS as error:
@@ -61,7 +61,7 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
         raise ConfigError(problem or unknown) from error
     if problems:
         raise ConfigError("\n".join(problems))
-    allowed = targets.allowed(trust.allowances(single))
+    allowed = targets.allowed(permissions.allowed_packages(single))
     return Composed(tuple(overrides), config, allowed, any(not key.startswith("hydra.") for key in resolved))
 
 

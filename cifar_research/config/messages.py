@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
-from cifar_research.config import conf, schema, targets, trust
+from cifar_research.config import conf, permissions, schema, targets
 from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
 from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, read_override, typed, without_sweeps
@@ -193,7 +193,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     node = OmegaConf.select(cfg, parent)
     own = list(map(str, node)) if isinstance(node, DictConfig) else []
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
-    names = {*own, *targets.parameters(node, targets.allowed(trust.allowances(overrides)))}
+    names = {*own, *targets.parameters(node, targets.allowed(permissions.allowed_packages(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
     groups = conf.groups() if not parent else [parent] if is_group(parent) else []
     having = {group: options for group in groups if name not in own and (options := _options_with(group, name))}
@@ -261,7 +261,7 @@ def _context(overrides: Sequence[str]) -> DictConfig:
 
 def flags(arguments: Sequence[str]) -> str | None:
     """Return the problem of a command line's flags, None if they are valid."""
-    refused = trust.refused_flags(arguments)
+    refused = permissions.refused_flags(arguments)
     advice = "write settings without dashes, as in seed=1; hydra.searchpath=[file://<folder>] adds options of your own"
     return f"{' '.join(refused)}: is not an option; {advice}" if refused else None
 

@@ -22,7 +22,7 @@ _SHOWING = (
 )  # fmt: skip
 
 
-def allowances(overrides: Sequence[str]) -> list[str]:
+def allowed_packages(overrides: Sequence[str]) -> list[str]:
     """Return the packages in allow_targets of a command line's overrides."""
     allowed: Any = []
     for word in overrides:
@@ -32,15 +32,16 @@ def allowances(overrides: Sequence[str]) -> list[str]:
     return allowed if isinstance(allowed, list) else [allowed]
 
 
-def of_a_file(overrides: Sequence[str]) -> list[str]:
-    """Return a file's overrides without those that only the command line may set.
+def permitted(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a file may set, too.
 
-    Those are allow_targets and Hydra's own, which may import code, except the sweep's and folders of options.
+    Only the command line may set allow_targets and Hydra's own keys, which may import code. The sweep's keys and folders
+    of options are not restricted.
     """
-    trusted = []
+    result = []
     for word in overrides:
         if re.match(r"(?!hydra|allow_targets)[\w.]+=", word):  # without Hydra's parser: a sweep's file has thousands
-            trusted.append(word)
+            result.append(word)
             continue
         override = parse_override(word)
         key = "" if override is None else override.key_or_group
@@ -50,8 +51,8 @@ def of_a_file(overrides: Sequence[str]) -> list[str]:
             continue
         if key == "hydra.searchpath" and not _are_folders(override):
             continue
-        trusted.append(word)
-    return trusted
+        result.append(word)
+    return result
 
 
 def _are_folders(override: Any) -> bool:
@@ -81,7 +82,7 @@ def is_of_sweep(key: str) -> bool:
 
 def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Return a problem for each value of a file that only the command line may set."""
-    allowed, composed = allowances(overrides), list(OmegaConf.select(cfg, _KEY) or [])
+    allowed, composed = allowed_packages(overrides), list(OmegaConf.select(cfg, _KEY) or [])
     if composed != allowed:
         return [
             f"{_KEY}: {composed} comes from a file, and a config cannot allow its own code to run; if you trust it, give "

@@ -113,8 +113,8 @@ def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:
     if rest == without_sweeps(arguments):
         return
     alone, whole = (
-        flatten({key: value for key, value in one.items() if key != "hydra"})
-        for one in (_compose(rest, is_multirun=True).config, config)
+        flatten({key: value for key, value in tree.items() if key != "hydra"})
+        for tree in (_compose(rest, is_multirun=True).config, config)
     )
     for key, value in whole.items():
         if key != "name" and not key.startswith("sweep.") and alone.get(key, ...) != value:

@@ -46,17 +46,17 @@ def find(folder: Path) -> tuple[list[Path], LeftOut]:
     def note_unreadable(error: OSError) -> None:
         left_out[f"folder that cannot be read ({error.strerror})"].append(error.filename)
 
-    for place, subfolders, names in os.walk(folder, onerror=note_unreadable, followlinks=True):
+    for current, subfolders, names in os.walk(folder, onerror=note_unreadable, followlinks=True):
         if any(marks <= {*subfolders, *names} for marks in _PROGRAM):
-            left_out[RUNS].append(place)
+            left_out[RUNS].append(current)
             subfolders.clear()
             continue
-        for path in (Path(place, name) for name in names if is_visible(name)):
+        for path in (Path(current, name) for name in names if is_visible(name)):
             if why := reason(path):
                 left_out[why].append(str(path))
             else:
                 files.append(path)
-        subfolders[:] = [name for name in subfolders if is_visible(name) and is_new(os.path.join(place, name))]
+        subfolders[:] = [name for name in subfolders if is_visible(name) and is_new(os.path.join(current, name))]
     return sorted(files), left_out
 
 

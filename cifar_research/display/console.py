@@ -21,7 +21,7 @@ from rich.text import Text
 
 from cifar_research.display import tables
 from cifar_research.display.tables import text_of
-from cifar_research.runs.metrics import wilson_interval, words
+from cifar_research.runs.metrics import display_name, wilson_interval
 from cifar_research.runtime import programs
 
 log = logging.getLogger(__name__)
@@ -170,13 +170,13 @@ class Display:
         has_validation = row["val_loss"] is not None
         if not self._has_legend:
             self.message(
-                f"* best so far by validation {words(self._monitor)}; the best epoch is tested at the end"
+                f"* best so far by validation {display_name(self._monitor)}; the best epoch is tested at the end"
                 if has_validation
                 else "There are no validation images: the last epoch is tested at the end"
             )
-        more = (
-            {} if self._monitor in ("accuracy", "loss") else {f"val {words(self._monitor)}": f"val_{self._monitor}:.4f"}
-        )
+        more = {f"val {display_name(self._monitor)}": f"val_{self._monitor}:.4f"}
+        if self._monitor in ("accuracy", "loss"):
+            more = {}
         more |= {self._unit: "images_per_second:,.0f"}
         table = tables.of([row], _EPOCH_COLUMNS | more)
         widths = (*_EPOCH_WIDTHS, *(max(9, len(title)) for title in more))
@@ -194,7 +194,7 @@ class Display:
         """Write the results, the run's folder and the next commands; pace: the training speed."""
         self._bar.stop()
         more = [] if self._monitor in ("accuracy", "loss") else [self._monitor]
-        table = [["", "epoch", "images", "loss", "accuracy", "95 % interval", *map(words, more)]]
+        table = [["", "epoch", "images", "loss", "accuracy", "95 % interval", *map(display_name, more)]]
         for split, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             scores, size = report[split] or {}, report["data"]["sizes"][split]
             interval = "–"

@@ -107,8 +107,10 @@ def _views_row(settings: Settings) -> dict[str, str]:
         return {}
     if all(phase.trainable == "all" for phase in settings.phases):
         return {"Features": "features.views is not used: no phase freezes layers"}
-    kept = settings.kept_views
-    return {"Features": f"{kept} view{'s' if kept > 1 else ''} of each image kept" if kept else "computed every time"}
+    views = settings.kept_views
+    return {
+        "Features": f"{views} view{'s' if views > 1 else ''} of each image kept" if views else "computed every time"
+    }
 
 
 def _precision_text(precision: str, environment: Environment) -> str:

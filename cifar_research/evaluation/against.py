@@ -83,8 +83,8 @@ def compare(
     is_first, is_second = (vote(logits)[0] == labels for logits in (first, second))
     rows: list[dict[str, Any]] = []
     for number, name in enumerate(classes):
-        mine = labels == number
-        num, table = int(mine.sum()), _fourfold(is_first[mine], is_second[mine])
+        of_class = labels == number
+        num, table = int(of_class.sum()), _fourfold(is_first[of_class], is_second[of_class])
         only = {key: table[key] for key in ("only_first", "only_second")}
         shares = {key.removeprefix("only_"): (table["both_right"] + count) / num if num else None
                   for key, count in only.items()}  # fmt: skip

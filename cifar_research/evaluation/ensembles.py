@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.config import trust
+from cifar_research.config import permissions
 from cifar_research.display import console, document
 from cifar_research.evaluation import against, images, measures, scores, sections
 from cifar_research.evaluation.run import completed, write_json
@@ -55,7 +55,7 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
     if data.left_out:
         console.note(data.file_summary())
     pixels, labels = measures.arrays(data.test)
-    ensemble = trained.load(runs, allow_targets=trust.allowances(overrides))
+    ensemble = trained.load(runs, allow_targets=permissions.allowed_packages(overrides))
     assert isinstance(ensemble, trained.Ensemble)
     logits, members = [], [*zip(runs, ensemble.members, strict=True)]
     for _, member in console.counted("Classifying", members, lambda item: item[0].name):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cifar_research.comparison import runs as reading
-from cifar_research.config import settings, targets, trust
+from cifar_research.config import permissions, settings, targets
 from cifar_research.display import console, document, tables
 from cifar_research.evaluation import against, images, measures, sections
 from cifar_research.evaluation.measures import Subject
@@ -53,7 +53,7 @@ def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subj
     report = trained.read(run)
     data, name = images.load(report, overrides)
     new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
-    allowing = trust.allowances(overrides)
+    allowing = permissions.allowed_packages(overrides)
     try:
         settings.loss(report["config"], targets.allowed(allowing))
     except ConfigError as error:
@@ -103,7 +103,8 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     logits = {}
     for run in console.counted("Classifying", runs, lambda run: run.name):
         columns = [runs[run]["data"]["classes"].index(name) for name in data.classes]
-        logits[run] = trained.load(run, allow_targets=trust.allowances(overrides)).logits(pixels)[:, columns]
+        classifier = trained.load(run, allow_targets=permissions.allowed_packages(overrides))
+        logits[run] = classifier.logits(pixels)[:, columns]
     logits_first, logits_second = (np.stack([logits[run] for run in group]) for group in (first, second))
     seeds = [runs[run]["seed"] for run in first], [runs[run]["seed"] for run in second]
     result = against.compare(logits_first, logits_second, labels, data.classes, seeds) | {

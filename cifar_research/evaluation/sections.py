@@ -12,7 +12,7 @@ from cifar_research.display.document import Section
 from cifar_research.display.tables import Table
 from cifar_research.evaluation import corruptions, scores
 from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
-from cifar_research.runs.metrics import words
+from cifar_research.runs.metrics import display_name
 
 Result = Mapping[str, Any]
 
@@ -92,7 +92,7 @@ def _of_accuracies(result: Result) -> list[str]:
         f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
         "(Wilson) are over the images: they do not include the spread of the seeds."
     ]
-    named = [f"{_AUC if name == 'auc' else words(name)} {test[name]:.4f}" for name in (*METRICS, "auc")
+    named = [f"{_AUC if name == 'auc' else display_name(name)} {test[name]:.4f}" for name in (*METRICS, "auc")
              if name not in ("loss", "accuracy") and test[name] is not None]  # fmt: skip
     sentences.append(f"Other metrics: {', '.join(named)}.")
     if reported is not None and abs(reported - test["accuracy"]) > 5e-4:

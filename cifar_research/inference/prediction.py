@@ -96,8 +96,8 @@ def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
         return
     if "has not been evaluated" in reason:
         allowed = [f"allow_targets=[{','.join(sorted(classifier.allowed))}]"] if classifier.allowed else []
-        words = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else []), *allowed])
-        reason += f"; {programs.program('evaluate')} {words} fits a temperature"
+        options = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else []), *allowed])
+        reason += f"; {programs.program('evaluate')} {options} fits a temperature"
     console.note(f"The probabilities are not calibrated: {reason}")
 
 

@@ -34,7 +34,7 @@ def network(
     import keras
 
     try:
-        with environments.kept():
+        with environments.restored():
             keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
             model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
     except Exception as error:  # of a user's own code, too

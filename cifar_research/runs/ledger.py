@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cifar_research.config import trust
+from cifar_research.config import permissions
 from cifar_research.config.identity import Identity
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ReportError
@@ -94,7 +94,7 @@ def _apply(line: Mapping[str, Any], jobs: dict[str, Job]) -> None:
         job = Job(**line)
         if not isinstance(job.config["augmentation"], dict):
             raise TypeError(f"its job {job.folder} is incomplete")
-        job.overrides = trust.of_a_file(job.overrides)
+        job.overrides = permissions.permitted(job.overrides)
         jobs[job.folder] = job
     else:
         job = jobs[line["folder"]]

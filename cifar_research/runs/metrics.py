@@ -41,8 +41,8 @@ def worth(scores: Mapping[str, float | None] | None, name: str) -> float | None:
     return -value if name in ("loss", "val_loss") and value is not None else value
 
 
-def words(name: str) -> str:
-    """Return a metric's name as words: `macro F1`, `few-shot accuracy`."""
+def display_name(name: str) -> str:
+    """Return a metric's name for people: `macro F1`, `few-shot accuracy`."""
     return _WORDS.get(name, name.replace("_", " "))
 
 

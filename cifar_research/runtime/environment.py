@@ -137,7 +137,7 @@ def slow_precision(precision: str, is_depthwise: bool) -> str | None:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def restored() -> Iterator[None]:
     """Restore Keras's dtype policy and the random states of Python and NumPy on exit."""
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
     states = random.getstate(), np.random.get_state()

@@ -95,7 +95,7 @@ class Live:
         if not self._live:
             done = sum(job.is_complete for job in self._jobs)
             outcome = job.state if job.reason is None else f"{job.state}, {job.reason}"
-            name = metrics.words(_monitor(job))
+            name = metrics.display_name(_monitor(job))
             score = "" if best is None else f", validation {name} {abs(best):.4f} in its best epoch"
             self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{score}, {seconds:.0f} s{self._time_left()}")
 

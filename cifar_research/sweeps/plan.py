@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from cifar_research.config import messages, trust
+from cifar_research.config import messages, permissions
 from cifar_research.config.jobs import JobParser
 from cifar_research.config.overrides import HYDRA_ERRORS, with_globs_expanded, with_texts
 from cifar_research.config.sweep import SweepSettings
@@ -120,7 +120,7 @@ def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
             continue
         if override.is_sweep_override():
             raise ConfigError(f"{word}: takes one value for all jobs; give only one")
-        if key.startswith("hydra") and not trust.is_of_sweep(key):
+        if key.startswith("hydra") and not permissions.is_of_sweep(key):
             raise ConfigError(f"{word}: has no effect on the jobs of a sweep; remove it")
 
 

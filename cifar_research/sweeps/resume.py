@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_research.config import trust
+from cifar_research.config import permissions
 from cifar_research.config.overrides import quoted, with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import ledger, report, reproduction
@@ -38,7 +38,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume: {folder} is one run, and -m makes many; remove -m and lists of values")
     try:
-        overrides = trust.of_a_file(read_overrides(folder) if sweep is None else sweep[0])
+        overrides = permissions.permitted(read_overrides(folder) if sweep is None else sweep[0])
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
     overrides = [word for word in overrides if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]

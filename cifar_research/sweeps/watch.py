@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cifar_research.config import trust
+from cifar_research.config import permissions
 from cifar_research.runs import ledger
 from cifar_research.runs.ledger import COMPLETE, LEDGER, Job
 from cifar_research.runtime import locks, programs
@@ -60,8 +60,8 @@ def next_commands(folder: Path) -> list[str]:
 
 def resume_command(folder: Path, arguments: Sequence[str]) -> str:
     """Return the command that continues a sweep of these overrides."""
-    kept = trust.of_a_file(arguments)
-    allowing = [word for word in arguments if word not in kept]  # a file cannot allow targets
+    permitted = permissions.permitted(arguments)
+    allowing = [word for word in arguments if word not in permitted]  # a file cannot allow targets
     return f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"
 
 

@@ -92,11 +92,11 @@ class _Extraction:
             self._tell(
                 f"Computing the backbone's features of {views * len(split):,} images; they are kept for later runs."
             )
-            kept = _memory_map(folder / "features.npy", (views * len(split), *self._shape))
+            features = _memory_map(folder / "features.npy", (views * len(split), *self._shape))
             targets = np.empty((views * len(split), self._preprocessing.num_classes), np.float32)
             for view in range(views):
-                self._compute(split, view, augments, kept, targets)
-            kept.flush()
+                self._compute(split, view, augments, features, targets)
+            features.flush()
             with cache.needs(targets.nbytes):
                 np.save(folder / "targets.npy", targets, allow_pickle=False)
             return {"identity": identity}
@@ -106,7 +106,7 @@ class _Extraction:
         labels = arrays["targets"] if augments else split.labels[split.indices]
         return Split(arrays["features"], labels, np.arange(len(split)), views, split.chances)
 
-    def _compute(self, split: Split, view: int, augments: bool, kept: np.ndarray, targets: np.ndarray) -> None:
+    def _compute(self, split: Split, view: int, augments: bool, features: np.ndarray, targets: np.ndarray) -> None:
         """Fill one view's rows of the features and targets."""
         seed = self._settings.seed
         # Mixing pairs images of a batch, and a data set may be sorted by class.
@@ -119,7 +119,7 @@ class _Extraction:
                 of_view = tf.constant([seed, view], tf.int32)
                 of_batch = tf.random.experimental.stateless_fold_in(of_view, begin)
                 pixels, soft = self._augment(pixels, soft, of_batch, of_view)
-            kept[view * len(split) + rows] = self._extract(pixels).numpy()
+            features[view * len(split) + rows] = self._extract(pixels).numpy()
             targets[view * len(split) + rows] = soft.numpy()
 
 

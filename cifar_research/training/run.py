@@ -51,7 +51,7 @@ def run(
     began, seconds = time.perf_counter(), dict[str, float | None]()
     run_dir, is_chief = Path(run_dir), environments.is_chief(settings.training.strategy)
     display = display or console.Display(quiet=not is_chief)
-    with run_folder.only_process_in(run_dir, is_chief, unlocks) as keep, environments.kept():
+    with run_folder.only_process_in(run_dir, is_chief, unlocks) as keep, environments.restored():
         ended, checkpoint = run_folder.earlier_state(settings, run_dir)
         if ended is not None:
             run_folder.repair_history(run_dir, ended)

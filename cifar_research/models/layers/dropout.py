@@ -46,8 +46,8 @@ class Dropout(keras.layers.Layer):
             first_row = first_row if self.noise_shape[0] is None else None
         before = 0 if first_row is None else first_row * tf.reduce_prod(shape[1:])
         bits = _random_bits(seed, before, tf.reduce_prod(shape))
-        kept = bits >= tf.constant(min(round(self.rate * 65_536), 65_535), tf.uint16)
-        mask = tf.cast(tf.reshape(kept, shape), inputs.dtype)
+        keeps = bits >= tf.constant(min(round(self.rate * 65_536), 65_535), tf.uint16)
+        mask = tf.cast(tf.reshape(keeps, shape), inputs.dtype)
         return inputs * mask * tf.cast(1 / (1 - self.rate), inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
