@@ -63,9 +63,9 @@ def weights_for(tmp_path_factory):
     )
 
     @functools.cache
-    def weights_for(*words):
+    def weights_for(*arguments):
         path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
-        done = forked.run([path, *words], code=code)
+        done = forked.run([path, *arguments], code=code)
         assert done.returncode == 0, done.stderr
         return f"backbone.weights={path}"
 
@@ -78,14 +78,14 @@ def finished_run(tmp_path_factory):
     from cifar_research import config
     from cifar_research.display import console
 
-    words = [
+    arguments = [
         "data=synthetic", "data.train_images=1500", "data.test_images=400", "data.standardize=true",
         "backbone.filters=[8,16]", "backbone.batch_norm=true", "backbone.dropout=0.1", "model=wide", "model.hidden=[32]",
         "loss=categorical_crossentropy", "optimizer.learning_rate=0.005", "training.epochs=8", "training.batch_size=16",
         "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("finished") / "run"
-    result = train_run(config.parse(words), folder, console.Display(quiet=True))
+    result = train_run(config.parse(arguments), folder, console.Display(quiet=True))
     assert result["test"]["accuracy"] > 0.8
     return folder
 
@@ -94,24 +94,24 @@ def finished_run(tmp_path_factory):
 REFUSALS = """
 import contextlib, importlib, io, json, sys
 command = importlib.import_module("cifar_research.{command}")
-for words in json.loads(sys.argv[1]):
-    sys.argv[:], sys.stdin = ["cifar-{command}", *words], io.StringIO()
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[:], sys.stdin = ["cifar-{command}", *arguments], io.StringIO()
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
             command.main()
         except SystemExit as ended:
             code = ended.code
-    said = dict(code=code, stdout=output.getvalue(), stderr=errors.getvalue(), has_tensorflow="tensorflow" in sys.modules)
-    print(json.dumps(said))
+    result = dict(code=code, stdout=output.getvalue(), stderr=errors.getvalue(), has_tensorflow="tensorflow" in sys.modules)
+    print(json.dumps(result))
 """
 
 
 def refusals(command, lines, folder, before=""):
     """Return a command's output for each of these lines, in one process without TensorFlow."""
     code = before + REFUSALS.format(command=command)
-    words = [sys.executable, "-c", code, json.dumps(lines)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    arguments = [sys.executable, "-c", code, json.dumps(lines)]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

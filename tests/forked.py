@@ -21,19 +21,28 @@ _context.set_forkserver_preload(["forked_imports"])
 
 
 class Process:
-    """The main function of a module with these words, used as a subprocess.Popen whose output is text.
+    """The main function of a module with these arguments, used as a subprocess.Popen whose output is text.
 
     code: what to run in place of a module, as `python -c` does.
     hook: called in the process before it begins. workers: whether the workers of a sweep are forks of the server, too.
     """
 
     def __init__(
-        self, words, *, module="cifar_research.train", code=None, cwd=None, env=None, hook=None, user=None, workers=True
+        self,
+        arguments,
+        *,
+        module="cifar_research.train",
+        code=None,
+        cwd=None,
+        env=None,
+        hook=None,
+        user=None,
+        workers=True,
     ):
         self._folder = tempfile.TemporaryDirectory()
         self.stdout, self.stderr = (Path(self._folder.name, name) for name in ("stdout", "stderr"))
         settings = {
-            "words": [*map(str, words)], "module": module, "code": code, "cwd": str(cwd or os.getcwd()),
+            "arguments": [*map(str, arguments)], "module": module, "code": code, "cwd": str(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env), "hook": hook, "user": user, "workers": workers,
             "outputs": (str(self.stdout), str(self.stderr)),
         }  # fmt: skip
@@ -65,7 +74,7 @@ class Process:
     def wait(self, timeout=120):
         """Return the exit code, negative for a signal."""
         self._process.join(timeout)
-        assert not self.is_running, f"still running after {timeout} s: {self.said}"
+        assert not self.is_running, f"still running after {timeout} s: {self.output}"
         return self.returncode
 
     def communicate(self, timeout=300):
@@ -75,22 +84,22 @@ class Process:
         return tuple(texts)
 
     @property
-    def said(self):
+    def output(self):
         return "".join(path.read_text(errors="replace") for path in (self.stdout, self.stderr))
 
 
-def run(words, *, timeout=300, **settings):
+def run(arguments, *, timeout=300, **settings):
     """Do what subprocess.run does with captured text output."""
-    process = Process(words, **settings)
+    process = Process(arguments, **settings)
     output, errors = process.communicate(timeout)
-    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
 def wait_for(what, process, seconds=120):
     end = time.monotonic() + seconds
     while not what():
-        assert process.is_running, process.said
-        assert time.monotonic() < end, process.said
+        assert process.is_running, process.output
+        assert time.monotonic() < end, process.output
         time.sleep(0.002)
 
 
@@ -107,7 +116,7 @@ def _ensure_server():
     return forkserver._forkserver._forkserver_address
 
 
-def _main(words, module, code, cwd, env, hook, user, workers, outputs, server):
+def _main(arguments, module, code, cwd, env, hook, user, workers, outputs, server):
     assert "tensorflow" in sys.modules, "the server could not import what forked_imports.py lists"
     os.environ.clear()
     os.environ.update(env)
@@ -126,11 +135,11 @@ def _main(words, module, code, cwd, env, hook, user, workers, outputs, server):
         hook()
     try:
         if code is not None:
-            sys.argv = ["-c", *words]
+            sys.argv = ["-c", *arguments]
             exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
         else:
             command = importlib.import_module(module)
-            sys.argv = [command.__file__, *words]
+            sys.argv = [command.__file__, *arguments]
             command.main()
     finally:
         sys.stdout.flush()

@@ -38,10 +38,10 @@ def test_whitening_begins_with_the_strongest_component_and_epsilon_tames_the_wea
 
 
 def test_weights_of_a_file(tmp_path):
-    words = ["experiment=fast", "backbone.filters=[8,8]"]
+    overrides = ["experiment=fast", "backbone.filters=[8,8]"]
 
     def network(**settings):
-        return config.parse([*words, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
+        return config.parse([*overrides, *(f"backbone.{key}={value}" for key, value in settings.items())]).backbone
 
     first = network().build((32, 32, 3))
     first.save_weights(tmp_path / "a.weights.h5")

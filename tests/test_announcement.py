@@ -13,8 +13,8 @@ from cifar_research.runtime import environment
 from cifar_research.training import setup
 
 
-def rows(*words):
-    settings = config.parse(["data=synthetic", "data.train_images=40", "data.test_images=20", *words])
+def rows(*overrides):
+    settings = config.parse(["data=synthetic", "data.train_images=40", "data.test_images=20", *overrides])
     data = datasets.load(settings.data)
     task = setup.build(settings, data)
     return header.rows(
@@ -30,7 +30,7 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["backbone=cnn"], "random"),
         (["backbone=airbench"], "random, whitening from the training images"),
@@ -41,15 +41,15 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
         (["~backbone.weights"], "the backbone's own"),
     ],
 )
-def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
+def test_where_the_weights_come_from(tmp_path, monkeypatch, overrides, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    section = words if isinstance(words, dict) else config.parse(words).content["backbone"]
+    section = overrides if isinstance(overrides, dict) else config.parse(overrides).content["backbone"]
     assert header._weights_text(section) == expected
 
 
 @pytest.mark.parametrize(
-    ("words", "titles", "pace"),
+    ("overrides", "titles", "pace"),
     [
         ([], [""], "20 images/s"),
         (["training=combined", "training.epochs=2"], ["Phase head, 1 of 2: 2 epochs", "Phase backbone, 2 of 2: 2 epochs"],
@@ -59,9 +59,9 @@ def test_where_the_weights_come_from(tmp_path, monkeypatch, words, expected):
         (["training=feature_extraction"], [""], "20 features/s"),
     ],
 )  # fmt: skip
-def test_phases_and_their_speed(words, titles, pace):
+def test_phases_and_their_speed(overrides, titles, pace):
     with mock.patch.object(config_phases, "random_backbone_problems", return_value=[]):
-        settings = config.parse(words)
+        settings = config.parse(overrides)
     phases = [header.phase(settings, number) for number in range(len(titles))]
     assert [title for _, title, _ in phases] == titles
     speeds = {0: [10.0, None, 20.0, 30.0], 1: [3.0]}

@@ -111,20 +111,22 @@ def test_no_state_is_left(folder, tmp_path, call):
 def test_a_module_is_allowed_for_one_call(lab, monkeypatch, folder):
     monkeypatch.chdir(lab)
     monkeypatch.syspath_prepend(lab)
-    words = [*SMALL, "hydra.searchpath=[file://my_conf]", "schedule=breaks"]
-    assert cifar_research.train([*words, "allow_targets=[my_lab]"], lab / "run", quiet=True)["status"] == "completed"
+    overrides = [*SMALL, "hydra.searchpath=[file://my_conf]", "schedule=breaks"]
+    assert (
+        cifar_research.train([*overrides, "allow_targets=[my_lab]"], lab / "run", quiet=True)["status"] == "completed"
+    )
     with pytest.raises(ConfigError, match="allow_targets"):
-        cifar_research.train(words, lab / "other", quiet=True)
+        cifar_research.train(overrides, lab / "other", quiet=True)
 
 
 def test_a_sweep_returns_rows_and_resumes(tmp_path, monkeypatch, capsys):
-    words = ["seed=0,1", *SMALL]
-    rows = cifar_research.sweep(words, tmp_path / "sweep")
+    overrides = ["seed=0,1", *SMALL]
+    rows = cifar_research.sweep(overrides, tmp_path / "sweep")
     assert [(row["seed"], row["status"]) for row in rows] == [(0, "completed"), (1, "completed")]
     assert "[2/2]" in capsys.readouterr().out and (tmp_path / "sweep" / "report.html").is_file()
     assert rows == cifar_research.runs(tmp_path / "sweep") == cifar_research.runs(f"{tmp_path}/**")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("report.json")}
-    assert cifar_research.sweep(words, tmp_path / "sweep") == rows
+    assert cifar_research.sweep(overrides, tmp_path / "sweep") == rows
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("report.json")} == written
     with pytest.raises(ConfigError, match="is the folder of a sweep"):
         cifar_research.train(SMALL, tmp_path / "sweep")
@@ -195,19 +197,21 @@ def test_the_functions_stay_when_modules_of_their_names_are_imported():
 
 def test_outside_of_the_main_thread(tmp_path):
     results = []
-    words = [*SMALL, "seed=3"]
-    thread = threading.Thread(target=lambda: results.append(cifar_research.train(words, tmp_path / "run", quiet=True)))
+    overrides = [*SMALL, "seed=3"]
+    thread = threading.Thread(
+        target=lambda: results.append(cifar_research.train(overrides, tmp_path / "run", quiet=True))
+    )
     thread.start()
     thread.join(120)
     assert results[0]["status"] == "completed"
-    assert results[0]["weights_sha256"] == cifar_research.train(words, tmp_path / "b", quiet=True)["weights_sha256"]
+    assert results[0]["weights_sha256"] == cifar_research.train(overrides, tmp_path / "b", quiet=True)["weights_sha256"]
 
 
 # A signal during a loop over seeds ends the loop, with the run saved and the handlers as before.
 INTERRUPTED = """
 import json, os, signal, sys, threading, time
 import cifar_research
-words, folder, number = json.loads(sys.argv[1])
+overrides, folder, number = json.loads(sys.argv[1])
 caught = []
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
@@ -220,7 +224,7 @@ threading.Thread(target=interrupt, daemon=True).start()
 ended = []
 try:
     for seed in range(2):
-        ended.append(cifar_research.train([*words, f"seed={seed}"], f"{folder}/{seed}")["status"])
+        ended.append(cifar_research.train([*overrides, f"seed={seed}"], f"{folder}/{seed}")["status"])
         if caught:
             break
 except KeyboardInterrupt:
@@ -228,19 +232,19 @@ except KeyboardInterrupt:
 assert caught == [number], caught
 assert ended == ([] if number == 2 else ["stopped"]), ended
 assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-again = cifar_research.train([*words[:-1], words[-1], "seed=0"], f"{folder}/0")
+again = cifar_research.train([*overrides[:-1], overrides[-1], "seed=0"], f"{folder}/0")
 print("again", again["status"], again["weights_sha256"])
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_is_raised(tmp_path, number):
-    words = [*SMALL[:5], "training.epochs=40", *SMALL[6:]]
-    done = forked.run([json.dumps([words, str(tmp_path), int(number)])], code=INTERRUPTED)
+    overrides = [*SMALL[:5], "training.epochs=40", *SMALL[6:]]
+    done = forked.run([json.dumps([overrides, str(tmp_path), int(number)])], code=INTERRUPTED)
     assert done.returncode == 0, done.stderr
     assert "Continuing from step" in done.stdout and "again completed" in done.stdout
     # In a process of its own too: threads that TensorFlow has in this one may change the last digits.
-    whole = forked.run([*words, "seed=0", f"hydra.run.dir={tmp_path / 'whole'}"])
+    whole = forked.run([*overrides, "seed=0", f"hydra.run.dir={tmp_path / 'whole'}"])
     assert whole.returncode == 0, whole.stderr
     expected = read_report(tmp_path / "whole" / "report.json")["weights_sha256"]
     assert done.stdout.split()[-1] == expected
@@ -263,6 +267,6 @@ except KeyboardInterrupt:
     print([row["status"] for row in cifar_research.runs("sweep")])
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
-    words = [*SMALL[:5], "training.epochs=4000", *SMALL[6:], "seed=0,1"]
-    done = forked.run([json.dumps(words)], code=code, cwd=tmp_path)
+    overrides = [*SMALL[:5], "training.epochs=4000", *SMALL[6:], "seed=0,1"]
+    done = forked.run([json.dumps(overrides)], code=code, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("['stopped', 'waiting']\n"), done.stdout + done.stderr

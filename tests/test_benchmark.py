@@ -16,8 +16,8 @@ PEERS = ROOT / "scripts" / "peers"
 TORCH = ROOT / ".venv-torch" / "bin" / "python"
 
 
-def run(*words, python=sys.executable):
-    done = subprocess.run([python, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=600)
+def run(*arguments, python=sys.executable):
+    done = subprocess.run([python, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -58,19 +58,19 @@ def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
         peer("keras.fit, float32", "keras", "float32", [3.0, 4.0, 40.0]),
     ]
     machine = {"processor": "P", "cores": 2, "units": [], "gpus": []}
-    found = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 3, "steps": 50}
-    found |= {"training": [{"model": "wide", "batch_size": 128, "peers": peers}]}
-    found |= {
+    result = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 3, "steps": 50}
+    result |= {"training": [{"model": "wide", "batch_size": 128, "peers": peers}]}
+    result |= {
         "pipeline": {"images_per_second": {"ours": 8.0, "keras": 4.0, "tf_image": 2.0}, "step_milliseconds": 10.0}
     }
-    found |= {
+    result |= {
         "sweep": {
             "images": 5,
             "precision": "float32",
             "seconds": {"ours, 1 job": [2.0], "ours, 2 jobs": [1.0], "keras.fit": [8.0]},
         }
     }
-    text = tables.markdown(found)
+    text = tables.markdown(result)
     assert "| ours, bfloat16, over the best keras.fit | 3.00 | 2.00 – 10.00 |" in text
     assert "| ours, bfloat16, over bfloat16 keras.fit | 4.50 | 2.25 – 9.00 |" in text
     assert text.index("ratio") < text.index("images/s, evaluation")
@@ -125,8 +125,8 @@ def forks(monkeypatch, tmp_path):
     monkeypatch.setattr(time_to_accuracy, "subprocess", SimpleNamespace(run=run_train))
     monkeypatch.chdir(ROOT)
 
-    def main(module, *words):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
+    def main(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         module.main()
 
     return SimpleNamespace(main=main, benchmark=benchmark, time_to_accuracy=time_to_accuracy)
@@ -139,8 +139,8 @@ def test_every_peer_trains_and_what_was_found_is_written(tmp_path, forks, capsys
     kinds = ["ours", "keras", *(["torch"] if TORCH.exists() else [])]
     parts = ["training", "pipeline"] if model == "wide" else ["training"]
     forks.main(forks.benchmark, "--quick", *small, "--peers", *kinds, "--parts", *parts)
-    found = json.loads((tmp_path / "benchmark.json").read_text())
-    (result,) = found["training"]
+    actual = json.loads((tmp_path / "benchmark.json").read_text())
+    (result,) = actual["training"]
     assert {peer["kind"] for peer in result["peers"]} == set(kinds)
     for peer in result["peers"]:
         assert len(peer["train"]) == len(peer["evaluate"]) == 1 and peer["images"] == 16
@@ -157,8 +157,8 @@ def test_every_peer_trains_and_what_was_found_is_written(tmp_path, forks, capsys
 def test_time_to_accuracy_tells_of_each_seed(tmp_path, batches, forks, capsys):
     small = ["experiment=fast", "training.batch_size=20", "training.epochs=1", "data.cache_dir=" + str(tmp_path)]
     small += ["backbone.filters=[8,16]", "training.precision=float32"]
-    words = [batches, "--no-torch", "--seeds", 3, 4, "--json", tmp_path / "found.json", *small]
-    forks.main(forks.time_to_accuracy, *words)
+    arguments = [batches, "--no-torch", "--seeds", 3, 4, "--json", tmp_path / "found.json", *small]
+    forks.main(forks.time_to_accuracy, *arguments)
     runs = json.loads((tmp_path / "found.json").read_text())["runs"]["ours"]
     assert len(runs) == 2 and all(0 <= one["test_accuracy"] <= 1 and one["flops"] > 1e6 for one in runs)
     assert all(one["command_seconds"] > one["train_seconds"] > 0 for one in runs)
@@ -206,9 +206,9 @@ def test_a_peer_that_fails_is_reported_and_the_others_go_on(monkeypatch):
     assert measured[0].train == measured[0].held == [1.0, 1.0] and measured[1].train == []
     assert any("out of memory" in line for line in messages)
     machine = {"processor": "P", "cores": 2, "units": [], "gpus": ["a GPU"]}
-    found = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 2, "steps": 50}
+    actual = {"command": "c", "date": "d", "hardware": machine, "versions": {}, "rounds": 2, "steps": 50}
     result = {"model": "wide", "batch_size": 128, "peers": [vars(peer) for peer in measured]}
-    text = tables.markdown(found | {"training": [result]})
+    text = tables.markdown(actual | {"training": [result]})
     assert "| one | 1.000 | 1.000 – 1.000 |" in text and "other failed: `out of memory`" in text
 
 

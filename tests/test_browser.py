@@ -27,12 +27,12 @@ FLAGS = [
 
 @pytest.fixture
 def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    result = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if result is None:
         pytest.skip("Chromium is not installed: apt-get install chromium fonts-dejavu-core")
     if shutil.which("pdftotext") is None:
         pytest.skip("pdftotext is not installed: apt-get install poppler-utils")
-    return found
+    return result
 
 
 @contextlib.contextmanager
@@ -41,8 +41,8 @@ def tensorboard(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    overrides = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
+    process = subprocess.Popen(overrides, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -37,24 +37,24 @@ def logits_of(num, wrong, classes=3):
     ],
 )
 def test_a_temperature_needs_enough_images_of_both_kinds(num, wrong, reason):
-    found = calibration.temperature(*logits_of(num, wrong))
+    result = calibration.temperature(*logits_of(num, wrong))
     if reason is None:
-        assert found.reason is None and found.num_images == num and 0.02 < found.value < 50
+        assert result.reason is None and result.num_images == num and 0.02 < result.value < 50
     else:
-        assert found[:2] == (1.0, None) and reason in found.reason
+        assert result[:2] == (1.0, None) and reason in result.reason
 
 
 def test_one_class_only():
-    found = calibration.temperature(np.ones((100, 3)) * [1, 0, 0], np.zeros(100, int))
-    assert found[:2] == (1.0, None)
+    result = calibration.temperature(np.ones((100, 3)) * [1, 0, 0], np.zeros(100, int))
+    assert result[:2] == (1.0, None)
     rows = scores.by_class(np.array([[5, 0], [0, 0]]), "ab")
     assert rows[1] == {"class": "b", "precision": None, "recall": None, "f1": None, "images": 0}
 
 
 @pytest.mark.parametrize(("num", "is_known"), [(1, False), (299, False), (300, True)])
 def test_an_ece_needs_enough_images(num, is_known):
-    found = calibration.measures(*logits_of(num, num // 2))
-    assert (found["ece"] is not None) is is_known and np.isfinite(found["cross_entropy"])
+    result = calibration.measures(*logits_of(num, num // 2))
+    assert (result["ece"] is not None) is is_known and np.isfinite(result["cross_entropy"])
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +71,16 @@ def uncalibrated(finished_run, tmp_path_factory):
 
 def test_the_reason_is_in_every_report(uncalibrated):
     run, text = uncalibrated
-    found = json.loads((run / "evaluation.json").read_text())
+    result = json.loads((run / "evaluation.json").read_text())
     assert (
-        found["temperature"] == 1
-        and found["calibration"]["after"] is None
-        and "validation images" in found["uncalibrated"]
+        result["temperature"] == 1
+        and result["calibration"]["after"] is None
+        and "validation images" in result["uncalibrated"]
     )
-    assert f"not calibrated: {found['uncalibrated']}" in text
+    assert f"not calibrated: {result['uncalibrated']}" in text
     for name in ("report.html", "report.md"):
-        assert f"not calibrated: {found['uncalibrated']}" in (run / "evaluation" / name).read_text()
-    assert trained.load(run).uncalibrated == found["uncalibrated"]
+        assert f"not calibrated: {result['uncalibrated']}" in (run / "evaluation" / name).read_text()
+    assert trained.load(run).uncalibrated == result["uncalibrated"]
 
 
 def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
@@ -93,20 +93,20 @@ def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
 
 
 def comparison(first, second, labels, seeds):
-    found = against.compare(first, second, labels, "ab", seeds)
-    return found | {"data": {"note": None}, "classes": ["a", "b"], "runs": {}, "differences": []}
+    result = against.compare(first, second, labels, "ab", seeds)
+    return result | {"data": {"note": None}, "classes": ["a", "b"], "runs": {}, "differences": []}
 
 
 def test_a_comparison_of_too_little_gives_no_p():
     labels = np.array([0, 1, 0, 1])
     right = np.stack([np.eye(2)[labels]] * 2)
-    found = comparison(right, right, labels, ([0, 1], [0, 1]))
-    assert found["p"] is None and found["p_of_seeds"] is None and found["first"]["interval"] is None
-    json.dumps(found, allow_nan=False)
-    text = sections.as_text(sections.comparison(found, []), ["Accuracy"])
+    result = comparison(right, right, labels, ([0, 1], [0, 1]))
+    assert result["p"] is None and result["p_of_seeds"] is None and result["first"]["interval"] is None
+    json.dumps(result, allow_nan=False)
+    text = sections.as_text(sections.comparison(result, []), ["Accuracy"])
     assert "McNemar's test cannot compare them" in text and "no t-test over seeds" in text and "no spread" in text
     wrong = right[:1, :, ::-1]
     alone = comparison(right[:1], wrong, labels, ([0], [0]))
     text = sections.as_text(sections.comparison(alone, []), ["Accuracy"])
     assert "4 images are too few to show a difference" in text
-    assert sections.comparison(found, [])[1].parts[0][1][-2:] == ["–", "–"]
+    assert sections.comparison(result, [])[1].parts[0][1][-2:] == ["–", "–"]

@@ -13,9 +13,9 @@ from cifar_research.runs.checkout import Checkout
 ENDLESS = ("-c", "alias.endless=!while head -c 2000000 /dev/zero; do sleep 0.1; done", "endless")
 
 
-def git(folder, *words):
+def git(folder, *overrides):
     name = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    return subprocess.run(["git", *name, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["git", *name, *overrides], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def repository(tmp_path):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "file.py").write_text("one\n")
     (tmp_path / "other.txt").write_text("three\n")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
-        git(tmp_path, *words)
+    for overrides in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        git(tmp_path, *overrides)
     return tmp_path
 
 
@@ -43,13 +43,13 @@ def test_a_checkout_has_its_commit_and_the_changes_to_tracked_files(repository, 
     commit = git(repository, "rev-parse", "HEAD").strip()
     assert checkout.read(repository / "package") == Checkout(commit, b"")
     change(repository)
-    found = checkout.read(repository / "package")
-    assert found.commit == commit and b"-one\n+two\n" in found.patch and b"-three\n+four\n" in found.patch
-    assert b"new" not in found.patch
+    result = checkout.read(repository / "package")
+    assert result.commit == commit and b"-one\n+two\n" in result.patch and b"-three\n+four\n" in result.patch
+    assert b"new" not in result.patch
     # The patch restores the files in another clone of the commit.
     clone = tmp_path_factory.mktemp("clone")
     git(clone, "clone", "-q", repository, ".")
-    (clone.parent / "changes.patch").write_bytes(found.patch)
+    (clone.parent / "changes.patch").write_bytes(result.patch)
     git(clone, "apply", clone.parent / "changes.patch")
     assert (clone / "package" / "file.py").read_text() == "two\n" and (clone / "other.txt").read_text() == "four\n"
 
@@ -89,9 +89,9 @@ def test_what_is_not_kept_is_reported_with_the_commit(repository, tmp_path, monk
         git(repository, "config", "filter.slow.clean", "sleep 20; cat")
         (repository / ".git" / "info" / "attributes").write_text("*.py filter=slow")
     monkeypatch.setattr(checkout, *change)
-    found = checkout.read(repository / "package")
-    assert found.patch is None and found.not_kept == reason
-    left = found.leave(tmp_path)
+    result = checkout.read(repository / "package")
+    assert result.patch is None and result.not_kept == reason
+    left = result.leave(tmp_path)
     assert (left["dirty"], left["changes"], left["not_kept"]) == (True, None, reason) and left["commit"]
     assert not list(tmp_path.glob("*.patch"))
 

@@ -44,15 +44,15 @@ LAYOUTS = [(name, which) for name, pair in cifar.LAYOUTS.items() for which in ra
 
 @pytest.mark.parametrize(("name", "which"), LAYOUTS)
 @pytest.mark.parametrize("is_empty", [False, True])
-@pytest.mark.parametrize("place", ["data", "cache/data"])
-def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empty, place):
-    folder, layout = lay_out(tmp_path / place, name, which, archive=False), cifar.LAYOUTS[name][which]
-    given = place if place == "data" else None
+@pytest.mark.parametrize("path", ["data", "cache/data"])
+def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empty, path):
+    folder, layout = lay_out(tmp_path / path, name, which, archive=False), cifar.LAYOUTS[name][which]
+    given = path if path == "data" else None
     for member in layout.members[-3:]:
         content = (folder / member).read_bytes()
         (folder / member).write_bytes(b"") if is_empty else (folder / member).unlink()
-        said = f"{folder} is incomplete: missing or empty: {member}; download"
-        with pytest.raises(DataError, match=said):
+        output = f"{folder} is incomplete: missing or empty: {member}; download"
+        with pytest.raises(DataError, match=output):
             find(given, name)
         (folder / member).write_bytes(content)
     assert find(given, name) == folder
@@ -62,7 +62,7 @@ def test_what_an_incomplete_folder_lacks_is_named(tmp_path, name, which, is_empt
     with pytest.raises(DataError, match=f"missing or empty: {test}, {names};"):
         find(given, name)
     # Another complete layout is used.
-    other = lay_out(tmp_path / place, name, 1 - which, archive=True)
+    other = lay_out(tmp_path / path, name, 1 - which, archive=True)
     assert find(given, name) == other
 
 
@@ -75,9 +75,9 @@ def test_a_broken_copy_of_keras_hinders_no_download(tmp_path, monkeypatch):
     assert find() == tmp_path / "cache" / "data" / "cifar-10-python.tar.gz"
 
 
-@pytest.mark.parametrize("words", [["data=cifar10"], ["data=cifar100"], ["data=images"]])
+@pytest.mark.parametrize("overrides", [["data=cifar10"], ["data=cifar100"], ["data=images"]])
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "output"),
     [
         ("dta", "dta does not exist; did you mean 'data'"),
         ("data/deep/down", "data/deep/down does not exist; correct the path"),
@@ -87,14 +87,14 @@ def test_a_broken_copy_of_keras_hinders_no_download(tmp_path, monkeypatch):
         ("~nobody_here/data", "~nobody_here/data begins with a home directory that does not exist"),
     ],
 )
-def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path, words, given, said):
+def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path, overrides, given, output):
     lay_out(tmp_path / "keras" / "datasets", "cifar10", 0, archive=False)
     (tmp_path / "data").mkdir()
     (tmp_path / "file").touch()
     os.symlink("nothing", tmp_path / "dangling")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DataError, match=f"^data.dir: .*{said}"):
-        datasets.load(config.parse([*words, f"data.dir='{given}'"]).data)
+    with pytest.raises(DataError, match=f"^data.dir: .*{output}"):
+        datasets.load(config.parse([*overrides, f"data.dir='{given}'"]).data)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -122,8 +122,8 @@ def test_where_a_run_found_its_data_is_remembered(tmp_path, monkeypatch):
     # A resumed, a repeated and an evaluated run.
     again = train_run(settings, tmp_path / "run", console.Display(quiet=True))
     assert again["weights_sha256"] == done["weights_sha256"] and again["data"] == done["data"]
-    words, _ = reproduction.parse_arguments(["--from-run", str(tmp_path)])
-    assert f"data.dir='{folder}'" in words
+    overrides, _ = reproduction.parse_arguments(["--from-run", str(tmp_path)])
+    assert f"data.dir='{folder}'" in overrides
     assert evaluation.load(done, [])[1] is None
     # Other places are searched only if given.
     assert (
@@ -166,18 +166,18 @@ def know_no_user():
     pwd.getpwuid = pwd.getpwnam = {}.__getitem__
 
 
-def without_a_home(words, **environment):
+def without_a_home(overrides, **environment):
     """Run a command as a user without HOME and passwd entry; return the process."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HOME", "XDG_", "CIFAR_", "KERAS_"))}
-    module, *words = words
-    return forked.run(words, module=module, env=kept | environment, hook=know_no_user)
+    module, *overrides = overrides
+    return forked.run(overrides, module=module, env=kept | environment, hook=know_no_user)
 
 
 TINY = ["cifar_research.train", "data=synthetic", "data.train_images=100", "data.test_images=20", *SMALL]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "output"),
     [
         (TINY, "error: CIFAR_CACHE_DIR: ~/.cache begins with a home directory that does not exist; set"),
         (["cifar_research.cache"], "error: CIFAR_CACHE_DIR: ~/.cache begins"),
@@ -190,9 +190,9 @@ TINY = ["cifar_research.train", "data=synthetic", "data.train_images=100", "data
         (["cifar_research.train", "--from-run", "~nobody_here/run"], "error: --from-run: ~nobody_here/run"),
     ],
 )
-def test_without_a_home_one_sentence_says_what_to_give(words, said):
-    done = without_a_home(words)
-    assert done.returncode == 2 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
+def test_without_a_home_one_sentence_says_what_to_give(overrides, output):
+    done = without_a_home(overrides)
+    assert done.returncode == 2 and done.stderr.startswith(output) and len(done.stderr.splitlines()) == 1, done.stderr
     assert not Path("~").exists()
 
 

@@ -37,23 +37,23 @@ def accuracy(run):
 
 def test_two_runs_are_compared_by_class_name(runs):
     text = compare([runs / "a"], [runs / "b"])
-    found = json.loads((runs / "a" / "evaluation" / "against_b.json").read_text())
-    assert found["first"]["accuracies"] == found["second"]["accuracies"] == [pytest.approx(accuracy(runs / "a"))]
-    assert found["p"] is None and "are right on the same images" in text
-    assert found["classes"] == list(synthetic.CLASSES)
+    result = json.loads((runs / "a" / "evaluation" / "against_b.json").read_text())
+    assert result["first"]["accuracies"] == result["second"]["accuracies"] == [pytest.approx(accuracy(runs / "a"))]
+    assert result["p"] is None and "are right on the same images" in text
+    assert result["classes"] == list(synthetic.CLASSES)
 
 
 def test_a_run_is_evaluated_on_data_of_another_order(runs):
-    report, words = trained.read(runs / "a"), [f"data.classes=[{','.join(synthetic.CLASSES[::-1])}]"]
-    data, other = images.load(report, words)
+    report, overrides = trained.read(runs / "a"), [f"data.classes=[{','.join(synthetic.CLASSES[::-1])}]"]
+    data, other = images.load(report, overrides)
     own, _ = images.load(report, [])
     assert data.classes == own.classes == synthetic.CLASSES and other == "synthetic"
     for name in ("train", "val", "test"):
         split, same = getattr(data, name), getattr(own, name)
         assert (split.labels[split.indices] == same.labels[same.indices]).all()
-    evaluate([runs / "a"], words, corrupted=0)
-    found = json.loads((runs / "a" / "evaluation" / "synthetic" / "evaluation.json").read_text())
-    assert found["test"]["accuracy"] == pytest.approx(accuracy(runs / "a"))
+    evaluate([runs / "a"], overrides, corrupted=0)
+    result = json.loads((runs / "a" / "evaluation" / "synthetic" / "evaluation.json").read_text())
+    assert result["test"]["accuracy"] == pytest.approx(accuracy(runs / "a"))
 
 
 def test_cifar10_1_is_labelled_by_the_runs_order(tmp_path):
@@ -65,6 +65,6 @@ def test_cifar10_1_is_labelled_by_the_runs_order(tmp_path):
 
 
 def test_other_classes_are_refused(runs):
-    words = [f"data.classes=[{','.join(synthetic.CLASSES[:9])}]"]
+    overrides = [f"data.classes=[{','.join(synthetic.CLASSES[:9])}]"]
     with pytest.raises(DataError, match="give data of those classes"):
-        images.load(trained.read(runs / "a"), words)
+        images.load(trained.read(runs / "a"), overrides)

@@ -20,8 +20,8 @@ from cifar_research.sweeps.launchers import worker
 LONG = ["training.epochs=40", "data.train_images=2000", "training.batch_size=10"]
 
 
-def call(*words):
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+def call(*overrides):
+    return subprocess.run(overrides, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def jobs():
@@ -140,12 +140,12 @@ def test_an_interrupt_cancels_the_slurm_jobs_which_save(lab, on_slurm):
 def test_a_slurm_job_that_dies_without_a_word_costs_its_job_alone(lab, on_slurm):
     process = start(lab, *on_slurm, "seed=1,2", *LONG, "sweep.retries=0", "hydra.launcher.jobs=1")
     wait_for(lambda: epochs(lab, "seed=1") > 0, process)
-    found = [
+    result = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if b"submitit.core._submit" in path.read_bytes() and b"srun" not in path.read_bytes()
     ]
-    for number in found:
+    for number in result:
         os.kill(number, signal.SIGKILL)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 1 and "1 completed, 1 failed" in output, output
@@ -227,8 +227,8 @@ def test_numbers_out_of_range_are_refused(factory, settings, message):
 
 
 def test_a_job_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_path):
-    words = [*SMALL, *LONG, f"hydra.run.dir={tmp_path / 'run'}"]
-    process = worker.spawn(worker.JobCommand(words, tmp_path / "run", None), 1)
+    overrides = [*SMALL, *LONG, f"hydra.run.dir={tmp_path / 'run'}"]
+    process = worker.spawn(worker.JobCommand(overrides, tmp_path / "run", None), 1)
     wait_for(lambda: (tmp_path / "run" / "history.csv").exists(), process, seconds=120)
     process.send_signal(signal.SIGUSR2)  # SLURM's, for the parent
     time.sleep(0.5)
@@ -240,7 +240,7 @@ def test_a_job_saves_and_stops_when_the_process_that_started_it_is_gone(tmp_path
 
 def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
     """A stop comes by the file and by the cancellation; a second signal would end the run before it saves."""
-    told, polls = [], iter([None, None, KeyboardInterrupt, None, 143])
+    message, polls = [], iter([None, None, KeyboardInterrupt, None, 143])
 
     class Process:
         returncode = 143
@@ -252,9 +252,9 @@ def test_a_ray_task_tells_its_run_to_stop_once(monkeypatch, tmp_path):
             return value
 
         def terminate(self):
-            told.append(1)
+            message.append(1)
 
     monkeypatch.setattr(worker, "spawn", lambda *arguments: Process())
     (tmp_path / ray_launcher._STOP).touch()
     assert ray_launcher._run(worker.JobCommand([], tmp_path, None), 1, str(tmp_path)) == 143
-    assert told == [1]
+    assert message == [1]

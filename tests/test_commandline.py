@@ -34,33 +34,33 @@ def run_dir(tmp_path):
 
 
 def test_resume_is_what_the_run_was_begun_with(run_dir):
-    words = ["optimizer=sgd", "seed=3", "hydra.searchpath=[file://my_conf]"]
+    arguments = ["optimizer=sgd", "seed=3", "hydra.searchpath=[file://my_conf]"]
     *expanded, folder = resume.expand(["seed=4", f"resume={run_dir}"])
-    assert expanded == [*words, "seed=4"]
+    assert expanded == [*arguments, "seed=4"]
     assert config.compose([folder]).config.hydra.run.dir == str(run_dir)
-    assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[:5] == ["--cfg", "job", *words]
+    assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[:5] == ["--cfg", "job", *arguments]
     assert resume.expand(["--cfg", "job", f"resume={run_dir}", "--resolve"])[-1] == "--resolve"
 
 
 def test_resume_of_a_sweep_is_its_own_words_and_folder(tmp_path):
     Ledger(tmp_path, ["seed=1,2", "hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"]).write()
-    words = ["seed=1,2", "hydra.mode=MULTIRUN", "seed=3,4", f"hydra.sweep.dir='{tmp_path}'"]
-    assert resume.expand(["seed=3,4", f"resume={tmp_path}"]) == words
+    arguments = ["seed=1,2", "hydra.mode=MULTIRUN", "seed=3,4", f"hydra.sweep.dir='{tmp_path}'"]
+    assert resume.expand(["seed=3,4", f"resume={tmp_path}"]) == arguments
     with pytest.raises(ConfigError, match="contradict each other"):
         resume.expand([f"resume={tmp_path}", "hydra.sweep.dir=other"])
 
 
 def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
-    words = [
+    arguments = [
         "seed=5",
         "+hydra.job.env_set.PATH=/theirs",
         "hydra/job_logging=theirs",
-        *(f"hydra.searchpath=[{place}]" for place in ("pkg://theirs", "structured://theirs", r"pkg\://theirs")),
+        *(f"hydra.searchpath=[{path}]" for path in ("pkg://theirs", "structured://theirs", r"pkg\://theirs")),
     ]
-    (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
+    (run_dir / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(arguments))
     assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=5", "hydra.searchpath=[file://my_conf]"]
-    job = Job("a", ["seed=5", *words[1:]], {"augmentation": {}, "data": {"name": "synthetic", "dir": None}})
-    Ledger(tmp_path, [*words, "hydra.launcher.jobs=2"], [job]).write()
+    job = Job("a", ["seed=5", *arguments[1:]], {"augmentation": {}, "data": {"name": "synthetic", "dir": None}})
+    Ledger(tmp_path, [*arguments, "hydra.launcher.jobs=2"], [job]).write()
     assert resume.expand([f"resume={tmp_path}"])[:2] == ["seed=5", "hydra.launcher.jobs=2"]
     assert ledger.read(tmp_path)[1][0].overrides == ["seed=5"]
 

@@ -30,21 +30,21 @@ from cifar_research.sweeps.plan import Plan
 
 
 @functools.cache
-def composed(*words):
-    whole = config.compose(list(words)).config
+def composed(*overrides):
+    whole = config.compose(list(overrides)).config
     return OmegaConf.to_container(OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]), resolve=True)
 
 
-def made(*words):
+def made(*overrides):
     """Return a config, composed once for all seeds."""
-    seed = [int(word.removeprefix("seed=")) for word in words if word.startswith("seed=")]
-    base = copy.deepcopy(composed(*(word for word in words if not word.startswith("seed="))))
+    seed = [int(word.removeprefix("seed=")) for word in overrides if word.startswith("seed=")]
+    base = copy.deepcopy(composed(*(word for word in overrides if not word.startswith("seed="))))
     return base | {"seed": seed[-1]} if seed else base
 
 
-def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, changes=(), more=()):
+def write_run(folder, overrides=(), *, accuracy=0.5, status="completed", base=None, changes=(), more=()):
     """Write the files of a run with this validation accuracy."""
-    base = copy.deepcopy(base) if base else made(*words)
+    base = copy.deepcopy(base) if base else made(*overrides)
     for section, key, value in changes:
         (base[section] if section else base)[key] = value
     scores = {"loss": 1 - accuracy, "accuracy": accuracy}
@@ -55,7 +55,7 @@ def write_run(folder, words=(), *, accuracy=0.5, status="completed", base=None, 
         "seconds": {"total": 12.0},
     }  # fmt: skip
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(words)))
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
     (folder / ".hydra" / "hydra.yaml").write_text("hydra: {overrides: {hydra: [hydra.run.dir=x]}}\n")
     report.write_report(folder / "report.json", content | dict(more))
     phases = list(base["training"]["phases"])
@@ -67,13 +67,13 @@ def write_transfer(folder, backbone, training, *, seed=0, accuracy=0.5, trainabl
     """Write a run of a backbone, which has 1,000 parameters a letter of its name."""
     total = 1000 * len(backbone)
     more = {"parameters": {"total": total, "trainable": trainable}, "forward_flops": 2000 * total}
-    words = [f"backbone={backbone}", f"training={training}", f"seed={seed}", *options.pop("words", ())]
-    write_run(folder, words, accuracy=accuracy, more=more | options)
+    overrides = [f"backbone={backbone}", f"training={training}", f"seed={seed}", *options.pop("overrides", ())]
+    write_run(folder, overrides, accuracy=accuracy, more=more | options)
 
 
 def table_of(*places):
-    found, _ = runs.find([str(place) for place in places])
-    header, *rows = tables.leaderboard_table(Comparison(found))
+    result, _ = runs.find([str(path) for path in places])
+    header, *rows = tables.leaderboard_table(Comparison(result))
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -93,8 +93,8 @@ def test_one_row_a_setting_with_interval_over_seeds(tmp_path):
 def test_folds_are_one_row_with_their_correction(tmp_path):
     for seed in range(2):
         for fold, accuracy in enumerate((0.70, 0.72, 0.71)):
-            words = ["optimizer=sgd", f"seed={seed}", "data.folds=3", f"data.fold={fold}"]
-            write_run(tmp_path / f"{seed}{fold}", words, accuracy=accuracy + seed / 100)
+            overrides = ["optimizer=sgd", f"seed={seed}", "data.folds=3", f"data.fold={fold}"]
+            write_run(tmp_path / f"{seed}{fold}", overrides, accuracy=accuracy + seed / 100)
     write_run(tmp_path / "other", ["optimizer=adam", "data.folds=3", "data.fold=1"], accuracy=0.3)
     first, second = table_of(tmp_path)
     assert (first["n"], first["val accuracy"], second["n"]) == ("6", "0.7150", "1")
@@ -116,16 +116,16 @@ def test_a_run_that_repeats_another_is_no_further_seed(tmp_path):
 
 
 def test_other_images_are_another_row(tmp_path):
-    for seed, place in enumerate(("pets", "flowers")):
-        write_run(tmp_path / place, ["data=images", f"data.dir={place}", f"seed={seed}"])
+    for seed, path in enumerate(("pets", "flowers")):
+        write_run(tmp_path / path, ["data=images", f"data.dir={path}", f"seed={seed}"])
     assert sorted(row["dir"] for row in table_of(tmp_path)) == ["flowers", "pets"]
     for seed, fingerprint in enumerate("ab"):
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "cifar" / fingerprint, [f"seed={seed}"], more={"data": data})
     assert sorted(row["images"] for row in table_of(tmp_path / "cifar")) == ["a", "b"]
-    for place, is_noted in ((tmp_path / "cifar", True), (tmp_path / "cifar" / "a", False)):
-        found, _ = runs.find([str(place)])
-        assert ("The runs used different images" in command.summary(Comparison(found))) is is_noted
+    for path, is_noted in ((tmp_path / "cifar", True), (tmp_path / "cifar" / "a", False)):
+        result, _ = runs.find([str(path)])
+        assert ("The runs used different images" in command.summary(Comparison(result))) is is_noted
     for fingerprint in "ab":  # a folder for each data set, which the table does not show
         data = {"name": "x", "fingerprint": fingerprint, "sizes": {"val": 5000, "test": 10000}}
         write_run(tmp_path / "two" / fingerprint, ["seed=0", f"data.dir={fingerprint}"], more={"data": data})
@@ -133,9 +133,9 @@ def test_other_images_are_another_row(tmp_path):
 
 
 def test_the_keys_of_an_option_distinguish_runs(tmp_path):
-    words = ["experiment=transfer", "backbone=mobilenet_v2", "training=fine_tuning"]
+    overrides = ["experiment=transfer", "backbone=mobilenet_v2", "training=fine_tuning"]
     for upper, accuracy in (("block_16_expand", 0.9), ("block_15_expand", 0.6)):
-        write_run(tmp_path / "upper" / upper, [*words, f"backbone.upper_blocks={upper}"], accuracy=accuracy)
+        write_run(tmp_path / "upper" / upper, [*overrides, f"backbone.upper_blocks={upper}"], accuracy=accuracy)
     rows = table_of(tmp_path / "upper")
     assert [(row["upper_blocks"], row["val accuracy"]) for row in rows] == [
         ("block_16_expand", "0.9000"), ("block_15_expand", "0.6000"),
@@ -149,8 +149,8 @@ def test_runs_without_validation_are_one_row_and_written(tmp_path):
     for rate in (1, 2):
         for seed, accuracy in enumerate((0.7, 0.8)):
             scores = {"loss": 1.0, "accuracy": accuracy}
-            words = [f"seed={seed}", f"optimizer.learning_rate={rate}", "data.val_fraction=0"]
-            write_run(tmp_path / f"{rate}{seed}", words, more={"val": None, "test": scores})
+            overrides = [f"seed={seed}", f"optimizer.learning_rate={rate}", "data.val_fraction=0"]
+            write_run(tmp_path / f"{rate}{seed}", overrides, more={"val": None, "test": scores})
     rows = table_of(tmp_path)
     assert [(row["rank"], row["n"], row["val accuracy"], row["test accuracy"]) for row in rows] == [
         ("–", "2", "–", "0.7500")
@@ -162,8 +162,8 @@ def test_runs_without_validation_are_one_row_and_written(tmp_path):
 def test_ties_are_marked_by_seeds_and_by_images(tmp_path):
     def group(name, values, rate):
         for seed, accuracy in enumerate(values):
-            words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
-            write_run(tmp_path / f"{name}{seed}", words, accuracy=accuracy)
+            overrides = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
+            write_run(tmp_path / f"{name}{seed}", overrides, accuracy=accuracy)
 
     group("best", (0.80, 0.82, 0.84), 0.1)
     group("noisy", (0.90, 0.70, 0.77), 0.2)  # a distant mean, and a large spread
@@ -193,8 +193,8 @@ def test_failed_diverged_and_pruned_are_rows(tmp_path):
         Job("old", ["seed=5"], made("seed=5"), "failed", "gone", is_planned=False),
     ]
     Ledger(tmp_path, [], planned).write()
-    found = {row["learning_rate"]: (row["rank"], row["state"]) for row in table_of(tmp_path)}
-    assert found == {
+    result = {row["learning_rate"]: (row["rank"], row["state"]) for row in table_of(tmp_path)}
+    assert result == {
         "0.005": ("1", "completed"),
         "9": ("–", "diverged"),
         "8": ("–", "pruned"),
@@ -203,8 +203,8 @@ def test_failed_diverged_and_pruned_are_rows(tmp_path):
 
 
 def test_waiting_jobs_that_differ_in_their_seed_are_one_row(tmp_path):
-    words = [["optimizer=adam", f"seed={seed}"] for seed in (0, 1)]
-    jobs = [Job(str(seed), overrides, made(*overrides), "waiting") for seed, overrides in enumerate(words)]
+    arguments = [["optimizer=adam", f"seed={seed}"] for seed in (0, 1)]
+    jobs = [Job(str(seed), overrides, made(*overrides), "waiting") for seed, overrides in enumerate(arguments)]
     Ledger(tmp_path, [], [*jobs, Job("2", ["seed=2"], made("seed=2"), "running")]).write()
     assert [(row["n"], row["state"]) for row in table_of(tmp_path)] == [("2", "waiting"), ("1", "stopped")]
     assert call(tmp_path).stdout.endswith(f"Next: scripts/train resume={tmp_path}\n")
@@ -226,19 +226,19 @@ def test_augmentations_and_plugins_have_their_names(tmp_path):
     assert {row["degrees"] for row in rows} == {"15", "30", "–"}
 
 
-def write_option(folder, words, **options):
-    write_run(folder, words, more={"options": options})
+def write_option(folder, overrides, **options):
+    write_run(folder, overrides, more={"options": options})
 
 
 def test_options_have_the_names_that_were_typed(tmp_path):
     for flip in ("none", "flip"):
         write_option(tmp_path / flip, [f"augmentation={flip}"], augmentation=flip, model="first_version")
     write_option(tmp_path / "wide", ["augmentation=flip", "model=wide"], augmentation="flip", model="wide")
-    planned = [Job(name, words, made(*words), "failed") for name, words in (
+    planned = [Job(name, overrides, made(*overrides), "failed") for name, overrides in (
         ("none", ["augmentation=none"]), ("dead", ["augmentation=slides"]))]  # fmt: skip
     Ledger(tmp_path, [], planned).write()
-    found, _ = runs.find([str(tmp_path)])
-    assert {(run.settings["augmentation"], run.settings["model"]) for run in found} == {
+    result, _ = runs.find([str(tmp_path)])
+    assert {(run.settings["augmentation"], run.settings["model"]) for run in result} == {
         ("none", "head"), ("flip", "head"), ("slides", "head"),
     }  # fmt: skip
     planned[1].overrides.append("model=first_version")
@@ -303,15 +303,15 @@ def test_the_csv_has_a_number_a_column(tmp_path):
     ("seeds", "is_said"), [([[0], [0]], True), ([[0, 1], [0]], True), ([[0, 1], [0, 1]], False), ([[0]], False)]
 )
 def test_single_seeds_are_reported_as_no_ranking_of_settings(tmp_path, seeds, is_said):
-    for place, of in enumerate(seeds):
+    for path, of in enumerate(seeds):
         for seed in of:
             write_run(
-                tmp_path / f"{place}{seed}", [f"seed={seed}", f"model.dropout={place / 2}"], accuracy=0.5 + place / 4
+                tmp_path / f"{path}{seed}", [f"seed={seed}", f"model.dropout={path / 2}"], accuracy=0.5 + path / 4
             )
-    found, _ = runs.find([str(tmp_path)])
-    command.write(tmp_path, Comparison(found))
+    result, _ = runs.find([str(tmp_path)])
+    command.write(tmp_path, Comparison(result))
     for text in (
-        command.summary(Comparison(found)),
+        command.summary(Comparison(result)),
         *((tmp_path / name).read_text() for name in ("leaderboard.md", "report.html")),
     ):
         assert ("Another seed gives another accuracy" in text) is is_said
@@ -319,22 +319,22 @@ def test_single_seeds_are_reported_as_no_ranking_of_settings(tmp_path, seeds, is
 
 def test_main_effects(tmp_path):
     for seed, rate, accuracy in ((0, 0.1, 0.4), (1, 0.1, 0.6), (0, 0.2, 0.7), (1, 0.2, 0.7)):
-        words = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
-        write_run(tmp_path / f"{seed}{rate}", words, accuracy=accuracy)
-    found = Comparison(runs.find([str(tmp_path)])[0]).effects
-    (low, high) = found["optimizer.learning_rate"]  # all runs at 0.2 are equal: no spread
+        overrides = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
+        write_run(tmp_path / f"{seed}{rate}", overrides, accuracy=accuracy)
+    result = Comparison(runs.find([str(tmp_path)])[0]).effects
+    (low, high) = result["optimizer.learning_rate"]  # all runs at 0.2 are equal: no spread
     assert low[:2] == ("0.1", pytest.approx(0.5)) and low[2] == pytest.approx(12.706 * 0.1, rel=1e-3) and low[3] == 2
     assert high == ("0.2", pytest.approx(0.7), pytest.approx(math.nan, nan_ok=True), 2)
     assert tables.effects_table(Comparison(runs.find([str(tmp_path)])[0]))[1][-1] == "no spread"
 
 
 def test_the_studys_grid_stands_beside_the_study(tmp_path):
-    words = ["sweep=hyperparameters"]
-    jobs = list(Plan.of(parse_sweep(words)).grid())
+    overrides = ["sweep=hyperparameters"]
+    jobs = list(Plan.of(parse_sweep(overrides)).grid())
     for i, job in enumerate(jobs):
         write_run(tmp_path / job.folder, job.overrides, base=job.config, accuracy=0.5 + i / 100)
-    found, _ = runs.find([str(tmp_path)])
-    header, *rows = tables.study_table(Comparison(found))
+    result, _ = runs.find([str(tmp_path)])
+    header, *rows = tables.study_table(Comparison(result))
     assert len(rows) == 24 and header[5:9] == ["ACC", "VAL_ACC", "LOSS_VALUE", "VAL_LOSS"]
     assert rows[0][:5] == ["categorical_crossentropy", "0.005", "0.3", "adam", "max"]
     assert [row[6] for row in rows] == [f"{0.5 + i / 100:.4f}" for i in range(24)]
@@ -342,16 +342,16 @@ def test_the_studys_grid_stands_beside_the_study(tmp_path):
     assert best[:5] == ["mean_squared_error", "0.001", "0.3", "adam", "avg"] and best[10:] == [
         "0.9796", "0.8329", "0.0033", "0.0268",
     ]  # fmt: skip
-    assert tables.study_table(Comparison(found[:5]))[6][6] == "–"  # a job that is missing
-    command.write(tmp_path, Comparison(found))
+    assert tables.study_table(Comparison(result[:5]))[6][6] == "–"  # a job that is missing
+    command.write(tmp_path, Comparison(result))
     assert "## Beside the study" in (tmp_path / "leaderboard.md").read_text()
-    for place, more in enumerate((["data=synthetic"], ["backbone.batch_norm=false"], ["data.train_size=500"])):
-        write_run(tmp_path / "others" / str(place), [*jobs[0].overrides, *more])
-        assert tables.study_table(Comparison(runs.find([str(tmp_path / "others" / str(place))])[0])) is None
+    for path, more in enumerate((["data=synthetic"], ["backbone.batch_norm=false"], ["data.train_size=500"])):
+        write_run(tmp_path / "others" / str(path), [*jobs[0].overrides, *more])
+        assert tables.study_table(Comparison(runs.find([str(tmp_path / "others" / str(path))])[0])) is None
 
 
-def call(*words, code=0):
-    done = subprocess.run([sys.executable, "-m", "cifar_research.report", *words], capture_output=True, text=True)
+def call(*overrides, code=0):
+    done = subprocess.run([sys.executable, "-m", "cifar_research.report", *overrides], capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -360,8 +360,10 @@ def test_files_are_written_and_read_back(tmp_path):
     for i, rate in enumerate((0.1, 0.2, 0.3)):
         for seed in (0, 1):
             for dropout in (0.0, 0.5):
-                words = [f"seed={seed}", f"optimizer.learning_rate={rate}", f"model.dropout={dropout}"]
-                write_run(tmp_path / f"{i}{seed}{dropout}", words, accuracy=0.5 + i / 10 + seed / 100 + dropout / 50)
+                overrides = [f"seed={seed}", f"optimizer.learning_rate={rate}", f"model.dropout={dropout}"]
+                write_run(
+                    tmp_path / f"{i}{seed}{dropout}", overrides, accuracy=0.5 + i / 10 + seed / 100 + dropout / 50
+                )
     shown = call(str(tmp_path), "--write").stdout
     header, *rows = csv.reader((tmp_path / "leaderboard.csv").read_text().splitlines())
     assert len(rows) == 6 and dict(zip(header, rows[0], strict=True))["optimizer.learning_rate"] == "0.3"
@@ -384,8 +386,8 @@ def test_backbones_and_techniques_have_pictures(tmp_path):
                 write_transfer(folder, backbone, training, seed=seed, accuracy=0.6 + seed / 100)
     write_run(tmp_path / "cnn")  # has no size, as in older reports
     (tmp_path / "cnn" / "history.csv").unlink()
-    found, _ = runs.find([str(tmp_path)])
-    command.write(tmp_path, Comparison(found))
+    result, _ = runs.find([str(tmp_path)])
+    command.write(tmp_path, Comparison(result))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"backbones.png", "parallel_coordinates.png"}
     assert np.asarray(Image.open(tmp_path / "figures" / "backbones.png").convert("L")).std() > 5
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
@@ -420,7 +422,7 @@ def test_a_bar_is_the_best_row_of_its_backbone_and_technique(tmp_path):
     for seed, accuracy in enumerate((0.70, 0.72, 0.71)):
         more = {"seed": seed, "accuracy": accuracy, "seconds": {"total": seed}}
         write_transfer(tmp_path / f"a{seed}", "vgg16", "combined", **more)
-    write_transfer(tmp_path / "low", "vgg16", "combined", accuracy=0.3, words=["optimizer.learning_rate=0.2"])
+    write_transfer(tmp_path / "low", "vgg16", "combined", accuracy=0.3, overrides=["optimizer.learning_rate=0.2"])
     write_transfer(tmp_path / "one", "vgg16", "feature_extraction", accuracy=0.3)
     (head, both) = (best := Comparison(runs.find([str(tmp_path)])[0]).best_rows).values()
     assert list(best) == [("feature extraction", "VGG16"), ("combined", "VGG16")]
@@ -460,7 +462,7 @@ def test_a_mean_curve_ends_with_the_first_run():
 
 def test_sizes_are_columns_where_they_differ(tmp_path):
     write_transfer(tmp_path / "a", "vgg16", "combined", accuracy=0.6)
-    write_transfer(tmp_path / "b", "vgg16", "combined", words=["optimizer.learning_rate=0.2"])
+    write_transfer(tmp_path / "b", "vgg16", "combined", overrides=["optimizer.learning_rate=0.2"])
     (row, _) = table_of(tmp_path)
     assert not {"parameters", "trainable", "MFLOP"} & row.keys()
     write_transfer(tmp_path / "c", "vgg16", "feature_extraction", accuracy=0.4, trainable=5)
@@ -472,15 +474,15 @@ def test_sizes_are_columns_where_they_differ(tmp_path):
     Ledger(tmp_path / "a", [], [Job("next", ["seed=3"], made("seed=3"), "waiting")]).write()
     assert not {"parameters", "trainable", "MFLOP"} & table_of(tmp_path / "a")[0].keys()
     (tmp_path / "a" / "jobs.jsonl").unlink()
-    found = [(row["parameters"], row["trainable"], row["MFLOP"]) for row in table_of(tmp_path)]
-    assert found == [("5000", "10", "10.0")] * 2 + [("5000", "5", "10.0"), ("8000", "10", "16.0"), ("–", "–", "–")]
+    result = [(row["parameters"], row["trainable"], row["MFLOP"]) for row in table_of(tmp_path)]
+    assert result == [("5000", "10", "10.0")] * 2 + [("5000", "5", "10.0"), ("8000", "10", "16.0"), ("–", "–", "–")]
 
 
 def test_names_are_text_in_the_page(tmp_path):
     for i, name in enumerate(("</script><b>$x", "b")):
         write_run(tmp_path / str(i), [f"seed={i}"], changes=[("", "name", name), ("model", "activation", name)])
-    found, _ = runs.find([str(tmp_path)])
-    command.write(tmp_path, Comparison(found))
+    result, _ = runs.find([str(tmp_path)])
+    command.write(tmp_path, Comparison(result))
     own = (tmp_path / "report.html").read_text().replace(get_plotlyjs(), "")
     assert "<b>" not in own and "&lt;b&gt;$x" in own
 
@@ -578,19 +580,19 @@ def test_a_row_of_many_seeds_has_one_entry_in_the_legend(tmp_path):
 
 
 def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):
-    write_transfer(tmp_path / "a", "vgg16", "scratch", words=["backbone.weights=some/run"])
-    write_transfer(tmp_path / "b", "vgg16", "scratch", words=["backbone.weights=none"])
-    found, _ = runs.find([str(tmp_path)])
-    assert [ranking.technique(run) for run in found] == ["all weights", "from scratch"]
+    write_transfer(tmp_path / "a", "vgg16", "scratch", overrides=["backbone.weights=some/run"])
+    write_transfer(tmp_path / "b", "vgg16", "scratch", overrides=["backbone.weights=none"])
+    result, _ = runs.find([str(tmp_path)])
+    assert [ranking.technique(run) for run in result] == ["all weights", "from scratch"]
 
 
 @pytest.mark.parametrize(("num_seeds", "expected"), [(1, "resume=<sweep> seed="), (2, "very wide"), (3, None)])
 def test_the_report_says_what_few_seeds_cannot_show(num_seeds, expected, tmp_path):
     for rate in (0.1, 0.2):
         for seed in range(num_seeds):
-            words = [f"optimizer.learning_rate={rate}", f"seed={seed}"]
-            write_run(tmp_path / f"{rate}-{seed}", words, accuracy=0.5 + rate + 0.01 * seed)
-    found, _ = runs.find([str(tmp_path)])
-    notes = " ".join(str(section) for section in command._sections(Comparison(found)))
+            overrides = [f"optimizer.learning_rate={rate}", f"seed={seed}"]
+            write_run(tmp_path / f"{rate}-{seed}", overrides, accuracy=0.5 + rate + 0.01 * seed)
+    result, _ = runs.find([str(tmp_path)])
+    notes = " ".join(str(section) for section in command._sections(Comparison(result)))
     texts = {text for text in ("resume=<sweep> seed=", "very wide") if text in notes}
     assert texts == ({expected} if expected else set())

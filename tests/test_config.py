@@ -288,10 +288,10 @@ def test_an_optimizer_without_a_learning_rate_takes_each_phases(tmp_path, monkey
     text = "from cifar_research.optimization import optimizers\ndef mine():\n    return optimizers.adam(learning_rate=1.0)\n"
     (tmp_path / "rates_lab.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["allow_targets=[rates_lab]", "~optimizer", "+optimizer={_target_: rates_lab.mine}"]
+    overrides = ["allow_targets=[rates_lab]", "~optimizer", "+optimizer={_target_: rates_lab.mine}"]
     with pytest.raises(ConfigError, match=r"training\.phases\.scratch\.learning_rate: has no value"):
-        config.parse(words)
-    assert config.parse([*words, "training.phases.scratch.learning_rate=0.1"]).phases[0].learning_rate == 0.1
+        config.parse(overrides)
+    assert config.parse([*overrides, "training.phases.scratch.learning_rate=0.1"]).phases[0].learning_rate == 0.1
 
 
 def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
@@ -299,13 +299,13 @@ def test_users_own_factory_is_checked_and_used(tmp_path, monkeypatch):
         "def decay(*, power: float):\n    return lambda s, t, e: (1 - s / t) ** power\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["allow_targets=[my_lab]", "schedule._target_=my_lab.decay"]
-    words += ["~schedule.warmup_epochs", "~schedule.warmup_steps"]
+    overrides = ["allow_targets=[my_lab]", "schedule._target_=my_lab.decay"]
+    overrides += ["~schedule.warmup_epochs", "~schedule.warmup_steps"]
     with pytest.raises(ConfigError, match="schedule.power: decay needs a value"):
-        config.parse(words)
-    assert config.parse([*words, "+schedule.power=2.0"]).schedule(5, 10, 1) == 0.25
+        config.parse(overrides)
+    assert config.parse([*overrides, "+schedule.power=2.0"]).schedule(5, 10, 1) == 0.25
     with pytest.raises(ConfigError, match="allow_targets"):  # which the first one has not allowed for good
-        config.parse(words[1:])
+        config.parse(overrides[1:])
 
 
 def test_a_module_that_imports_a_factory_late_may_fail(tmp_path, monkeypatch):
@@ -374,12 +374,12 @@ def test_an_option_may_be_called_like_a_number(tmp_path):
 def test_hydras_resolvers_are_values_of_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PETS", "cats")
-    words = [
+    overrides = [
         "data.dir=${hydra:runtime.cwd}/${oc.env:PETS}",
         "name=${hydra:job.name}-${hydra:runtime.choices.optimizer}",
     ]
-    words += ["hydra.run.dir=${hydra:runtime.cwd}/r", "data.cache_dir=${hydra:runtime.output_dir}"]
-    settings = config.parse(words)
+    overrides += ["hydra.run.dir=${hydra:runtime.cwd}/r", "data.cache_dir=${hydra:runtime.output_dir}"]
+    settings = config.parse(overrides)
     assert settings.data.cache_dir == f"{tmp_path}/r"
     assert (settings.data.dir, settings.name) == (f"{tmp_path}/cats", "train-adam")
     cfg = config.compose(["name=${hydra:job.override_dirname}", "optimizer=sgd", "seed=3"]).config
@@ -436,15 +436,15 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
     (tmp_path / "conf" / "backbone").mkdir(parents=True)
     (tmp_path / "conf" / "backbone" / "net.yaml").write_text("_target_: my_nets.net\nkind: map\n")
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["allow_targets=[my_nets]", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "backbone=net"]
-    config.compose(words)
+    overrides = ["allow_targets=[my_nets]", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "backbone=net"]
+    config.compose(overrides)
     with pytest.raises(ConfigError, match=r"backbone.widht: .* did you mean \+backbone.width=8\?"):
-        config.compose([*words, "backbone.widht=8"])
-    config.parse([*words, "+backbone.width=8"])
+        config.compose([*overrides, "backbone.widht=8"])
+    config.parse([*overrides, "+backbone.width=8"])
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("overrides", "name"),
     [
         ([], "cifar10"),
         (["data=synthetic"], "synthetic"),
@@ -461,10 +461,10 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
         (["data=images", "data.dir=${oc.env:NOWHERE_AT_ALL}"], "run"),
     ],
 )
-def test_a_run_without_an_experiment_is_named_after_its_data_set(tmp_path, monkeypatch, words, name):
+def test_a_run_without_an_experiment_is_named_after_its_data_set(tmp_path, monkeypatch, overrides, name):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", "/some/home")
-    cfg = config.compose(words).config
+    cfg = config.compose(overrides).config
     assert cfg.name == name and cfg.hydra.run.dir.startswith(f"outputs/{name}/")
     assert cfg.hydra.sweep.dir.startswith(f"outputs/{name}/sweep_")

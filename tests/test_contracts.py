@@ -36,10 +36,10 @@ def parse(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_nets", raising=False)
 
-    def parse(*words, backbone="", head=""):
+    def parse(*overrides, backbone="", head=""):
         nodes = [f"+{group}={{_target_:my_nets.{name},promised:{{{promised}}}}}"
                  for group, name, promised in (("backbone", "backbone", backbone), ("model", "head", head))]  # fmt: skip
-        return config.parse(["allow_targets=[my_nets]", "~backbone", "~model", *nodes, *words])
+        return config.parse(["allow_targets=[my_nets]", "~backbone", "~model", *nodes, *overrides])
 
     return parse
 

@@ -57,12 +57,12 @@ def test_a_users_functions_branch_on_tensors(tmp_path):
         path.parent.mkdir(parents=True)
         target = f"_target_: my_lab.{name}{values.get(group, '')}"
         path.write_text(f"{name}:\n  {target}\n" if group == "augmentation" else f"{target}\n")
-    words = [
+    overrides = [
         "hydra.searchpath=[file://my_conf]", "allow_targets=[my_lab]", *(f"{group}={name}" for group, name in groups.items()),
         "data=synthetic", "data.train_images=60", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
         "training.batch_size=9", "training.epochs=1", "training.log_every_steps=1", "hydra.run.dir=run",
     ]  # fmt: skip
-    done = forked.run(words, cwd=tmp_path)
+    done = forked.run(overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (row,) = report.read_history(tmp_path / "run" / "history.csv")
     assert row["learning_rate"] == pytest.approx(0.0005)  # of the last step
@@ -72,7 +72,7 @@ def test_nothing_of_ours_is_rewritten():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and "tf.function" in map(ast.unparse, [node.func, *node.args[:1]]):
-                words = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                assert words.get("autograph") == "False", f"{path.name}:{node.lineno}"
+                overrides = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert overrides.get("autograph") == "False", f"{path.name}:{node.lineno}"
             bare = isinstance(node, ast.FunctionDef) and "tf.function" in map(ast.unparse, node.decorator_list)
             assert not bare, f"{path.name}:{node.lineno}"

@@ -128,9 +128,9 @@ def modules():
             sys.modules.pop(name, None)
 
 
-def cifar_convert_weights(monkeypatch, capsys, *words):
+def cifar_convert_weights(monkeypatch, capsys, *arguments):
     """Return the command's exit code and output."""
-    monkeypatch.setattr(sys, "argv", ["cifar-convert-weights", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["cifar-convert-weights", *map(str, arguments)])
     code = 0
     try:
         convert_weights.main()
@@ -160,8 +160,8 @@ def test_a_users_file_is_converted_and_loaded(tmp_path, monkeypatch, capsys, pyt
     np.savez("small.npz", **kept)
     Path("names.yaml").write_text(yaml.safe_dump({rule: NAMES[rule] for rule in list(NAMES)[:2]}))
     backbone = ["allow_targets=[my_small]", "~backbone", "+backbone={_target_:my_small.small}"]
-    words = ["small.npz", "--names", "names.yaml", "--output", "small.weights.h5", "--python", python, *backbone]
-    assert cifar_convert_weights(monkeypatch, capsys, *words) == (0, "small.weights.h5: 128 weights of small\n")
+    arguments = ["small.npz", "--names", "names.yaml", "--output", "small.weights.h5", "--python", python, *backbone]
+    assert cifar_convert_weights(monkeypatch, capsys, *arguments) == (0, "small.weights.h5: 128 weights of small\n")
     with h5py.File("small.weights.h5") as file:
         assert dict(file.attrs) == {"source": "small.npz", "source_sha256": "0" * 64}
     settings = config.parse([*backbone[:2], "+backbone={_target_:my_small.small,weights:small.weights.h5}"])
@@ -172,7 +172,7 @@ def test_a_users_file_is_converted_and_loaded(tmp_path, monkeypatch, capsys, pyt
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nothing.pth"], "nothing.pth: needs --names and --output; see docs/transfer.md"),
         (["nothing.pth", "--names", "names.yaml", "--output", "a.weights.h5"], "nothing.pth: there is no such file"),
@@ -185,7 +185,7 @@ def test_a_users_file_is_converted_and_loaded(tmp_path, monkeypatch, capsys, pyt
         (["half.npz", "--names", "names.yaml", "--output", "a.weights.h5", "--python", "./none"], "./none cannot be run"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_sentence_and_write_nothing(tmp_path, monkeypatch, capsys, python, words, message):
+def test_mistakes_are_one_sentence_and_write_nothing(tmp_path, monkeypatch, capsys, python, arguments, message):
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("names.yaml", "a: b"),
@@ -197,7 +197,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(tmp_path, monkeypatch, caps
         Path(name).write_text(text)
     before = sorted(tmp_path.iterdir())
     code, output = cifar_convert_weights(
-        monkeypatch, capsys, *([] if "--python" in words else ["--python", python]), *words
+        monkeypatch, capsys, *([] if "--python" in arguments else ["--python", python]), *arguments
     )
     assert code == 2 and message in output and "Traceback" not in output
     assert sorted(tmp_path.iterdir()) == before
@@ -279,8 +279,8 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys, python):
     state |= {"features.0.bias": draw(16), "features.3.bias": draw(32), "classifier.weight": draw((10, 32))}
     np.savez("body.npz", **state)
     backbone = ["hydra.searchpath=[file://my_conf]", "allow_targets=[my_lab]", "backbone=body", "backbone.weights=none"]
-    words = ["body.npz", "--names", "names.yaml", "--output", "body.weights.h5", "--python", python, *backbone]
-    assert cifar_convert_weights(monkeypatch, capsys, *words) == (0, "body.weights.h5: 5,088 weights of body\n")
+    arguments = ["body.npz", "--names", "names.yaml", "--output", "body.weights.h5", "--python", python, *backbone]
+    assert cifar_convert_weights(monkeypatch, capsys, *arguments) == (0, "body.weights.h5: 5,088 weights of body\n")
     settings = config.parse([*backbone[:3], "backbone.weights=body.weights.h5"])
     model = settings.backbone.build((32, 32, 3))
     settings.backbone.load_weights(model, None)

@@ -23,7 +23,7 @@ def data(train=1280, test=0):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         ("experiment=first_version", 2),
         ("experiment=first_version training.batch_size=256", 2),
@@ -48,8 +48,8 @@ def data(train=1280, test=0):
         ("training=feature_extraction backbone=vgg16 backbone.image_size=32", 1),
     ],
 )
-def test_how_many_parts(words, expected):
-    assert shards.count(config.parse(["training.threads=2", *words.split()]), data()) == expected
+def test_how_many_parts(overrides, expected):
+    assert shards.count(config.parse(["training.threads=2", *overrides.split()]), data()) == expected
 
 
 @pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", None), ("auto", None), ("", None), ("-1", None)])
@@ -68,9 +68,9 @@ def test_a_loss_of_the_users_own_sees_the_whole_batch():
 
 @pytest.mark.parametrize(("train", "test", "expected"), [(1281, 0, 1), (1282, 0, 2), (1280, 501, 1), (1280, 502, 2)])
 def test_no_part_is_ever_empty(train, test, expected):
-    words = ["experiment=first_version", "training.threads=2", "training.eval_batch_size=500"]
-    assert shards.count(config.parse(words), data(train, test)) == expected
-    assert shards.count(config.parse([*words, "data.drop_remainder=true"]), data(train, 0)) == 2
+    overrides = ["experiment=first_version", "training.threads=2", "training.eval_batch_size=500"]
+    assert shards.count(config.parse(overrides), data(train, test)) == expected
+    assert shards.count(config.parse([*overrides, "data.drop_remainder=true"]), data(train, 0)) == 2
 
 
 def test_usable_cores_are_those_a_launcher_leaves(monkeypatch):
@@ -109,11 +109,11 @@ def test_masks_of_parts_are_those_of_the_whole_batch(shape, drops_maps):
     @tf.function
     def masks(number):
         with layers.called_with(seed=tf.constant([1, 2])):
-            found = []
+            result = []
             for first_row, (part,) in shards.cut(number, tf.ones(shape)):
                 with layers.called_with(first_row=first_row):
-                    found.append(layer(part, training=True))
-            return tf.concat(found, 0)
+                    result.append(layer(part, training=True))
+            return tf.concat(result, 0)
 
     for number in (2, 3, 4):
         np.testing.assert_array_equal(masks(number), masks(1))
@@ -128,9 +128,9 @@ import tensorflow as tf
 print(environment.prepare(config.parse(["training.threads=1"]).training, 0).device)
 training = config.parse(["training.threads=2"]).training
 for parts in (2, 1):
-    found = environment.prepare(training, 0, parts)
+    env = environment.prepare(training, 0, parts)
     threads = tf.config.threading
-    print(found.batch_shards, found.device, threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads())
+    print(env.batch_shards, env.device, threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads())
     tf.zeros([2]) + 1  # from here on threads cannot be changed
 environment.raises_if_stale = True
 try:

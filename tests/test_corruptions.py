@@ -31,16 +31,16 @@ def test_the_families_are_those_of_the_paper():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_a_function_of_the_seed_and_stronger_with_severity(name, images):
     before = images.copy()
-    found = [corrupt(images, name, severity, [3, 1]) for severity in SEVERITIES]
+    result = [corrupt(images, name, severity, [3, 1]) for severity in SEVERITIES]
     assert (images == before).all()
-    for one in found:
+    for one in result:
         assert one.dtype == np.uint8 and one.shape == images.shape
-    distances = [distance(one, images) for one in found]
+    distances = [distance(one, images) for one in result]
     assert distances[0] > 0 and all(a < b for a, b in zip(distances, distances[1:], strict=False)), distances
-    assert (corrupt(images, name, 3, [3, 1]) == found[2]).all()
+    assert (corrupt(images, name, 3, [3, 1]) == result[2]).all()
     drawn = {"gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost", "fog",
              "elastic_transform"}  # fmt: skip
-    assert (corrupt(images, name, 3, [3, 2]) != found[2]).any() == (name in drawn)
+    assert (corrupt(images, name, 3, [3, 2]) != result[2]).any() == (name in drawn)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,11 +86,11 @@ def test_blurs_against_scipy(images):
 def test_brightness_is_that_of_hsv(images):
     import colorsys
 
-    found = corrupt(images, "brightness", 2)
-    for place in ((0, 3, 5), (1, 16, 16), (2, 30, 1)):
-        hue, saturation, value = colorsys.rgb_to_hsv(*(images[place] / 255))
+    result = corrupt(images, "brightness", 2)
+    for path in ((0, 3, 5), (1, 16, 16), (2, 30, 1)):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(images[path] / 255))
         expected = colorsys.hsv_to_rgb(hue, saturation, min(1, value + 0.1))
-        assert found[place] / 255 == pytest.approx(expected, abs=0.003)
+        assert result[path] / 255 == pytest.approx(expected, abs=0.003)
     black = np.zeros((1, 32, 32, 3), np.uint8)
     assert (corrupt(black, "brightness", 5) == round(0.3 * 255)).all()
 
@@ -104,9 +104,9 @@ def test_pixelate_and_jpeg_against_pillow(images):
 
 
 def test_contrast_keeps_the_mean_and_zoom_blur_the_middle(images):
-    found = corrupt(images, "contrast", 4).astype(float)
-    assert found.mean((1, 2)) == pytest.approx(images.mean((1, 2)), abs=0.5)
-    assert found.std((1, 2)) == pytest.approx(0.3 * images.std((1, 2)), abs=0.5)
+    result = corrupt(images, "contrast", 4).astype(float)
+    assert result.mean((1, 2)) == pytest.approx(images.mean((1, 2)), abs=0.5)
+    assert result.std((1, 2)) == pytest.approx(0.3 * images.std((1, 2)), abs=0.5)
     dot = np.zeros((1, 33, 33, 3), np.uint8)
     dot[0, 16, 16] = 255
     blurred = corrupt(dot, "zoom_blur", 5)[0, :, :, 0]

@@ -33,7 +33,7 @@ def members(name):
     pickled, raw = cifar.LAYOUTS[name]
     fine = name == "cifar100"
     num_classes = 100 if fine else 10
-    found = ({}, {})
+    result = ({}, {})
     for number, (py, binary) in enumerate(zip(pickled.md5, raw.md5, strict=True)):
         rows, labels = arrays(100 if fine else PER_BATCH, num_classes, number)
         keys = (
@@ -41,14 +41,14 @@ def members(name):
             if fine
             else {b"labels": labels.tolist()}
         )
-        found[0][py] = pickle.dumps({b"data": rows, **keys}, protocol=2)
+        result[0][py] = pickle.dumps({b"data": rows, **keys}, protocol=2)
         prefix = np.stack([np.zeros_like(labels), labels], 1) if fine else labels[:, None]
-        found[1][binary] = np.concatenate([prefix.astype(np.uint8), rows], axis=1).tobytes()
+        result[1][binary] = np.concatenate([prefix.astype(np.uint8), rows], axis=1).tobytes()
     names = [f"class {i:02}" for i in range(num_classes)]
     key = b"fine_label_names" if fine else b"label_names"
-    found[0][pickled.names] = pickle.dumps({key: [n.encode() for n in names]}, protocol=2)
-    found[1][raw.names] = "\n".join([*names, ""]).encode()
-    return found
+    result[0][pickled.names] = pickle.dumps({key: [n.encode() for n in names]}, protocol=2)
+    result[1][raw.names] = "\n".join([*names, ""]).encode()
+    return result
 
 
 def lay_out(root, name, which, archive):
@@ -107,8 +107,8 @@ def test_published_checksums_leave_no_note(tmp_path, monkeypatch):
 
 
 def test_found_in_the_order_that_is_promised(tmp_path, monkeypatch):
-    for place in ("given", "environment", "keras/datasets", "cache/data"):
-        lay_out(tmp_path / place, "cifar10", 0, archive=False)
+    for path in ("given", "environment", "keras/datasets", "cache/data"):
+        lay_out(tmp_path / path, "cifar10", 0, archive=False)
     root = folders.root(None)
 
     def where(data_dir=None, found_in=None):

@@ -21,18 +21,18 @@ FACTS = {"versions": {"keras": "3.15"}, "hardware": {"cpu": "x", "cores": 2}, "g
 def write_sweep(folder, rows):
     """Write a sweep's folder; rows: of (overrides, accuracy)."""
     jobs = []
-    for words, accuracy in rows:
-        write_run(folder / ",".join(words), words, accuracy=accuracy, more=FACTS)
-        jobs.append(Job(",".join(words), list(words), made(*words), state="completed"))
+    for overrides, accuracy in rows:
+        write_run(folder / ",".join(overrides), overrides, accuracy=accuracy, more=FACTS)
+        jobs.append(Job(",".join(overrides), list(overrides), made(*overrides), state="completed"))
     lines = [{"arguments": []}, *(job.line for job in jobs)]
     (folder / LEDGER).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def shown(a, b):
     """Return {heading: parts} of A and B."""
-    found, warnings = diff.read([str(a), str(b)])
+    result, warnings = diff.read([str(a), str(b)])
     assert not warnings
-    return {section.heading: list(section.parts) for section in found.sections()}
+    return {section.heading: list(section.parts) for section in result.sections()}
 
 
 def rows_of(parts, number=0):
@@ -53,7 +53,7 @@ def test_equal_runs_differ_in_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "more", "expected"),
+    ("overrides", "more", "expected"),
     [
         (["seed=2"], {}, [("config", "seed", "1", "2")]),
         (["model.dropout=0.5"], {}, [("config", "seed", "1", "0"), ("config", "model.dropout", "0", "0.5")]),
@@ -72,12 +72,12 @@ def test_equal_runs_differ_in_nothing(tmp_path):
         (["seed=1"], {"git": None}, [("code", "commit", "c" * 12, "not a git checkout"), ("code", "changes", "none", "–")]),
     ],
 )  # fmt: skip
-def test_what_differs_between_two_runs(tmp_path, words, more, expected):
+def test_what_differs_between_two_runs(tmp_path, overrides, more, expected):
     write_run(tmp_path / "a", ["seed=1"], more=FACTS)
-    write_run(tmp_path / "b", words, more=FACTS | more)
+    write_run(tmp_path / "b", overrides, more=FACTS | more)
     parts = shown(tmp_path / "a", tmp_path / "b")["What differs"]
-    found = [tuple(row.values()) for row in rows_of(parts)] if expected else []
-    assert sorted(found) == sorted(expected)
+    result = [tuple(row.values()) for row in rows_of(parts)] if expected else []
+    assert sorted(result) == sorted(expected)
 
 
 def test_two_runs_have_the_interval_of_their_difference_and_mcnemars_test(tmp_path):
@@ -154,14 +154,14 @@ RATES = {rate: f"optimizer.learning_rate={rate}" for rate in (0.1, 0.2, 0.3)}
 )  # fmt: skip
 def test_settings_of_sweeps_are_matched(tmp_path, a, b, expected, note):
     for name, grid in (("a", a), ("b", b)):
-        write_sweep(tmp_path / name, [(words, 0.9 - i / 10) for i, words in enumerate(grid)])
-    found, _ = diff.read([str(tmp_path / "a"), str(tmp_path / "b")])
-    pairs, text = found.pairs
+        write_sweep(tmp_path / name, [(overrides, 0.9 - i / 10) for i, overrides in enumerate(grid)])
+    result, _ = diff.read([str(tmp_path / "a"), str(tmp_path / "b")])
+    pairs, text = result.pairs
     assert [dict(pair.settings) for pair in pairs] == expected and text == note
     assert [pair.rows[0].runs[0].settings.get("model.dropout") for pair in pairs] == [
         pair.rows[1].runs[0].settings.get("model.dropout") for pair in pairs
     ] or "0.5" in str(b)
-    adjusted = f"The tests are not adjusted for {len(pairs)} comparisons." in text_of(found.sections()[1].parts)
+    adjusted = f"The tests are not adjusted for {len(pairs)} comparisons." in text_of(result.sections()[1].parts)
     assert adjusted == (len(pairs) > 1)
 
 
@@ -171,14 +171,14 @@ def test_the_files_show_both_curves(tmp_path):
     row = dict.fromkeys(report.HISTORY_COLUMNS, 1) | {"phase": "scratch", "val_accuracy": 0.25}
     rows = [row | {"epoch": epoch, "loss": epoch} for epoch in range(1, 31)]
     report.write_history(tmp_path / "b" / "history.csv", rows)
-    found, _ = diff.read([str(tmp_path / "a"), str(tmp_path / "b")])
-    sections = found.sections()
+    result, _ = diff.read([str(tmp_path / "a"), str(tmp_path / "b")])
+    sections = result.sections()
     curves = rows_of(sections[2].parts)
     assert [int(row["epoch"]) for row in curves] == [1, 4, 7, 11, 14, 17, 20, 24, 27, 30]
     assert (curves[0]["A val accuracy"], curves[0]["B val accuracy"]) == ("0.5000", "0.2500")  # the mean of 0.4 and 0.6
     assert (curves[-1]["A loss"], curves[-1]["B loss"]) == ("–", "30.0000")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert command.write_diff(found, sections) == tmp_path / "a" / "diff_b"
+    assert command.write_diff(result, sections) == tmp_path / "a" / "diff_b"
     new = {path for path in tmp_path.rglob("*") if path.is_file()} - before.keys()
     assert {path.name for path in new} == {"diff_b.md", "diff_b.html", "diff_b.png"}
     markdown, page = ((tmp_path / "a" / f"diff_b.{kind}").read_text() for kind in ("md", "html"))
@@ -210,8 +210,8 @@ def test_bad_input_is_a_sentence_and_writes_nothing(tmp_path):
         ("--diff", "a", "./a"): "--diff: a and a are the same folder; give two",
     }
     outputs = refusals("report", [*map(list, cases), ["--diff", "a", "stopped"]], tmp_path)
-    for (words, sentence), output in zip(cases.items(), outputs, strict=False):
-        assert (output["code"], output["stdout"]) == (2, "") and sentence in output["stderr"], (words, output)
+    for (overrides, sentence), output in zip(cases.items(), outputs, strict=False):
+        assert (output["code"], output["stdout"]) == (2, "") and sentence in output["stderr"], (overrides, output)
     # A run that was stopped is compared by what it has.
     assert outputs[-1]["code"] == 0 and "1 stopped" in outputs[-1]["stdout"] and not outputs[-1]["has_tensorflow"]
     assert sorted(tmp_path.rglob("*")) == before

@@ -33,8 +33,12 @@ SMALL = [
 def runs(tmp_path_factory):
     """Three runs: s0 and s1 differ by their seed, w is wider and in half precision."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, words in {"s0": [], "s1": ["seed=1"], "w": ["model.hidden=[32]", "training.precision=bfloat16"]}.items():
-        train_run(config.parse([*SMALL, *words]), folder / name, console.Display(quiet=True))
+    for name, overrides in {
+        "s0": [],
+        "s1": ["seed=1"],
+        "w": ["model.hidden=[32]", "training.precision=bfloat16"],
+    }.items():
+        train_run(config.parse([*SMALL, *overrides]), folder / name, console.Display(quiet=True))
     return folder
 
 
@@ -79,8 +83,8 @@ def test_classes_are_matched_by_name(copies, data):
     write_report(path, report)
     logits = members_of(copies / "s0", copies / "s1", data=data)
     mean = (softmax(logits[0], axis=1) + np.roll(softmax(logits[1], axis=1), 1, axis=1)) / 2
-    found = cifar_research.load([copies / "s0", copies / "s1"]).probabilities(data.test.images)
-    np.testing.assert_allclose(found, mean, atol=1e-6)
+    result = cifar_research.load([copies / "s0", copies / "s1"]).probabilities(data.test.images)
+    np.testing.assert_allclose(result, mean, atol=1e-6)
 
 
 def test_an_evaluation_beside_its_members(copies, data):
@@ -131,8 +135,8 @@ def test_commands(copies, monkeypatch, capsys, call, tmp_path):  # noqa: F811
     command = importlib.import_module("cifar_research.evaluate")
     image = tmp_path / "image.png"
     Image.fromarray(datasets.load(config.parse(SMALL).data).test.images[0]).save(image)
-    words = (copies / "s1", image, "--format", "jsonl", "--ensemble", copies / "s0")
-    code, out, err = call(*words)
+    overrides = (copies / "s1", image, "--format", "jsonl", "--ensemble", copies / "s0")
+    code, out, err = call(*overrides)
     before = json.loads(out)["predictions"][0]
     assert code == 0 and f"evaluate {copies / 's1'} {copies / 's0'} --ensemble fits a temperature" in err
     monkeypatch.setattr(sys, "argv", ["cifar-evaluate", str(copies / "s0"), str(copies / "s1"), "--ensemble"])
@@ -140,7 +144,7 @@ def test_commands(copies, monkeypatch, capsys, call, tmp_path):  # noqa: F811
     shown = capsys.readouterr().out
     assert "mean of the 2 runs" in shown and re.search(r"^ensemble +300 ", shown, re.MULTILINE)
     assert "Two runs disagree on" in shown and "The temperature was fitted on 60 validation images" in shown
-    code, out, err = call(*words)
+    code, out, err = call(*overrides)
     after = json.loads(out)["predictions"][0]
     assert code == 0 and err == "" and after["class"] == before["class"]
     assert after["probability"] != before["probability"]
@@ -191,11 +195,11 @@ def test_images_of_another_size_are_refused(runs, monkeypatch):
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_write_nothing(copies, tmp_path, name):
-    words, changes, message = MISTAKES[name]
+    overrides, changes, message = MISTAKES[name]
     if changes:
         change(copies / "s1", **changes)
     before = {path: path.stat().st_mtime_ns for path in copies.rglob("*")}
-    line = words.format(s0=copies / "s0", s1=copies / "s1", w=copies / "w").split()
+    line = overrides.format(s0=copies / "s0", s1=copies / "s1", w=copies / "w").split()
     (done,) = refusals("predict" if name.startswith("predict") else "evaluate", [line], tmp_path)
     assert done["code"] == 2 and message in done["stderr"] and not done["has_tensorflow"], done
     assert {path: path.stat().st_mtime_ns for path in copies.rglob("*")} == before

@@ -46,8 +46,8 @@ def cache(tmp_path_factory):
 def runs(tmp_path_factory, cache):
     """A sweep's folder made by hand: three runs of the same classes, two of which differ only in their seed."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, words in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
-        train_run(config.parse([*SMALL, *words]), folder / name)
+    for name, arguments in {"a0": [], "a1": ["seed=1"], "b0": ["training.epochs=2"]}.items():
+        train_run(config.parse([*SMALL, *arguments]), folder / name)
     return folder
 
 
@@ -68,12 +68,12 @@ def drawn():
 
 def test_scores_against_scikit_learn(drawn):
     logits, labels = drawn
-    found, predictions = scores.summary(logits, labels, np.full(4, 100)), logits.argmax(1)
-    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
-    interval = stats.binomtest(found["right"], 400).proportion_ci(method="wilson")
-    assert found["interval"] == pytest.approx([interval.low, interval.high], abs=1e-6)
+    result, predictions = scores.summary(logits, labels, np.full(4, 100)), logits.argmax(1)
+    assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
+    interval = stats.binomtest(result["right"], 400).proportion_ci(method="wilson")
+    assert result["interval"] == pytest.approx([interval.low, interval.high], abs=1e-6)
     probabilities = softmax(logits.astype(np.float64), axis=1)
-    assert found["cross_entropy"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities))
+    assert result["cross_entropy"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities))
     rows = scores.by_class(metrics.confusion_matrix(labels, predictions, 4), "abcd")
     expected = sklearn.metrics.classification_report(labels, predictions, target_names=list("abcd"), output_dict=True)
     for row in rows:
@@ -93,19 +93,19 @@ def test_a_class_that_nothing_is_taken_for_has_no_precision():
 
 def test_confused_pairs_by_hand():
     matrix = np.array([[5, 3, 0], [1, 9, 0], [4, 0, 2]])
-    found = scores.confused_pairs(matrix, "abc")
-    assert [(row["truth"], row["prediction"], row["images"]) for row in found] == [("c", "a", 4), ("a", "b", 3),
+    result = scores.confused_pairs(matrix, "abc")
+    assert [(row["truth"], row["prediction"], row["images"]) for row in result] == [("c", "a", 4), ("a", "b", 3),
                                                                                   ("b", "a", 1)]  # fmt: skip
-    assert found[0]["share"] == pytest.approx(4 / 6) and len(scores.confused_pairs(matrix, "abc", most=1)) == 1
+    assert result[0]["share"] == pytest.approx(4 / 6) and len(scores.confused_pairs(matrix, "abc", most=1)) == 1
 
 
 def test_the_worst_mistakes_are_the_surest(drawn):
     logits, labels = drawn
-    found = scores.worst(logits, labels, most=5)
-    sure = [row["probability"] for row in found]
+    result = scores.worst(logits, labels, most=5)
+    sure = [row["probability"] for row in result]
     wrong = logits.argmax(1) != labels
     assert sure == sorted(sure, reverse=True) and sure[0] == pytest.approx(softmax(logits, axis=1).max(1)[wrong].max())
-    assert all(row["label"] == labels[row["index"]] != row["prediction"] for row in found)
+    assert all(row["label"] == labels[row["index"]] != row["prediction"] for row in result)
     assert scores.worst(np.eye(3), np.arange(3)) == []
 
 
@@ -113,9 +113,9 @@ def test_expected_calibration_error_by_hand():
     # Two bins: of 0.5 to 1, three images of mean confidence 0.8, two right; of 0 to 0.5, one of 0.4, right.
     probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.3, 0.7, 0], [0.4, 0.3, 0.3]])
     labels = np.array([0, 1, 1, 0])
-    found = calibration.reliability(probabilities, labels, 2)
-    assert found["counts"].tolist() == [1, 3]
-    assert found["accuracy"] == pytest.approx([1, 2 / 3]) and found["confidence"] == pytest.approx([0.4, 0.8])
+    result = calibration.reliability(probabilities, labels, 2)
+    assert result["counts"].tolist() == [1, 3]
+    assert result["accuracy"] == pytest.approx([1, 2 / 3]) and result["confidence"] == pytest.approx([0.4, 0.8])
     assert calibration.expected_error(probabilities, labels, 2) == pytest.approx((0.6 + 3 * (0.8 - 2 / 3)) / 4)
     # A confidence on a bin's edge belongs below; empty bins count nothing.
     edge = calibration.reliability(np.array([[0.5, 0.5]]), np.array([0]), 2)
@@ -128,11 +128,11 @@ def test_temperature_recovers_the_one_that_labels_were_drawn_with(temperature):
     logits = rng.normal(0, 2, (40_000, 5)).astype(np.float32)
     powers = softmax(logits / temperature, axis=1)
     labels = (powers.cumsum(1) < rng.random((len(logits), 1))).sum(1).clip(0, 4)
-    found = calibration.fit_temperature(logits, labels)
-    assert found == pytest.approx(temperature, rel=0.03)
-    least = scores.cross_entropy(logits / found, labels)
-    assert all(least < scores.cross_entropy(logits / other, labels) for other in (found * 0.98, found * 1.02))
-    before, after = (calibration.measures(logits, labels, t) for t in (1.0, found))
+    result = calibration.fit_temperature(logits, labels)
+    assert result == pytest.approx(temperature, rel=0.03)
+    least = scores.cross_entropy(logits / result, labels)
+    assert all(least < scores.cross_entropy(logits / other, labels) for other in (result * 0.98, result * 1.02))
+    before, after = (calibration.measures(logits, labels, t) for t in (1.0, result))
     assert after["ece"] < 0.01 and (temperature == 1 or before["ece"] > 0.05)
     assert after["brier"] <= before["brier"] and after["confidence"] == pytest.approx((logits.argmax(1) == labels).mean(),
                                                                                     abs=0.01)  # fmt: skip
@@ -172,21 +172,21 @@ def test_comparison_by_hand(drawn):
     rng = np.random.default_rng(5)
     first, second = (logits + rng.normal(0, 1, (3, *logits.shape)) for _ in range(2))
     second -= np.eye(4)[labels] / 2
-    found = against.compare(first, second, labels, "abcd", ([0, 1, 2], [0, 1, 2]))
+    result = against.compare(first, second, labels, "abcd", ([0, 1, 2], [0, 1, 2]))
     right = [(against.vote(one)[0] == labels) for one in (first, second)]
-    table = found["table"]
+    table = result["table"]
     assert sum(table.values()) == 400 and table["only_first"] == (right[0] & ~right[1]).sum()
-    assert found["p"] == pytest.approx(stats.binomtest(table["only_first"],
+    assert result["p"] == pytest.approx(stats.binomtest(table["only_first"],
                                                        table["only_first"] + table["only_second"]).pvalue)  # fmt: skip
     accuracies = [(one.argmax(2) == labels).mean(1) for one in (first, second)]
-    assert found["first"]["accuracies"] == pytest.approx(accuracies[0])
-    assert found["p_of_seeds"] == pytest.approx(stats.ttest_rel(*accuracies).pvalue)
+    assert result["first"]["accuracies"] == pytest.approx(accuracies[0])
+    assert result["p_of_seeds"] == pytest.approx(stats.ttest_rel(*accuracies).pvalue)
     # Two runs of one seed in a group are not paired with anything.
     for seeds in (([0, 0, 0], [0, 1, 2]), ([0, 0, 0], [0, 0, 0]), ([0, 0, 1], [0, 1, 0])):
         unpaired = against.compare(first, second, labels, "abcd", seeds)
         assert unpaired["p_of_seeds"] == pytest.approx(stats.ttest_ind(*accuracies, equal_var=False).pvalue)
-        assert found["is_paired"] and not unpaired["is_paired"]
-    assert sum(row["only_first"] for row in found["by_class"]) == table["only_first"]
+        assert result["is_paired"] and not unpaired["is_paired"]
+    assert sum(row["only_first"] for row in result["by_class"]) == table["only_first"]
     rows = against.differences(first, second, labels)
     assert len(rows) == table["only_first"] + table["only_second"]
     assert {row["index"] for row in rows} == set(np.flatnonzero(right[0] != right[1]))
@@ -208,10 +208,10 @@ def test_grad_cam_of_a_linear_case():
     weights = np.array([[4.0, -8.0], [-4.0, 4.0]])  # [channels, classes]
     dense.set_weights([weights])
     image = np.array([[[[1, 0], [0, 1]], [[2, 1], [3, 3]]]], np.float32)
-    found = gradcam.maps(model, np.repeat(image, 2, 0), np.array([0, 1]))
-    assert found[0] == pytest.approx(np.maximum(image[0] @ weights[:, 0] / 4, 0)) and found[0].max() == 1
-    assert found[1] == pytest.approx(np.maximum(image[0] @ weights[:, 1] / 4, 0))
-    large = gradcam.enlarged(found * 7, (8, 8))
+    result = gradcam.maps(model, np.repeat(image, 2, 0), np.array([0, 1]))
+    assert result[0] == pytest.approx(np.maximum(image[0] @ weights[:, 0] / 4, 0)) and result[0].max() == 1
+    assert result[1] == pytest.approx(np.maximum(image[0] @ weights[:, 1] / 4, 0))
+    large = gradcam.enlarged(result * 7, (8, 8))
     assert large.shape == (2, 8, 8) and large.max((1, 2)) == pytest.approx([1, 1]) and large.min() >= 0
     assert not gradcam.enlarged(np.zeros((1, 2, 2), np.float32), (4, 4)).any()
     flat = keras.Model(inputs, keras.layers.Flatten()(inputs))
@@ -222,27 +222,29 @@ def test_grad_cam_of_a_linear_case():
 
 
 def test_evaluation_equals_what_is_computed_apart(evaluated):
-    run, found, text = evaluated
+    run, result, text = evaluated
     classifier, data = trained.load(run), datasets.load(config.parse(SMALL).data)
     logits, labels = classifier.logits(data.test.images), data.test.labels
-    assert found["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
-    assert found["test"]["accuracy"] > 0.3  # it has learned
-    assert found["test"]["accuracy"] == found["reported_accuracy"] == classifier.report["test"]["accuracy"]
-    assert found["test"]["loss"] == pytest.approx(classifier.report["test"]["loss"], rel=1e-5)
-    assert (found["confusion"] == metrics.confusion_matrix(labels, logits.argmax(1), 10)).all()
-    assert found["calibration"]["before"]["ece"] == pytest.approx(
+    assert result["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert result["test"]["accuracy"] > 0.3  # it has learned
+    assert result["test"]["accuracy"] == result["reported_accuracy"] == classifier.report["test"]["accuracy"]
+    assert result["test"]["loss"] == pytest.approx(classifier.report["test"]["loss"], rel=1e-5)
+    assert (result["confusion"] == metrics.confusion_matrix(labels, logits.argmax(1), 10)).all()
+    assert result["calibration"]["before"]["ece"] == pytest.approx(
         calibration.expected_error(softmax(logits, axis=1), labels), abs=1e-6
     )
     rows = data.val.indices
     fitted = calibration.fit_temperature(classifier.logits(data.val.images[rows]), data.val.labels[rows])
-    assert found["temperature"] == pytest.approx(fitted) and found["temperature_images"] == len(rows) == 60
-    assert classifier.temperature == found["temperature"]  # which the next one to load it takes
-    assert f"{found['test']['accuracy']:.4f}" in text and "corruptions " in text
+    assert result["temperature"] == pytest.approx(fitted) and result["temperature_images"] == len(rows) == 60
+    assert classifier.temperature == result["temperature"]  # which the next one to load it takes
+    assert f"{result['test']['accuracy']:.4f}" in text and "corruptions " in text
 
 
 def test_views_are_averaged(evaluated):
-    run, found, _ = evaluated
-    assert set(found["views"]) == {"none", "flip_shift"} and found["views"]["none"]["right"] == found["test"]["right"]
+    run, result, _ = evaluated
+    assert (
+        set(result["views"]) == {"none", "flip_shift"} and result["views"]["none"]["right"] == result["test"]["right"]
+    )
     from cifar_research.augmentation.tta import averaged
 
     classifier = trained.load(run)
@@ -250,32 +252,32 @@ def test_views_are_averaged(evaluated):
     classifier.network = averaged(plain, "flip_shift")
     data = datasets.load(config.parse(SMALL).data)
     right = (classifier.logits(data.test.images).argmax(1) == data.test.labels).sum()
-    assert found["views"]["flip_shift"]["right"] == right
+    assert result["views"]["flip_shift"]["right"] == right
 
 
 def test_a_run_that_tests_with_views_is_evaluated_with_them(runs, tmp_path):
     train_run(config.parse([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
     evaluate([tmp_path / "run"], corrupted=0, views="flip")
-    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert found["test"]["accuracy"] == found["reported_accuracy"]
-    assert found["test"]["cross_entropy"] == pytest.approx(found["views"]["flip"]["cross_entropy"])
-    assert found["test"]["cross_entropy"] != pytest.approx(found["views"]["none"]["cross_entropy"])
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result["test"]["accuracy"] == result["reported_accuracy"]
+    assert result["test"]["cross_entropy"] == pytest.approx(result["views"]["flip"]["cross_entropy"])
+    assert result["test"]["cross_entropy"] != pytest.approx(result["views"]["none"]["cross_entropy"])
 
 
 def test_corruptions_are_of_the_same_images(evaluated):
-    run, found, _ = evaluated
-    found = found["corruptions"]
-    assert list(found["accuracies"]) == list(corruptions.NAMES) and found["images"] == 40
+    run, result, _ = evaluated
+    result = result["corruptions"]
+    assert list(result["accuracies"]) == list(corruptions.NAMES) and result["images"] == 40
     rows = np.sort(np.random.default_rng(0).permutation(300)[:40])
     data = datasets.load(config.parse(SMALL).data)
     corrupted = corruptions.corrupt(data.test.images[rows], "fog", 4, [0, 0])
     right = trained.load(run).logits(corrupted).argmax(1) == data.test.labels[rows]
-    assert found["accuracies"]["fog"][3] == pytest.approx(right.mean())
-    assert found["mean"] == pytest.approx(np.mean(list(found["accuracies"].values())))
+    assert result["accuracies"]["fog"][3] == pytest.approx(right.mean())
+    assert result["mean"] == pytest.approx(np.mean(list(result["accuracies"].values())))
 
 
 def test_files_of_an_evaluation(evaluated):
-    run, found, _ = evaluated
+    run, result, _ = evaluated
     folder = run / "evaluation"
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam"}
@@ -287,7 +289,7 @@ def test_files_of_an_evaluation(evaluated):
         assert (folder / link).is_file()
     for heading in ("Accuracy", "Classes", "Confusion", "Calibration", "Worst mistakes", "Robustness", "Evidence"):
         assert f"<h2>{heading}</h2>" in page and f"## {heading}" in markdown
-    assert f"{found['test']['accuracy']:.4f}" in page and f"{found['by_class'][3]['f1']:.4f}" in markdown
+    assert f"{result['test']['accuracy']:.4f}" in page and f"{result['by_class'][3]['f1']:.4f}" in markdown
 
 
 def test_a_page_escapes_what_names_hold(tmp_path):
@@ -298,13 +300,13 @@ def test_a_page_escapes_what_names_hold(tmp_path):
 
 
 def test_other_images_leave_the_runs_own_evaluation(evaluated):
-    run, found, _ = evaluated
+    run, result, _ = evaluated
     before = (run / "evaluation.json").read_bytes()
     evaluate([run], ["data.seed=5", "data.test_images=50"], corrupted=0)
     other = json.loads((run / "evaluation" / "synthetic" / "evaluation.json").read_text())
     assert (run / "evaluation.json").read_bytes() == before
     assert other["test"]["images"] == 50 and not other["data"]["is_own"] and "corruptions" not in other
-    assert other["temperature"] == found["temperature"] and other["temperature_images"] is None
+    assert other["temperature"] == result["temperature"] and other["temperature_images"] is None
     assert "other images or other splits" in (run / "evaluation" / "synthetic" / "report.md").read_text()
     kept = (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes()
     [(_, text)] = evaluate([run], ["data.seed=6", "data.test_images=40"], corrupted=0)
@@ -315,12 +317,12 @@ def test_other_images_leave_the_runs_own_evaluation(evaluated):
 
 def test_images_that_may_have_been_trained_on_are_reported(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    for place in range(40):
-        folder = tmp_path / "mine" / "ab"[place % 2]
+    for path in range(40):
+        folder = tmp_path / "mine" / "ab"[path % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place}.png")
-    words = ["data=images", f"data.dir={tmp_path / 'mine'}", "backbone.filters=[4]", "model.hidden=[4]"]
-    settings = config.parse([*words, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{path}.png")
+    arguments = ["data=images", f"data.dir={tmp_path / 'mine'}", "backbone.filters=[4]", "model.hidden=[4]"]
+    settings = config.parse([*arguments, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
     train_run(settings, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "mine" / "a" / "b.svg").touch()
     notes = [evaluate([tmp_path / "run"], more, corrupted=0)[0][1] for more in ([], ["data.split_seed=5"])]
@@ -331,20 +333,20 @@ def test_images_that_may_have_been_trained_on_are_reported(tmp_path, capsys):
 
 
 def test_a_folder_of_images_of_the_same_classes(evaluated, tmp_path):
-    run, found, _ = evaluated
+    run, result, _ = evaluated
     pictures, labels = synthetic.draw(60, 9, split=1)
-    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for path, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         folder = tmp_path / "mine" / synthetic.CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{place}.png")
-    words = ["data=images", f"data.dir={tmp_path / 'mine'}"]
+        Image.fromarray(picture).save(folder / f"{path}.png")
+    arguments = ["data=images", f"data.dir={tmp_path / 'mine'}"]
     is_sorted = list(synthetic.CLASSES) == sorted(synthetic.CLASSES)
     if is_sorted:
-        data, other = images.load(trained.read(run), words)
+        data, other = images.load(trained.read(run), arguments)
         assert data.classes == synthetic.CLASSES and other == "images_mine"
     shutil.rmtree(tmp_path / "mine" / synthetic.CLASSES[0])
     with pytest.raises(DataError, match=r"has 9 classes \(.*\), and the run was trained on 10"):
-        images.load(trained.read(run), words)
+        images.load(trained.read(run), arguments)
 
 
 def test_a_users_modules_are_allowed_on_the_command_line(evaluated):
@@ -353,18 +355,18 @@ def test_a_users_modules_are_allowed_on_the_command_line(evaluated):
 
 
 def test_the_runs_own_data_section_is_kept(evaluated):
-    found = trained.read(evaluated[0])
-    data, other = images.load(found, [])
+    result = trained.read(evaluated[0])
+    data, other = images.load(result, [])
     assert len(data.test) == 300 and other is None
-    assert images.load(found, ["data.split_seed=3"])[1] == "synthetic"  # the run was trained on these images
+    assert images.load(result, ["data.split_seed=3"])[1] == "synthetic"  # the run was trained on these images
     # Invalid for training only, since evaluation has other batches.
-    small = copy.deepcopy(found)
+    small = copy.deepcopy(result)
     small["config"]["data"] |= {"train_size": 100, "drop_remainder": True}
     assert images.load(small, [])[1] is None
     with pytest.raises(ConfigError, match="data.sed: there is no such key; did you mean data.seed=3"):
-        images.load(found, ["data.sed=3"])
+        images.load(result, ["data.sed=3"])
     with pytest.raises(ConfigError, match="data.name: "):
-        images.load(found, ["data.name=cifar10"])
+        images.load(result, ["data.name=cifar10"])
 
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -380,8 +382,8 @@ def test_cifar10_1_is_read_and_refused(tmp_path):
     with pytest.raises(DataError, match="No such file.*cifar10.1_v6_data.npy"):
         images.cifar10_1(str(tmp_path), CIFAR)
     write_cifar10_1(tmp_path, pictures, np.arange(20, dtype=np.int32) % 10)
-    found, labels = images.cifar10_1(str(tmp_path), CIFAR)
-    assert (found == pictures).all() and labels.dtype == np.int64 and labels[13] == 3
+    result, labels = images.cifar10_1(str(tmp_path), CIFAR)
+    assert (result == pictures).all() and labels.dtype == np.int64 and labels[13] == 3
     for classes in (synthetic.CLASSES, sorted({*CIFAR, "car"} - {"automobile"})):
         with pytest.raises(DataError, match="the ten classes of CIFAR-10"):
             images.cifar10_1(str(tmp_path), classes)
@@ -414,14 +416,14 @@ def test_an_evaluation_on_cifar10_1(runs, tmp_path):
     with patch.context():
         [(_, text)] = evaluate([run], cifar10_1=str(tmp_path), corrupted=0)
     patch.undo()
-    found = json.loads((run / "evaluation.json").read_text())["cifar10_1"]
-    assert found["images"] == 40 and "CIFAR-10.1 v6" in text
-    assert found["right"] == (trained.load(run).logits(pictures).argmax(1) == labels).sum()
+    result = json.loads((run / "evaluation.json").read_text())["cifar10_1"]
+    assert result["images"] == 40 and "CIFAR-10.1 v6" in text
+    assert result["right"] == (trained.load(run).logits(pictures).argmax(1) == labels).sum()
 
 
-def call(*words, code=0):
+def call(*arguments, code=0):
     done = subprocess.run(
-        [sys.executable, "-m", "cifar_research.evaluate", *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-m", "cifar_research.evaluate", *map(str, arguments)], capture_output=True, text=True
     )
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done
@@ -430,13 +432,13 @@ def call(*words, code=0):
 def test_two_runs_are_compared_from_the_command_line(runs):
     shown = call(runs / "a0", "--against", runs / "b0").stdout
     folder = runs / "a0" / "evaluation"
-    found = json.loads((folder / "against_b0.json").read_text())
+    result = json.loads((folder / "against_b0.json").read_text())
     data = datasets.load(config.parse(SMALL).data)
     right = [trained.load(runs / name).logits(data.test.images).argmax(1) == data.test.labels for name in ("a0", "b0")]
-    table = found["table"]
+    table = result["table"]
     assert table["only_first"] == (right[0] & ~right[1]).sum() and table["both_right"] == (right[0] & right[1]).sum()
-    assert found["p"] == pytest.approx(against.mcnemar(table["only_first"], table["only_second"]))
-    assert "McNemar's exact test" in shown and f"p = {found['p']:.3g}" in shown
+    assert result["p"] == pytest.approx(against.mcnemar(table["only_first"], table["only_second"]))
+    assert "McNemar's exact test" in shown and f"p = {result['p']:.3g}" in shown
     header, *rows = csv.reader((folder / "against_b0.csv").read_text().splitlines())
     assert len(rows) == table["only_first"] + table["only_second"] and header[0] == "image"
     assert "data:image/png" in (folder / "against_b0.html").read_text()
@@ -445,8 +447,8 @@ def test_two_runs_are_compared_from_the_command_line(runs):
 
 def test_groups_of_runs_are_compared(runs):
     text = compare([runs / "a0", runs / "a1"], [runs / "b0"])
-    found = json.loads((runs / "a0" / "evaluation" / "against_b0.json").read_text())
-    assert len(found["first"]["accuracies"]) == 2 and found["p_of_seeds"] is None and "votes of the groups" in text
+    result = json.loads((runs / "a0" / "evaluation" / "against_b0.json").read_text())
+    assert len(result["first"]["accuracies"]) == 2 and result["p_of_seeds"] is None and "votes of the groups" in text
     assert find([str(runs)]) == [runs / "a0", runs / "a1", runs / "b0"]
 
 
@@ -472,9 +474,9 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
         ([run, "--against", run, "--views", "flip"], "remove the other options"),
         ([run, "--against", stopped], "no run in it was completed"),
     )
-    lines = [[str(word) for word in words] for words, _ in mistakes]
-    for done, (words, message) in zip(refusals("evaluate", lines, tmp_path), mistakes, strict=True):
-        assert done["code"] == 2 and message in done["stderr"] and not done["has_tensorflow"], (words, done)
+    lines = [[str(word) for word in arguments] for arguments, _ in mistakes]
+    for done, (arguments, message) in zip(refusals("evaluate", lines, tmp_path), mistakes, strict=True):
+        assert done["code"] == 2 and message in done["stderr"] and not done["has_tensorflow"], (arguments, done)
 
 
 def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
@@ -514,9 +516,9 @@ def test_without_validation_there_is_no_temperature_to_fit(runs, tmp_path):
     assert settings.data.val_fraction == 0
     train_run(settings, tmp_path / "run")
     evaluate([tmp_path / "run"], corrupted=0)
-    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert found["temperature"] == 1 and found["temperature_images"] is None
-    assert found["uncalibrated"] == "the run has no validation images to fit a temperature on"
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result["temperature"] == 1 and result["temperature_images"] is None
+    assert result["uncalibrated"] == "the run has no validation images to fit a temperature on"
     assert (
         "not calibrated: the run has no validation images"
         in (tmp_path / "run" / "evaluation" / "report.md").read_text()
@@ -528,12 +530,12 @@ def test_the_page_opens_in_a_browser(evaluated, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("Chromium is not installed: apt-get install chromium fonts-dejavu-core")
-    run, found, _ = evaluated
+    run, result, _ = evaluated
     page = run / "evaluation" / "report.html"
     picture = tmp_path / "page.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1200,3000"]
-    words = [chromium, *flags, f"--user-data-dir={tmp_path / 'browser'}", f"file://{page}"]
-    subprocess.run([*words, f"--screenshot={picture}"], capture_output=True, timeout=180, check=True)
+    arguments = [chromium, *flags, f"--user-data-dir={tmp_path / 'browser'}", f"file://{page}"]
+    subprocess.run([*arguments, f"--screenshot={picture}"], capture_output=True, timeout=180, check=True)
     assert np.asarray(Image.open(picture).convert("L")).std() > 10
-    dom = subprocess.run([*words, "--dump-dom"], capture_output=True, text=True, timeout=180, check=True).stdout
-    assert f"{found['test']['accuracy']:.4f}" in dom
+    dom = subprocess.run([*arguments, "--dump-dom"], capture_output=True, text=True, timeout=180, check=True).stdout
+    assert f"{result['test']['accuracy']:.4f}" in dom

@@ -75,8 +75,8 @@ def read_alone(kind, path, images, folder):
     """Return an exported model's (probabilities, metadata), from a process without this package."""
     np.save(folder / "images.npy", images)
     code = ALONE.format(reader=READERS[kind])
-    words = [sys.executable, "-c", code, str(path), WITHOUT[kind]]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    arguments = [sys.executable, "-c", code, str(path), WITHOUT[kind]]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return np.load(folder / "probabilities.npy"), json.loads((folder / "metadata.json").read_text())
 
@@ -96,8 +96,8 @@ def some_images(classifier):
 def call(monkeypatch, capfd):
     """Return a function that calls the command and returns (exit code, output, errors without calibration's)."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["cifar-export", *map(str, words)])
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cifar-export", *map(str, arguments)])
         try:
             export.main()
             code = 0
@@ -120,7 +120,7 @@ def test_loads_and_agrees_where_this_package_is_not(call, finished_run, classifi
     path = run / "export" / formats.FORMATS[kind].name
     assert str(path) in out
     assert float(re.search(r"differ by at most (\S+) on 100 test images", out).group(1)) < 1e-5
-    assert [found.name for found in (run / "export").iterdir()] == [path.name]
+    assert [result.name for result in (run / "export").iterdir()] == [path.name]
     assert all(path.read_bytes() == content for path, content in before.items())
     probabilities, metadata = read_alone(kind, path, some_images[:37], tmp_path)
     expected = cifar_research.load(run).probabilities(some_images[:37])
@@ -148,11 +148,11 @@ def test_quantized_is_smaller_and_as_accurate(call, finished_run, classifier, ki
 
 
 def test_a_bfloat16_run_is_exported_in_float32(call, tmp_path):
-    words = [
+    arguments = [
         "data=synthetic", "data.train_images=100", "data.test_images=50", "backbone.filters=[8]", "model.hidden=[16]",
         "training.epochs=1", "tensorboard.enabled=false", "training.precision=bfloat16",
     ]  # fmt: skip
-    train_run(config.parse(words), tmp_path / "run", console.Display(quiet=True))
+    train_run(config.parse(arguments), tmp_path / "run", console.Display(quiet=True))
     code, out, err = call(tmp_path / "run", "--format", "onnx")
     assert code == 0 and "computed in bfloat16; the export computes in float32" in err and "50 test images" in out
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
@@ -259,18 +259,18 @@ def test_verified_and_calibrated_on_a_folder_of_images(call, no_data, finished_r
     folder = pictures(tmp_path / "pictures", 210)
     code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path / "out", "--images", folder)
     assert (code, err) == (0, "") and f"100 images of {folder}" in out
-    words = [finished_run, "--format", "onnx", "--output", tmp_path / "out", "--quantize", "--images"]
-    code, out, err = call(*words, folder)
+    arguments = [finished_run, "--format", "onnx", "--output", tmp_path / "out", "--quantize", "--images"]
+    code, out, err = call(*arguments, folder)
     # The run has not seen such images, so the export may be rejected, but it was measured on them.
     assert (
         code in (0, 1) and "share of changed predictions: +" in out + err and f"on 105 images of {folder}" in out + err
     )
-    code, _, err = call(*words, pictures(tmp_path / "few", 3))
+    code, _, err = call(*arguments, pictures(tmp_path / "few", 3))
     assert code == 2 and "holds 3 images, and 200 are needed" in err
     (folder / "a.png").write_text("no image")
-    code, _, err = call(*words, folder)
+    code, _, err = call(*arguments, folder)
     assert code in (0, 1) and "a.png: cannot be read as an image" in err and "it is left out" in err
-    code, _, err = call(*words, tmp_path / "nowhere")
+    code, _, err = call(*arguments, tmp_path / "nowhere")
     assert code == 2 and "there is no such file or folder" in err
 
 
@@ -297,7 +297,7 @@ def test_mistakes_are_reported_before_tensorflow_is_imported(finished_run, tmp_p
         "importlib.util.find_spec = lambda name, *more: None if name in extra else find(name, *more)\n"
     )
     (tmp_path / "x").touch()
-    lines = [[str(finished_run), *words] for words, _ in MISTAKES]
+    lines = [[str(finished_run), *arguments] for arguments, _ in MISTAKES]
     for done, (_, message) in zip(refusals("export", lines, tmp_path, before), MISTAKES, strict=True):
         assert done["code"] == 2 and message in done["stderr"], done
         assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done
@@ -311,13 +311,13 @@ def test_a_folder_that_is_no_run_is_refused(call, tmp_path):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    words = [
+    arguments = [
         "experiment=fast", "data=synthetic", "data.train_images=100", "data.test_images=50", "training.batch_size=20",
         "backbone.filters=[8,8]", "backbone.activation=gelu", "training.epochs=1", "training.precision=float32",
         "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("recipe") / "run"
-    train_run(config.parse(words), folder, console.Display(quiet=True))
+    train_run(config.parse(arguments), folder, console.Display(quiet=True))
     return folder
 
 
@@ -334,13 +334,13 @@ def test_the_recipe_with_its_views_and_an_activation_that_is_compiled_in_trainin
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    words = [
+    arguments = [
         "experiment=transfer", "backbone=mobilenet_v2", "backbone.image_size=64", "backbone.options.alpha=0.35",
         "backbone.weights=none", "training=scratch", "training.epochs=1", "data=synthetic", "data.train_images=100",
         "data.test_images=20", "tensorboard.enabled=false",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    train_run(config.parse(words), folder, console.Display(quiet=True))
+    train_run(config.parse(arguments), folder, console.Display(quiet=True))
     return folder
 
 

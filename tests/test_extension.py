@@ -25,8 +25,8 @@ BACKBONE = ["backbone.filters=[4]", "backbone.batch_norm=true", "backbone.dropou
 TIMES = ("seconds", "images_per_second", "peak_memory_bytes", "history_sha256")
 
 
-def run(folder, *words):
-    return train_run(config.parse([*SMALL, *words]), folder, console.Display(quiet=True))
+def run(folder, *overrides):
+    return train_run(config.parse([*SMALL, *overrides]), folder, console.Display(quiet=True))
 
 
 def without_times(row):
@@ -34,7 +34,7 @@ def without_times(row):
 
 
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("overrides", "key"),
     [
         (["schedule.warmup_epochs=1"], "training.epochs"),
         (["schedule=exponential", "schedule.factor=0.5", "schedule.every_steps=5", "optimizer=muon"], "training.epochs"),
@@ -49,12 +49,12 @@ def without_times(row):
         ),
     ],
 )  # fmt: skip
-def test_two_epochs_and_one_more_are_three(tmp_path, words, key, weights_for):
-    words = [*words, weights_for(*BACKBONE)]
-    whole = run(tmp_path / "whole", *words, f"{key}=3")
-    run(tmp_path / "run", *words, f"{key}=2")
+def test_two_epochs_and_one_more_are_three(tmp_path, overrides, key, weights_for):
+    overrides = [*overrides, weights_for(*BACKBONE)]
+    whole = run(tmp_path / "whole", *overrides, f"{key}=3")
+    run(tmp_path / "run", *overrides, f"{key}=2")
     (tmp_path / "run" / "evaluation.json").write_text("{}")
-    more = run(tmp_path / "run", *words, f"{key}=3")
+    more = run(tmp_path / "run", *overrides, f"{key}=3")
     assert without_times(more) == without_times(whole)
     histories = [report.read_history(tmp_path / name / "history.csv") for name in ("whole", "run")]
     assert [*map(without_times, histories[0])] == [*map(without_times, histories[1])]
@@ -70,7 +70,7 @@ def ended(tmp_path_factory, weights_for):
 
 
 @pytest.mark.parametrize(
-    ("begun", "words", "reason"),
+    ("begun", "overrides", "reason"),
     [
         (
             ["schedule=cosine"],
@@ -91,16 +91,16 @@ def ended(tmp_path_factory, weights_for):
     ],
 )
 def test_what_more_epochs_would_not_give_is_refused_with_its_command(
-    ended, tmp_path, begun, words, reason, weights_for
+    ended, tmp_path, begun, overrides, reason, weights_for
 ):
     folder = tmp_path / "a run"
     shutil.copytree(ended, folder)
-    found = report.read_report(folder / "report.json")
+    result = report.read_report(folder / "report.json")
     keys = [word for word in begun if "." in word or word.startswith("schedule")]
     all_words = [*SMALL, weights_for(*BACKBONE), "training=combined", "training.epochs=2", *keys]
     before = config.parse(all_words).content
     status = "diverged" if "status=diverged" in begun else "completed"
-    report.write_report(folder / "report.json", found | {"config": before, "status": status})
+    report.write_report(folder / "report.json", result | {"config": before, "status": status})
     last = max((folder / "checkpoints").glob("step-*"))
     kept = checkpoint.Checkpoints(folder / "checkpoints", 1).latest()
     best = kept.meta["best"] | ({"epoch": 3} if "training.patience=1" in begun else {})
@@ -108,17 +108,17 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
         last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best})
     )
     with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
-        run_folder.earlier_state(config.parse([*all_words, *words]), folder)
+        run_folder.earlier_state(config.parse([*all_words, *overrides]), folder)
     # What it tells to type composes the run that is meant.
     _, _, line = str(raised.value).partition("from the start, use ")
     program, *arguments = shlex.split(line)
     assert program == programs.program("train")
     again = config.parse(reproduction.parse_arguments(arguments)[0])
-    assert not config.parse([*all_words, *words]).identity.differences(again.identity)
+    assert not config.parse([*all_words, *overrides]).identity.differences(again.identity)
 
 
 @pytest.mark.parametrize(
-    ("words", "looks"),
+    ("overrides", "looks"),
     [
         ([], False),
         (["schedule.warmup_steps=3"], False),
@@ -128,8 +128,8 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
         (["schedule=one_cycle"], True),
     ],
 )
-def test_a_schedule_looks_at_the_total_or_not(words, looks):
-    schedule = config.parse(words).schedule
+def test_a_schedule_looks_at_the_total_or_not(overrides, looks):
+    schedule = config.parse(overrides).schedule
     assert schedules.looks_at_total(schedule, [20, 30], 10) == looks
 
 

@@ -81,12 +81,17 @@ def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
 
 
 def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, tmp_path):
-    words = ["experiment=transfer", "backbone.image_size=32", "backbone=mobilenet_v2", "backbone.options.alpha=0.35"]
-    made = config.parse([*words, "training=scratch", "backbone.weights=none"]).backbone.build((32, 32, 3))
+    overrides = [
+        "experiment=transfer",
+        "backbone.image_size=32",
+        "backbone=mobilenet_v2",
+        "backbone.options.alpha=0.35",
+    ]
+    made = config.parse([*overrides, "training=scratch", "backbone.weights=none"]).backbone.build((32, 32, 3))
     conversion.network_of(made).save_weights(tmp_path / "a.weights.h5")
-    words += [*FROZEN[:3], *FROZEN[9:12], "training=combined", "training.phases.backbone.learning_rate=0.001",
+    overrides += [*FROZEN[:3], *FROZEN[9:12], "training=combined", "training.phases.backbone.learning_rate=0.001",
               "training.epochs=2", "tensorboard.enabled=false", f"backbone.weights={tmp_path / 'a.weights.h5'}"]  # fmt: skip
-    runs = [run(name, f"features.views={name}", given=words) for name in "10"]
+    runs = [run(name, f"features.views={name}", given=overrides) for name in "10"]
     np.testing.assert_allclose(*map(losses, runs), rtol=1e-4)
     # Training and validation images: pooled features for the head, then maps below the upper blocks.
     assert sorted(np.load(folder / "features.npy").ndim for folder in kept(tmp_path)) == [2, 2, 4, 4]
@@ -160,13 +165,13 @@ def test_what_a_killed_process_left_is_swept_up(tmp_path):
 
 
 def scores(folder):
-    found = json.loads((folder / "report.json").read_text())
-    return [{name: found[split][name] for name in ("loss", "accuracy", "macro_f1")} for split in ("val", "test")]
+    result = json.loads((folder / "report.json").read_text())
+    return [{name: result[split][name] for name in ("loss", "accuracy", "macro_f1")} for split in ("val", "test")]
 
 
 def test_other_pooling_and_other_images_have_features_of_their_own(run, tmp_path):
-    words = ["data.test_images=300", "data.val_fraction=0", "data.validation=test", "model=linear"]
-    average, maximum = run("avg", *words), run("max", *words, "model.pooling=max")
+    overrides = ["data.test_images=300", "data.val_fraction=0", "data.validation=test", "model=linear"]
+    average, maximum = run("avg", *overrides), run("max", *overrides, "model.pooling=max")
     assert losses(average) != losses(maximum)
     # Three hundred images of each split, of the same classes: the features of one must not stand in for the other's.
     assert scores(average)[0] == pytest.approx(scores(average)[1], rel=1e-6)
@@ -175,14 +180,16 @@ def test_other_pooling_and_other_images_have_features_of_their_own(run, tmp_path
 
 def test_averages_begin_with_the_weights_that_were_loaded(run):
     source = run("source", "training=scratch")
-    words = [f"backbone.weights={source}", "data.validation=test", "data.val_fraction=0", "training.ema_decay=0.9"]
-    val, test = scores(run("frozen", *words, "training.epochs=1"))
+    overrides = [f"backbone.weights={source}", "data.validation=test", "data.val_fraction=0", "training.ema_decay=0.9"]
+    val, test = scores(run("frozen", *overrides, "training.epochs=1"))
     assert val == pytest.approx(test, rel=1e-6)
 
 
 def test_views_do_not_depend_on_the_batches_of_evaluation(run):
-    words = ["augmentation=slides", "features.views=1", "training.epochs=1"]
-    first = losses(run("first", *words))
+    overrides = ["augmentation=slides", "features.views=1", "training.epochs=1"]
+    first = losses(run("first", *overrides))
     for folder in list(run.cache.glob("features-*/")):
         shutil.rmtree(folder)
-    assert losses(run("second", *words, "training.eval_batch_size=20"))[0][0] == pytest.approx(first[0][0], abs=1e-6)
+    assert losses(run("second", *overrides, "training.eval_batch_size=20"))[0][0] == pytest.approx(
+        first[0][0], abs=1e-6
+    )

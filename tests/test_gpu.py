@@ -20,9 +20,9 @@ OF_SHAPES = ("BroadcastGradientArgs", "If", "StatelessIf", "Range")
 SMALL = 512  # elements, more than a shape or a seed has
 
 
-def graph_of_steps(*words):
+def graph_of_steps(*arguments):
     """Return the traced call of a run's steps on random images."""
-    settings = config.parse([*words, "data.drop_remainder=true", "training.jit_compile=false"])
+    settings = config.parse([*arguments, "data.drop_remainder=true", "training.jit_compile=false"])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (1024, 32, 32, 3), np.uint8), rng.integers(0, 10, 1024)
     split = Split(images, labels, np.arange(1024))
@@ -69,7 +69,7 @@ def in_host_memory(operation, of):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["experiment=first_version"],
         ["experiment=augmented", "training.precision=bfloat16"],
@@ -86,10 +86,10 @@ def in_host_memory(operation, of):
     ],
     ids=["first_version", "augmented", "fast", "float16", "lion", "smaller images", "one image"],
 )
-def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(words):
+def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(arguments):
     if not any(of.device_type == "GPU" for of in kernels.get_registered_kernels_for_op("Conv2D").kernel):
         pytest.skip("this TensorFlow was built without kernels for GPUs")
-    everything = list(operations(graph_of_steps(*words), set()))
+    everything = list(operations(graph_of_steps(*arguments), set()))
     assert len(everything) > 300
     without = {operation.type for operation in everything if kernel(operation.node_def) is None}
     assert not without
@@ -106,5 +106,5 @@ def test_an_operation_in_the_hosts_memory_is_found():
     def graph(images):
         return tf.reduce_sum(tf.cast(images, tf.int32) + 1)
 
-    found = graph.get_concrete_function(tf.TensorSpec([None, 32, 32, 3])).graph.get_operations()
-    assert {o.type for o in found if (of := kernel(o.node_def)) and in_host_memory(o, of)} >= {"AddV2", "Sum"}
+    result = graph.get_concrete_function(tf.TensorSpec([None, 32, 32, 3])).graph.get_operations()
+    assert {o.type for o in result if (of := kernel(o.node_def)) and in_host_memory(o, of)} >= {"AddV2", "Sum"}

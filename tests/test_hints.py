@@ -80,10 +80,10 @@ WRONG = [
 ]
 
 
-def refusal(words):
+def refusal(overrides):
     """Return the message if a command line is rejected before anything is written, None if it is accepted."""
     try:
-        parsed = parse_command(words)
+        parsed = parse_command(overrides)
         if isinstance(parsed, SweepSettings):
             plan.Plan.of(parsed).grid()
         else:
@@ -106,12 +106,14 @@ def hints(message):
 
 @pytest.mark.parametrize(("line", "expected"), WRONG, ids=[line for line, _ in WRONG])
 def test_every_hint_works_when_it_is_typed(line, expected):
-    words = shlex.split(line)
-    message = refusal(words)
+    overrides = shlex.split(line)
+    message = refusal(overrides)
     assert message is not None
     suggested = hints(message)
     assert set(expected) <= set(suggested), (message, suggested)
     is_whole = "choose " in message and " write " in message  # an option, and a key of it
     for hint in expected[:1] if is_whole else suggested:
-        rest = [word for word in words if hint == "-m" or word.startswith("hydra.searchpath") or word != words[-1]]
+        rest = [
+            word for word in overrides if hint == "-m" or word.startswith("hydra.searchpath") or word != overrides[-1]
+        ]
         assert refusal([*rest, *(expected if is_whole else [hint])]) is None, hint

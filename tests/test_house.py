@@ -25,16 +25,16 @@ FILES = {
 
 def imports(name):
     """Return the modules of the package that a module imports, inside functions and for types, too."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            result |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     # Of `from package import module` the module is meant, and not what the package's __init__ holds.
     return {
-        one for one in found & FILES.keys() if not any(other.startswith(f"{one}.") for other in found & FILES.keys())
+        one for one in result & FILES.keys() if not any(other.startswith(f"{one}.") for other in result & FILES.keys())
     }
 
 

@@ -38,8 +38,8 @@ def pets(tmp_path, count=10):
 
 
 def load(folder, *overrides):
-    words = ["data=images", f"data.dir={folder}", "data.image_size=8", *overrides]
-    return datasets.load(config.parse(words).data)
+    arguments = ["data=images", f"data.dir={folder}", "data.image_size=8", *overrides]
+    return datasets.load(config.parse(arguments).data)
 
 
 def sizes(data):
@@ -134,13 +134,13 @@ def hidden(mode, behind):
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
 def test_what_transparency_hides_does_not_count(tmp_path, mode, behind):
     picture = hidden(mode, behind)
-    found = [images.decode(picture, 64)]
+    result = [images.decode(picture, 64)]
     if mode in ("RGBA", "LA"):
         picture.save(tmp_path / "a.png")
         picture.save(tmp_path / "a.webp", lossless=True, exact=True)
-        found += [images.decode(tmp_path / f"a.{suffix}", 64) for suffix in ("png", "webp")]
-        found += [images.decode(np.asarray(picture), 64), images.decode(np.asarray(picture) / 255, 64)]
-    for pixels in found:
+        result += [images.decode(tmp_path / f"a.{suffix}", 64) for suffix in ("png", "webp")]
+        result += [images.decode(np.asarray(picture), 64), images.decode(np.asarray(picture) / 255, 64)]
+    for pixels in result:
         assert (pixels[:, 32:] == 255).all() and pixels[:, :32].min() < 40
 
 
@@ -231,9 +231,9 @@ def test_metadata_do_not_decide_over_pixels(tmp_path, caplog, name):
     path = tmp_path / f"a.{name.partition(',')[0].lower()}"
     path.write_bytes(content)
     with warnings.catch_warnings(record=True) as shown, caplog.at_level(logging.INFO), images.without_warnings():
-        found = images.decode(path, 64).astype(int)
+        result = images.decode(path, 64).astype(int)
     expected = np.rot90(COLOUR, -1) if is_turned else COLOUR
-    assert abs(found - expected).mean() < 4 and not shown
+    assert abs(result - expected).mean() < 4 and not shown
     assert len(caplog.records) <= 1 and all(str(path) in record.getMessage() for record in caplog.records)
 
 

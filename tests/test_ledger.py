@@ -31,10 +31,10 @@ def test_a_ledger_cut_at_any_byte_loses_only_the_last_changes(tmp_path):
         path.write_bytes(content[:end])
         arguments, jobs = read(tmp_path)
         assert arguments == ["seed=0,1,2"]
-        found = {job.folder: job.state for job in jobs}
+        result = {job.folder: job.state for job in jobs}
         lines = content[:end].count(b"\n")
-        assert list(found) == [job.folder for job in planned][: lines - 1]
-        assert found.get("seed=0", "waiting") == ["waiting", "running", "failed", "failed"][max(0, lines - 4)]
+        assert list(result) == [job.folder for job in planned][: lines - 1]
+        assert result.get("seed=0", "waiting") == ["waiting", "running", "failed", "failed"][max(0, lines - 4)]
         again = Ledger.open(tmp_path, arguments, [Job(job.folder, job.overrides, job.config) for job in planned])
         assert [job.folder for job in again.jobs] == [job.folder for job in planned]
     for end in (0, first - 1):

@@ -114,8 +114,8 @@ def test_of_many_that_find_the_same_lock_one_takes_it_over(tmp_path, no_flock):
         path = tmp_path / str(number)
         path.write_bytes(left)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda path: Lock(path).acquire(), [path] * 8))
-        assert found.count(None) == 1
+            result = list(pool.map(lambda path: Lock(path).acquire(), [path] * 8))
+        assert result.count(None) == 1
     assert len(list(tmp_path.iterdir())) == 30
 
 

@@ -119,7 +119,7 @@ def test_gradients_are_finite_for_a_sure_network(option):
 
 
 @pytest.mark.parametrize(
-    ("words", "counts", "message"),
+    ("overrides", "counts", "message"),
     [
         (["loss.class_weights=[1,2]"], COUNTS, r"loss.class_weights: has 2 weights, and the data has 10 classes"),
         (
@@ -130,9 +130,9 @@ def test_gradients_are_finite_for_a_sure_network(option):
         (["loss=balanced_softmax"], COUNTS * (COUNTS > 5), "loss: needs training images of every class"),
     ],
 )
-def test_counts_that_a_loss_cannot_use_are_refused(words, counts, message):
+def test_counts_that_a_loss_cannot_use_are_refused(overrides, counts, message):
     with pytest.raises(ConfigError, match=message):
-        config.parse(["loss=categorical_crossentropy", *words][-2:]).loss.of_counts(counts)
+        config.parse(["loss=categorical_crossentropy", *overrides][-2:]).loss.of_counts(counts)
 
 
 @pytest.mark.parametrize(

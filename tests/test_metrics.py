@@ -85,17 +85,17 @@ def test_the_monitored_metric_chooses_the_epoch_and_is_scikit_learns(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["data.classes=[0,1,2]"], "top5_accuracy needs more than 5 classes, and the data has 3"),
         (["training.monitor=few_accuracy"], "few_accuracy needs classes with 0 to 19 training images"),
         (["training.monitor=many_accuracy"], "many_accuracy needs classes with over 100 training images"),
     ],
 )
-def test_a_metric_that_the_data_does_not_define_is_refused(tmp_path, words, message):
-    words = [word.replace("[0,1,2]", f"[{','.join(synthetic.CLASSES[:3])}]") for word in words]
+def test_a_metric_that_the_data_does_not_define_is_refused(tmp_path, overrides, message):
+    overrides = [word.replace("[0,1,2]", f"[{','.join(synthetic.CLASSES[:3])}]") for word in overrides]
     with pytest.raises(ConfigError, match=f"training.monitor: {message}"):
-        run(config.parse([*SMALL, "training.monitor=top5_accuracy", *words]), tmp_path / "run")
+        run(config.parse([*SMALL, "training.monitor=top5_accuracy", *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -135,9 +135,9 @@ def test_reports_rank_by_the_monitored_metric(tmp_path, monitor, first):
     assert Comparison(runs.find([str(tmp_path)])[0]).metric == "accuracy"
 
 
-def write(folder, words, values):
+def write(folder, overrides, values):
     folder.mkdir()
-    settings = config.parse(words)
+    settings = config.parse(overrides)
     values = dict.fromkeys(METRICS) | values
     content = {
         "status": "completed", "config": settings.content, "seed": 0, "epochs": 2, "train": values, "val": values,

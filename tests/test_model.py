@@ -9,9 +9,9 @@ from cifar_research.runtime.errors import WeightsError
 from cifar_research.training import setup
 
 
-def build(*words):
+def build(*overrides):
     base = ["allow_targets=[my_nets]", "~backbone", "model=linear"]
-    settings = config.parse([*base, *words])
+    settings = config.parse([*base, *overrides])
     return setup.build(settings, random_data())
 
 

@@ -46,16 +46,16 @@ def test_pretrained_statistics_have_no_start_to_correct():
     assert not np.allclose(plain, moved(0.9, batches, steps=True))
 
 
-def prepared(*words):
-    settings = config.parse([*SMALL, *words])
+def prepared(*overrides):
+    settings = config.parse([*SMALL, *overrides])
     data = datasets.load(settings.data)
     state = setup.build(settings, data)
     return settings, data, state
 
 
-@pytest.mark.parametrize("words", [(), ("training.ema_decay=0.5",)])
-def test_precise_statistics_are_means_over_training_images_without_dropout(words):
-    settings, data, state = prepared("batch_norm.statistics=precise", "batch_norm.images=96", *words)
+@pytest.mark.parametrize("overrides", [(), ("training.ema_decay=0.5",)])
+def test_precise_statistics_are_means_over_training_images_without_dropout(overrides):
+    settings, data, state = prepared("batch_norm.statistics=precise", "batch_norm.images=96", *overrides)
     strategy = tf.distribute.get_strategy()
     norm = norms.of_model(state.model)[0]
     before = norm.moving_mean.numpy()
@@ -78,7 +78,7 @@ def test_precise_statistics_are_means_over_training_images_without_dropout(words
         )
         measured = [weight.numpy() for weight in state.model.weights]
     assert np.array_equal(norm.moving_mean.numpy(), before) is bool(
-        words
+        overrides
     )  # averages keep the trained weights as they are
     measure()
     with averaged_weights(state):
@@ -108,10 +108,10 @@ def test_frozen_statistics_are_not_measured():
 
 @pytest.mark.parametrize("statistics", ["moving", "debiased", "precise"])
 def test_training_is_the_same_and_a_continued_run_too(tmp_path, statistics):
-    words = [*SMALL, f"batch_norm.statistics={statistics}"]
-    whole = run(config.parse(words), tmp_path / "whole")
-    run(config.parse([*words, "training.epochs=1"]), tmp_path / "part")
-    continued = run(config.parse(words), tmp_path / "part")
+    overrides = [*SMALL, f"batch_norm.statistics={statistics}"]
+    whole = run(config.parse(overrides), tmp_path / "whole")
+    run(config.parse([*overrides, "training.epochs=1"]), tmp_path / "part")
+    continued = run(config.parse(overrides), tmp_path / "part")
     assert continued["weights_sha256"] == whole["weights_sha256"]
     plain = run(config.parse([*SMALL, "batch_norm.statistics=moving"]), tmp_path / "plain")
     assert whole["train"]["loss"] in [float(v) for v in history(tmp_path / "plain", "loss")]

@@ -74,11 +74,16 @@ def test_ordinary_training_is_one_phase_of_all_weights():
 
 
 def test_phases_take_epochs_and_rates_of_their_own():
-    words = ["training=combined", "training.epochs=4", "training.phases.head.epochs=2", "optimizer.learning_rate=0.01"]
+    overrides = [
+        "training=combined",
+        "training.epochs=4",
+        "training.phases.head.epochs=2",
+        "optimizer.learning_rate=0.01",
+    ]
     with any_backbone():
-        settings = config.parse(words)
-    found = [(p.name, p.epochs, p.learning_rate, p.trainable) for p in settings.phases]
-    assert found == [("head", 2, 0.01, "none"), ("backbone", 4, 0.0001, "upper")]
+        settings = config.parse(overrides)
+    result = [(p.name, p.epochs, p.learning_rate, p.trainable) for p in settings.phases]
+    assert result == [("head", 2, 0.01, "none"), ("backbone", 4, 0.0001, "upper")]
     assert settings.total_epochs == 6
 
 
@@ -113,16 +118,16 @@ def test_moving_statistics_of_what_is_frozen_stay_to_the_bit():
 
 
 def test_one_schedule_over_phases_that_continue_it():
-    words = ["schedule=one_cycle", "schedule.peak_at=0", "training=combined", "training.phases.head.epochs=1"]
-    words += [
+    overrides = ["schedule=one_cycle", "schedule.peak_at=0", "training=combined", "training.phases.head.epochs=1"]
+    overrides += [
         "training.phases.backbone.epochs=3",
         "training.phases.backbone.learning_rate=0.1",
         "training.batch_size=4",
     ]
-    words += ["optimizer.learning_rate=0.2"]
+    overrides += ["optimizer.learning_rate=0.2"]
     for choice, expected in (("anew", [0.1, 0.0]), ("continue", [0.075, 0.0])):
         with any_backbone():
-            settings = config.parse([*BASE, *words, f"training.phases.backbone.schedule={choice}"])
+            settings = config.parse([*BASE, *overrides, f"training.phases.backbone.schedule={choice}"])
         data, plan = random_data(), settings.phases
         task = setup.build(settings, data)
         setup.enter(settings, task, data, Progress(phase=1, phase_steps=[0, 4], phase_epochs=[0, 1]))
@@ -132,8 +137,8 @@ def test_one_schedule_over_phases_that_continue_it():
 
 
 def test_a_phase_on_smaller_images_trains_on_them_and_tests_on_whole_ones():
-    words = ["model.pooling=avg", "training.phases.scratch.image_size=16", "training=scratch"]
-    task, seen = entered(*words)
+    overrides = ["model.pooling=avg", "training.phases.scratch.image_size=16", "training=scratch"]
+    task, seen = entered(*overrides)
     step(task, seen)
     inputs, _ = task.forward.train(seen.train.images[:4], seen.train.labels[:4], *2 * [tf.constant([0, 0])])
     assert inputs.shape == (4, 16, 16, 3)
@@ -145,8 +150,8 @@ def test_a_phase_on_smaller_images_trains_on_them_and_tests_on_whole_ones():
 @pytest.mark.parametrize(("mode", "moves"), [("inference", False), ("train", True)])
 def test_batch_norm_of_a_pretrained_backbone(tmp_path, mode, moves):
     weights = save_mobilenet(tmp_path)
-    words = [f"backbone.weights={weights}", f"backbone.batch_norm={mode}", "training=scratch"]
-    task, seen = entered(*words, base=MOBILENET)
+    overrides = [f"backbone.weights={weights}", f"backbone.batch_norm={mode}", "training=scratch"]
+    task, seen = entered(*overrides, base=MOBILENET)
     moved = [path for path in changed(task, seen, 2) if path.endswith(("moving_mean", "moving_variance"))]
     assert bool(moved) is moves
     assert "Conv_1_bn/gamma" in {weight.path for weight in task.model.weights}
@@ -174,10 +179,10 @@ LITE = ["experiment=transfer", "backbone=efficientnet_lite0", "backbone.image_si
     ],
 )
 def test_part_of_a_pretrained_backbone_is_trained_at_rates_that_fall_with_depth(trainable, expected):
-    words = [
+    overrides = [
         f"training.phases.scratch.{word}" for word in (f"trainable={trainable}", "learning_rate_decay_by_depth=0.5")
     ]
-    task, _ = entered("backbone.weights=none", *words, base=LITE)
+    task, _ = entered("backbone.weights=none", *overrides, base=LITE)
     scales = {weight.name.split("/")[0]: scale for weight, scale in zip(task.weights, task.scales, strict=True)}
     names = [layer.name for layer in classifier.leaves(classifier.parts(task.model)[0]) if layer.name in expected]
     assert scales == {"logits": 1.0} | {name: 0.5**depth for depth, name in enumerate(reversed(names), 1)}
@@ -185,10 +190,10 @@ def test_part_of_a_pretrained_backbone_is_trained_at_rates_that_fall_with_depth(
 
 
 def test_rates_fall_with_depth():
-    words = ["training=scratch", "training.phases.scratch.learning_rate_decay_by_depth=0.5", *SGD]
+    overrides = ["training=scratch", "training.phases.scratch.learning_rate_decay_by_depth=0.5", *SGD]
     whole, seen = entered("training=scratch", *SGD)
     before = values(whole)
-    fallen, _ = entered(*words)
+    fallen, _ = entered(*overrides)
     for weight in fallen.model.weights:
         weight.assign(before[weight.path.removeprefix("cnn/")])
     step(whole, seen)
@@ -234,10 +239,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "parts"), BAD)
-def test_bad_phases_are_refused(words, parts):
+@pytest.mark.parametrize(("overrides", "parts"), BAD)
+def test_bad_phases_are_refused(overrides, parts):
     with pytest.raises(ConfigError) as error:
-        config.parse(words.split())
+        config.parse(overrides.split())
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
 
 
@@ -251,15 +256,19 @@ def test_unknown_layers_are_named(trainable, part):
 
 
 def test_what_the_optimizer_counts_begins_with_each_weights_first_update():
-    words = ["training=combined", "training.phases.backbone.optimizer=keep", "training.phases.backbone.trainable=all"]
+    overrides = [
+        "training=combined",
+        "training.phases.backbone.optimizer=keep",
+        "training.phases.backbone.trainable=all",
+    ]
     with any_backbone():
-        settings = config.parse([*BASE, *words])
+        settings = config.parse([*BASE, *overrides])
     task = setup.build(settings, random_data())
     progress = Progress(phase=1, phase_steps=[0, 7], phase_epochs=[0, 1])
     setup.enter(settings, task, random_data(), progress)
-    found = dict(zip(task._slots, task.optimizer_first_steps, strict=True))
-    assert {step for path, step in found.items() if "block" in path} == {7}
-    assert {step for path, step in found.items() if "logits" in path} == {0}
+    result = dict(zip(task._slots, task.optimizer_first_steps, strict=True))
+    assert {step for path, step in result.items() if "block" in path} == {7}
+    assert {step for path, step in result.items() if "logits" in path} == {0}
 
 
 BACKBONES = """
@@ -338,10 +347,10 @@ RANDOM = [
 ]
 
 
-@pytest.mark.parametrize(("words", "is_taken"), RANDOM)
-def test_a_random_backbone_is_not_frozen_before_it_is_trained(words, is_taken):
+@pytest.mark.parametrize(("overrides", "is_taken"), RANDOM)
+def test_a_random_backbone_is_not_frozen_before_it_is_trained(overrides, is_taken):
     if is_taken:
-        config.parse(words.split())
+        config.parse(overrides.split())
     else:
         with pytest.raises(ConfigError, match=r"^backbone\.weights: none makes .*choose training=scratch"):
-            config.parse(words.split())
+            config.parse(overrides.split())

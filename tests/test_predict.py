@@ -32,9 +32,9 @@ def png_folder(classifier, tmp_path_factory):
     """The run's test images as PNG files, a folder a class."""
     folder, test = tmp_path_factory.mktemp("png"), datasets.load(data_section(classifier.report["config"]["data"])).test
     for row in test.indices:
-        place = folder / classifier.classes[test.labels[row]]
-        place.mkdir(exist_ok=True)
-        Image.fromarray(test.images[row]).save(place / f"{row:04d}.png")
+        path = folder / classifier.classes[test.labels[row]]
+        path.mkdir(exist_ok=True)
+        Image.fromarray(test.images[row]).save(path / f"{row:04d}.png")
     return folder
 
 
@@ -42,8 +42,8 @@ def png_folder(classifier, tmp_path_factory):
 def call(monkeypatch, capsys):
     """Return a function that calls the command and returns (exit code, output, errors)."""
 
-    def call(*words, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["cifar-predict", *map(str, words)])
+    def call(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["cifar-predict", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         try:
             predict.main()
@@ -82,17 +82,17 @@ def test_every_mode_and_size_becomes_the_models_image(tmp_path):
     ):  # fmt: skip
         path = tmp_path / f"{mode}.{suffix}"
         rgb.convert(mode).save(path, **({"quality": 95} if suffix in ("jpg", "webp") else {}))
-        found = images.decode(path, 32)
-        assert found.shape == (32, 32, 3) and found.dtype == np.uint8
-        assert abs(found - expected).mean() <= most, path
+        result = images.decode(path, 32)
+        assert result.shape == (32, 32, 3) and result.dtype == np.uint8
+        assert abs(result - expected).mean() <= most, path
     grey = np.asarray(rgb.convert("L"))
     for mode, array in (("L", grey), ("I;16", grey.astype(np.uint16) * 257), ("I", grey.astype(np.int32) * 257)):
         path = tmp_path / "grey.tiff"
         Image.fromarray(array).save(path)
         with Image.open(path) as image:
             assert image.mode == mode
-        found = images.decode(path, 32)
-        assert abs(found.astype(int) - images.decode(Image.fromarray(grey), 32)).max() <= 1, mode
+        result = images.decode(path, 32)
+        assert abs(result.astype(int) - images.decode(Image.fromarray(grey), 32)).max() <= 1, mode
     for mode in ("1", "LA"):
         rgb.convert(mode).save(tmp_path / "other.png")
         assert images.decode(tmp_path / "other.png", 32).shape == (32, 32, 3)
@@ -105,8 +105,8 @@ def test_pictures_are_turned_the_way_up_that_their_exif_says(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned.save(tmp_path / f"turned.{suffix}", exif=exif, quality=95, lossless=True)
-    found = images.decode(tmp_path / f"turned.{suffix}", 32).astype(int)
-    assert abs(found - images.decode(upright, 32)).mean() < 6
+    result = images.decode(tmp_path / f"turned.{suffix}", 32).astype(int)
+    assert abs(result - images.decode(upright, 32)).mean() < 6
 
 
 def test_only_formats_that_pillow_reads_itself(tmp_path):
@@ -122,8 +122,10 @@ def test_finds_files_folders_globs_and_lines(tmp_path):
     for name in ("a/1.png", "a/2.JPG", "a/b/3.webp", "a/notes.txt", "a/.hidden.png", "a/[x].png", "4.img"):
         (tmp_path / name).touch()
 
-    def find(*words, stdin=()):
-        files, problems, _ = prediction.find([str(tmp_path / word) if word != "-" else word for word in words], stdin)
+    def find(*arguments, stdin=()):
+        files, problems, _ = prediction.find(
+            [str(tmp_path / word) if word != "-" else word for word in arguments], stdin
+        )
         return [str(Path(file).relative_to(tmp_path)) for file in files], problems
 
     assert find("a") == (["a/1.png", "a/2.JPG", "a/[x].png", "a/b/3.webp"], [])
@@ -216,8 +218,8 @@ def test_targets_are_allowed_on_the_command_line(call, finished_run, png_folder,
         raise RunError(f"allowed: {allow_targets}")
 
     monkeypatch.setattr(trained, "load", load)
-    words = [finished_run, "allow_targets=[my_lab,other]", png_folder]
-    assert call(*words)[2].strip() == "error: allowed: ['my_lab', 'other']"
+    arguments = [finished_run, "allow_targets=[my_lab,other]", png_folder]
+    assert call(*arguments)[2].strip() == "error: allowed: ['my_lab', 'other']"
 
 
 MISTAKES = [
@@ -232,7 +234,7 @@ MISTAKES = [
 
 
 def test_mistakes_are_reported_before_tensorflow_is_imported(finished_run, tmp_path):
-    lines = [[word.format(run=finished_run) for word in words] for words, _ in MISTAKES]
+    lines = [[word.format(run=finished_run) for word in arguments] for arguments, _ in MISTAKES]
     for done, (_, message) in zip(refusals("predict", lines, tmp_path), MISTAKES, strict=True):
         assert done["code"] == 2 and message in done["stderr"], done
         assert "Traceback" not in done["stderr"] and done["stdout"] == "" and not done["has_tensorflow"], done

@@ -57,8 +57,8 @@ def test_option_takes_a_step(group, option, weights_for):
     if (group, option) == ("backbone", "airbench"):
         one_step(["backbone=airbench", "backbone.filters=[8]", "model=scaled"])
         return
-    words = [f"{group}={option}", "backbone.filters=[8]", "model.hidden=[16]"][: 2 if option == "linear" else 3]
-    one_step([*words, *([weights_for("backbone.filters=[8]")] if group == "training" else [])])
+    overrides = [f"{group}={option}", "backbone.filters=[8]", "model.hidden=[16]"][: 2 if option == "linear" else 3]
+    one_step([*overrides, *([weights_for("backbone.filters=[8]")] if group == "training" else [])])
 
 
 @pytest.mark.parametrize("override", ["backbone.pooling=avg", "model.pooling=avg", "model.pooling=max"])

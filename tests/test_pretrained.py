@@ -55,8 +55,8 @@ def test_every_technique_takes_a_step_with_every_augmentation(backbone):
     for technique, phase in (("feature_extraction", 0), ("fine_tuning", 0), ("combined", 0), ("combined", 1)):
         if (technique, phase) == ("combined", 0) and backbone != BACKBONES[0]:
             continue  # which trains what feature_extraction trains
-        words = [f"backbone={backbone}", f"training={technique}", "features.views=0"]
-        task, seen = entered(*words, phase=phase, base=SIZE_32)
+        overrides = [f"backbone={backbone}", f"training={technique}", "features.views=0"]
+        task, seen = entered(*overrides, phase=phase, base=SIZE_32)
         batch = seen.train.images[:4], tf.constant(seen.train.labels[:4])
         for name, transform in transforms.items():
             if technique != "feature_extraction" and name != "slides":
@@ -87,8 +87,8 @@ def test_depthwise_convolutions_are_in_float32_on_a_cpu(monkeypatch, gpus):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     keras.config.set_dtype_policy("mixed_bfloat16")
     made = config.parse([*SIZE_32, "training=scratch", "backbone=efficientnet_lite0"]).backbone.build((32, 32, 3))
-    found = {type(layer).__name__: layer.compute_dtype for layer in classifier.leaves(made) if layer.weights}
-    assert found == {
+    result = {type(layer).__name__: layer.compute_dtype for layer in classifier.leaves(made) if layer.weights}
+    assert result == {
         "Conv2D": "bfloat16", "BatchNormalization": "bfloat16", "DepthwiseConv2D": "bfloat16" if gpus else "float32"
     }  # fmt: skip
     assert made(np.zeros((1, 32, 32, 3))).dtype == "bfloat16"
@@ -96,13 +96,13 @@ def test_depthwise_convolutions_are_in_float32_on_a_cpu(monkeypatch, gpus):
 
 def test_batch_norm_and_dropout_are_ours():
     backbone = config.parse([*SIZE_32, "training=scratch", "backbone=efficientnet_v2_b0"]).backbone
-    found = classifier.leaves(backbone.build((32, 32, 3)))
-    assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in found)
+    result = classifier.leaves(backbone.build((32, 32, 3)))
+    assert any(isinstance(layer, layers.Dropout) and layer.noise_shape for layer in result)
     for kind, ours in (
         (keras.layers.BatchNormalization, layers.BatchNormalization),
         (keras.layers.Dropout, layers.Dropout),
     ):
-        assert all(isinstance(layer, ours) for layer in found if isinstance(layer, kind))
+        assert all(isinstance(layer, ours) for layer in result if isinstance(layer, kind))
 
 
 def test_layers_of_nested_networks_are_ours_and_random_weights_are_not_loaded():
@@ -129,10 +129,10 @@ def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
 def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
     application().save_weights(tmp_path / "a.weights.h5")
     task = built(f"backbone.weights={tmp_path / 'a.weights.h5'}", f"backbone.batch_norm={mode}")
-    found = [
+    result = [
         layer.momentum for layer in classifier.leaves(classifier.parts(task.model)[0]) if hasattr(layer, "momentum")
     ]
-    assert set(found) == {momentum}
+    assert set(result) == {momentum}
 
 
 def test_a_mask_of_a_noise_shape_is_one_for_each_image():
@@ -151,8 +151,8 @@ def test_weights_of_files(tmp_path):
 
 def test_weights_of_a_run_whatever_its_head(tmp_path):
     small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
-    words = [*MOBILENET, "backbone.weights=none", "model=wide", "model.hidden=[8]", "training=scratch", *small]
-    train_run(config.parse([*words, "tensorboard.enabled=false"]), tmp_path / "run")
+    overrides = [*MOBILENET, "backbone.weights=none", "model=wide", "model.hidden=[8]", "training=scratch", *small]
+    train_run(config.parse([*overrides, "tensorboard.enabled=false"]), tmp_path / "run")
     task = built(f"backbone.weights={tmp_path / 'run'}")
     whole = built("backbone.weights=none", "model=wide", "model.hidden=[8]")
     whole.model.load_weights(tmp_path / "run" / "model.weights.h5")
@@ -212,7 +212,7 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("overrides", "parts"),
     [
         ("backbone.image_size=24", ["image_size", "24", "32"]),
         ("backbone.image_size=2000", ["image_size", "2000", "1024"]),
@@ -224,23 +224,23 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
         ("backbone=mobilenet", ["mobilenet_v2"]),
     ],
 )
-def test_bad_settings_are_refused_before_tensorflow(words, parts):
+def test_bad_settings_are_refused_before_tensorflow(overrides, parts):
     with pytest.raises(ConfigError) as error:
-        config.parse(["experiment=transfer", *words.split()])
+        config.parse(["experiment=transfer", *overrides.split()])
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("overrides", "part"),
     [
         ("backbone.application=MobilNetV2", "keras.applications has no"),
         ("+backbone.options.alhpa=1", "rejects its settings"),
         ("backbone.weights=imagenet backbone.options.alpha=0.33", "rejects its settings"),
     ],
 )
-def test_settings_that_keras_rejects_are_reported(words, part):
+def test_settings_that_keras_rejects_are_reported(overrides, part):
     with pytest.raises(WeightsError, match=part):
-        built("backbone.weights=none", *words.split())
+        built("backbone.weights=none", *overrides.split())
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -305,9 +305,9 @@ def imagenet():
 
 
 def test_imagenet_weights_are_downloaded_verified_and_kept(hub, tmp_path, monkeypatch):
-    words = ["experiment=transfer", "backbone=efficientnet_v2_b0", "backbone.image_size=32", "training=scratch"]
+    overrides = ["experiment=transfer", "backbone=efficientnet_v2_b0", "backbone.image_size=32", "training=scratch"]
     with contextlib.redirect_stdout(io.StringIO()):
-        task, _ = entered(*words, base=[])
+        task, _ = entered(*overrides, base=[])
     assert_same_weights(classifier.parts(task.model)[0], hub)
     assert len(list((tmp_path / "keras" / "models").glob("*.h5"))) == 1
     monkeypatch.setattr(Server, "content", b"")

@@ -64,11 +64,11 @@ def name_of(page):
 def blocks(page):
     """Return a page's fenced blocks, in order."""
     fences = re.findall(r"^( *)```([^\n]*)\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL)
-    found = []
+    result = []
     for indent, language, text in reversed(fences):
         text = re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
-        found.insert(0, Block(language.strip(), text, found[0] if found else None))
-    return found
+        result.insert(0, Block(language.strip(), text, result[0] if result else None))
+    return result
 
 
 def prose(page):
@@ -133,21 +133,21 @@ def words_of(line):
     return [command for command in commands if command]
 
 
-def parse_train(words):
+def parse_train(arguments):
     """Compose what a command of training composes, and check every job of a sweep; ConfigError if it cannot work."""
-    if "--from-run" in words:
-        position = words.index("--from-run")
-        words = words[:position] + words[position + 2 :]
+    if "--from-run" in arguments:
+        position = arguments.index("--from-run")
+        arguments = arguments[:position] + arguments[position + 2 :]
     # "$" is of a variable of the shell.
-    words = [word for word in words if word not in TAKEN_FIRST and "$" not in word]
-    if any(word.startswith("resume=") for word in words):  # of a sweep, perhaps
-        words = [word for word in words if not word.startswith(("resume=", "sweep."))]
-        words = ["-m", *words] if any("," in word for word in words) else words
-    if problem := messages.flags(words):
+    arguments = [word for word in arguments if word not in TAKEN_FIRST and "$" not in word]
+    if any(word.startswith("resume=") for word in arguments):  # of a sweep, perhaps
+        arguments = [word for word in arguments if not word.startswith(("resume=", "sweep."))]
+        arguments = ["-m", *arguments] if any("," in word for word in arguments) else arguments
+    if problem := messages.flags(arguments):
         raise ConfigError(problem)
-    if any(word.startswith("-") and word not in MULTIRUN for word in words):  # --help, --cfg job
-        return compose([word for word in words if "=" in word and not word.startswith(("-", "install="))])
-    parsed = parse_command(resume.expand(words))
+    if any(word.startswith("-") and word not in MULTIRUN for word in arguments):  # --help, --cfg job
+        return compose([word for word in arguments if "=" in word and not word.startswith(("-", "install="))])
+    parsed = parse_command(resume.expand(arguments))
     if not isinstance(parsed, SweepSettings):
         return config.parse_composed(parsed)
     plan = Plan.of(parsed)
@@ -158,7 +158,7 @@ class Parsed(BaseException):
     """Raised to end a command once its flags are parsed."""
 
 
-def parse_flags(module, words, monkeypatch):
+def parse_flags(module, arguments, monkeypatch):
     """Parse the flags of one of the other commands, which exits with code 2 if they are wrong."""
 
     def ends(method):
@@ -170,14 +170,14 @@ def parse_flags(module, words, monkeypatch):
 
     for method in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, method, ends(getattr(argparse.ArgumentParser, method)))
-    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(Parsed):
         importlib.import_module(f"cifar_research.{module}").main()
 
 
-def command_of(words):
+def command_of(overrides):
     """Return the module of the package that a command runs, or None, and its arguments."""
-    program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
+    program, arguments = overrides[0].removeprefix(".venv/bin/"), overrides[1:]
     if program in ("python", "python3") and arguments[:1] == ["-m"] and arguments[1].startswith("cifar_research."):
         return arguments[1].removeprefix("cifar_research."), arguments[2:]
     name = program.removeprefix("scripts/").removeprefix("cifar-")
@@ -195,36 +195,36 @@ def test_command_works(line, monkeypatch, request, tmp_path):
     for weights in re.findall(r"backbone\.weights=([\w./-]+/[\w./-]+)", line):
         (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / weights).symlink_to(request.getfixturevalue("finished_run"))
-    for words in words_of(line):
-        module, arguments = command_of(words)
+    for overrides in words_of(line):
+        module, arguments = command_of(overrides)
         if module == "train":
             parse_train(arguments)
         elif module is not None:
             with monkeypatch.context() as patch:
                 parse_flags(module, arguments, patch)
-        elif words[0].startswith("scripts/") or any(word.startswith("scripts/") for word in words):
-            script = ROOT / next(word for word in words if word.startswith("scripts/"))
+        elif overrides[0].startswith("scripts/") or any(word.startswith("scripts/") for word in overrides):
+            script = ROOT / next(word for word in overrides if word.startswith("scripts/"))
             assert script.is_file(), f"{script} does not exist"
             sources = "".join(path.read_text() for path in (script, *sorted((ROOT / "scripts").glob("*/*.py"))))
-            flags = [word for word in words if word.startswith("--")] if script.name != "test" else []
+            flags = [word for word in overrides if word.startswith("--")] if script.name != "test" else []
             assert [flag for flag in flags if f'"{flag}"' not in sources] == []
         else:
-            assert words[0].removeprefix(".venv/bin/") in OTHERS, f"{words[0]} is not a known program"
+            assert overrides[0].removeprefix(".venv/bin/") in OTHERS, f"{overrides[0]} is not a known program"
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED)
 def test_error_is_what_the_page_says(line, message):
-    [words] = words_of(line)
-    arguments = words[1:]
+    [overrides] = words_of(line)
+    arguments = overrides[1:]
     try:
         parse_train(arguments)
     except ConfigError as error:
-        found = str(error)
+        result = str(error)
     except config.HYDRA_ERRORS as error:
-        found = messages.explain(error, arguments)
+        result = messages.explain(error, arguments)
     else:
         pytest.fail(f"{line} is not refused")
-    assert [f"error: {text}" for text in found.splitlines()] == message.splitlines()
+    assert [f"error: {text}" for text in result.splitlines()] == message.splitlines()
 
 
 def write_files(page, folder):
@@ -251,8 +251,8 @@ def test_addition_trains(page, line, tmp_path):
     if (script := tmp_path / "make_body.py").exists():
         code = f"{script.read_text()}\nkeras.saving.load_model('body.keras').save_weights('body.weights.h5')"
         assert forked.run([], code=code, cwd=tmp_path).returncode == 0
-    [words] = words_of(line)
-    done = forked.run([*words[1:], *SMALL], cwd=tmp_path)
+    [arguments] = words_of(line)
+    done = forked.run([*arguments[1:], *SMALL], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "completed" in done.stdout
 
@@ -264,7 +264,7 @@ import cifar_research
 from cifar_research import config
 small = json.loads(sys.argv[1])
 def with_small(function):
-    return lambda words=(), *rest, **settings: function([*words, *small], *rest, **settings)
+    return lambda overrides=(), *rest, **settings: function([*overrides, *small], *rest, **settings)
 config.parse = with_small(config.parse)
 cifar_research.train, cifar_research.sweep = with_small(cifar_research.train), with_small(cifar_research.sweep)
 """
@@ -309,15 +309,15 @@ def without_code(text):
 
 def anchors(page):
     """Return the anchors of a page's headings, as GitHub names them."""
-    found = set()
+    result = set()
     for heading in re.findall(r"^#+ (.+?)\s*$", prose(page), re.MULTILINE):
         text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading.replace("`", "")).lower()
         slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
         number = 0
-        while (anchor := f"{slug}-{number}" if number else slug) in found:
+        while (anchor := f"{slug}-{number}" if number else slug) in result:
             number += 1
-        found.add(anchor)
-    return found | set(re.findall(r'<a (?:id|name)="([^"]+)"', page.read_text()))
+        result.add(anchor)
+    return result | set(re.findall(r'<a (?:id|name)="([^"]+)"', page.read_text()))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=name_of)
@@ -367,11 +367,11 @@ def sentences(page):
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("et al.", "et al")
     text = re.sub(r"^(#|\||\s*\|).*$", "", text, flags=re.MULTILINE)
     paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*] |\d+\. |> ))", text)
-    found = []
+    result = []
     for paragraph in paragraphs:
         line = " ".join(re.sub(r"^\s*(?:[-*]|\d+\.|>) ", "", paragraph).split())
-        found += re.split(r"(?<=[.!?])[*»)\"]*\s+(?=[^a-z\s])", line)
-    return [sentence for sentence in found if count(sentence)]
+        result += re.split(r"(?<=[.!?])[*»)\"]*\s+(?=[^a-z\s])", line)
+    return [sentence for sentence in result if count(sentence)]
 
 
 def count(sentence):

@@ -62,13 +62,13 @@ def made(tmp_path_factory):
             == 143
         )
         assert command.train(config.compose([*PETS, "hydra.run.dir=pets_run"]), is_hopeless=stop) == 143
-        words = [*SMALL, "seed=1,2"]
+        overrides = [*SMALL, "seed=1,2"]
         for name in ("grid", "search", "grid_damaged"):
             Path(name).mkdir()
-        Ledger.open(Path("grid"), words, Plan.of(parse_sweep(words)).grid()).write()
-        words = [*SMALL, *SPACE, "sweep.trials=2"]
-        plan = Plan.of(parse_sweep(words))
-        ledger = Ledger.open(Path("search"), words, None)
+        Ledger.open(Path("grid"), overrides, Plan.of(parse_sweep(overrides)).grid()).write()
+        overrides = [*SMALL, *SPACE, "sweep.trials=2"]
+        plan = Plan.of(parse_sweep(overrides))
+        ledger = Ledger.open(Path("search"), overrides, None)
         ledger.write()
         assert search.Search(Path("search"), search.space(plan), 2, 0, plan, ledger).next()
         ledger.write()
@@ -181,40 +181,40 @@ SWEEPS = {
 }  # fmt: skip
 
 
-def assert_refused(here, capsys, words, part, settings=()):
+def assert_refused(here, capsys, overrides, part, settings=()):
     before = content(here)
-    is_repeat = any(word.startswith(("resume=", "--from-run")) for word in words)
-    code = train.command([*words] if is_repeat else [*words, *settings])
-    said = capsys.readouterr().err
-    assert code == 2 and part in said and "Traceback" not in said, said
+    is_repeat = any(word.startswith(("resume=", "--from-run")) for word in overrides)
+    code = train.command([*overrides] if is_repeat else [*overrides, *settings])
+    output = capsys.readouterr().err
+    assert code == 2 and part in output and "Traceback" not in output, output
     assert content(here) == before
 
 
-def with_small(words):
+def with_small(overrides):
     """Return the small settings that the overrides do not set themselves; they come before the overrides."""
-    keys = {word.partition("=")[0] for word in words}
+    keys = {word.partition("=")[0] for word in overrides}
     return [
         word for word in SMALL if word.partition("=")[0] not in keys and ("data" not in keys or "data." not in word)
     ]
 
 
-@pytest.mark.parametrize(("words", "part"), RUNS.values(), ids=RUNS)
-def test_a_refused_run_changes_nothing(here, capsys, words, part):
-    assert_refused(here, capsys, words, part, with_small(words))
+@pytest.mark.parametrize(("overrides", "part"), RUNS.values(), ids=RUNS)
+def test_a_refused_run_changes_nothing(here, capsys, overrides, part):
+    assert_refused(here, capsys, overrides, part, with_small(overrides))
 
 
-@pytest.mark.parametrize(("words", "part"), SWEEPS.values(), ids=SWEEPS)
-def test_a_refused_sweep_changes_nothing(here, capsys, words, part):
-    assert_refused(here, capsys, words, part, with_small(words))
+@pytest.mark.parametrize(("overrides", "part"), SWEEPS.values(), ids=SWEEPS)
+def test_a_refused_sweep_changes_nothing(here, capsys, overrides, part):
+    assert_refused(here, capsys, overrides, part, with_small(overrides))
 
 
-@pytest.mark.parametrize("place", ["grid", "new/sweep"])
-def test_a_cluster_that_refuses_the_first_job_changes_nothing(here, capsys, monkeypatch, place):
+@pytest.mark.parametrize("path", ["grid", "new/sweep"])
+def test_a_cluster_that_refuses_the_first_job_changes_nothing(here, capsys, monkeypatch, path):
     def start(*of):
         raise ConfigError("hydra.launcher: SLURM rejects the job: invalid partition")
 
     monkeypatch.setattr(local.Local, "start", start)
-    assert_refused(here, capsys, ["-m", "seed=1,2,3", f"hydra.sweep.dir={place}"], "invalid partition", SMALL)
+    assert_refused(here, capsys, ["-m", "seed=1,2,3", f"hydra.sweep.dir={path}"], "invalid partition", SMALL)
 
 
 def test_other_images_are_refused(here, capsys):
@@ -223,7 +223,7 @@ def test_other_images_are_refused(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("folder", "words", "part"),
+    ("folder", "overrides", "part"),
     [
         ("run", ["hydra.run.dir=run"], "another process trains here"),
         ("stopped", ["resume=stopped"], "another process trains here"),
@@ -231,10 +231,10 @@ def test_other_images_are_refused(here, capsys):
         ("search", ["resume=search"], "another sweep runs here"),
     ],
 )
-def test_a_folder_that_another_process_holds_is_refused(here, capsys, folder, words, part):
+def test_a_folder_that_another_process_holds_is_refused(here, capsys, folder, overrides, part):
     lock = locks.Lock(here / folder / ".lock")
     lock.acquire()
-    assert_refused(here, capsys, words, part, with_small(words))
+    assert_refused(here, capsys, overrides, part, with_small(overrides))
 
 
 def test_what_only_the_first_step_shows_leaves_no_folder(tmp_path):
@@ -253,9 +253,9 @@ def test_what_only_the_first_step_shows_leaves_no_folder(tmp_path):
 
 def test_a_function_call_that_is_refused_changes_nothing(here):
     before = content(here)
-    for words, folder in ((["data.train_size=7"], "new"), (["seed=9"], "run"), (["model.hidden=[5]"], "stopped")):
+    for overrides, folder in ((["data.train_size=7"], "new"), (["seed=9"], "run"), (["model.hidden=[5]"], "stopped")):
         with pytest.raises(ValueError):
-            train_run(config.parse([*SMALL, *words]), folder)
+            train_run(config.parse([*SMALL, *overrides]), folder)
     assert content(here) == before
 
 
@@ -298,19 +298,19 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("program", "words", "part"), OTHERS.values(), ids=OTHERS)
-def test_other_commands_that_are_refused_change_nothing(here, capsys, monkeypatch, program, words, part):
+@pytest.mark.parametrize(("program", "overrides", "part"), OTHERS.values(), ids=OTHERS)
+def test_other_commands_that_are_refused_change_nothing(here, capsys, monkeypatch, program, overrides, part):
     before = content(here)
-    monkeypatch.setattr(sys, "argv", [program.__name__, *words])
+    monkeypatch.setattr(sys, "argv", [program.__name__, *overrides])
     with pytest.raises(SystemExit) as ended:
         program.main()
-    said = capsys.readouterr().err
-    assert ended.value.code in (1, 2) and part in said, said
+    output = capsys.readouterr().err
+    assert ended.value.code in (1, 2) and part in output, output
     assert content(here) == before
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         [*SMALL, "hydra.run.dir=new", "hydra.verbose=true"],
         [*SMALL, "hydra.run.dir=new", "data.train_size=7"],
@@ -321,7 +321,7 @@ def test_other_commands_that_are_refused_change_nothing(here, capsys, monkeypatc
         ["training.epochs=0"],
     ],
 )
-def test_what_a_command_turns_off_is_on_again(here, words):
+def test_what_a_command_turns_off_is_on_again(here, overrides):
     import keras
 
     root, log = logging.getLogger(), logging.getLogger("cifar_research.train")
@@ -336,21 +336,21 @@ def test_what_a_command_turns_off_is_on_again(here, words):
 
     before = state()
     try:
-        train.command(words)
+        train.command(overrides)
     except SystemExit as leave:
         assert leave.code == 0
     assert state() == before
 
 
 def test_hydras_own_settings_of_a_run_are_followed(here):
-    words = [
+    overrides = [
         *SMALL,
         "hydra.run.dir=new",
         "hydra.output_subdir=words",
         "+hydra.job.env_set.REFUSED=1",
         "name=${hydra:job.name}",
     ]
-    assert train.command(words) == 0
+    assert train.command(overrides) == 0
     assert {path.name for path in Path("new/words").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert json.loads(Path("new/report.json").read_text())["config"]["name"] == "train"
     assert train.command([*SMALL, "hydra.run.dir=plain", "hydra.output_subdir=null"]) == 0

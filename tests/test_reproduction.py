@@ -17,8 +17,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(*words, cwd=None):
-    return forked.run(words, cwd=cwd)
+def command(*arguments, cwd=None):
+    return forked.run(arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def original(tmp_path_factory, weights_for):
 
 
 def test_it_comes_out_identical(original, tmp_path):
-    found = report.read_report(original / "report.json")
+    actual = report.read_report(original / "report.json")
     (tmp_path / "theirs").mkdir()
-    there = found | {"versions": found["versions"] | {"numpy": "1.0"}, "git": None}
+    there = actual | {"versions": actual["versions"] | {"numpy": "1.0"}, "git": None}
     report.write_report(tmp_path / "theirs" / "report.json", there)  # all that is needed
     done = command("--from-run", tmp_path / "theirs", "--verify", f"hydra.run.dir={tmp_path / 'again'}")
     assert done.returncode == reproduction.IDENTICAL, done.stdout + done.stderr
@@ -40,16 +40,16 @@ def test_it_comes_out_identical(original, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("warning: numpy is ") and "was 1.0" in line
     again = report.read_report(tmp_path / "again" / "report.json")
-    assert again["weights_sha256"] == found["weights_sha256"] and again["config_hash"] == found["config_hash"]
+    assert again["weights_sha256"] == actual["weights_sha256"] and again["config_hash"] == actual["config_hash"]
     # It can be gone on with like any other.
     assert "already ended" in command(f"resume={tmp_path / 'again'}").stdout
 
 
 def test_another_seed_is_another_run(original, tmp_path):
     done = command(f"--from-run={original}", "seed=6", f"hydra.run.dir={tmp_path / 'run'}")
-    found = report.read_report(tmp_path / "run" / "report.json")
-    assert done.returncode == 0 and found["seed"] == 6
-    assert found["weights_sha256"] != report.read_report(original / "report.json")["weights_sha256"]
+    actual = report.read_report(tmp_path / "run" / "report.json")
+    assert done.returncode == 0 and actual["seed"] == 6
+    assert actual["weights_sha256"] != report.read_report(original / "report.json")["weights_sha256"]
 
 
 def result(accuracy, *, weights="a", images=10_000, status="completed", loss=1.0, fingerprint="x"):
@@ -76,12 +76,12 @@ def result(accuracy, *, weights="a", images=10_000, status="completed", loss=1.0
     ],
 )
 def test_verdicts(tmp_path, repeated, code, part):
-    found, sentence = reproduction.Original(tmp_path, result(0.8), True).verdict(repeated)
-    assert found == code and part in sentence
+    actual, sentence = reproduction.Original(tmp_path, result(0.8), True).verdict(repeated)
+    assert actual == code and part in sentence
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["experiment=transfer"],
         ["experiment=fast"],
@@ -92,15 +92,15 @@ def test_verdicts(tmp_path, repeated, code, part):
         ["training=combined", "training.phases.head.trainable={last:1}", "features.views=3"],
     ],
 )
-def test_the_words_compose_the_config(words):
-    made = config.parse(words).content
+def test_the_words_compose_the_config(arguments):
+    made = config.parse(arguments).content
     again = config.parse(reproduction._overrides(made)).content
     assert again == made and list(again["augmentation"]) == list(made["augmentation"])
     assert list(again["training"]["phases"]) == list(made["training"]["phases"])
 
 
 @pytest.mark.parametrize(
-    ("words", "targets"),
+    ("overrides", "targets"),
     [
         (
             ["optimizer=adamw", "optimizer.weight_decay=0.1"],
@@ -118,21 +118,21 @@ def test_the_words_compose_the_config(words):
         (["backbone=airbench", "seed=6", "training=scratch"], {"backbone": {"filters": [64, 256, 256]}, "seed": 6}),
     ],
 )
-def test_another_option_replaces_the_runs(original, words, targets):
-    def check(found, expected):
+def test_another_option_replaces_the_runs(original, overrides, targets):
+    def check(actual, expected):
         for key, value in expected.items():
-            check(found[key], value) if isinstance(value, dict) else None
-            assert isinstance(value, dict) or found[key] == value, key
+            check(actual[key], value) if isinstance(value, dict) else None
+            assert isinstance(value, dict) or actual[key] == value, key
 
-    arguments, _ = reproduction.parse_arguments(["--from-run", str(original), *words])
-    found = config.parse(arguments).content
-    check(found, targets)
+    arguments, _ = reproduction.parse_arguments(["--from-run", str(original), *overrides])
+    actual = config.parse(arguments).content
+    check(actual, targets)
     made = report.read_report(original / "report.json")["config"]
-    groups = {word.partition("=")[0].partition(".")[0] for word in words}
-    assert {key: value for key, value in found.items() if key not in groups} == {
+    groups = {word.partition("=")[0].partition(".")[0] for word in overrides}
+    assert {key: value for key, value in actual.items() if key not in groups} == {
         key: value for key, value in made.items() if key not in groups
     }
-    assert list(found["augmentation"]) == list(targets.get("augmentation", made["augmentation"]))
+    assert list(actual["augmentation"]) == list(targets.get("augmentation", made["augmentation"]))
 
 
 def test_a_sweep_of_options_has_a_job_for_each(original):
@@ -159,8 +159,14 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(
                 tmp_path / "here" / name / f"{number}.png"
             )
-    words = [*SMALL[3:5], "training.epochs=1", "training.batch_size=8", "data=images", f"data.dir={tmp_path / 'here'}"]
-    done = command(*words, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}")
+    arguments = [
+        *SMALL[3:5],
+        "training.epochs=1",
+        "training.batch_size=8",
+        "data=images",
+        f"data.dir={tmp_path / 'here'}",
+    ]
+    done = command(*arguments, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     (tmp_path / "here").rename(tmp_path / "there")
     moved = f"data.dir={tmp_path / 'there'}"
@@ -169,7 +175,7 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("arguments", "part"),
     [
         (["--from-run"], "give the folder"),
         (["--from-run", "nowhere"], "nowhere has no report.json"),
@@ -184,19 +190,19 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
         (["--from-run", "{original}", "sweep=hyperparameters"], "would replace everything that is repeated"),
     ],
 )
-def test_what_cannot_be_repeated_is_refused(original, tmp_path, words, part):
+def test_what_cannot_be_repeated_is_refused(original, tmp_path, arguments, part):
     before = sorted(path.stat().st_mtime_ns for path in original.rglob("*"))
-    done = command(*[word.format(original=original) for word in words], cwd=tmp_path)
+    done = command(*[word.format(original=original) for word in arguments], cwd=tmp_path)
     assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert sorted(path.stat().st_mtime_ns for path in original.rglob("*")) == before
 
 
 def test_a_report_cannot_allow_its_own_code(original, tmp_path):
-    found = report.read_report(original / "report.json")
-    made = found["config"] | {"allow_targets": ["os"], "schedule": {"_target_": "os.system", "command": "touch ran"}}
-    report.write_report(tmp_path / "report.json", found | {"config": made})
+    actual = report.read_report(original / "report.json")
+    made = actual["config"] | {"allow_targets": ["os"], "schedule": {"_target_": "os.system", "command": "touch ran"}}
+    report.write_report(tmp_path / "report.json", actual | {"config": made})
     done = command("--from-run", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "allow_targets=[os]" in done.stderr and not (tmp_path / "ran").exists()
-    report.write_report(tmp_path / "report.json", found | {"config": {"augmentation": {}, "data": 3, "training": {}}})
+    report.write_report(tmp_path / "report.json", actual | {"config": {"augmentation": {}, "data": 3, "training": {}}})
     done = command("--from-run", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "is not a run's" in done.stderr and "Traceback" not in done.stderr

@@ -57,13 +57,13 @@ def result(folder):
     folder = Path(folder)
     last = checkpoint.read(checkpoints(folder)[-1])
     best = checkpoint.read(folder / "checkpoints" / f"best-{last.meta['best']['step']:08d}.ckpt")
-    found = report.read_report(folder / "report.json")
+    actual = report.read_report(folder / "report.json")
     history = [{k: v for k, v in row.items() if k not in TIMES} for row in last.meta["history"]]
     arrays = {
         name: value.tobytes()
         for name, value in (last.arrays | {f"best/{k}": v for k, v in best.arrays.items()}).items()
     }
-    return arrays, history, {k: v for k, v in found.items() if k not in TIMES}
+    return arrays, history, {k: v for k, v in actual.items() if k not in TIMES}
 
 
 def assert_same(first, second):
@@ -91,8 +91,8 @@ PHASES = [
 # An optimizer that is kept is tested where it matters: at the change.
 @pytest.mark.parametrize(("mode", "epochs"), [("reset", (1, 3, 4)), ("keep", (3,))])
 def test_killed_before_at_and_after_a_change_of_phase_it_ends_identical_to_the_bit(tmp_path, mode, epochs, weights_for):
-    words = [*PHASES, f"training.phases.backbone.optimizer={mode}", weights_for(*OVERRIDES)]
-    overrides = [word for word in OVERRIDES if not word.startswith("training.epochs")] + words
+    arguments = [*PHASES, f"training.phases.backbone.optimizer={mode}", weights_for(*OVERRIDES)]
+    overrides = [word for word in OVERRIDES if not word.startswith("training.epochs")] + arguments
     finish(tmp_path / "whole", overrides=overrides)
     expected, folder = result(tmp_path / "whole"), tmp_path / "run"
     assert [row["phase"] for row in expected[1]] == ["head"] * 3 + ["backbone"] * 3
@@ -130,15 +130,15 @@ def test_stopped_in_mid_epoch_it_saves_exits_and_goes_on(uninterrupted, tmp_path
 # By `fast`: compiled activations, filter gradients of images side by side where the processor is made for it, Muon,
 # alternating flips. By `dropout`: batches in parts, each with its rows of the batch's masks.
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         "experiment=fast backbone.activation=gelu backbone.filters=[8,64]",
         "experiment=dropout backbone.filters=[8,8,64] training.threads=2 training.precision=bfloat16",
     ],
 )
-def test_what_is_made_for_speed_goes_on_to_the_bit_too(tmp_path, words):
+def test_what_is_made_for_speed_goes_on_to_the_bit_too(tmp_path, arguments):
     overrides = [
-        *words.split(), "data=synthetic", "data.train_images=400", "data.test_images=100", "data.val_fraction=0.1",
+        *arguments.split(), "data=synthetic", "data.train_images=400", "data.test_images=100", "data.val_fraction=0.1",
         "training.batch_size=32", "training.epochs=3", "training.steps_per_call=4", "tensorboard.enabled=false",
     ]  # fmt: skip
     finish(tmp_path / "whole", overrides=overrides)
@@ -207,9 +207,9 @@ def test_all_checkpoints_damaged_is_an_error(copied):
 
 
 def test_other_images_are_refused(copied):
-    found = checkpoint.read(checkpoints(copied)[-1])
+    actual = checkpoint.read(checkpoints(copied)[-1])
     for path in checkpoints(copied):
-        checkpoint.write(path, checkpoint.Checkpoint(found.arrays, found.meta | {"fingerprint": "of other images"}))
+        checkpoint.write(path, checkpoint.Checkpoint(actual.arrays, actual.meta | {"fingerprint": "of other images"}))
     done = finish(copied, code=2)
     assert "fingerprint of other images; now in" in done.stderr
 
@@ -252,28 +252,28 @@ def pets_run(tmp_path_factory):
     """A folder with a run on images that were moved since, the run's overrides, and its report."""
     base = tmp_path_factory.mktemp("pets")
     rng = np.random.default_rng(0)
-    for place in range(40):
-        folder = base / "here" / "ab"[place % 2]
+    for path in range(40):
+        folder = base / "here" / "ab"[path % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{place:02}.png")
-    words = ["data=images", "backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "training.batch_size=8",
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{path:02}.png")
+    overrides = ["data=images", "backbone.filters=[4]", "model.hidden=[4]", "training.epochs=1", "training.batch_size=8",
              "tensorboard.enabled=false"]  # fmt: skip
-    done = go_on(base / "run", words, base / "here")
+    done = go_on(base / "run", overrides, base / "here")
     (base / "here").rename(base / "there")
-    return base, words, done
+    return base, overrides, done
 
 
 @pytest.fixture
 def pets(pets_run, tmp_path):
     """Return (overrides, report, old folder of the images) of a copy of that run in this test's folder."""
-    base, words, done = pets_run
+    base, overrides, done = pets_run
     for name in ("run", "there"):
         shutil.copytree(base / name, tmp_path / name)
-    return words, copy.deepcopy(done), base / "here"
+    return overrides, copy.deepcopy(done), base / "here"
 
 
-def go_on(run, words, folder):
-    return train_run(config.parse([*words, f"data.dir={folder}"]), run, console.Display(quiet=True))
+def go_on(run, overrides, folder):
+    return train_run(config.parse([*overrides, f"data.dir={folder}"]), run, console.Display(quiet=True))
 
 
 def change(tmp_path, what):
@@ -286,15 +286,15 @@ def change(tmp_path, what):
 @pytest.mark.parametrize("is_ended", [True, False])
 @pytest.mark.parametrize("what", ["the same images", "other images", "other classes"])
 def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, what):
-    words, done, here = pets
+    overrides, done, here = pets
     run, there = tmp_path / "run", tmp_path / "there"
     change(tmp_path, what)
     if not is_ended:
         (tmp_path / "run" / "report.json").unlink()
     with pytest.raises(DataError, match="here does not exist"):
-        go_on(run, words, here) if not is_ended else evaluation.load(done, [])
+        go_on(run, overrides, here) if not is_ended else evaluation.load(done, [])
     if what == "the same images":
-        again = go_on(run, words, there)
+        again = go_on(run, overrides, there)
         assert again["weights_sha256"] == done["weights_sha256"]
         assert again["config"]["data"]["dir"] == str(here if is_ended else there)
         assert evaluation.load(done, [f"data.dir={there}"])[1] is None
@@ -302,22 +302,22 @@ def test_a_run_goes_on_where_its_images_have_moved(tmp_path, pets, is_ended, wha
         with pytest.raises(
             ConfigError, match="started with (other images|the classes).* or choose another hydra.run.dir"
         ):
-            go_on(run, words, there)
+            go_on(run, overrides, there)
 
 
 @pytest.mark.parametrize("what", ["the same images", "other images"])
 def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, what):
-    words, done, _ = pets
+    overrides, done, _ = pets
     (tmp_path / "sweep").mkdir()
     (tmp_path / "run").rename(tmp_path / "sweep" / "seed=0")
     job = Job("seed=0", [], done["config"], "completed")
     Ledger(tmp_path / "sweep", [], [job]).write()
     change(tmp_path, what)
-    words = [*words, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
-    planned = plan.Plan.of(parse_sweep(words)).grid()
+    overrides = [*overrides, f"data.dir={tmp_path / 'there'}", "seed=0,1"]
+    planned = plan.Plan.of(parse_sweep(overrides)).grid()
     if what == "other images":
         with pytest.raises(ConfigError, match="none of these is one of them"):
             Ledger.open(tmp_path / "sweep", [], planned)
         return
-    found = Ledger.open(tmp_path / "sweep", [], planned)
-    assert [job.state for job in found.jobs] == ["completed", "waiting"] and not found.others
+    actual = Ledger.open(tmp_path / "sweep", [], planned)
+    assert [job.state for job in actual.jobs] == ["completed", "waiting"] and not actual.others

@@ -44,13 +44,13 @@ esac
     )
 
 
-def call(clone, *words, python=None, path="/usr/bin:/bin", **environment):
+def call(clone, *arguments, python=None, path="/usr/bin:/bin", **environment):
     """Run a command of the clone; return (what it did, the calls of the stand-in)."""
     calls = clone / "calls"
     calls.unlink(missing_ok=True)
     environment |= {"PATH": path, "CALLS": str(calls), "HOME": str(clone)} | ({"PYTHON": str(python)} if python else {})
     done = subprocess.run(
-        [clone / "scripts" / words[0], *words[1:]], env=environment, capture_output=True, text=True, timeout=60
+        [clone / "scripts" / arguments[0], *arguments[1:]], env=environment, capture_output=True, text=True, timeout=60
     )
     return done, calls.read_text().splitlines() if calls.exists() else []
 
@@ -146,7 +146,7 @@ LATIN = {"PYTHONIOENCODING": "latin-1"}
 
 
 @pytest.mark.parametrize(
-    ("words", "locale"),
+    ("arguments", "locale"),
     [
         (["train", "--help"], ASCII),
         (["train", "name='é–'", "--cfg", "job"], ASCII),
@@ -161,11 +161,11 @@ LATIN = {"PYTHONIOENCODING": "latin-1"}
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "latin-1" if given is LATIN else "ascii",
 )
-def test_standard_output_of_any_encoding_will_do(places, words, locale):
-    command = [SCRIPTS / words[0], *(places.get(word, word) for word in words[1:])]
+def test_standard_output_of_any_encoding_will_do(places, arguments, locale):
+    command = [SCRIPTS / arguments[0], *(places.get(word, word) for word in arguments[1:])]
     done = subprocess.run(command, env=os.environ | locale, capture_output=True, timeout=300)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
-    if words[0] == "predict":
+    if arguments[0] == "predict":
         assert b"/\xff.png," in done.stdout
     for path in places["RUN"].rglob("*"):
         if path.suffix in (".md", ".html", ".csv", ".json", ".log"):
@@ -190,10 +190,10 @@ def test_constraints_hold_what_setup_cfg_lists():
     assert all(line.strip().startswith(("--hash=sha256:", "#")) or line[:1].isalnum() for line in lines if line)
 
 
-@pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
-def test_ruff_has_nothing_to_say(words):
+@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
+def test_ruff_has_nothing_to_say(arguments):
     environment = os.environ | {"RUFF_NO_CACHE": "true"}
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout

@@ -27,9 +27,9 @@ def plan(*arguments):
     return Plan.of(parse_sweep(arguments))
 
 
-def open_search(folder, trials, *words):
-    made = plan(*words)
-    ledger = Ledger.open(folder, list(words), None)
+def open_search(folder, trials, *overrides):
+    made = plan(*overrides)
+    ledger = Ledger.open(folder, list(overrides), None)
     return search.Search(folder, search.space(made), trials, 0, made, ledger), ledger
 
 
@@ -38,20 +38,24 @@ def study(folder):
 
 
 def test_space_of_a_command_line():
-    found = search.space(plan(*SPACE, "model.hidden=[8],[16]", "backbone.kernel_size=int(interval(1,5))"))
-    assert found["optimizer"] == CategoricalDistribution(["adam", "sgd"])
-    assert found["optimizer.learning_rate"] == FloatDistribution(0.0001, 0.1, log=True)
-    assert found["seed"] == CategoricalDistribution(["1", "2", "3"])
-    assert found["model.hidden"] == CategoricalDistribution(["[8]", "[16]"])
-    assert found["backbone.kernel_size"] == IntDistribution(1, 5)
-    words = ["training.batch_size=interval(8,64)", "optimizer.learning_rate=interval(1,2)", "data.drop_remainder=true"]
-    words += ["data.train_size=interval(64.5,100)", "backbone.kernel_size=interval(1,5)"]
-    found = search.space(plan(*words, "augmentation=rotation", "augmentation.rotation.degrees=interval(5,30)"))
-    assert found["training.batch_size"] == IntDistribution(8, 64)
-    assert found["data.train_size"] == IntDistribution(65, 100)
-    assert found["backbone.kernel_size"] == IntDistribution(1, 5)
-    assert found["optimizer.learning_rate"] == FloatDistribution(1, 2)
-    assert found["augmentation.rotation.degrees"] == FloatDistribution(5, 30)
+    result = search.space(plan(*SPACE, "model.hidden=[8],[16]", "backbone.kernel_size=int(interval(1,5))"))
+    assert result["optimizer"] == CategoricalDistribution(["adam", "sgd"])
+    assert result["optimizer.learning_rate"] == FloatDistribution(0.0001, 0.1, log=True)
+    assert result["seed"] == CategoricalDistribution(["1", "2", "3"])
+    assert result["model.hidden"] == CategoricalDistribution(["[8]", "[16]"])
+    assert result["backbone.kernel_size"] == IntDistribution(1, 5)
+    overrides = [
+        "training.batch_size=interval(8,64)",
+        "optimizer.learning_rate=interval(1,2)",
+        "data.drop_remainder=true",
+    ]
+    overrides += ["data.train_size=interval(64.5,100)", "backbone.kernel_size=interval(1,5)"]
+    result = search.space(plan(*overrides, "augmentation=rotation", "augmentation.rotation.degrees=interval(5,30)"))
+    assert result["training.batch_size"] == IntDistribution(8, 64)
+    assert result["data.train_size"] == IntDistribution(65, 100)
+    assert result["backbone.kernel_size"] == IntDistribution(1, 5)
+    assert result["optimizer.learning_rate"] == FloatDistribution(1, 2)
+    assert result["augmentation.rotation.degrees"] == FloatDistribution(5, 30)
 
 
 def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
@@ -62,7 +66,7 @@ def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("overrides", "part"),
     [
         (["seed=1"], "nothing varies"),
         (["optimizer.learning_rate=tag(log,interval(0,1))"], "optimizer.learning_rate"),
@@ -71,21 +75,21 @@ def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
         (["seed=1,2", "data.val_fraction=0"], "a search needs validation images"),
     ],
 )
-def test_a_space_that_cannot_work_is_refused(words, part):
+def test_a_space_that_cannot_work_is_refused(overrides, part):
     with pytest.raises(ConfigError, match=part):
-        search.space(plan(*words))
+        search.space(plan(*overrides))
 
 
 def test_nothing_is_proposed_twice_and_the_whole_space_is_enough(tmp_path):
-    words = ["optimizer=adam,sgd", "model.dropout=0.1,0.2,0.3", "seed=range(0,3)"]
-    source, ledger = open_search(tmp_path, 100, *words)
+    overrides = ["optimizer=adam,sgd", "model.dropout=0.1,0.2,0.3", "seed=range(0,3)"]
+    source, ledger = open_search(tmp_path, 100, *overrides)
     folders = []
     while job := source.next():
         folders.append(job.folder)
         source._study.tell(source._numbers[job.folder], 0.1 * job.config["model"]["dropout"])
     assert len(folders) == len(set(folders)) == 18
     # Another launch finds them all.
-    assert open_search(tmp_path, 100, *words)[0].next() is None
+    assert open_search(tmp_path, 100, *overrides)[0].next() is None
 
 
 def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
@@ -169,13 +173,13 @@ def test_hopeless_is_below_the_median_of_five(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_search_ends_with_its_total(tmp_path):
-    words = [
+    overrides = [
         "sweep=perspectives", "sweep.trials=7", "optimizer=choice(adam,sgd)", "optimizer.learning_rate=choice(0.001,1e30)",
         "experiment=first_version", "schedule=constant", "augmentation=none", "model.dropout=choice(0.0,0.3)",
         "tensorboard.enabled=false",
     ]  # fmt: skip
     small = [word.replace("training.epochs=3", "training.epochs=1") for word in SMALL]
-    command = [*small, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    command = [*small, *overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     process = forked.Process(command, cwd=tmp_path)
     wait_for(lambda: len(list((tmp_path / "sweep").glob("*/report.json"))) >= 2, process)
     os.kill(process.pid, signal.SIGKILL)

@@ -68,9 +68,9 @@ def test_no_other_function_is_called_by_a_batch(name):
 
 
 def entry(name, kind=tarfile.REGTYPE, link=""):
-    found = tarfile.TarInfo(name)
-    found.type, found.linkname = kind, link
-    return found
+    result = tarfile.TarInfo(name)
+    result.type, result.linkname = kind, link
+    return result
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("place", PRESETS)
-def test_a_preset_cannot_name_code(stranger, place, target):
-    path = write(stranger, "experiment/theirs.yaml", f"# @package _global_\n{PRESETS[place].format(target)}")
+@pytest.mark.parametrize("source", PRESETS)
+def test_a_preset_cannot_name_code(stranger, source, target):
+    path = write(stranger, "experiment/theirs.yaml", f"# @package _global_\n{PRESETS[source].format(target)}")
     with pytest.raises(ConfigError) as caught:
         config.parse([path, "experiment=theirs"])
     assert "_target_" in str(caught.value) and target in str(caught.value)
@@ -126,10 +126,10 @@ def test_a_preset_cannot_name_code(stranger, place, target):
 
 
 @pytest.mark.parametrize(
-    "said", ["allow_targets: [evil_lab]", "allow_targets: [evil_lab]\nname: x", "allow_targets: 3"]
+    "output", ["allow_targets: [evil_lab]", "allow_targets: [evil_lab]\nname: x", "allow_targets: 3"]
 )
-def test_a_preset_cannot_allow_its_own_code(stranger, said):
-    text = f"# @package _global_\n{said}\nbackbone: {{_target_: evil_lab.evil}}\n"
+def test_a_preset_cannot_allow_its_own_code(stranger, output):
+    text = f"# @package _global_\n{output}\nbackbone: {{_target_: evil_lab.evil}}\n"
     path = write(stranger, "experiment/theirs.yaml", text)
     with pytest.raises(ConfigError, match="allow_targets"):
         config.compose([path, "experiment=theirs"])
@@ -156,8 +156,8 @@ def test_a_preset_cannot_tell_hydra_to_run_something(stranger, hydra, part):
 def test_nor_on_the_real_command_line(stranger):
     text = "# @package _global_\nhydra: {callbacks: {x: {_target_: evil_lab.evil}}}\n"
     path = write(stranger, "experiment/theirs.yaml", text)
-    for words in (["hydra.run.dir=run"], ["--cfg", "job"]):
-        done = forked.run([path, "experiment=theirs", *words], cwd=stranger)
+    for overrides in (["hydra.run.dir=run"], ["--cfg", "job"]):
+        done = forked.run([path, "experiment=theirs", *overrides], cwd=stranger)
         assert done.returncode == 2 and "hydra.callbacks" in done.stderr and "Traceback" not in done.stderr
     assert not (stranger / "run").exists()
 
@@ -171,9 +171,9 @@ def test_flags_that_go_round_the_checks_are_refused(flag):
 def test_a_sweeps_file_cannot_allow_code_or_set_hydra(stranger):
     for key in ("allow_targets", "+allow_targets", "hydra.job.env_set.A", "hydra/job_logging"):
         text = f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {{'{key}': '[evil_lab]', seed: '1,2'}}}}}}\n"
-        words = [write(stranger, "sweep/theirs.yaml", text), "sweep=theirs"]
+        overrides = [write(stranger, "sweep/theirs.yaml", text), "sweep=theirs"]
         with pytest.raises(ConfigError, match=rf"hydra.sweeper.params: {key.replace('+', '.')}"):
-            plan.Plan.of(parse_sweep(words))
+            plan.Plan.of(parse_sweep(overrides))
 
 
 def test_the_launchers_node_is_checked(stranger):
@@ -186,8 +186,14 @@ def test_the_launchers_node_is_checked(stranger):
 def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
     run_dir = stranger / "run"
     (run_dir / ".hydra").mkdir(parents=True)
-    words = ["seed=1", "allow_targets=[evil_lab]", "+allow_targets=[a]", "++allow_targets=[os]", "allow_targets.0=os"]
-    (run_dir / ".hydra" / "overrides.yaml").write_text(json.dumps(words))
+    overrides = [
+        "seed=1",
+        "allow_targets=[evil_lab]",
+        "+allow_targets=[a]",
+        "++allow_targets=[os]",
+        "allow_targets.0=os",
+    ]
+    (run_dir / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
     searchpath = ["hydra.searchpath=[pkg://evil_lab]", "hydra.searchpath=[file://x]"]
     (run_dir / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"overrides": {"hydra": searchpath}}}))
     assert resume.expand([f"resume={run_dir}"])[:-1] == ["seed=1", "hydra.searchpath=[file://x]"]
@@ -196,8 +202,8 @@ def test_a_run_or_a_sweep_to_go_on_with_cannot_allow_code(stranger):
     made = config.parse([]).content
     job = Job("a", ["seed=1", "allow_targets=[evil_lab]"], made)
     Ledger(stranger, ["seed=1,2", "allow_targets=[evil_lab]"], [job]).write()
-    arguments, (found,) = ledger.read(stranger)
-    assert found.overrides == ["seed=1"] and resume.expand([f"resume={stranger}"])[0] == "seed=1,2"
+    arguments, (result,) = ledger.read(stranger)
+    assert result.overrides == ["seed=1"] and resume.expand([f"resume={stranger}"])[0] == "seed=1,2"
     assert not any("evil_lab" in word for word in resume.expand([f"resume={stranger}"]))
 
 
@@ -211,11 +217,11 @@ def test_a_node_of_a_report_is_not_believed(stranger):
 
 def test_the_command_line_and_the_environment_allow(stranger, monkeypatch):
     (stranger / "good_lab.py").write_text("def decay():\n    return lambda s, t, e: 0.5\n")
-    words = ["~schedule", "+schedule={_target_:good_lab.decay}"]
+    overrides = ["~schedule", "+schedule={_target_:good_lab.decay}"]
     with pytest.raises(ConfigError, match=r"allow_targets=\[good_lab\]"):
-        config.parse(words)
-    config.parse([*words, "allow_targets=[good_lab]"])
-    code = f"from cifar_research import config; config.parse({words})"
+        config.parse(overrides)
+    config.parse([*overrides, "allow_targets=[good_lab]"])
+    code = f"from cifar_research import config; config.parse({overrides})"
     environment = os.environ | {"CIFAR_ALLOW_TARGETS": "other, good_lab"}
     subprocess.run([sys.executable, "-c", code], cwd=stranger, env=environment, check=True)
     for word in ("allow_targets=[3]", "allow_targets=['a b']", "allow_targets=['']", "allow_targets=[${name}]"):
@@ -226,8 +232,8 @@ def test_the_command_line_and_the_environment_allow(stranger, monkeypatch):
 def test_every_option_of_ours_is_allowed():
     for path in Path(config.config_dir()).rglob("*.yaml"):
         if path.parent.name not in ("experiment", "sweep"):
-            found = OmegaConf.to_container(OmegaConf.load(path))
-            assert targets.refusals("node", found, frozenset()) == [], path
+            result = OmegaConf.to_container(OmegaConf.load(path))
+            assert targets.refusals("node", result, frozenset()) == [], path
 
 
 def test_tensorboard_listens_on_this_machine_alone():

@@ -62,7 +62,7 @@ def test_settings_are_frozen():
 def test_what_one_command_line_allows_the_next_does_not(monkeypatch, tmp_path):
     (tmp_path / "one_lab.py").write_text("def decay():\n    return lambda s, t, e: 0.5\n")
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["~schedule", "+schedule={_target_:one_lab.decay}"]
-    assert config.parse([*words, "allow_targets=[one_lab]"]).schedule(0, 1, 1) == 0.5
+    overrides = ["~schedule", "+schedule={_target_:one_lab.decay}"]
+    assert config.parse([*overrides, "allow_targets=[one_lab]"]).schedule(0, 1, 1) == 0.5
     with pytest.raises(ConfigError, match=r"allow_targets=\[one_lab\]"):
-        config.parse(words)
+        config.parse(overrides)

@@ -65,8 +65,8 @@ def test_equal_values_have_no_interval():
 def test_few_images_are_held_against_fishers_exact_test(counts):
     right, other_right, num, other_num = counts
     exact = stats.fisher_exact([[right, num - right], [other_right, other_num - other_right]]).pvalue
-    found = statistics.is_within_binomial(right / num, other_right / other_num, num, other_num)
-    assert found is bool(exact > 0.05)
+    result = statistics.is_within_binomial(right / num, other_right / other_num, num, other_num)
+    assert result is bool(exact > 0.05)
 
 
 @pytest.mark.parametrize(("second", "expected"), [(0.79, True), (0.785, True), (0.78, False)])

@@ -246,10 +246,10 @@ def test_a_count_among_the_weights_is_not_averaged():
 
     model = classifier.classifier(Backbone(counting), heads.head(hidden=[8]), (16, 16, 3), 10)
     task = make_task(ema_decay=0.5, model=model)
-    (place,) = (i for i, weight in enumerate(task.model.weights) if not weight.value.dtype.is_floating)
-    task.model.weights[place].assign(7)
+    (path,) = (i for i, weight in enumerate(task.model.weights) if not weight.value.dtype.is_floating)
+    task.model.weights[path].assign(7)
     losses_of(task, some_batches(1))
-    assert task.averages[place].numpy() == 7
+    assert task.averages[path].numpy() == 7
 
 
 def test_averages_follow_the_weights():

@@ -24,21 +24,21 @@ def slides(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def study(*words):
-    command = [sys.executable, ROOT / "scripts" / "slides" / "study.py", *words]
+def study(*arguments):
+    command = [sys.executable, ROOT / "scripts" / "slides" / "study.py", *arguments]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
 
 
 def test_sections_are_trained_once_and_written_to_the_page(tmp_path):
-    words = [tmp_path, "--quick", "--sections", "first", *TINY]
-    done = study(*words)
+    arguments = [tmp_path, "--quick", "--sections", "first", *TINY]
+    done = study(*arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     text, rows = (tmp_path / "study.md").read_text(), (tmp_path / "study.csv").read_text()
     assert re.search(r"\| `experiment=dropout` \|  \| [\d.]+( ± [\d.]+)? \| [\d.]+( ± [\d.]+)? \| 2 \| 1 \|", text)
     assert re.search(r"\| dropout helps \| -?[\d.]+( ± [\d.]+)? \| 2 \| (confirmed|refuted|undecided) \|", text)
     assert len(rows.splitlines()) == 5 and (tmp_path / "study.png").stat().st_size > 1000
     (tmp_path / "grid").mkdir()  # of a sweep that was killed before a run ended
-    again = study(*words)
+    again = study(*arguments)
     assert again.returncode == 0 and "4 of 4 jobs are complete" in again.stdout + again.stderr
     assert (tmp_path / "study.csv").read_text() == rows
 
@@ -63,9 +63,9 @@ def test_a_section_that_does_not_exist_is_refused(tmp_path):
     assert done.returncode == 2 and "'secnd'" in done.stderr and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("words", [["--quick"], ["training.epochs=1", "training.precision=bfloat16"]])
-def test_only_results_of_the_pages_commands_are_published(tmp_path, words):
-    done = study(tmp_path / "new", "--publish", *words)
+@pytest.mark.parametrize("arguments", [["--quick"], ["training.epochs=1", "training.precision=bfloat16"]])
+def test_only_results_of_the_pages_commands_are_published(tmp_path, arguments):
+    done = study(tmp_path / "new", "--publish", *arguments)
     assert done.returncode == 2 and "--publish: only" in done.stderr and not (tmp_path / "new").exists()
     assert "training.precision" not in done.stderr
 

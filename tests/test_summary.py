@@ -45,17 +45,17 @@ def test_definitions_by_hand():
 
 
 @pytest.mark.parametrize(
-    "words", [["experiment=wide"], ["experiment=fast"], ["backbone=mobilenet_v2", "backbone.weights=none"]]
+    "overrides", [["experiment=wide"], ["experiment=fast"], ["backbone=mobilenet_v2", "backbone.weights=none"]]
 )
-def test_all_layers_are_listed_and_add_up(words):
-    settings = config.parse([*words, "training=scratch"] if "backbone=mobilenet_v2" in words else words)
+def test_all_layers_are_listed_and_add_up(overrides):
+    settings = config.parse([*overrides, "training=scratch"] if "backbone=mobilenet_v2" in overrides else overrides)
     model = classifier.classifier(settings.backbone, settings.head, (32, 32, 3), 10)
-    found = summary.layers(model)
+    result = summary.layers(model)
     leaves = [layer for layer in classifier.leaves(model) if not isinstance(layer, keras.layers.InputLayer)]
-    assert [layer.name.rpartition("/")[2] for layer in found if layer.name != "others"] == [
+    assert [layer.name.rpartition("/")[2] for layer in result if layer.name != "others"] == [
         leaf.name for leaf in leaves
     ]
-    assert sum(layer.parameters for layer in found) == model.count_params()
-    assert sum(layer.flops for layer in found) == summary.forward_flops(model)
-    others = sum(layer.flops for layer in found if layer.name == "others")
+    assert sum(layer.parameters for layer in result) == model.count_params()
+    assert sum(layer.flops for layer in result) == summary.forward_flops(model)
+    others = sum(layer.flops for layer in result if layer.name == "others")
     assert others < 0.01 * summary.forward_flops(model)

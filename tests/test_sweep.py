@@ -29,19 +29,19 @@ SMALL = [
 ]  # fmt: skip
 
 
-def words(folder, *more, with_dir=True):
-    place = [f"hydra.sweep.dir={folder / 'sweep'}"] if with_dir else []
+def overrides(folder, *more, with_dir=True):
+    path = [f"hydra.sweep.dir={folder / 'sweep'}"] if with_dir else []
     own = ["hydra.searchpath=[file://my_conf]", "allow_targets=[my_lab]", "schedule=breaks"]
     extra = own if (folder / "my_conf").exists() else []
-    return [*SMALL, *extra, *more, *place]
+    return [*SMALL, *extra, *more, *path]
 
 
 def start(folder, *more, **settings):
-    return forked.Process(words(folder, *more), cwd=folder, **settings)
+    return forked.Process(overrides(folder, *more), cwd=folder, **settings)
 
 
 def finish(folder, *more, code=0, command=None, workers=True):
-    done = forked.run(command or words(folder, *more), cwd=folder, workers=workers)
+    done = forked.run(command or overrides(folder, *more), cwd=folder, workers=workers)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -72,14 +72,14 @@ def wait_for(what, process, seconds=200):
 
 def processes_in(folder):
     """Return the ids of the living processes that work in a folder of this test."""
-    found = []
+    result = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if os.readlink(path / "cwd") == str(folder) and "Z" not in (path / "stat").read_text().split()[2]:
-                found.append(int(path.name))
+                result.append(int(path.name))
         except OSError:
             continue
-    return found
+    return result
 
 
 def plan(*arguments):
@@ -96,7 +96,7 @@ def test_the_studys_grid_has_its_24_jobs_in_its_order():
     first = {key: value for key, _, value in (word.partition("=") for word in planned[0].overrides)}
     assert first["experiment"] == "wide" and first["optimizer"] == "adam"
     keys = ("pooling", "dropout", "learning_rate", "loss")
-    found = [
+    result = [
         (
             job.config["backbone"]["pooling"],
             job.config["model"]["dropout"],
@@ -106,11 +106,11 @@ def test_the_studys_grid_has_its_24_jobs_in_its_order():
         for job in planned
     ]
     losses = ("categorical_crossentropy", "mean_squared_error")
-    assert found == [
+    assert result == [
         (p, d, r, loss) for p in ("max", "avg") for d in (0.3, 0.5) for r in (0.005, 0.001, 0.0001) for loss in losses
     ]
     assert len({job.folder for job in planned}) == 24
-    assert planned[-1].folder == ",".join(f"{k}={v}" for k, v in zip(keys, map(str, found[-1]), strict=True))
+    assert planned[-1].folder == ",".join(f"{k}={v}" for k, v in zip(keys, map(str, result[-1]), strict=True))
     assert all(job.config["model"]["hidden"] == [512, 256] for job in planned)
 
 
@@ -184,8 +184,8 @@ def test_folders_of_images_are_a_job_each(tmp_path):
     (tmp_path / "sweep").mkdir()
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {data: images, data.dir: 'a,b'}}}\n"
     (tmp_path / "sweep" / "mine.yaml").write_text(text)  # only a job shows that these are folders
-    found = plan(f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine")
-    assert [job.config["data"]["dir"] for job in found] == ["a", "b"]
+    result = plan(f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine")
+    assert [job.config["data"]["dir"] for job in result] == ["a", "b"]
 
 
 def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
@@ -194,12 +194,12 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     with pytest.raises(ConfigError, match="hydra.run.dir: .*grid is the folder of a sweep"):
         run_folder.only_process_in(tmp_path / "grid").__enter__()
-    for words, name, part in (
+    for overrides, name, part in (
         (["seed=1,2"], "run", "is a run's folder"),
         (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
     ):
         with pytest.raises(ConfigError, match=part):
-            sweep.run(parse_sweep([*words, f"hydra.sweep.dir={tmp_path / name}"]))
+            sweep.run(parse_sweep([*overrides, f"hydra.sweep.dir={tmp_path / name}"]))
     (tmp_path / "grid" / "study.db").touch()
     with pytest.raises(ConfigError, match="holds a search, and this is a grid"):
         sweep.run(parse_sweep(["seed=1,2", f"hydra.sweep.dir={tmp_path / 'grid'}"]))
@@ -211,8 +211,8 @@ def test_settings_that_no_job_would_see_are_refused(tmp_path):
     (tmp_path / "my_conf" / "sweep").mkdir(parents=True)
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\ntraining: {epochs: 3}\n"
     (tmp_path / "my_conf" / "sweep" / "mine.yaml").write_text(text)
-    words = ["hydra.searchpath=[file://my_conf]", "sweep=mine"]
-    done = finish(tmp_path, command=words, code=2)
+    overrides = ["hydra.searchpath=[file://my_conf]", "sweep=mine"]
+    done = finish(tmp_path, command=overrides, code=2)
     assert "training.epochs" in done.stderr and "hydra.sweeper.params" in done.stderr
 
 
@@ -260,10 +260,10 @@ def test_six_jobs_with_a_kill_a_crash_and_a_divergence(lab):
 def test_reasons_and_retries(lab):
     done = finish(lab, "-m", "schedule.how=raise,kill,once,fine", "hydra.launcher.jobs=2", code=1)
     assert "2 completed, 2 failed" in done.stdout
-    found = ledger(lab)
-    assert found["how=raise"].reason.startswith("RuntimeError: no such rate")
-    assert found["how=kill"].reason == "killed by SIGKILL, as the system does when memory runs out"
-    assert [found[f"how={how}"].attempts for how in ("raise", "kill", "once", "fine")] == [2, 2, 2, 1]
+    result = ledger(lab)
+    assert result["how=raise"].reason.startswith("RuntimeError: no such rate")
+    assert result["how=kill"].reason == "killed by SIGKILL, as the system does when memory runs out"
+    assert [result[f"how={how}"].attempts for how in ("raise", "kill", "once", "fine")] == [2, 2, 2, 1]
     assert "Traceback" in (lab / "sweep" / "how=raise" / "output.log").read_text()
     assert "how=raise: RuntimeError" in done.stdout and "output.log" in done.stdout
     wait_for(lambda: not processes_in(lab), None)
@@ -363,19 +363,19 @@ def test_a_damaged_ledger_is_reported_and_a_lost_one_made_again(tmp_path):
 
 
 def test_glob_is_the_groups_options_and_those_of_other_folders(tmp_path):
-    found = [
+    result = [
         job.config["optimizer"]["_target_"].rpartition(".")[2] for job in plan("optimizer=glob(*,exclude=[muon,lion])")
     ]
-    assert found == ["adam", "adamw", "rmsprop", "sgd"]
+    assert result == ["adam", "adamw", "rmsprop", "sgd"]
     (tmp_path / "schedule").mkdir()
     text = "_target_: cifar_research.optimization.schedules.constant\nwarmup_epochs: 1\nwarmup_steps: 0\n"
     (tmp_path / "schedule" / "chilly.yaml").write_text(text)
-    words = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=glob(c*)", "training.epochs=20"]
-    assert [job.folder for job in plan(*words)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=glob(c*)", "training.epochs=20"]
+    assert [job.folder for job in plan(*overrides)] == ["schedule=chilly", "schedule=constant", "schedule=cosine"]
     (tmp_path / "sweep").mkdir()
     params = "hydra: {mode: MULTIRUN, sweeper: {params: {schedule: 'glob(co*)'}}}\n"
     (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\n{params}")
-    assert len(plan(words[0], "sweep=mine")) == 2
+    assert len(plan(overrides[0], "sweep=mine")) == 2
 
 
 @pytest.mark.parametrize(
@@ -392,15 +392,15 @@ def test_glob_of_nothing_is_refused(word, part):
 
 def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["data=images", "data.dir=${hydra:runtime.cwd}/pets", "data.classes=[true,null],['001',1e3]"]
-    found = [job.config["data"] for job in plan(*words)]
-    assert [one["classes"] for one in found] == [["true", "null"], ["001", "1e3"]]
-    assert {one["dir"] for one in found} == {f"{tmp_path}/pets"}
+    overrides = ["data=images", "data.dir=${hydra:runtime.cwd}/pets", "data.classes=[true,null],['001',1e3]"]
+    result = [job.config["data"] for job in plan(*overrides)]
+    assert [one["classes"] for one in result] == [["true", "null"], ["001", "1e3"]]
+    assert {one["dir"] for one in result} == {f"{tmp_path}/pets"}
     assert str(parse_sweep(["hydra.sweep.dir=s/${hydra:job.override_dirname}", "seed=1,2"]).folder) == "s/seed=1,2"
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("overrides", "part"),
     [
         ("hydra/launcher=slurm", "add -m to submit it as one job"),
         ("hydra/launcher=ray hydra.run.dir=x", "this is one run; use hydra/launcher=local"),
@@ -410,19 +410,19 @@ def test_jobs_resolve_as_runs_do_and_names_stay_as_typed(tmp_path, monkeypatch):
         ("sweep.retries=2", "add -m"),
     ],
 )
-def test_what_is_for_a_sweep_is_refused_for_one_run(words, part):
-    with pytest.raises(ConfigError, match=rf"^{words.partition('=')[0]}: .*{part}"):
-        parse_command(words.split())
+def test_what_is_for_a_sweep_is_refused_for_one_run(overrides, part):
+    with pytest.raises(ConfigError, match=rf"^{overrides.partition('=')[0]}: .*{part}"):
+        parse_command(overrides.split())
 
 
 def test_a_launcher_of_a_preset_is_refused_for_one_run_and_taken_for_its_job(tmp_path):
     (tmp_path / "experiment").mkdir()
     preset = "# @package _global_\nhydra: {launcher: {_target_: cifar_research.sweeps.launchers.slurm.slurm}}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(preset)
-    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
     with pytest.raises(ConfigError, match="^hydra/launcher: slurm "):
-        parse_command(words)
-    parse_command([*words, "hydra/launcher=local"])
+        parse_command(overrides)
+    parse_command([*overrides, "hydra/launcher=local"])
     assert len(plan("hydra/launcher=slurm", "seed=3")) == 1
 
 
@@ -461,7 +461,7 @@ def test_a_running_sweep_is_watched_by_its_files(tmp_path):
     process = start(tmp_path, "-m", "seed=0,1", "training.epochs=400")
     wait_for(lambda: (tmp_path / "sweep" / "seed=0" / "history.csv").exists(), process)
     shown = forked.Process([tmp_path / "sweep", "--watch"], module="cifar_research.report", cwd=tmp_path)
-    wait_for(lambda: "2 jobs" in shown.said, process)
+    wait_for(lambda: "2 jobs" in shown.output, process)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate()
     output, errors = shown.communicate()

@@ -35,8 +35,8 @@ def fast_points(folder, tag):
     ingester.start()
     context = RequestContext()
     provider = ingester.data_provider
-    found = provider.read_scalars(context, experiment_id="", plugin_name="scalars", downsample=1000)
-    return [(point.step, point.value) for point in found["."][tag]]
+    result = provider.read_scalars(context, experiment_id="", plugin_name="scalars", downsample=1000)
+    return [(point.step, point.value) for point in result["."][tag]]
 
 
 def write_points(folder, steps, value, resume_step=None):

@@ -84,8 +84,8 @@ def tracked(folder, **keys):
     return ["allow_targets=[my_trackers]", "~tracker", f"+tracker={{{node}}}"]
 
 
-def run(folder, *words):
-    return train_run(config.parse([*SMALL, *words]), folder, console.Display(quiet=True))
+def run(folder, *overrides):
+    return train_run(config.parse([*SMALL, *overrides]), folder, console.Display(quiet=True))
 
 
 def events(folder):
@@ -189,11 +189,11 @@ def test_a_run_that_continues_has_its_key_and_the_history_before(tmp_path, lab):
 @pytest.mark.parametrize(("where", "epochs_before"), [("start", 0), ("epoch", 1)])
 def test_a_killed_run_continues_its_entry(tmp_path, lab, where, epochs_before):
     folder, environment = tmp_path / "run", os.environ | {"PYTHONPATH": str(tmp_path)}
-    words = [*SMALL, f"hydra.run.dir={folder}"]
-    killed = forked.run([*words, *tracked(tmp_path, how="kill", where=where)], env=environment)
+    overrides = [*SMALL, f"hydra.run.dir={folder}"]
+    killed = forked.run([*overrides, *tracked(tmp_path, how="kill", where=where)], env=environment)
     assert killed.returncode == -signal.SIGKILL
     key = (folder / tracking.KEY_FILE).read_text().strip()
-    done = forked.run([*words, *tracked(tmp_path)], env=environment)
+    done = forked.run([*overrides, *tracked(tmp_path)], env=environment)
     assert done.returncode == 0, done.stderr
     seen = events(tmp_path)
     assert {event["key"] for event in seen if event["method"] == "start"} == {key}
@@ -209,7 +209,7 @@ def test_a_damaged_key_is_replaced_with_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
         (["tracker=mlfow"], "did you mean 'mlflow'"),
         (["tracker=mlflow", "tracker.experimnt=a"], "experiment"),
@@ -226,9 +226,9 @@ def test_a_damaged_key_is_replaced_with_a_warning(tmp_path, caplog):
         ),
     ],
 )
-def test_bad_input_gets_a_sentence(lab, words, reason):
+def test_bad_input_gets_a_sentence(lab, overrides, reason):
     with pytest.raises(ConfigError) as raised:
-        config.parse(words)
+        config.parse(overrides)
     assert reason in str(raised.value)
 
 
@@ -249,8 +249,8 @@ def test_a_tracker_does_not_change_what_a_run_is(tmp_path, lab):
 
 def test_a_repeated_run_is_without_the_tracker(tmp_path, lab):
     run(tmp_path / "run", *tracked(tmp_path))
-    words, _ = reproduction.parse_arguments(["--from-run", str(tmp_path / "run")])
-    assert config.parse(words).tracker is None
+    overrides, _ = reproduction.parse_arguments(["--from-run", str(tmp_path / "run")])
+    assert config.parse(overrides).tracker is None
 
 
 def test_a_job_is_recorded_with_its_sweep(tmp_path, lab):
@@ -291,8 +291,8 @@ def client(tmp_path, monkeypatch, store):
 
 
 def entries(client, experiment, condition=""):
-    found = client.get_experiment_by_name(experiment)
-    return client.search_runs([found.experiment_id], condition)
+    result = client.get_experiment_by_name(experiment)
+    return client.search_runs([result.experiment_id], condition)
 
 
 def points(client, entry, name):
@@ -300,11 +300,11 @@ def points(client, entry, name):
 
 
 def test_mlflow_has_one_entry_of_a_run_that_continues(tmp_path, client):
-    folder, words = tmp_path / "small" / "run", ["tracker=mlflow"]
-    run(folder, *words)
+    folder, overrides = tmp_path / "small" / "run", ["tracker=mlflow"]
+    run(folder, *overrides)
     (entry,) = entries(client, "small")
     assert (entry.info.status, entry.info.run_name, entry.data.tags["status"]) == ("FINISHED", "small/run", "completed")
-    content = run(folder, *words, "training.epochs=3")
+    content = run(folder, *overrides, "training.epochs=3")
     (entry,) = entries(client, "small")
     history = report.read_history(folder / "history.csv")
     for name in ("loss", "val_accuracy", "learning_rate", "epoch"):
@@ -342,12 +342,12 @@ def test_mlflow_has_a_run_whose_process_was_killed_as_running_until_it_ends(tmp_
 
 
 def test_mlflow_groups_a_sweep_and_takes_the_experiment_named(tmp_path, client):
-    words = [*SMALL, "-m", "seed=0,1", "training.epochs=1", "tracker=mlflow", "tracker.experiment=mine"]
-    done = forked.run([*words, "hydra.sweep.dir=sweep_a"], cwd=tmp_path)
+    overrides = [*SMALL, "-m", "seed=0,1", "training.epochs=1", "tracker=mlflow", "tracker.experiment=mine"]
+    done = forked.run([*overrides, "hydra.sweep.dir=sweep_a"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = entries(client, "mine", "tags.sweep = 'sweep_a'")
-    assert sorted(entry.info.run_name for entry in found) == ["sweep_a/seed=0", "sweep_a/seed=1"]
-    assert {entry.info.status for entry in found} == {"FINISHED"}
+    result = entries(client, "mine", "tags.sweep = 'sweep_a'")
+    assert sorted(entry.info.run_name for entry in result) == ["sweep_a/seed=0", "sweep_a/seed=1"]
+    assert {entry.info.status for entry in result} == {"FINISHED"}
     assert not any("warning" in path.read_text().lower() for path in (tmp_path / "sweep_a").glob("*/output.log"))
 
 

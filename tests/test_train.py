@@ -33,8 +33,8 @@ def run(folder, *overrides):
 
 def start(*arguments, **changes):
     """Run the command in a new Python process; forked.run is much faster."""
-    words = [sys.executable, "-m", "cifar_research.train", *arguments]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, **changes)
+    overrides = [sys.executable, "-m", "cifar_research.train", *arguments]
+    return subprocess.run(overrides, capture_output=True, text=True, timeout=300, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +59,22 @@ def test_folder_is_as_promised(finished):
 
 
 def test_report_holds_what_the_contract_names(finished):
-    found = json.loads((finished[0] / "report.json").read_text())
-    assert found["status"] == "completed"
-    assert found["config_hash"] == config.parse(SMALL).identity.hash
-    assert found["data"]["sizes"] == {"train": 270, "val": 30, "test": 100} and found["data"]["fingerprint"]
-    assert found["parameters"]["total"] == found["parameters"]["trainable"] > 0
-    assert set(found["seconds"]) == {"import", "data", "first_step", "train", "evaluate", "total"}
-    assert all(seconds > 0 for seconds in found["seconds"].values())
+    result = json.loads((finished[0] / "report.json").read_text())
+    assert result["status"] == "completed"
+    assert result["config_hash"] == config.parse(SMALL).identity.hash
+    assert result["data"]["sizes"] == {"train": 270, "val": 30, "test": 100} and result["data"]["fingerprint"]
+    assert result["parameters"]["total"] == result["parameters"]["trainable"] > 0
+    assert set(result["seconds"]) == {"import", "data", "first_step", "train", "evaluate", "total"}
+    assert all(seconds > 0 for seconds in result["seconds"].values())
     for split in ("train", "val", "test"):
-        assert 0 <= found[split]["accuracy"] <= 1 and found[split]["loss"] > 0
-    assert (found["epochs"], found["steps"]) == (2, 10) and 1 <= found["best_epoch"] <= 2
-    assert found["images_per_second"] > 0 and found["peak_memory_bytes"] > 1e8
-    assert found["options"]["augmentation"] == "none" and found["options"]["model"] == "first_version"
-    assert found["versions"]["tensorflow"] and found["hardware"]["cores"]
-    assert found["git"] is None or len(found["git"]["commit"]) == 40
+        assert 0 <= result[split]["accuracy"] <= 1 and result[split]["loss"] > 0
+    assert (result["epochs"], result["steps"]) == (2, 10) and 1 <= result["best_epoch"] <= 2
+    assert result["images_per_second"] > 0 and result["peak_memory_bytes"] > 1e8
+    assert result["options"]["augmentation"] == "none" and result["options"]["model"] == "first_version"
+    assert result["versions"]["tensorflow"] and result["hardware"]["cores"]
+    assert result["git"] is None or len(result["git"]["commit"]) == 40
     last = (finished[0] / "model.txt").read_text().splitlines()[-1].split()
-    assert last == ["total", f"{found['parameters']['total']:,}", f"{found['forward_flops']:,}"]
+    assert last == ["total", f"{result['parameters']['total']:,}", f"{result['forward_flops']:,}"]
 
 
 def test_the_log_holds_the_output_and_the_end_offers_to_evaluate_the_run(finished):
@@ -126,11 +126,11 @@ def test_the_commands_that_a_run_names_next_work_as_they_are(status, overrides, 
 
 def test_history_agrees_with_the_report(finished):
     rows = report.read_history(finished[0] / "history.csv")
-    found = json.loads((finished[0] / "report.json").read_text())
-    best = rows[found["best_epoch"] - 1]
+    result = json.loads((finished[0] / "report.json").read_text())
+    best = rows[result["best_epoch"] - 1]
     assert [row["step"] for row in rows] == [5, 10]
-    assert best["val_accuracy"] == max(row["val_accuracy"] for row in rows) == found["val"]["accuracy"]
-    assert best["loss"] == found["train"]["loss"]
+    assert best["val_accuracy"] == max(row["val_accuracy"] for row in rows) == result["val"]["accuracy"]
+    assert best["loss"] == result["train"]["loss"]
 
 
 def test_terminal_shows_the_story_and_no_noise(finished):
@@ -142,9 +142,9 @@ def test_terminal_shows_the_story_and_no_noise(finished):
 
 
 def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys, weights_for):
-    def said(technique):
-        words = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
-        settings = config.parse([*words, "optimizer.learning_rate=0.002"])
+    def output(technique):
+        overrides = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
+        settings = config.parse([*overrides, "optimizer.learning_rate=0.002"])
         train_run(settings, tmp_path / technique)
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
         return line
@@ -152,19 +152,21 @@ def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys
     combined = ["training=combined", weights_for(*SMALL)]
     # And which other settings have no effect.
     environment = environments.prepare(config.parse().training, 0)
-    for words, part in (
+    for overrides, part in (
         (["features.views=3"], "features.views is not used: no phase freezes layers"),
         (["features.views=3", *combined], "1 view of each image kept"),
         (["features.views=3", *combined, "augmentation=flip"], "3 views of each image kept"),
         (["training.precision=float16"], "float16, which CPUs compute many times slower"),
     ):
-        settings = config.parse([*SMALL, *words])
+        settings = config.parse([*SMALL, *overrides])
         data = datasets.load(settings.data)
-        told = header.rows(settings, setup.build(settings, data).model.count_params(), data, environment, tmp_path, 0)
-        assert part in " ".join(told.values())
-    assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in said("combined")
+        message = header.rows(
+            settings, setup.build(settings, data).model.count_params(), data, environment, tmp_path, 0
+        )
+        assert part in " ".join(message.values())
+    assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in output("combined")
     rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"
-    assert rate in said("fine_tuning")
+    assert rate in output("fine_tuning")
 
 
 def test_weights_that_are_left_are_those_that_were_tested(finished):
@@ -181,20 +183,20 @@ def test_weights_that_are_left_are_those_that_were_tested(finished):
 def test_early_stopping_ends_after_patience_without_a_better_epoch(tmp_path):
     # A tiny learning rate: the first epoch stays the best by accuracy.
     more = ["training.epochs=50", "training.patience=3", "optimizer=sgd", "optimizer.learning_rate=1e-12"]
-    found = run(tmp_path, *more)
-    assert found["status"] == "completed" and found["best_epoch"] == 1 and found["epochs"] == 4
+    result = run(tmp_path, *more)
+    assert result["status"] == "completed" and result["best_epoch"] == 1 and result["epochs"] == 4
 
 
 def test_without_validation_the_last_epoch_is_tested(tmp_path):
-    found = run(tmp_path, "data.val_fraction=0")
-    assert found["val"] is None and found["best_epoch"] == 2 and found["test"] is not None
+    result = run(tmp_path, "data.val_fraction=0")
+    assert result["val"] is None and result["best_epoch"] == 2 and result["test"] is not None
 
 
 def test_validation_on_the_test_set_is_reported(tmp_path):
-    found = run(tmp_path, "data.validation=test")
-    assert "validated on the test set" in found["data"]["note"]
-    assert found["data"]["sizes"] == {"train": 300, "val": 100, "test": 100}
-    assert found["val"] == pytest.approx(found["test"])
+    result = run(tmp_path, "data.validation=test")
+    assert "validated on the test set" in result["data"]["note"]
+    assert result["data"]["sizes"] == {"train": 300, "val": 100, "test": 100}
+    assert result["val"] == pytest.approx(result["test"])
 
 
 def test_profile_and_histograms_by_option(tmp_path):
@@ -246,7 +248,7 @@ sys.exit(command(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("words", "tolerance", "compiled"),
+    ("overrides", "tolerance", "compiled"),
     [
         ([*SMALL, "training.steps_per_call=3"], 1e-4, ["steps", "device"]),
         # XLA draws other random numbers, so this only shows that it compiles.
@@ -262,15 +264,15 @@ sys.exit(command(sys.argv[1:]))
     ],
     ids=["study", "drawn", "phases", "fast"],
 )
-def test_xla_gives_the_same_losses(tmp_path, words, tolerance, compiled, weights_for):
-    words = [*words, weights_for(*words)] if "training=combined" in words else words
+def test_xla_gives_the_same_losses(tmp_path, overrides, tolerance, compiled, weights_for):
+    overrides = [*overrides, weights_for(*overrides)] if "training=combined" in overrides else overrides
     # Each in a new process, since TensorFlow cannot turn determinism off again, and XLA has none here.
     losses = {}
     for name in ["plain", *compiled]:
         code = PRETENDS_A_DEVICE if name == "device" else None
         more = [f"training.jit_compile={str(name != 'plain').lower()}", f"hydra.run.dir={tmp_path / name}"]
         more += ["tensorboard.enabled=false"]
-        done = forked.run([*words, *more], code=code)
+        done = forked.run([*overrides, *more], code=code)
         assert done.returncode == 0, done.stderr
         losses[name] = [row["loss"] for row in report.read_history(tmp_path / name / "history.csv")]
     for name in compiled:
@@ -294,17 +296,17 @@ loop.one_program = stopping
 
 
 def test_a_run_on_a_device_goes_on_in_the_middle_of_an_epoch(tmp_path):
-    words = [
+    overrides = [
         *SMALL,
         "training.jit_compile=true",
         "training.steps_per_call=2",
         "augmentation=flip",
     ]  # two full calls, and a rest
-    whole = forked.run([*words, f"hydra.run.dir={tmp_path / 'whole'}"], code=PRETENDS_A_DEVICE)
-    stopped = forked.run([*words, f"hydra.run.dir={tmp_path / 'run'}"], code=STOPS + PRETENDS_A_DEVICE)
+    whole = forked.run([*overrides, f"hydra.run.dir={tmp_path / 'whole'}"], code=PRETENDS_A_DEVICE)
+    stopped = forked.run([*overrides, f"hydra.run.dir={tmp_path / 'run'}"], code=STOPS + PRETENDS_A_DEVICE)
     assert (whole.returncode, stopped.returncode) == (0, 143), whole.stderr + stopped.stderr
     assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 9
-    resumed = forked.run([*words, f"hydra.run.dir={tmp_path / 'run'}"], code=PRETENDS_A_DEVICE)
+    resumed = forked.run([*overrides, f"hydra.run.dir={tmp_path / 'run'}"], code=PRETENDS_A_DEVICE)
     assert resumed.returncode == 0 and "Continuing from step 9" in resumed.stdout, resumed.stderr
     histories = [report.read_history(tmp_path / name / "history.csv") for name in ("whole", "run")]
     assert len(histories[0]) == 2
@@ -314,15 +316,15 @@ def test_a_run_on_a_device_goes_on_in_the_middle_of_an_epoch(tmp_path):
 
 
 def test_a_run_after_another_on_one_replica_normalises_by_its_own_weights(tmp_path):
-    words = ["backbone.batch_norm=true", "training.strategy=mirrored"]
-    run(tmp_path / "first", *words)
-    again = run(tmp_path / "second", *words, "seed=1", "optimizer.learning_rate=0.01")
-    plain = run(tmp_path / "plain", *words[:1], "seed=1", "optimizer.learning_rate=0.01")
+    overrides = ["backbone.batch_norm=true", "training.strategy=mirrored"]
+    run(tmp_path / "first", *overrides)
+    again = run(tmp_path / "second", *overrides, "seed=1", "optimizer.learning_rate=0.01")
+    plain = run(tmp_path / "plain", *overrides[:1], "seed=1", "optimizer.learning_rate=0.01")
     assert again["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         [],
         ["training.precision=bfloat16", "training.strategy=mirrored", "backbone.batch_norm=true"],
@@ -330,18 +332,18 @@ def test_a_run_after_another_on_one_replica_normalises_by_its_own_weights(tmp_pa
     ],
     ids=" ".join,
 )
-def test_a_last_batch_of_one_image_is_the_same_whatever_the_kernel_makes_of_it(words, tmp_path, request):
-    words = [
+def test_a_last_batch_of_one_image_is_the_same_whatever_the_kernel_makes_of_it(overrides, tmp_path, request):
+    overrides = [
         "training.epochs=1",
         "data.train_size=65",
         "model=wide",
         "model.hidden=[8]",
         "tensorboard.enabled=false",
-        *words,
+        *overrides,
     ]
-    first = run(tmp_path / "as it is", *words)
+    first = run(tmp_path / "as it is", *overrides)
     request.getfixturevalue("like_cudnn")
-    again = run(tmp_path / "like cuDNN", *words)
+    again = run(tmp_path / "like cuDNN", *overrides)
     assert again["status"] == "completed" and again["test"]["loss"] == first["test"]["loss"]
     assert again["train"]["loss"] == first["train"]["loss"] and np.isfinite(again["test"]["loss"])
 
@@ -369,9 +371,9 @@ def odd_loss(tmp_path):
 @pytest.mark.parametrize("is_device", [False, True])
 @pytest.mark.usefixtures("odd_loss")
 def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
-    words = [*NOT_COMPILED, "training.jit_compile=true"]
+    overrides = [*NOT_COMPILED, "training.jit_compile=true"]
     code = PRETENDS_A_DEVICE if is_device else None
-    done = forked.run([*words, f"hydra.run.dir={tmp_path / 'run'}"], cwd=tmp_path, code=code)
+    done = forked.run([*overrides, f"hydra.run.dir={tmp_path / 'run'}"], cwd=tmp_path, code=code)
     assert done.returncode == 2, done.stderr
     assert "training.jit_compile: XLA cannot compile a step of this run (StatelessRandomGamma" in done.stderr
     assert "training.jit_compile=false" in done.stderr and "Traceback" not in done.stderr
@@ -380,12 +382,12 @@ def test_what_xla_cannot_compile_is_reported_in_a_sentence(tmp_path, is_device):
 @pytest.mark.parametrize("is_device", [False, True])
 @pytest.mark.usefixtures("odd_loss")
 def test_what_xla_cannot_compile_is_trained_without_it_if_xla_was_not_asked_for(tmp_path, is_device):
-    words = [*NOT_COMPILED, "training.deterministic=false", "training.steps_per_call=3"]
+    overrides = [*NOT_COMPILED, "training.deterministic=false", "training.steps_per_call=3"]
     chosen = 'prefetch_device="/CPU:0", jit_compile=True' if is_device else "jit_compile=True"
     code = PRETENDS_A_DEVICE.replace('prefetch_device="/CPU:0"', chosen)
     histories = []
     for name, of in (("plain", None), ("xla", code)):
-        done = forked.run([*words, f"hydra.run.dir={tmp_path / name}"], cwd=tmp_path, code=of)
+        done = forked.run([*overrides, f"hydra.run.dir={tmp_path / name}"], cwd=tmp_path, code=of)
         assert done.returncode == 0, done.stderr
         message = "; this run continues without XLA."
         assert done.stdout.count(message) == (name == "xla"), done.stdout
@@ -395,7 +397,7 @@ def test_what_xla_cannot_compile_is_trained_without_it_if_xla_was_not_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         ([], True),
         (["training.jit_compile=false"], False),
@@ -404,8 +406,8 @@ def test_what_xla_cannot_compile_is_trained_without_it_if_xla_was_not_asked_for(
     ],
     ids=["nothing", "false", "deterministic", "mirrored"],
 )
-def test_xla_is_used_on_a_gpu_unless_something_forbids_it(words, expected, monkeypatch):
-    training = config.parse(words).training
+def test_xla_is_used_on_a_gpu_unless_something_forbids_it(overrides, expected, monkeypatch):
+    training = config.parse(overrides).training
     monkeypatch.setattr(environments, "is_deterministic", lambda: False)
     import tensorflow as tf
 
@@ -433,8 +435,8 @@ def test_history_is_written_without_tensorboard_and_class_names_may_hold_anythin
                 Image.new("RGB", (16, 16), (i, 9, 9)).save(tmp_path / "pets" / part / name / f"{i}.png")
     (tmp_path / "pets" / "train" / "猫" / "drawn.svg").touch()
     (tmp_path / "pets" / "test" / "猫" / "bad.png").write_text("rubbish")
-    words = ["data=images", f"data.dir={tmp_path / 'pets'}", "data.image_size=16", *SMALL[3:]]
-    done = forked.run([*words, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}"])
+    overrides = ["data=images", f"data.dir={tmp_path / 'pets'}", "data.image_size=16", *SMALL[3:]]
+    done = forked.run([*overrides, "tensorboard.enabled=false", f"hydra.run.dir={tmp_path / 'run'}"])
     assert done.returncode == 0 and done.stderr == ""
     assert "40 images used; left out: 1 .svg (no reader), 1 damaged\n" in done.stdout
     assert report.read_report(tmp_path / "run" / "report.json")["data"]["left_out"] == {
@@ -468,8 +470,8 @@ def test_what_only_the_data_shows_is_refused(tmp_path, overrides, message):
 
 def test_missing_data_is_one_sentence_and_exit_code_2(tmp_path):
     home = {"KERAS_HOME": str(tmp_path), "CIFAR_CACHE_DIR": str(tmp_path)}
-    words = [f"data.dir={tmp_path / 'nowhere'}", "data.download=false", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = forked.run(words, env=os.environ | home)
+    overrides = [f"data.dir={tmp_path / 'nowhere'}", "data.download=false", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = forked.run(overrides, env=os.environ | home)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.endswith("nowhere does not exist; correct the path\n") and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
@@ -514,15 +516,15 @@ def importing(name, *rest, **more):
 builtins.__import__ = importing
 main()
 """
-    words = [sys.executable, "-c", code, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    overrides = [sys.executable, "-c", code, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(overrides, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130 and done.stderr == "error: interrupted\n", done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-m", "seed=1,2", "--help"], ["--cfg", "job"], ["optimizer=addam"]])
-def test_what_needs_no_training_needs_no_tensorflow(tmp_path, words):
-    done = start(*words, env=_without_tensorflow(tmp_path))
-    assert done.returncode == (2 if "addam" in words[0] else 0) and "was imported" not in done.stderr
-    if "--help" in words:
+@pytest.mark.parametrize("overrides", [["--help"], ["-m", "seed=1,2", "--help"], ["--cfg", "job"], ["optimizer=addam"]])
+def test_what_needs_no_training_needs_no_tensorflow(tmp_path, overrides):
+    done = start(*overrides, env=_without_tensorflow(tmp_path))
+    assert done.returncode == (2 if "addam" in overrides[0] else 0) and "was imported" not in done.stderr
+    if "--help" in overrides:
         for part in ('eval "$(cifar-train -sc install=bash)"', "augmentation: ", "experiment=quickstart"):
             assert part in done.stdout

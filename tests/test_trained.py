@@ -121,9 +121,9 @@ def test_predict_takes_files_pictures_and_arrays(classifier, tmp_path):
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     expected = classifier.probabilities(images[:2])
     for given in (images[:2], list(images[:2]), (Image.fromarray(image) for image in images[:2])):
-        found = classifier.predict(given)
-        assert [name for name, _ in found] == [classifier.classes[i] for i in expected.argmax(1)]
-        np.testing.assert_allclose([p for _, p in found], expected.max(1), rtol=1e-4)
+        result = classifier.predict(given)
+        assert [name for name, _ in result] == [classifier.classes[i] for i in expected.argmax(1)]
+        np.testing.assert_allclose([p for _, p in result], expected.max(1), rtol=1e-4)
     for one in (images[0], Image.fromarray(images[0]), tmp_path / "a.png", str(tmp_path / "a.png")):
         ((label, probability),) = classifier.predict(one)
         assert label == classifier.classes[expected[0].argmax()] and probability == pytest.approx(
@@ -176,8 +176,8 @@ def test_a_folder_without_a_finished_run_is_refused(copy, spoil, message):
 
 
 def test_weights_of_another_model_are_refused(copy, tmp_path):
-    words = [*SMALL, "backbone.filters=[16,8]", "backbone.batch_norm=true", "model=wide", "model.hidden=[32]"]
-    train_run(config.parse(words), tmp_path / "other", console.Display(quiet=True))
+    overrides = [*SMALL, "backbone.filters=[16,8]", "backbone.batch_norm=true", "model=wide", "model.hidden=[32]"]
+    train_run(config.parse(overrides), tmp_path / "other", console.Display(quiet=True))
     shutil.copy(tmp_path / "other" / "model.weights.h5", copy)
     with pytest.raises(RunError, match="cannot be loaded into the model"):
         cifar_research.load(copy)

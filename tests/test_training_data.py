@@ -20,8 +20,8 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
 SMALL = ["data=synthetic", "data.train_images=600", "data.test_images=100"]
 
 
-def load(*words):
-    return datasets.load(config.parse([*SMALL, *words]).data)
+def load(*overrides):
+    return datasets.load(config.parse([*SMALL, *overrides]).data)
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -139,7 +139,7 @@ def test_noise_is_of_the_training_labels_alone_and_both_are_known():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["data.fold=1"], "data.fold: 1 needs data.folds"),
         (["data.folds=5", "data.fold=5"], "data.fold: 5 is out of range; it must be at most 4"),
@@ -151,22 +151,22 @@ def test_noise_is_of_the_training_labels_alone_and_both_are_known():
         (["data.sampling=weighted"], "data.sampling: 'weighted' is not one of"),
     ],
 )
-def test_wrong_settings_are_refused(words, message):
+def test_wrong_settings_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        config.parse([*SMALL, *words])
+        config.parse([*SMALL, *overrides])
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["data.folds=100"], "data.folds: 100 is more than the .* training images of class"),
         (["data.imbalance=step", "data.imbalance_factor=1000"], "data.imbalance_factor: 1000 leaves no image of class"),
         (["data.label_noise=asymmetric"], "data.label_noise: asymmetric changes truck to automobile"),
     ],
 )
-def test_settings_that_the_data_does_not_allow_are_refused(words, message):
+def test_settings_that_the_data_does_not_allow_are_refused(overrides, message):
     with pytest.raises(DataError, match=message):
-        load(*words)
+        load(*overrides)
 
 
 @pytest.fixture
@@ -176,11 +176,11 @@ def labelled(tmp_path, monkeypatch):
     folder = lay_out(tmp_path / "data", "cifar10", 0, archive=False)
     path = tmp_path / "labels.npy"
 
-    def load_with(content, *words):
+    def load_with(content, *overrides):
         if content is not None:
             np.save(path, content, allow_pickle=True)
-        words = [f"data.dir={folder}", f"data.labels_file={path}", *words]
-        return datasets.load(config.parse(["data.val_fraction=0", *words]).data)
+        overrides = [f"data.dir={folder}", f"data.labels_file={path}", *overrides]
+        return datasets.load(config.parse(["data.val_fraction=0", *overrides]).data)
 
     return load_with, path
 
@@ -193,19 +193,19 @@ def own_labels(labelled):
 def test_a_file_gives_the_labels_of_the_training_images(labelled):
     labels, given = own_labels(labelled)
     several = {"clean_label": labels, "worse_label": given, "aggre_label": labels}  # as in CIFAR-10N
-    for content, words in (
+    for content, overrides in (
         (given, []),
         (given.astype(np.uint8), []),
         (several, ["data.labels_key=worse_label"]),
     ):
-        data = labelled[0](content, *words)
+        data = labelled[0](content, *overrides)
         assert (data.train.labels == given).all() and (data.true_labels == labels).all()
         assert data.note.endswith("25.0 % of the training images have other labels than the data set's")
         assert not np.array_equal(data.test.labels, given)
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "message"),
+    ("content", "overrides", "message"),
     [
         (lambda own, new: new[:-1], [], r"labels_file: .* has an array of shape \[\d+\]; it must hold"),
         (lambda own, new: new + 1, [], "labels_file: .* has other values than the whole numbers 0 to 9"),
@@ -222,13 +222,13 @@ def test_a_file_gives_the_labels_of_the_training_images(labelled):
         (lambda own, new: b"no array", [], "labels_file: .*labels.npy is not a .npy file of labels"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(labelled, content, words, message):
+def test_a_file_that_does_not_fit_is_refused(labelled, content, overrides, message):
     content = content(*own_labels(labelled))
     if isinstance(content, bytes):
         labelled[1].write_bytes(content)
         content = None
     with pytest.raises(DataError, match=f"data.{message}"):
-        labelled[0](content, *words)
+        labelled[0](content, *overrides)
 
 
 def test_a_labels_file_runs_no_code(labelled, tmp_path):
@@ -243,28 +243,28 @@ def test_a_labels_file_runs_no_code(labelled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["data.labels_key=a"], "data.labels_key: 'a' needs data.labels_file"),
         (["data.labels_file=a.npy", "data.label_noise=symmetric"], "does not work with data.label_noise"),
         (["data.labels_file=a.npy", "data.classes=[cat,dog]"], "does not work with data.classes"),
     ],
 )
-def test_settings_that_exclude_a_labels_file_are_refused(words, message):
+def test_settings_that_exclude_a_labels_file_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        config.parse(words)
+        config.parse(overrides)
 
 
 def test_a_run_continues_with_the_labels_that_it_began_with(labelled, tmp_path):
     labels, given = own_labels(labelled)
     labelled[0](given)
-    words = [f"data.dir={tmp_path / 'data'}", f"data.labels_file={labelled[1]}", "training.epochs=2"]
+    overrides = [f"data.dir={tmp_path / 'data'}", f"data.labels_file={labelled[1]}", "training.epochs=2"]
     small = ["backbone.filters=[4]", "model.hidden=[4]", "tensorboard.enabled=false", "data.val_fraction=0.2"]
-    report = run(config.parse([*words, *small]), tmp_path / "run")
+    report = run(config.parse([*overrides, *small]), tmp_path / "run")
     assert np.trace(report["data"]["label_matrix"]) < np.sum(report["data"]["label_matrix"])
     labelled[0](labels)
     with pytest.raises(ConfigError, match="data.labels_file: this run started with other labels"):
-        run(config.parse([*words, *small, "training.epochs=3"]), tmp_path / "run")
+        run(config.parse([*overrides, *small, "training.epochs=3"]), tmp_path / "run")
 
 
 LOSSES = sorted(path.stem for path in (Path(config.__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
@@ -276,17 +276,17 @@ NOISES = ("symmetric", "none")
 # Each option of each key with another partner; all combinations would be 189.
 @pytest.mark.parametrize("number", range(len(LOSSES)))
 def test_a_continued_run_is_the_same_with_every_option(tmp_path, number):
-    words = [
+    overrides = [
         *SMALL, f"loss={LOSSES[number]}", f"data.imbalance={IMBALANCES[number % 3]}", "data.imbalance_factor=5",
         f"data.sampling={SAMPLINGS[(number + number // 3) % 3]}", f"data.label_noise={NOISES[number % 2]}",
         "data.folds=4", "backbone.filters=[4]", "model.hidden=[4]", "training.batch_size=64", "optimizer.learning_rate=0.01",
         "tensorboard.enabled=false",
     ]  # fmt: skip
     if LOSSES[number] in ("focal", "mean_squared_error"):
-        words.append("loss.class_weights=effective_number")
-    whole = run(config.parse([*words, "training.epochs=2"]), tmp_path / "whole")
-    run(config.parse([*words, "training.epochs=1"]), tmp_path / "part")
-    continued = run(config.parse([*words, "training.epochs=2"]), tmp_path / "part")
+        overrides.append("loss.class_weights=effective_number")
+    whole = run(config.parse([*overrides, "training.epochs=2"]), tmp_path / "whole")
+    run(config.parse([*overrides, "training.epochs=1"]), tmp_path / "part")
+    continued = run(config.parse([*overrides, "training.epochs=2"]), tmp_path / "part")
     assert continued["weights_sha256"] == whole["weights_sha256"] and np.isfinite(whole["train"]["loss"])
     assert continued["val"] == whole["val"] and continued["data"] == whole["data"]
     rows = [history.read_history(tmp_path / name / "history.csv") for name in ("whole", "part")]

@@ -39,17 +39,17 @@ def test_nothing_is_said_where_the_instructions_are_unknown_or_a_gpu_computes(mo
 
 
 @pytest.mark.parametrize(
-    ("words", "is_computed"),
+    ("overrides", "is_computed"),
     [
         (["training.phases.scratch.trainable={last:3}"], False),
         (["training.phases.scratch.trainable={last:3}", "augmentation=flip"], True),
         ([], True),
     ],
 )
-def test_depthwise_convolutions_count_unless_their_features_are_kept(words, is_computed, monkeypatch):
+def test_depthwise_convolutions_count_unless_their_features_are_kept(overrides, is_computed, monkeypatch):
     asked = []
     monkeypatch.setattr(environment, "slow_precision", lambda *question: asked.append(question))
-    settings = config.parse([*LITE, "backbone.weights=none", "batch_norm.statistics=precise", *words])
+    settings = config.parse([*LITE, "backbone.weights=none", "batch_norm.statistics=precise", *overrides])
     assert warnings.of_run(settings, setup.build(settings, random_data()).model, 100) == []
     assert asked == [("float32", is_computed)]
 

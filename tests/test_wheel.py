@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def check(words, **changes):
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, **changes)
+def check(overrides, **changes):
+    done = subprocess.run(overrides, capture_output=True, text=True, timeout=300, **changes)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -59,8 +59,8 @@ def test_installed_in_another_folder_it_trains(wheel, tmp_path):
         "backbone.filters=[8]", "model.hidden=[8]",
     ]  # fmt: skip
     main = [python, "-c", "from cifar_research.train import main; main()"]  # as the console script does
-    for words in ([python, "-m", "cifar_research.train"], main):
-        assert "quickstart: completed" in check([*words, *overrides], cwd=tmp_path, env=environment)
+    for arguments in ([python, "-m", "cifar_research.train"], main):
+        assert "quickstart: completed" in check([*arguments, *overrides], cwd=tmp_path, env=environment)
     assert len(list((tmp_path / "outputs" / "quickstart").glob("*/report.json"))) == 2
     entry = next(site.glob("cifar_research-*.dist-info")) / "entry_points.txt"
     assert "cifar-train = cifar_research.train:main" in entry.read_text()

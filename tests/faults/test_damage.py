@@ -75,8 +75,8 @@ def test_every_damage_of_the_last_checkpoint_falls_back_to_the_one_before(folder
     for name, damaged in damages(content):
         last.write_bytes(damaged)
         caplog.clear()
-        found = store.latest()
-        assert found.meta["step"] == int(before.stem[5:]), name
+        result = store.latest()
+        assert result.meta["step"] == int(before.stem[5:]), name
         assert last.name in caplog.text and f"continuing from {before.name}" in caplog.text, name
     last.unlink()
     assert store.latest().meta["step"] == int(before.stem[5:])
@@ -126,8 +126,8 @@ def test_an_earlier_checkpoint_gives_the_same_end(folder, finished, caplog):
     with caplog.at_level(logging.WARNING):
         run(folder)
     assert "step-" in caplog.text
-    found, expected = (report.read_report(path / "report.json") for path in (folder, finished))
-    assert found["weights_sha256"] == expected["weights_sha256"] is not None
+    result, expected = (report.read_report(path / "report.json") for path in (folder, finished))
+    assert result["weights_sha256"] == expected["weights_sha256"] is not None
 
 
 def test_every_damage_of_the_report_is_reported_and_repaired_by_running_again(folder):
@@ -148,12 +148,12 @@ def _written(path, content):
 
 
 def test_every_damage_of_the_history_is_reported_and_repaired_from_the_checkpoint(folder, caplog):
-    path, found = folder / "history.csv", report.read_report(folder / "report.json")
+    path, result = folder / "history.csv", report.read_report(folder / "report.json")
     content = path.read_bytes()
     for _name, damaged in damages(content):
         path.write_bytes(damaged)
         with pytest.raises(ReportError, match="is damaged"):
-            report.read_history(path, found["history_sha256"])
+            report.read_history(path, result["history_sha256"])
     with caplog.at_level(logging.WARNING):
         run(folder)
     assert path.read_bytes() == content and str(path) in caplog.text
@@ -163,8 +163,8 @@ def test_every_damage_of_the_history_is_reported_and_repaired_from_the_checkpoin
 
 
 def test_every_damage_of_the_cache_is_reported_and_rebuilt(tmp_path, caplog):
-    words = ["data=synthetic", "data.train_images=10", "data.test_images=10", f"data.cache_dir={tmp_path}"]
-    settings = config.parse(words).data
+    overrides = ["data=synthetic", "data.train_images=10", "data.test_images=10", f"data.cache_dir={tmp_path}"]
+    settings = config.parse(overrides).data
     expected = datasets.load(settings)
     (folder,) = tmp_path.glob("synthetic-*/")
     names = ["meta.json", *(f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels"))]

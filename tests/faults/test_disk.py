@@ -59,9 +59,9 @@ def checkpoints(folder):
 
 
 def assert_told(command, part, code=1):
-    assert command.wait(60) == code, command.said
-    (line,) = [line for line in command.said.splitlines() if line.startswith("error: ")]
-    assert part in line and "Traceback" not in command.said, command.said
+    assert command.wait(60) == code, command.output
+    (line,) = [line for line in command.output.splitlines() if line.startswith("error: ")]
+    assert part in line and "Traceback" not in command.output, command.output
     return line
 
 
@@ -70,8 +70,8 @@ def assert_told(command, part, code=1):
 @pytest.mark.parametrize("with_tensorboard", ["true", "false"])
 def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(small_disk, tmp_path, with_tensorboard):
     folder, environment = small_disk / "run", os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")}
-    words = [*OVERRIDES, f"hydra.run.dir={folder}", f"tensorboard.enabled={with_tensorboard}"]
-    command = Process(words, env=environment)
+    overrides = [*OVERRIDES, f"hydra.run.dir={folder}", f"tensorboard.enabled={with_tensorboard}"]
+    command = Process(overrides, env=environment)
     wait_for(lambda: len(checkpoints(folder)) == 2, command)
     fill(small_disk)
     line = assert_told(command, str(folder))
@@ -81,9 +81,9 @@ def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(sma
     assert last == int(checkpoints(folder)[-1].stem[5:]) and not list(folder.rglob(".*ckpt*"))
 
     (small_disk / "filler").unlink()
-    command = Process(words, env=environment)
+    command = Process(overrides, env=environment)
     wait_for(lambda: int(checkpoints(folder)[-1].stem[5:]) > last, command)
-    assert f"Continuing from step {last}." in command.said
+    assert f"Continuing from step {last}." in command.output
     command.kill()
 
 
@@ -91,19 +91,24 @@ def test_a_disk_that_gets_full_ends_the_run_which_goes_on_when_there_is_room(sma
 @pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start(small_disk, tmp_path):
     fill(small_disk)
-    words = [*OVERRIDES, f"hydra.run.dir={small_disk / 'run'}"]
-    command = Process(words, env=os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")})
-    assert command.wait(60) != 0 and "Traceback" not in command.said
-    assert str(small_disk / "run") in command.said and "No space left on device" in command.said
+    overrides = [*OVERRIDES, f"hydra.run.dir={small_disk / 'run'}"]
+    command = Process(overrides, env=os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")})
+    assert command.wait(60) != 0 and "Traceback" not in command.output
+    assert str(small_disk / "run") in command.output and "No space left on device" in command.output
 
 
 @needs_root
 @pytest.mark.slow
 def test_features_that_find_no_room_are_reported_with_their_size(small_disk, tmp_path, weights_for):
-    words = [*OVERRIDES, "training=feature_extraction", weights_for(*OVERRIDES), f"hydra.run.dir={tmp_path / 'run'}"]
-    words += ["data.train_images=500", "data.test_images=20"]
+    overrides = [
+        *OVERRIDES,
+        "training=feature_extraction",
+        weights_for(*OVERRIDES),
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    overrides += ["data.train_images=500", "data.test_images=20"]
     (small_disk / "synthetic").mkdir()
-    command = Process(words, env=os.environ | {"CIFAR_CACHE_DIR": str(small_disk)})
+    command = Process(overrides, env=os.environ | {"CIFAR_CACHE_DIR": str(small_disk)})
     line = assert_told(command, f"{small_disk}/features-", code=2)
     assert "No space left on device" in line and "it needs" in line and "data.cache_dir" in line
     assert not list(small_disk.glob("features-*/")) and not list(small_disk.glob(".features-*"))
@@ -115,8 +120,8 @@ def test_a_folder_that_becomes_read_only(open_folder, tmp_path):
     folder, environment = open_folder / "mine" / "run", {"CIFAR_CACHE_DIR": str(open_folder / "mine" / "cache")}
     (open_folder / "mine").mkdir()
     os.chown(open_folder / "mine", NOBODY, NOBODY)
-    words = [*OVERRIDES, f"hydra.run.dir={folder}"]
-    command = Process(words, user=NOBODY, env=environment)
+    overrides = [*OVERRIDES, f"hydra.run.dir={folder}"]
+    command = Process(overrides, user=NOBODY, env=environment)
     wait_for(lambda: checkpoints(folder), command)
     os.chown(folder / "checkpoints", 0, 0)
     line = assert_told(command, str(folder / "checkpoints"))
@@ -126,17 +131,17 @@ def test_a_folder_that_becomes_read_only(open_folder, tmp_path):
 
 @needs_root
 def test_a_folder_that_may_not_be_written(open_folder, tmp_path):
-    words = [*OVERRIDES, f"hydra.run.dir={open_folder / 'run'}"]
-    command = Process(words, user=NOBODY, env=os.environ | {"CIFAR_CACHE_DIR": str(open_folder)})
+    overrides = [*OVERRIDES, f"hydra.run.dir={open_folder / 'run'}"]
+    command = Process(overrides, user=NOBODY, env=os.environ | {"CIFAR_CACHE_DIR": str(open_folder)})
     line = assert_told(command, str(open_folder / "run"), code=2)
     assert "hydra.run.dir" in line and "not a writable directory" in line
 
 
 @needs_root
 def test_a_cache_that_finds_no_room_is_reported_with_its_size(small_disk):
-    words = ["data=synthetic", "data.train_images=900", "data.test_images=10", f"data.cache_dir={small_disk}"]
+    overrides = ["data=synthetic", "data.train_images=900", "data.test_images=10", f"data.cache_dir={small_disk}"]
     with pytest.raises(DataError, match=r"synthetic-.*needs 2,764,800 bytes.*data\.cache_dir"):
-        datasets.load(config.parse(words).data)
+        datasets.load(config.parse(overrides).data)
     assert not list(small_disk.glob("*/")) and not list(small_disk.glob(".synthetic*"))
 
 

@@ -31,10 +31,12 @@ def test_a_nan_in_the_weights_ends_the_run_and_leaves_the_best_ones(tmp_path, mo
     settings = config.parse([*SMALL, *more, f"+schedule.step={step}"])
     folder = tmp_path / "run"
     kept = []
-    found = train_run(settings, folder, console.Display(quiet=True), is_hopeless=lambda row: kept.append(_best(folder)))
-    assert found["status"] == "diverged" and found["test"] is None and found["weights_sha256"] is None
+    result = train_run(
+        settings, folder, console.Display(quiet=True), is_hopeless=lambda row: kept.append(_best(folder))
+    )
+    assert result["status"] == "diverged" and result["test"] is None and result["weights_sha256"] is None
     # The update of this step makes the weights nan, the loss of the next one shows it.
-    assert step < found["steps"] <= step + 1 + max(interval, steps_per_call)
+    assert step < result["steps"] <= step + 1 + max(interval, steps_per_call)
     assert report.read_report(folder / "report.json")["status"] == "diverged"
     assert len(kept) == step // 3  # the epochs that ended before it
     if kept:

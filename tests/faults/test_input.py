@@ -44,18 +44,18 @@ values = st.one_of(
     st.sampled_from(["", "''", "[", "{", "{a:1}", "[[1]]", "${seed}", "${oc.env:NOPE}", "${", "???", "1e999", "-0", "nan",
                      "inf", "0x10", "1_000", "a,b", "range(1,3)", "'", "\\", "$", "@", "é", "\x00", "null", "~", "*"]),
 )  # fmt: skip
-words = st.one_of(
+overrides = st.one_of(
     st.tuples(st.sampled_from(["", "", "", "+", "++", "~"]), st.sampled_from(KEYS), values).map(
-        lambda found: f"{found[0]}{found[1]}={found[2]}"
+        lambda result: f"{result[0]}{result[1]}={result[2]}"
     ),
-    st.tuples(st.sampled_from(GROUPS), values).map(lambda found: f"{found[0]}={found[1]}"),
-    st.tuples(st.text(max_size=12), values).map(lambda found: f"{found[0]}={found[1]}"),
+    st.tuples(st.sampled_from(GROUPS), values).map(lambda result: f"{result[0]}={result[1]}"),
+    st.tuples(st.text(max_size=12), values).map(lambda result: f"{result[0]}={result[1]}"),
     st.text(max_size=20),
 )
 
 
 @generated(150)
-@given(st.lists(words, min_size=1, max_size=3))
+@given(st.lists(overrides, min_size=1, max_size=3))
 def test_a_generated_command_line_works_or_is_refused(given_words):
     try:
         config.parse(given_words)
@@ -229,10 +229,10 @@ def mutated(content):
     """Strategies for bytes: random, random after a valid beginning, a valid file with a few bytes changed."""
     changes = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)
 
-    def change(found):
+    def change(result):
         damaged = bytearray(content)
-        for place, value in found:
-            damaged[place] = value
+        for path, value in result:
+            damaged[path] = value
         return bytes(damaged)
 
     cut = st.integers(0, len(content)).flatmap(

@@ -68,7 +68,7 @@ class Chain:
 
     def one_run(self):
         name = f"run{self.completed}"
-        words = [*self.overrides, f"hydra.run.dir={self.folder / name}"]
+        arguments = [*self.overrides, f"hydra.run.dir={self.folder / name}"]
         # Its own cache, so that a kill may hit its creation.
         environment = os.environ | {"CIFAR_CACHE_DIR": str(self.folder / f"cache{self.completed}")}
         while self.killed < self.kills:
@@ -77,21 +77,21 @@ class Chain:
                 or self.kills - self.killed <= math.ceil(self.kills / IN_A_SAVE) - self.in_a_save
             ):
                 hook = functools.partial(die_in_save, self.rng.randint(1, 3), self.rng.choice(STAGES))
-                command = Process(words, hook=hook, env=environment)
+                command = Process(arguments, hook=hook, env=environment)
                 code = command.wait()
                 self.in_a_save += code == -signal.SIGKILL
             else:
-                command = Process(words, env=environment)
+                command = Process(arguments, env=environment)
                 time.sleep(self.rng.uniform(0, self.seconds))
                 code = command.kill() if command.is_running else command.wait()
             if code == 0:
                 break
-            assert code == -signal.SIGKILL, command.said
+            assert code == -signal.SIGKILL, command.output
             self.killed += 1
             steps = sorted((self.folder / name / "checkpoints").glob("step-*.ckpt"))
             self.at.append(int(steps[-1].stem[5:]) if steps else 0)
-        command = Process(words, env=environment)
-        assert command.wait() == 0, command.said
+        command = Process(arguments, env=environment)
+        assert command.wait() == 0, command.output
         assert_same(result(self.folder / name), self.whole)
         self.completed += 1
 
@@ -99,10 +99,10 @@ class Chain:
 @pytest.mark.slow
 def test_killed_at_random_moments_runs_end_identical_to_the_bit(tmp_path, capsys, weights_for):
     overrides = [*OVERRIDES, weights_for("backbone.filters=[4]", "backbone.batch_norm=true")]
-    words = [*overrides, f"hydra.run.dir={tmp_path / 'whole'}"]
+    arguments = [*overrides, f"hydra.run.dir={tmp_path / 'whole'}"]
     began = time.monotonic()
-    command = Process(words, env=os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")})
-    assert command.wait() == 0, command.said
+    command = Process(arguments, env=os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")})
+    assert command.wait() == 0, command.output
     seconds, whole = time.monotonic() - began, result(tmp_path / "whole")
     chains = []
     for number in range(2):  # one a core, or nearly

@@ -22,8 +22,8 @@ SMALL = [
 
 @pytest.mark.slow
 def test_fifty_launches_at_once_that_are_refused_leave_nothing(tmp_path):
-    words = ["name=many", "data=images", "data.dir=nowhere"]
-    processes = [Process(words, cwd=tmp_path) for _ in range(LAUNCHES)]
+    overrides = ["name=many", "data=images", "data.dir=nowhere"]
+    processes = [Process(overrides, cwd=tmp_path) for _ in range(LAUNCHES)]
     errors = [process.communicate()[1] for process in processes]
     assert {process.returncode for process in processes} == {2}
     assert all("nowhere" in error and "Traceback" not in error for error in errors)
@@ -32,14 +32,14 @@ def test_fifty_launches_at_once_that_are_refused_leave_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_of_twenty_runs_in_one_folder_one_trains(tmp_path):
-    words = [*SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
+    overrides = [*SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
     environment = os.environ | {"CIFAR_CACHE_DIR": str(tmp_path / "cache")}
-    commands = [Process(words, env=environment) for _ in range(20)]
+    commands = [Process(overrides, env=environment) for _ in range(20)]
     codes = [command.wait() for command in commands]
     assert set(codes) <= {0, 2} and 0 in codes
     for code, command in zip(codes, commands, strict=True):
-        assert "Traceback" not in command.said
-        assert "another process trains here" in command.said if code == 2 else "completed" in command.said
+        assert "Traceback" not in command.output
+        assert "another process trains here" in command.output if code == 2 else "completed" in command.output
     assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "completed"
 
 
@@ -51,8 +51,8 @@ from cifar_research.display import console
 from cifar_research.training.run import run as train_run
 memory = []
 for number in range({runs}):
-    found = train_run(config.parse({words} + [f"seed={{number}}"]), f"run{{number}}", console.Display(quiet=True))
-    assert found["status"] == "completed"
+    result = train_run(config.parse({overrides} + [f"seed={{number}}"]), f"run{{number}}", console.Display(quiet=True))
+    assert result["status"] == "completed"
     pages = int(open("/proc/self/statm").read().split()[1])
     memory.append(pages * 4096 / 1e6)
 print(json.dumps(memory))
@@ -63,7 +63,7 @@ print(json.dumps(memory))
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_many_runs_in_one_process(tmp_path, capsys):
     began = time.monotonic()
-    done = forked.run([], code=MANY.format(runs=RUNS, words=SMALL), cwd=tmp_path, timeout=600)
+    done = forked.run([], code=MANY.format(runs=RUNS, overrides=SMALL), cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     memory = json.loads(done.stdout.splitlines()[-1])
     settled = memory[RUNS // 5]
@@ -77,10 +77,10 @@ def test_many_runs_in_one_process(tmp_path, capsys):
 @pytest.mark.slow
 def test_tensorboard_opens_a_sweep_of_250_runs(tmp_path, capsys):
     _write_sweep(tmp_path / "sweep")
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", tmp_path / "sweep", "--host", "127.0.0.1"]
+    overrides = [sys.executable, "-m", "tensorboard.main", "--logdir", tmp_path / "sweep", "--host", "127.0.0.1"]
     port = _free_port()
     began = time.monotonic()
-    process = subprocess.Popen([*words, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*overrides, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
         opened = _wait(lambda: b"<title>TensorBoard" in _get(f"{address}/")) - began

@@ -18,18 +18,18 @@ def hashes(data, transform, first, seed=7):
     split = datasets.Split(data.train.images, np.arange(len(data.train.images)), data.train.indices)
     total = 2 * batches.steps_per_epoch(len(split), BATCH, False)
     stream = batches.training(split, batch_size=BATCH, seed=seed, initial_step=first, total_steps=total)
-    found = []
+    result = []
     for step, (images, numbers) in enumerate(stream, first):
         pixels, targets = tf.cast(images, tf.float32) / 255, tf.one_hot(numbers % 10, 10)
         pixels, targets = transform(pixels, targets, tf.constant([seed, step], tf.int32))
         digests = [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in (numbers, pixels, targets)]
-        found.append((digests[0], digests[1] + digests[2]))
-    return found
+        result.append((digests[0], digests[1] + digests[2]))
+    return result
 
 
 def test_every_step_of_two_epochs_is_the_same_wherever_a_run_goes_on(tmp_path):
-    words = ["data=synthetic", "data.train_images=200", "data.test_images=20", f"data.cache_dir={tmp_path}"]
-    settings = config.parse([*words, "augmentation=strong"])
+    overrides = ["data=synthetic", "data.train_images=200", "data.test_images=20", f"data.cache_dir={tmp_path}"]
+    settings = config.parse([*overrides, "augmentation=strong"])
     transform = tf.function(augmentation.compose(settings.transforms), reduce_retracing=True)
     data = datasets.load(settings.data)
     whole = hashes(data, transform, 0)
@@ -41,7 +41,7 @@ def test_every_step_of_two_epochs_is_the_same_wherever_a_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize("step", [0, 5, 11])
 def test_an_epoch_takes_every_image_once(step, tmp_path):
-    words = ["data=synthetic", "data.train_images=200", "data.test_images=20", f"data.cache_dir={tmp_path}"]
-    num_images = len(datasets.load(config.parse(words).data).train)
+    overrides = ["data=synthetic", "data.train_images=200", "data.test_images=20", f"data.cache_dir={tmp_path}"]
+    num_images = len(datasets.load(config.parse(overrides).data).train)
     epoch = [batches.indices(tf.constant(12 * step + i, tf.int64), num_images, BATCH, 12, 7).numpy() for i in range(12)]
     assert sorted(np.concatenate(epoch)) == list(range(num_images))

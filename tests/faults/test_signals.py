@@ -40,8 +40,8 @@ def stop_once(folder, number, seconds):
     """Send a signal some seconds after the first step; return (steps before it, steps after it, steps saved, exit code, report)."""
     folder.mkdir()
     steps = folder / "steps"
-    words = [*OVERRIDES, f"hydra.run.dir={folder / 'run'}"]
-    command = Process(words, hook=functools.partial(tell_steps, steps))
+    overrides = [*OVERRIDES, f"hydra.run.dir={folder / 'run'}"]
+    command = Process(overrides, hook=functools.partial(tell_steps, steps))
     wait_for(lambda: steps.exists() and steps.stat().st_size, command)
     time.sleep(seconds)
     before = time.monotonic()
@@ -51,7 +51,7 @@ def stop_once(folder, number, seconds):
     lines = [line.split() for line in steps.read_text().splitlines()]
     done = [max(int(step) for moment, step in lines if float(moment) < limit) for limit in (before, after)]
     saved = checkpoint.read(sorted((folder / "run" / "checkpoints").glob("step-*.ckpt"))[-1]).meta["step"]
-    assert "Traceback" not in command.said
+    assert "Traceback" not in command.output
     return *done, saved, code, json.loads((folder / "run" / "report.json").read_text())
 
 
@@ -62,8 +62,8 @@ def test_a_signal_saves_within_one_call_and_loses_nothing(tmp_path, number, code
     delays = [rng.uniform(0, 0.5) for _ in range(TIMES)]
     with ThreadPoolExecutor(2) as pool:
         stops = pool.map(lambda i: stop_once(tmp_path / str(i), number, delays[i]), range(TIMES))
-        for before, after, saved, found, report in stops:
-            assert found == code
+        for before, after, saved, result, report in stops:
+            assert result == code
             assert before <= saved <= after + STEPS_PER_CALL
             assert (report["status"], report["signal"], report["steps"]) == ("stopped", number, saved)
 
@@ -73,9 +73,9 @@ def test_a_signal_saves_within_one_call_and_loses_nothing(tmp_path, number, code
 def test_a_second_signal_ends_at_once_in_the_midst_of_a_call(tmp_path, number):
     # An epoch in one call, of seconds.
     more = ["data.train_images=20000", "training.batch_size=1", "training.steps_per_call=1000000"]
-    words = [*OVERRIDES, *more, f"hydra.run.dir={tmp_path / 'run'}"]
-    command = Process(words)
-    wait_for(lambda: "Folder" in command.said, command)
+    overrides = [*OVERRIDES, *more, f"hydra.run.dir={tmp_path / 'run'}"]
+    command = Process(overrides)
+    wait_for(lambda: "Folder" in command.output, command)
     time.sleep(3)  # the step is traced, and the call runs
     command.send_signal(number)
     time.sleep(0.7)
