@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from test_cores import data
 from test_phases import random_data
+from test_shards import data
 
 from cifar_research import Backbone, Head, Transform, augmentation, config
 from cifar_research.runtime.errors import ConfigError
