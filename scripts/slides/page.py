@@ -9,7 +9,7 @@ from statistics import mean
 
 import matplotlib
 import numpy as np
-from sections import CLAIMS, ON_TEST, OPEN_POINTS, PUBLISHED, SECTIONS, Claim
+from sections import CLAIMS, ON_TEST, OPEN_POINTS, PUBLISHED, SECTIONS, TRANSFER_GAINS, Claim
 
 from cifar_research.comparison.statistics import t_half_width
 from cifar_research.comparison.tables import study_rows
@@ -27,6 +27,7 @@ def render(text: str, rows: Rows) -> str:
     tables |= {
         "claims": claims_table(CLAIMS, "the study says", results),
         "open_points": claims_table(OPEN_POINTS, "it helps to have", results),
+        "transfer_gains": claims_table(TRANSFER_GAINS, "it helps transfer learning", results),
         "selection": selection_table(results),
     }
     for name, table in tables.items():

@@ -113,6 +113,15 @@ OPEN_POINTS = (
     Claim("20 epochs, not 10", ("last", SMALLER), ("grid", BEST_CELL)),
     Claim("30 epochs, not 20", ("augmentation", f"augmentation=none,{SMALLER}"), ("last", SMALLER)),
 )
+# The study's perspective: transfer learning with augmentation.
+TRANSFER_GAINS = tuple(
+    Claim(
+        f"`augmentation={name}`",
+        ("transfer_augmentation", f"augmentation={name}"),
+        ("transfer_augmentation", "augmentation=none"),
+    )
+    for name in ("flip", "slides", "crop_flip", "cutmix")
+)
 # What the study prints, by section and setting: validation accuracy. Its grid is in comparison/study_2021.csv.
 PUBLISHED = {"last": {"convolutions=1": 0.8329, "convolutions=2": 0.8329}}
 PUBLISHED["last_on_test"] = PUBLISHED["last"]
