@@ -112,8 +112,12 @@ def pipeline(args):
     options = sorted(path.stem for path in (ROOT / "conf" / "augmentation").glob("*.yaml"))
     models, batch, steps, rounds = (["first_version"], 8, 2, 1) if args.small else (["augmented", "fast"], 512, 200, 3)
     _augmentations(["flip", "cutmix"] if args.small else options, batch, 2 if args.small else 50)
-    same = ["--batch-size", batch, "--images", batch * steps, "--steps-per-call", min(steps, 100), "--compile"]
-    same += ["--device", "/CPU:0", "--override", "augmentation=flip"] if args.small else ["--precision", "bfloat16"]
+    same = ["--batch-size", batch, "--images", batch * steps, "--steps-per-call", min(steps, 100)]
+    same += (
+        ["--device", "/CPU:0", "--override", "augmentation=flip"]
+        if args.small
+        else ["--compile", "--precision", "bfloat16"]
+    )
     variants = {
         "data on the device": [],
         "batches copied ahead of time": ["--from-host"],
