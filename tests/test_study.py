@@ -116,6 +116,10 @@ def test_settings_of_a_grid_are_paired_by_their_other_words():
         rows += rows_of("grid", f"pooling=max,learning_rate={rate}", [most])
     rows += rows_of("grid", "pooling=avg,learning_rate=0.3", [0.9])  # without its pair
     assert page.paired(claim, page.by_setting(rows)) == pytest.approx([0.1, 0.3])
+    rows += rows_of("grid", "pooling=avg,learning_rate=0.1", (0.6, 0.9)) + rows_of(
+        "grid", "pooling=max,learning_rate=0.1", (0.5, 0.4)
+    )
+    assert page.paired(claim, page.by_setting(rows)) == pytest.approx([0.2, 0.5])  # means by seed
     assert page.grid()["pooling=avg,dropout=0.3,learning_rate=0.001,loss=mean_squared_error"] == 0.8329
 
 

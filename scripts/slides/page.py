@@ -66,8 +66,8 @@ def settings_table(section: str, results) -> str:
 
 
 def claims_table(claims: Iterable[Claim], heading: str, results) -> str:
-    """Return each claim with the difference of test accuracies over pairs of runs, and what its interval says."""
-    lines = [[heading, "difference of test accuracies", "pairs", "so it is"]]
+    """Return each claim with the difference of test accuracies and what its interval says."""
+    lines = [[heading, "difference of test accuracies", "n", "so it is"]]
     for claim in claims:
         differences = paired(claim, results)
         if len(differences) < 2:
@@ -80,8 +80,11 @@ def claims_table(claims: Iterable[Claim], heading: str, results) -> str:
 
 
 def paired(claim: Claim, results) -> list[float]:
-    """Return the differences of test accuracies of the runs whose settings differ in the claim's part alone."""
-    differences = []
+    """Return the differences of test accuracies of the runs whose settings differ in the claim's part alone.
+
+    They are means by seed, since runs with one seed are not independent; of a single seed, each difference.
+    """
+    differences = defaultdict(list)
     (section, part), (other_section, other_part) = claim.better, claim.worse
     for setting, runs in results[section].items():
         if f",{part}," not in f",{setting},":
@@ -89,8 +92,9 @@ def paired(claim: Claim, results) -> list[float]:
         other = f",{setting},".replace(f",{part},", f",{other_part},").strip(",")
         for seed, run in results[other_section].get(other, {}).items():
             if seed in runs:
-                differences.append(float(runs[seed]["test"]) - float(run["test"]))
-    return differences
+                differences[seed].append(float(runs[seed]["test"]) - float(run["test"]))
+    by_seed = list(differences.values())
+    return by_seed[0] if len(by_seed) == 1 else [mean(values) for values in by_seed]
 
 
 def selection_table(results) -> str:
