@@ -174,10 +174,9 @@ class Display:
                 if has_validation
                 else "There are no validation images: the last epoch is tested at the end"
             )
-        more = {f"val {display_name(self._monitor)}": f"val_{self._monitor}:.4f"}
-        if self._monitor in ("accuracy", "loss"):
-            more = {}
-        more |= {self._unit: "images_per_second:,.0f"}
+        more = {self._unit: "images_per_second:,.0f"}
+        if self._monitor not in ("accuracy", "loss"):
+            more = {f"val {display_name(self._monitor)}": f"val_{self._monitor}:.4f"} | more
         table = tables.of([row], _EPOCH_COLUMNS | more)
         widths = (*_EPOCH_WIDTHS, *(max(9, len(title)) for title in more))
         header, line = ("  ".join(map(str.rjust, cells, widths)) for cells in table)
