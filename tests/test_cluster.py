@@ -20,8 +20,8 @@ from cifar_research.sweeps.launchers import worker
 LONG = ["training.epochs=40", "data.train_images=2000", "training.batch_size=10"]
 
 
-def call(*overrides):
-    return subprocess.run(overrides, capture_output=True, text=True, check=True, timeout=60).stdout
+def call(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def jobs():

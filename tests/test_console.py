@@ -228,8 +228,8 @@ def test_a_command_ends_with_a_sentence_whatever_its_output_is(body, redirection
     )
     line = f'"$0" -c "$1" {redirection}; exit ${{PIPESTATUS[0]}}'
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    overrides = ["bash", "-c", line, sys.executable, program]
-    done = subprocess.run(overrides, stderr=subprocess.PIPE, text=True, cwd="/", env=environ)
+    command = ["bash", "-c", line, sys.executable, program]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd="/", env=environ)
     assert (done.returncode, done.stderr) == (code, message)
 
 

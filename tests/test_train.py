@@ -33,8 +33,8 @@ def run(folder, *overrides):
 
 def start(*arguments, **changes):
     """Run the command in a new Python process; forked.run is much faster."""
-    overrides = [sys.executable, "-m", "cifar_research.train", *arguments]
-    return subprocess.run(overrides, capture_output=True, text=True, timeout=300, **changes)
+    command = [sys.executable, "-m", "cifar_research.train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -516,8 +516,8 @@ def importing(name, *rest, **more):
 builtins.__import__ = importing
 main()
 """
-    overrides = [sys.executable, "-c", code, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(overrides, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130 and done.stderr == "error: interrupted\n", done.stderr
 
 

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def check(overrides, **changes):
-    done = subprocess.run(overrides, capture_output=True, text=True, timeout=300, **changes)
+def check(command, **changes):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **changes)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -77,10 +77,10 @@ def test_many_runs_in_one_process(tmp_path, capsys):
 @pytest.mark.slow
 def test_tensorboard_opens_a_sweep_of_250_runs(tmp_path, capsys):
     _write_sweep(tmp_path / "sweep")
-    overrides = [sys.executable, "-m", "tensorboard.main", "--logdir", tmp_path / "sweep", "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", tmp_path / "sweep", "--host", "127.0.0.1"]
     port = _free_port()
     began = time.monotonic()
-    process = subprocess.Popen([*overrides, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
         opened = _wait(lambda: b"<title>TensorBoard" in _get(f"{address}/")) - began
