@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -95,15 +95,20 @@ def gallery(
     images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str], columns: int = 5, size: float = 2.0
 ) -> Figure:
     """Return images, uint8 [H, W, 3], below titles; size: of one, in inches."""
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(size * columns, 1.08 * size * rows), layout="constrained", dpi=110)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, title in zip(grid, images, titles, strict=False):
-        axes.imshow(image, interpolation="nearest")
-        axes.set_title(plain(title), fontsize=8 if size >= 2 else 7)
+    columns, points = min(columns, len(images)), 8 if size >= 2 else 7
+    line = 1.4 * points / 72 / size  # of a title; the unit of all lengths is an image's box
+    rows = [titles[first : first + columns] for first in range(0, len(images), columns)]
+    bottoms = np.cumsum([1 + line * max(title.count("\n") + 1 for title in row) for row in rows])
+    figure = Figure(figsize=(size * columns, size * bottoms[-1]), dpi=110)
+    # All in one: axes of their own for each image would take ten times as long.
+    axes = figure.add_axes((0, 0, 1, 1))
+    for number, (image, title) in enumerate(zip(images, titles, strict=False)):
+        x, bottom = number % columns + 0.5, bottoms[number // columns] - 0.02
+        tall, wide = (0.94 * pixels / max(image.shape[:2]) for pixels in image.shape[:2])
+        axes.imshow(image, interpolation="nearest", extent=(x - wide / 2, x + wide / 2, bottom, bottom - tall))
+        axes.text(x, bottom - 0.97, plain(title), ha="center", va="bottom", fontsize=points)
+    axes.set(xlim=(0, columns), ylim=(bottoms[-1], 0))
+    axes.axis("off")
     return figure
 
 
@@ -112,12 +117,12 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, atomically."""
-    content = io.BytesIO()
-    with _without_glyph_warnings():
-        FigureCanvasAgg(figure).print_png(content)  # which draws it
+def save(figure: Figure, path: Path) -> np.ndarray:
+    """Write a figure as a PNG, atomically; return its pixels, uint8 [H, W, 3]."""
+    drawn, content = pixels(figure), io.BytesIO()
+    PIL.Image.fromarray(drawn).save(content, "PNG", dpi=(figure.dpi, figure.dpi))
     atomic_write(path, content.getvalue())
+    return drawn
 
 
 def pixels(figure: Figure) -> np.ndarray:

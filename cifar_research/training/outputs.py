@@ -147,12 +147,11 @@ def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores)
 
     labels = data.test.labels[data.test.indices]
     matrix = metrics.confusion_matrix(labels, test.predictions, len(data.classes))
-    confusion = figures.confusion(matrix, data.classes)
-    figures.save(confusion, outputs.folder / "figures" / "confusion.png")
+    confusion = figures.save(figures.confusion(matrix, data.classes), outputs.folder / "figures" / "confusion.png")
     if outputs.writer is None:
         return
     outputs.writer.scalars(step, {f"test/{name}": value for name, value in test.values.items() if value is not None})
-    outputs.writer.image("confusion", figures.pixels(confusion), step)
+    outputs.writer.image("confusion", confusion, step)
     wrong = np.flatnonzero(labels != test.predictions)[:25]
     if len(wrong):
         titles = [f"{data.classes[labels[i]]} → {data.classes[test.predictions[i]]}" for i in wrong]
