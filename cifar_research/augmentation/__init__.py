@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from cifar_research.augmentation import colour, draws, geometry, mixing
 from cifar_research.config.contracts import Transform
 from cifar_research.config.targets import check_range
 from cifar_research.runtime.control_flow import converted
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from cifar_research.runtime.lazy import tf
 
 BatchTransform = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
 Padding = Literal["edge", "reflect", "zeros"]
@@ -41,8 +40,6 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
     def composed(
         images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor, epoch_seed: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        import tensorflow as tf
-
         for i, transform in enumerate(ordered):
             if transform.by_epoch:
                 own_seed = seed if epoch_seed is None else epoch_seed
@@ -89,8 +86,6 @@ def _flip(axis: int, probability: float) -> BatchTransform:
     check_range("[]", 0, 1, probability=probability)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from cifar_research.augmentation import draws, geometry
-
         return geometry.flip(images, draws.uniform(images, seed) < probability, axis=axis), targets
 
     return transform
@@ -104,10 +99,6 @@ def alternating_flip() -> Transform:
     """
 
     def apply(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        import tensorflow as tf
-
-        from cifar_research.augmentation import geometry
-
         weights = tf.random.stateless_uniform(images.shape[1:], [seed[0], 0], 1, 2**16, tf.int32)
         chosen = geometry.is_in_first_half(images, weights) != (seed[1] % 2 == 1)
         return geometry.flip(images, chosen, axis=2), targets
@@ -132,8 +123,6 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
     check_range("[]", 0, 1, fraction=fraction)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from cifar_research.augmentation import draws, geometry
-
         limits = [round((fraction or 0) * size) if pixels is None else pixels for size in images.shape[1:3]]
         steps = draws.positions(images, seed, [2 * limit + 1 for limit in limits])
         offsets = steps - [float(limit) for limit in limits]
@@ -165,8 +154,6 @@ def rotation(
     check_range("[]", 0, 180, degrees=degrees)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from cifar_research.augmentation import draws, geometry
-
         angles = draws.uniform(images, seed, low=-math.radians(degrees), high=math.radians(degrees))
         return geometry.rotate(images, angles, interpolation=interpolation, padding=padding), targets
 
@@ -191,8 +178,6 @@ def zoom(
     check_range("(]", 0, high, low=low)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from cifar_research.augmentation import draws, geometry
-
         factors = draws.uniform(images, seed, low=low, high=high)
         return geometry.magnify(images, factors, interpolation=interpolation, padding=padding), targets
 
@@ -227,8 +212,6 @@ def _jitter(name: str, amount: float) -> BatchTransform:
     check_range("[]", 0, 1, amount=amount)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from cifar_research.augmentation import colour, draws
-
         factors = draws.uniform(images, seed, low=1 - amount, high=1 + amount)
         return getattr(colour, f"adjust_{name}")(images, factors), targets
 
@@ -243,8 +226,6 @@ def cutout(*, size: int = 8) -> BatchTransform:
     check_range("[]", 1, size=size)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from cifar_research.augmentation import draws, mixing
-
         centres = draws.positions(images, seed, images.shape[1:3].as_list())
         return mixing.erase(images, centres - size // 2, size=size), targets
 
@@ -259,10 +240,6 @@ def mixup(*, alpha: float = 0.2) -> BatchTransform:
     check_range("(]", 0, alpha=alpha)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        import tensorflow as tf
-
-        from cifar_research.augmentation import draws, mixing
-
         weight_seed, order_seed = tf.unstack(tf.random.split(seed, 2))
         weight, order = draws.beta(alpha, weight_seed), draws.order(images, order_seed)
         return mixing.blend(images, targets, weight=weight, order=order)
@@ -281,10 +258,6 @@ def cutmix(*, alpha: float = 1.0) -> BatchTransform:
     check_range("(]", 0, alpha=alpha)
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        import tensorflow as tf
-
-        from cifar_research.augmentation import draws, mixing
-
         share_seed, centre_seed, order_seed = tf.unstack(tf.random.split(seed, 3))
         box = draws.box(images, alpha, share_seed, centre_seed)
         return mixing.paste(images, targets, box=box, order=draws.order(images, order_seed))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
+
+from cifar_research.runtime.lazy import tf
 
 # Share of red, green and blue in the grey of a pixel (ITU-R BT.601).
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

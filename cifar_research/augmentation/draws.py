@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
-from scipy import stats
+
+from cifar_research.runtime.lazy import tf
 
 _QUANTILES = 4097  # draws are interpolated between them
 
@@ -29,6 +29,8 @@ def order(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
     """Draw from Beta(alpha, alpha) by its quantiles, since XLA has no gamma distribution."""
+    from scipy import stats  # an import of a second
+
     quantiles = stats.beta.ppf(np.linspace(0, 1, _QUANTILES), alpha, alpha).astype(np.float32)
     position = tf.random.stateless_uniform([], seed) * (_QUANTILES - 1)
     below = tf.floor(position)

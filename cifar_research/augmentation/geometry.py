@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
-# XLA fuses these into one pass over memory, several times as fast. On a GPU it also keeps int32 arithmetic there:
-# TensorFlow's own runs on the host.
-_compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
+from cifar_research.runtime.lazy import tf
+
+
+def _compiled(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Return a function compiled by XLA at its first call, when TensorFlow is imported.
+
+    XLA fuses it into one pass over memory, several times as fast. On a GPU it also keeps int32 arithmetic there:
+    TensorFlow's own runs on the host.
+    """
+    compiled = functools.cache(lambda: tf.function(function, jit_compile=True, autograph=False))
+    return functools.wraps(function)(lambda *arguments, **settings: compiled()(*arguments, **settings))
 
 
 @_compiled

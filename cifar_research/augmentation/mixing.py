@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
+from cifar_research.runtime.lazy import tf
 
 
 def erase(images: tf.Tensor, corners: tf.Tensor, *, size: int) -> tf.Tensor:

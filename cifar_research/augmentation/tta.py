@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+from cifar_research.runtime.lazy import tf
 
 Network = Callable[["tf.Tensor", bool], "tf.Tensor"]
 
@@ -23,8 +21,6 @@ def averaged(network: Network, kind: str) -> Network:
         return network
 
     def average(images: tf.Tensor, training: bool) -> tf.Tensor:
-        import tensorflow as tf
-
         def mirrored(images: tf.Tensor) -> tf.Tensor:
             return (network(images, False) + network(tf.reverse(images, [2]), False)) / 2
 
