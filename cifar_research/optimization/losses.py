@@ -33,11 +33,7 @@ def categorical_crossentropy(*, label_smoothing: float = 0.0, class_weights: str
 
 
 def mean_squared_error(*, label_smoothing: float = 0.0, class_weights: str | Sequence[float] = "none") -> Loss:
-    """Brier score over K: mean_k (softmax(logits)_k - targets_k)^2 (Brier 1950).
-
-    label_smoothing: The share of each target that is spread evenly over all classes.
-    class_weights: The weight of each class's images in training; `balanced` or `effective_number`, or a list.
-    """
+    """Brier score over K: mean_k (softmax(logits)_k - targets_k)^2 (Brier 1950)."""
     check_range("[)", 0, 1, label_smoothing=label_smoothing)
 
     def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -51,7 +47,6 @@ def focal(*, gamma: float = 2.0, class_weights: str | Sequence[float] = "none") 
     """Cross-entropy that counts easy images less: -sum_k targets_k (1 - p_k)^gamma log p_k (Lin et al. 2017).
 
     gamma: How much less; 0 is cross-entropy.
-    class_weights: The weight of each class's images in training; `balanced` or `effective_number`, or a list.
     """
     check_range("[]", 0, gamma=gamma)
 
