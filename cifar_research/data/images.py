@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from cifar_research.runtime.errors import ImageError
 
 # Pillow has more formats: some need external programs, others are recognised by suffix only.
 _FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "HEIF")
-_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # a build of Pillow may lack these
 _DECLARED = ("PPM", "JPEG2000")  # these files state their bit depth, and Pillow scales them to 16 bits
 # By EXIF orientation, from 2 on: the transposition that turns the image upright.
 _TURNS = dict(enumerate((
@@ -104,16 +103,13 @@ def formats() -> tuple[str, ...]:
 
         register_heif_opener()
     Image.init()
-    readable = (name for name in _FORMATS if name in Image.OPEN)
-    return tuple(name for name in readable if name not in _FEATURES or features.check(_FEATURES[name]))
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _of_array(values: np.ndarray, size: int) -> np.ndarray:
     if values.ndim not in (2, 3) or values.ndim == 3 and values.shape[-1] not in (1, 2, 3, 4):
         raise ValueError(f"{values.dtype} {list(values.shape)} is not [h, w] or [h, w, 1 to 4]")
     pixels = eight_bits(values)
-    if pixels.shape == (size, size, 3):
-        return pixels
     return _pixels(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels), size)
 
 
@@ -122,11 +118,8 @@ def _of_file(file: File, size: int) -> np.ndarray:
         return _opened(file, size)
     except Exception as error:
         # The damage may be in a text chunk or a colour profile only.
-        content = None if isinstance(error, OSError) and error.errno else _without_metadata(file)
-        if content is None:
-            raise
         try:
-            pixels = _opened(io.BytesIO(content), size)
+            pixels = _opened(io.BytesIO(_without_metadata(file)), size)
         except Exception:
             raise error from None
         log.info("%s: its metadata are damaged (%s); its pixels are used", file, error)
@@ -157,7 +150,6 @@ def _pixels(image: Image.Image, size: int, file: File | io.BytesIO | None = None
             pixels[is_hidden if values.ndim == 2 else is_hidden.all(-1)] = 255
         image = Image.fromarray(pixels)
     if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image  # La has no conversion to RGBA
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
     if turn is not None:
@@ -190,8 +182,8 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File | io.Bytes
         return np.asarray(again, np.uint16) | high << 8
 
 
-def _without_metadata(file: File) -> bytes | None:
-    """Return a PNG or JPEG file with pixels and orientation only; None for other formats."""
+def _without_metadata(file: File) -> bytes:
+    """Return a PNG or JPEG file with pixels and orientation only; nothing for other formats."""
     content, plain = Path(file).read_bytes(), bytearray()
     if content.startswith(_PNG):
         begin = len(_PNG)
@@ -213,4 +205,4 @@ def _without_metadata(file: File) -> bytes | None:
             if marker not in _JPEG_METADATA:
                 plain += content[begin:end]
             begin = end
-    return None
+    return b""

@@ -76,10 +76,3 @@ def imbalanced(
             f"{counts.max()} at most"
         )
     return np.sort(np.concatenate([rng.permutation(rows[labels[rows] == c])[: most[c]] for c in number]))
-
-
-def renumbered(labels: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
-    """Return labels as positions among the chosen classes; other classes become -1."""
-    numbers = np.full(max(int(labels.max()), *chosen) + 1, -1, np.int64)
-    numbers[list(chosen)] = np.arange(len(chosen))
-    return numbers[labels]
