@@ -207,11 +207,15 @@ def test_a_file_gives_the_labels_of_the_training_images(labelled):
 @pytest.mark.parametrize(
     ("content", "overrides", "message"),
     [
-        (lambda own, new: new[:-1], [], r"labels_file: .* has an array of shape \[\d+\]; it must hold"),
-        (lambda own, new: new + 1, [], "labels_file: .* has other values than the whole numbers 0 to 9"),
-        (lambda own, new: new / 2, [], "labels_file: .* has other values than the whole numbers 0 to 9"),
-        (lambda own, new: {"worse_label": new}, [], "labels_key: give one of worse_label"),
-        (lambda own, new: {"worse_label": new}, ["data.labels_key=worst"], "labels_key: 'worst' is not in the file"),
+        (lambda own, new: new[:-1], [], r"labels_file: .* has int64 \[\d+\]; it must hold"),
+        (lambda own, new: new + 1, [], "labels_file: .* must hold a whole number from 0 to 9 for each"),
+        (lambda own, new: new / 2, [], "labels_file: .* must hold a whole number from 0 to 9 for each"),
+        (lambda own, new: {"worse_label": new}, [], "labels_key: null is not one of worse_label"),
+        (
+            lambda own, new: {"worse_label": new},
+            ["data.labels_key=worst"],
+            "labels_key: 'worst' is not one of worse_label",
+        ),
         (lambda own, new: new, ["data.labels_key=worst"], "labels_key: .* holds one array"),
         (
             lambda own, new: {"clean_label": np.roll(own, 1), "noisy": new},

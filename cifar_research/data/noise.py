@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.config.targets import nearest
+from cifar_research.config.targets import choice_problem
 from cifar_research.data.unpickling import PlainUnpickler
 from cifar_research.runtime.errors import DataError
 
@@ -49,10 +49,8 @@ def from_file(path: Path, key: str | None, labels: np.ndarray, num_classes: int)
     """
     content = _read(path)
     if isinstance(content, dict):
-        names = [name for name in content if isinstance(name, str)]
-        if key not in names:
-            hint = "give one of" if key is None else f"{key!r} is not in the file{nearest(key, names)}; it has"
-            raise DataError(f"data.labels_key: {hint} {', '.join(names)}")
+        if key not in content:
+            raise DataError(f"data.labels_key: {choice_problem(key, list(content))}")
         clean, given = content.get("clean_label"), np.asarray(content[key])
         if clean is not None and not np.array_equal(clean, labels):
             raise DataError(
@@ -63,14 +61,11 @@ def from_file(path: Path, key: str | None, labels: np.ndarray, num_classes: int)
         raise DataError(f"data.labels_key: {path} holds one array and has no keys; remove {key!r}")
     else:
         given = content
-    if given.shape != labels.shape:
+    is_of_labels = given.shape == labels.shape and given.dtype.kind in "iu"
+    if not is_of_labels or given.min() < 0 or given.max() >= num_classes:
         raise DataError(
-            f"data.labels_file: {path} has an array of shape {list(given.shape)}; it must hold {len(labels)} labels, one for each "
-            "training image"
-        )
-    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= num_classes:
-        raise DataError(
-            f"data.labels_file: {path} has other values than the whole numbers 0 to {num_classes - 1}; correct it"
+            f"data.labels_file: {path} has {given.dtype} {list(given.shape)}; it must hold a whole number from 0 to "
+            f"{num_classes - 1} for each of the {len(labels)} training images"
         )
     return given.astype(np.int64)
 
