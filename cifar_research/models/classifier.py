@@ -89,8 +89,6 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
 
     A model that is neither sequential nor functional counts as one layer: its own weights and order are unknown.
     """
-    import keras
-
     if not isinstance(model, (keras.Sequential, keras.Function)):
         return [model]
     return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cifar_research.config import schema, settings, targets
 from cifar_research.models.classifier import classifier
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import files
 from cifar_research.runtime.errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    import keras
+from cifar_research.runtime.lazy import keras
 
 
 def network(
@@ -31,16 +29,13 @@ def network(
     except ConfigError as error:
         raise RunError(f"{run}: its model cannot be rebuilt: {error}") from error
     environments.import_tensorflow()
-    import keras
-
     try:
         with environments.restored():
             keras.config.set_dtype_policy(environments.POLICIES[precision or content["training"]["precision"]])
             model = classifier(backbone, head, (size, size, 3), len(report["data"]["classes"]))
     except Exception as error:  # of a user's own code, too
-        line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunError(
-            f"{run}: its model cannot be rebuilt ({line[:300]}); restore what its backbone and model need"
+            f"{run}: its model cannot be rebuilt ({targets.error_text(error)}); restore what its backbone and model need"
         ) from error
     if model.count_params() != report["parameters"]["total"]:
         raise RunError(

@@ -59,8 +59,6 @@ def _operations(model: keras.Model) -> list[tuple[Path, int]]:
 
 def _layers(model: keras.Model, path: Path, operations: Sequence[tuple[Path, int]]) -> Iterator[Layer]:
     """Yield the layers of a model that is called in the scopes of this path."""
-    import keras
-
     for layer in model.layers:
         own = (*path, layer.name)
         if isinstance(layer, (keras.Sequential, keras.Function)):

@@ -25,16 +25,16 @@ def check(weights: str, sources: Collection[str] = ()) -> None:
     path = Path(os.path.expanduser(weights))
     if weights == "imagenet":
         problem = "this backbone has no ImageNet weights"
-    elif path.is_dir():
-        missing = [name for name in ("report.json", files.WEIGHTS) if not (path / name).is_file()]
-        problem = f"{weights} has no {missing[0]}, so it is not the folder of a completed run" if missing else ""
-    elif not path.is_file():
+    elif not path.exists():
         problem = f"{weights} does not exist"
+    elif path.is_dir() and not (path / files.WEIGHTS).is_file():
+        problem = f"{weights} has no {files.WEIGHTS}"
+    elif path.is_file() and not path.name.endswith(_SUFFIXES):
+        problem = f"{weights} does not end in {', '.join(_SUFFIXES)}"
     else:
-        problem = "" if path.name.endswith(_SUFFIXES) else f"{weights} does not end in {', '.join(_SUFFIXES)}"
-    if problem:
-        names = ", ".join([*sources, "none"])
-        raise ValueError(f"weights: {problem}; use {names}, a weights file or the folder of a completed run")
+        return
+    names = ", ".join([*sources, "none"])
+    raise ValueError(f"weights: {problem}; use {names}, a weights file or the folder of a completed run")
 
 
 def converted(name: str) -> Path:
@@ -65,9 +65,9 @@ def load(
                 source = keras.models.clone_model(backbone) if make is None else make()
                 source.load_weights(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            hint = "; give its run folder, and only the backbone is loaded" if path.name == files.WEIGHTS else ""
             raise WeightsError(
-                f"backbone.weights: {path} cannot be loaded into {backbone.name} ({_first_line(error)}){hint}"
+                f"backbone.weights: {path} cannot be loaded into {backbone.name} ({_first_line(error)}); for a run's "
+                "weights, give its run folder"
             ) from error
     _copy(source, backbone, weights)
 
