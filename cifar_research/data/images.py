@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import logging
-import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -64,14 +63,12 @@ def decoded_or_error(source: File, size: int) -> np.ndarray | ImageError:
 def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
     """Return numbers of any type as uint8, scaled by the range that they use.
 
-    uint8 is unchanged, and booleans become 0 and 255. Otherwise the maximum decides the range: floats up to 1, then
-    255, 4095 and 65535. limit: the end of the range, if known. ValueError for numbers that are below 0, above 65535 or
-    not finite, or whose maximum is too small to decide.
+    uint8 is unchanged. Otherwise the maximum decides the range: floats up to 1, then 255, 4095 and 65535. limit: the
+    end of the range, if known. ValueError for numbers that are below 0, above 65535 or not finite, or whose maximum is
+    too small to decide.
     """
     if values.dtype == np.uint8:
         return values
-    if values.dtype == bool:
-        return values * np.uint8(255)
     lowest, highest = values.min(), values.max()
     if values.dtype.kind not in "fiu" or not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError("its pixels are not finite numbers; convert it to 8 bits")
@@ -174,8 +171,7 @@ def _sixteen_bit_colour(image: Image.Image, raw_mode: str, file: File | io.Bytes
         if 0 < high.max(initial=0, where=np.arange(high.shape[-1]) < 3) < 16:
             raise ValueError("it uses 12 or fewer of the 16 bits of its channels; convert it to 8 bits")
         return high.astype(np.uint8)
-    is_big_endian = order == "B" or order == "N" and sys.byteorder == "big"
-    swapped = f"{kind};16{'L' if is_big_endian else 'B'}"
+    swapped = f"{kind};16{'L' if order == 'B' else 'B'}"
     with Image.open(file, formats=formats()) as again:
         tile = again.tile[0]
         again.tile = [tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)]

@@ -79,7 +79,5 @@ def _read(path: Path) -> Any:
             if not dtype.hasobject:
                 return np.load(path)
             return PlainUnpickler(file).load().item()
-    except OSError as error:
-        raise DataError(f"data.labels_file: {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # numpy and pickle raise many types for damaged files
-        raise DataError(f"data.labels_file: {path} is not a .npy file of labels: {error}") from error
+        raise DataError(f"data.labels_file: {path} cannot be read as a .npy file of labels: {error}") from error
