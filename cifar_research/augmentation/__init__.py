@@ -115,10 +115,8 @@ def shift(*, pixels: int | None = None, fraction: float | None = None, padding: 
 
     ValueError unless exactly one of `pixels` and `fraction` is given.
     """
-    if pixels is None and fraction is None:
-        raise ValueError("pixels: pixels and fraction are both null; set one of them")
-    if pixels is not None and fraction is not None:
-        raise ValueError(f"pixels: {pixels} cannot be combined with fraction={fraction}; set one of them to null")
+    if (pixels is None) == (fraction is None):
+        raise ValueError(f"pixels: give either pixels or fraction, and null for the other, not {pixels} and {fraction}")
     check_range("[]", 0, pixels=pixels)
     check_range("[]", 0, 1, fraction=fraction)
 
