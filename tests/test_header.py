@@ -30,25 +30,6 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["backbone=cnn"], "random"),
-        (["backbone=airbench"], "random, whitening from the training images"),
-        (["backbone=vgg16"], "ImageNet"),
-        (["backbone=vgg16", "backbone.weights=none"], "random"),
-        ({"weights": "some.weights.h5"}, "from some.weights.h5"),
-        ({"weights": "outputs"}, "from the run outputs"),
-        (["~backbone.weights"], "the backbone's own"),
-    ],
-)
-def test_where_the_weights_come_from(tmp_path, monkeypatch, overrides, expected):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "outputs").mkdir()
-    section = overrides if isinstance(overrides, dict) else config.parse(overrides).content["backbone"]
-    assert header._weights_text(section) == expected
-
-
-@pytest.mark.parametrize(
     ("overrides", "titles", "pace"),
     [
         ([], [""], "20 images/s"),

@@ -154,8 +154,8 @@ def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys
     environment = environments.prepare(config.parse().training, 0)
     for overrides, part in (
         (["features.views=3"], "features.views is not used: no phase freezes layers"),
-        (["features.views=3", *combined], "1 view of each image kept"),
-        (["features.views=3", *combined, "augmentation=flip"], "3 views of each image kept"),
+        (["features.views=3", *combined], "views of each image kept: 1"),
+        (["features.views=3", *combined, "augmentation=flip"], "views of each image kept: 3"),
         (["training.precision=float16"], "float16, which CPUs compute many times slower"),
     ):
         settings = config.parse([*SMALL, *overrides])
@@ -165,7 +165,7 @@ def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys
         )
         assert part in " ".join(message.values())
     assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in output("combined")
-    rate = "learning rate 0.0001 (by training.phases.backbone.learning_rate, not optimizer.learning_rate)"
+    rate = "learning rate 0.0001 (of training.phases, not optimizer.learning_rate)"
     assert rate in output("fine_tuning")
 
 

@@ -23,21 +23,26 @@ def rows(
     training, plugins = settings.training, settings.content
     height, width = data.train.images.shape[1:3]
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
-    backbone = f"{_plugin(plugins['backbone'])} (weights: {_weights_text(plugins['backbone'])})"
-    rate = f"learning rate {_rates_text(settings)}, {_plugin(plugins['schedule'])}"
+    epochs = _by_phase(settings, [_epochs(phase) for phase in settings.phases])
+    weights = plugins["backbone"].get("weights", "the backbone's own")
+    weights = {"none": "random", "imagenet": "ImageNet"}.get(weights, weights)
+    precision = [training.precision]
+    if training.precision == "float16" and environment.prefetch_device is None:
+        precision.append("which CPUs compute many times slower than bfloat16 or float32")
+    precision += ["compiled by XLA"] * environment.jit_compile + ["deterministic"] * environment.deterministic
     return {
-        "Run": f"{settings.name}, seed {settings.seed}, {_epochs_text(settings)} of batches of {training.batch_size}",
+        "Run": f"{settings.name}, seed {settings.seed}, {epochs} of batches of {training.batch_size}",
         "Data": f"{data.name}: {sizes}",
         **({"Files": data.file_summary()} if data.left_out else {}),
         "Images": f"{height} x {width} pixels, {len(data.classes)} classes: {image_files.first(data.classes, 5)}",
         **({"Note": data.note} if data.note else {}),
-        "Model": f"{backbone} + {_plugin(plugins['model'])}",
+        "Model": f"{_plugin(plugins['backbone'])} (weights: {weights}) + {_plugin(plugins['model'])}",
         "Parameters": f"{parameters:,}, of which {trainable:,} trainable",
         "Augmentation": ", ".join(settings.transforms) or "none",
-        **_views_row(settings),
+        **({"Features": _features_text(settings)} if settings.features.views is not None else {}),
         "Loss": _plugin(plugins["loss"]),
-        "Optimizer": f"{_plugin(plugins['optimizer'])}, {rate}",
-        "Precision": _precision_text(training.precision, environment),
+        "Optimizer": f"{_plugin(plugins['optimizer'])}, learning rate {_rates_text(settings)}, {_plugin(plugins['schedule'])}",
+        "Precision": ", ".join(precision),
         "Device": environment.device,
         "Folder": str(run_dir),
     }
@@ -66,18 +71,6 @@ def _unit(settings: Settings, phase: Phase) -> str:
     return "features/s" if phase.is_backbone_frozen and settings.kept_views else "images/s"
 
 
-def _weights_text(backbone: Mapping[str, Any]) -> str:
-    """Return the source of the backbone's initial weights."""
-    chosen = backbone.get("weights")
-    if chosen is None:
-        return "the backbone's own"  # of a user's backbone
-    if chosen == "none":
-        return "random, whitening from the training images" if "whitening_size" in backbone else "random"
-    if chosen == "imagenet":
-        return "ImageNet"
-    return f"from the run {chosen}" if Path(chosen).expanduser().is_dir() else f"from {chosen}"
-
-
 def _plugin(section: Mapping[str, Any]) -> str:
     return section.get("application") or section["_target_"].rpartition(".")[2]
 
@@ -86,36 +79,21 @@ def _epochs(phase: Phase) -> str:
     return f"{phase.epochs} epoch{'s' if phase.epochs > 1 else ''}"
 
 
-def _epochs_text(settings: Settings) -> str:
-    several = len(settings.phases) > 1
-    return ", ".join(_epochs(phase) + (f" of {phase.name}" if several else "") for phase in settings.phases)
+def _by_phase(settings: Settings, values: Sequence[str]) -> str:
+    """Return a value of each phase, with the phase's name if there are several."""
+    if len(values) == 1:
+        return values[0]
+    return ", ".join(f"{value} of {phase.name}" for value, phase in zip(values, settings.phases, strict=True))
 
 
 def _rates_text(settings: Settings) -> str:
-    """Return each phase's learning rate, and a note if no phase uses optimizer.learning_rate."""
-    plan = settings.phases
-    text = ", ".join(f"{phase.learning_rate:g}" + (f" of {phase.name}" if len(plan) > 1 else "") for phase in plan)
+    text = _by_phase(settings, [f"{phase.learning_rate:g}" for phase in settings.phases])
     if any(phase.learning_rate is None for phase in settings.training.phases.values()):
         return text
-    keys = ", ".join(f"training.phases.{phase.name}.learning_rate" for phase in plan)
-    return f"{text} (by {keys}, not optimizer.learning_rate)"
+    return f"{text} (of training.phases, not optimizer.learning_rate)"
 
 
-def _views_row(settings: Settings) -> dict[str, str]:
-    """Return the effect of features.views, if it is set."""
-    if settings.features.views is None:
-        return {}
+def _features_text(settings: Settings) -> str:
     if all(phase.trainable == "all" for phase in settings.phases):
-        return {"Features": "features.views is not used: no phase freezes layers"}
-    views = settings.kept_views
-    return {
-        "Features": f"{views} view{'s' if views > 1 else ''} of each image kept" if views else "computed every time"
-    }
-
-
-def _precision_text(precision: str, environment: Environment) -> str:
-    texts = [precision]
-    if precision == "float16" and environment.prefetch_device is None:
-        texts.append("which CPUs compute many times slower than bfloat16 or float32")
-    texts += ["compiled by XLA"] if environment.jit_compile else []
-    return ", ".join([*texts, *(["deterministic"] if environment.deterministic else [])])
+        return "features.views is not used: no phase freezes layers"
+    return f"views of each image kept: {settings.kept_views}"
