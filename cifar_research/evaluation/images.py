@@ -48,21 +48,15 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
         raise DataError(f"data: its images are {shape}, and the run takes {(size, size, 3)}; set data.image_size")
     if not len(data.test):
         raise DataError(f"data: {data.name} has no test images; give data with test images")
-    data = _in_order(data, classes)
+    order = [data.classes.index(name) for name in classes]
+    train, val, test = (split.of_classes(order) for split in (data.train, data.val, data.test))
+    data = dataclasses.replace(data, classes=classes, train=train, val=val, test=test)
     has_own_splits = all(own.get(key) == getattr(section, key, None) for key in SPLIT_KEYS)
     if has_own_splits and data.fingerprint == report["data"]["fingerprint"]:
         return data, None
     if data.name != "images" or data.found_in is None:
         return data, data.name
     return data, f"images_{Path(data.found_in).resolve().name}"
-
-
-def _in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """Return the data with its classes in this order."""
-    numbers = np.array([*(classes.index(name) for name in data.classes), -1])  # keeps -1, for no class
-    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
-    renumbered = {name: dataclasses.replace(split, labels=numbers[split.labels]) for name, split in splits.items()}
-    return data if data.classes == classes else dataclasses.replace(data, classes=classes, **renumbered)
 
 
 def notes(reports: Mapping[Path, Mapping[str, Any]], data: Dataset, *, is_own: bool) -> str | None:
@@ -91,10 +85,11 @@ def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.n
     paths = [folders.expanded(folder, "--cifar10-1") / f"cifar10.1_v6_{name}.npy" for name in ("data", "labels")]
     try:
         images, labels = (np.load(path, allow_pickle=False) for path in paths)
-        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1]:
-            raise ValueError(f"images are {images.dtype} {list(images.shape)}, and labels are {list(labels.shape)}")
-        if not len(labels) or not np.isin(labels, range(10)).all():
-            raise ValueError("labels are not integers from 0 to 9")
+        is_whole = (
+            images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and labels.shape == images.shape[:1] != (0,)
+        )
+        if not is_whole or not np.isin(labels, range(10)).all():
+            raise ValueError("images of 32 x 32 pixels with labels from 0 to 9 are expected")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"--cifar10-1: {folder} does not hold the published files ({error}); replace them") from error
-    return images, np.array([list(classes).index(name) for name in _CIFAR10], np.int64)[labels.astype(np.int64)]
+    return images, np.array([classes.index(name) for name in _CIFAR10])[labels.astype(int)]

@@ -19,7 +19,7 @@ from cifar_research.evaluation.measures import Subject
 from cifar_research.inference import trained
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runs.report import versions
-from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
+from cifar_research.runtime.errors import ConfigError, ReportError, RunError
 from cifar_research.runtime.files import atomic_write
 
 NUM_CORRUPTED = 2_000  # test images, by default
@@ -89,14 +89,8 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     sweep. Classes are matched by name, in the first run's order. ConfigError, DataError, RunError or ReportError, also
     for runs of different classes or image sizes.
     """
-    runs = {run: trained.read(run) for run in [*first, *second]}
-    own = runs[first[0]]
-    for run, report in runs.items():
-        if sorted(report["data"]["classes"]) != sorted(own["data"]["classes"]):
-            raise DataError(f"{run}: was trained on other classes than {first[0]}; compare runs of the same classes")
-        if trained.image_size(report) != trained.image_size(own):
-            raise DataError(f"{run}: takes images of another size than {first[0]}; compare runs of the same size")
-    data, other_data = images.load(own, overrides)
+    runs = trained.read_alike([*first, *second])
+    data, other_data = images.load(runs[first[0]], overrides)
     note = images.notes(runs, data, is_own=other_data is None)
     folder = first[0] / "evaluation"
     pixels, labels = measures.arrays(data.test)

@@ -76,10 +76,10 @@ def by_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def macro(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
-    """Return each score's unweighted mean over the classes that have it, and their number."""
+def macro(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return each score's unweighted mean over the classes that have it."""
     columns = {name: [row[name] for row in rows if row[name] is not None] for name in ("precision", "recall", "f1")}
-    return {name: (sum(values) / len(values), len(values)) for name, values in columns.items()}
+    return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -> list[dict[str, Any]]:

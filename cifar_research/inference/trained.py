@@ -174,9 +174,14 @@ def _load(run: Path, precision: str | None, allowed: frozenset[str]) -> Classifi
 
 def read_members(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Return the reports of an ensemble's runs; RunError if they cannot be one."""
-    reports = {run: read(run) for run in runs}
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise RunError("RUN: an ensemble needs two runs or more, each of them once; give the folders of different runs")
+    return read_alike(runs)
+
+
+def read_alike(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Return the runs' reports; RunError unless all have the same classes and size of images."""
+    reports = {run: read(run) for run in runs}
     first, own = next(iter(reports.items()))
     for run, report in reports.items():
         if sorted(report["data"]["classes"]) != sorted(own["data"]["classes"]):
@@ -210,8 +215,7 @@ def read(run: Path) -> dict[str, Any]:
     except ReportError as error:
         raise RunError(str(error)) from error
     if report is None and not any((run / name).is_dir() for name in (".hydra", "checkpoints")):
-        example = next((f", such as {path.parent}" for path in sorted(run.glob("*/report.json"))), "")
-        raise RunError(f"{run}: is not the folder of a run; give one that holds report.json{example}")
+        raise RunError(f"{run}: is not the folder of a run; give one that holds report.json")
     if report is None or report["status"] != "completed":
         status = "still running or interrupted" if report is None else report["status"]
         raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another run")
@@ -236,7 +240,10 @@ def read_temperature(path: Path) -> tuple[float, str | None]:
             raise ValueError(f"its temperature is {value}")
     except FileNotFoundError:
         what = "run" if path.name == EVALUATION else "ensemble"
-        return 1.0, f"the {what} has not been evaluated on its own data"
+        return (
+            1.0,
+            f"the {what} has not been evaluated on its own data; {programs.program('evaluate')} fits a temperature",
+        )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise RunError(f"{path}: is damaged ({error}); delete it, and evaluate the run again") from error
     return value, None
