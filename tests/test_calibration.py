@@ -88,7 +88,7 @@ def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
     reason = json.loads((run / "evaluation.json").read_text())["uncalibrated"]
     export(run, "saved_model", output=tmp_path)
     assert f"not calibrated: {reason}" in " ".join(capfd.readouterr().err.split())
-    prediction.note_uncalibrated(trained.load(run), [run])
+    prediction.note_uncalibrated(trained.load(run))
     assert f"not calibrated: {reason}" in capfd.readouterr().err
 
 

@@ -182,8 +182,7 @@ class Shifted:
     [
         (lambda p: p + np.float32(2e-4), "differ from the run's by 0.0002 on 100 test images, more than 0.0001"),
         (lambda p: p * np.float32("nan"), "differ from the run's by nan"),
-        (lambda p: p[:, :5], "onnx cannot convert this model"),
-        (lambda p: p[:, :, :], "onnx cannot convert this model"),
+        (lambda p: p[:, :5], "the export failed"),
     ],
 )
 def test_what_is_not_the_run_is_not_kept(call, finished_run, monkeypatch, tmp_path, change, message):
@@ -211,7 +210,7 @@ def test_a_full_disk_leaves_nothing(call, finished_run, monkeypatch, tmp_path):
 
     monkeypatch.setitem(formats.FORMATS, "onnx", dataclasses.replace(formats.FORMATS["onnx"], write=write))
     code, _, err = call(finished_run, "--format", "onnx", "--output", tmp_path)
-    assert code == 1 and "model.onnx: cannot be written (No space left on device)" in err
+    assert code == 1 and "model.onnx: the export failed" in err and "No space left on device" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,20 +62,16 @@ def export(
     classifier = trained.load(run, precision="float32", allow_targets=allow_targets)
     if (precision := classifier.report["config"]["training"]["precision"]) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
-    prediction.note_uncalibrated(classifier, [run])
+    prediction.note_uncalibrated(classifier)
     existing = next(parent for parent in target.parents if parent.exists())
     with tempfile.TemporaryDirectory(dir=existing, prefix=f".{target.name}.") as temporary:
         path = Path(temporary) / target.name
         try:
-            made = formats.Export(formats.module(classifier), _metadata(classifier, quantize), images.calibration)
-            FORMATS[kind].write(made, path)
+            FORMATS[kind].write(formats.module(classifier), _metadata(classifier, quantize), images.calibration, path)
             verdict = (_verify_quantized if quantize else _verify)(FORMATS[kind].reload(path), classifier, images)
         except Exception as error:  # converters and runtimes raise many types
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-            problem = f"{kind} cannot convert this model ({line})"
-            if isinstance(error, (ExportError, OSError)):
-                problem = line if isinstance(error, ExportError) else f"cannot be written ({error.strerror or line})"
-            raise ExportError(f"{target}: {problem}; nothing was written") from error
+            raise ExportError(f"{target}: the export failed ({line}); nothing was written") from error
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             os.replace(target, Path(temporary) / "before")

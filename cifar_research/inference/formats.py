@@ -26,22 +26,16 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Export:
-    """A module with `serve`, metadata, and images uint8 [N, H, W, C] to calibrate with or None."""
-
-    module: tf.Module
-    metadata: dict[str, Any]
-    calibration: np.ndarray | None
-
-
-@dataclass(frozen=True)
 class Format:
-    """A format; names: of its file or folder, None if not quantizable; packages: requirements."""
+    """A format; names: of its file or folder, None if not quantizable; packages: requirements.
+
+    write: (a module with `serve`, metadata, images uint8 [N, H, W, C] to calibrate with or None, path).
+    """
 
     name: str
     quantized_name: str | None
     packages: tuple[str, ...]
-    write: Callable[[Export, Path], None]
+    write: Callable[[tf.Module, dict[str, Any], np.ndarray | None, Path], None]
     reload: Callable[[Path], Model]
 
 
@@ -67,17 +61,16 @@ def module(classifier: Classifier) -> tf.Module:
     return exported
 
 
-def _write_saved_model(export: Export, path: Path) -> None:
+def _write_saved_model(module: tf.Module, metadata: dict[str, Any], calibration: np.ndarray | None, path: Path) -> None:
     import tensorflow as tf
 
-    classes = tf.constant(export.metadata["classes"])
-    export.module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [], autograph=False)
-    signatures = {"serving_default": export.module.serve, "classes": export.module.names}
+    classes = tf.constant(metadata["classes"])
+    module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [], autograph=False)
     with environment.quiet():
-        tf.saved_model.save(export.module, path, signatures)
+        tf.saved_model.save(module, path, {"serving_default": module.serve, "classes": module.names})
     extra = path / "assets.extra"  # TensorFlow's folder for extra files
     extra.mkdir()
-    (extra / "metadata.json").write_text(json.dumps(export.metadata, indent=1) + "\n", encoding="utf-8")
+    (extra / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
 def _reload_saved_model(path: Path) -> Model:
@@ -87,21 +80,20 @@ def _reload_saved_model(path: Path) -> Model:
     return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
 
 
-def _write_litert(export: Export, path: Path) -> None:
+def _write_litert(module: tf.Module, metadata: dict[str, Any], calibration: np.ndarray | None, path: Path) -> None:
     import flatbuffers
     import tensorflow as tf
     from ai_edge_litert import schema_py_generated as schema
 
-    concrete = export.module.serve.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], export.module)
-    if export.calibration is not None:
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module)
+    if calibration is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in export.calibration)
+        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
     with environment.quiet():
         content = converter.convert()
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(export.metadata).encode(), np.uint8)
+    buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
@@ -122,16 +114,16 @@ def _reload_litert(path: Path) -> Model:
     return model
 
 
-def _write_onnx(export: Export, path: Path) -> None:
+def _write_onnx(module: tf.Module, metadata: dict[str, Any], calibration: np.ndarray | None, path: Path) -> None:
     import onnx
     import tf2onnx
 
-    serve = export.module.serve
+    serve = module.serve
     with environment.quiet():
         model, _ = tf2onnx.convert.from_function(serve, input_signature=serve.input_signature, opset=_OPSET)
-        if export.calibration is not None:
-            model = _quantized_onnx(model, path, export.calibration)
-    properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in export.metadata.items()}
+        if calibration is not None:
+            model = _quantized_onnx(model, path, calibration)
+    properties = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     onnx.helper.set_model_props(model, properties)
     onnx.save(model, path)
 

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,6 @@ from cifar_research.display import console
 from cifar_research.display.tables import as_text
 from cifar_research.inference import trained
 from cifar_research.inference.trained import Classifier, Prediction
-from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ImageError, RunError
 from cifar_research.runtime.files import atomic_write
 
@@ -67,7 +65,7 @@ def predict(
             f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
         )
     classifier = trained.load(runs if len(runs) > 1 else runs[0], allow_targets=allow_targets)
-    note_uncalibrated(classifier, runs)
+    note_uncalibrated(classifier)
 
     def readable() -> Iterator[Row]:
         for file, result in classify(classifier, files, top_k):
@@ -90,15 +88,10 @@ def predict(
     return int(bool(problems) or any(why.endswith((image_files.DAMAGED, image_files.NO_READER)) for why in left_out))
 
 
-def note_uncalibrated(classifier: Classifier, runs: Sequence[Path]) -> None:
+def note_uncalibrated(classifier: Classifier) -> None:
     """Write why the classifier's probabilities are not calibrated, if so."""
-    if (reason := classifier.uncalibrated) is None:
-        return
-    if "has not been evaluated" in reason:
-        allowed = [f"allow_targets=[{','.join(sorted(classifier.allowed))}]"] if classifier.allowed else []
-        options = shlex.join([*map(str, runs), *(["--ensemble"] if len(runs) > 1 else []), *allowed])
-        reason += f"; {programs.program('evaluate')} {options} fits a temperature"
-    console.note(f"The probabilities are not calibrated: {reason}")
+    if classifier.uncalibrated is not None:
+        console.note(f"The probabilities are not calibrated: {classifier.uncalibrated}")
 
 
 def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:

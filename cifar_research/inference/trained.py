@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,10 +57,10 @@ class Classifier:
     temperature: float = 1.0
     uncalibrated: str | None = None
     allowed: frozenset[str] = frozenset()
-    network: Network = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.network = averaged(lambda images, training: self.model(images, training=training), self.views)
+    @functools.cached_property
+    def network(self) -> Network:
+        return averaged(lambda images, training: self.model(images, training=training), self.views)
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
