@@ -67,11 +67,12 @@ def test_every_kind_of_page_has_its_data(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (8, 6, 3), dtype=np.uint8)
     writer.scalars(3, {"train/loss": 0.5, "learning_rate": 0.01})
-    writer.text("config", "```yaml\nseed: 0\n```")
-    writer.image("confusion", image, step=3)
-    writer.histograms(3, {"conv/kernel": rng.normal(size=(3, 3))})
     function = tf.function(lambda x: tf.nn.relu(x, name="the_only_relu"))
-    writer.graph(function.get_concrete_function(tf.TensorSpec([None, 4])))
+    with writer.at(3):
+        tf.summary.text("config", "```yaml\nseed: 0\n```")
+        tf.summary.image("confusion", image[None])
+        tf.summary.histogram("conv/kernel", rng.normal(size=(3, 3)))
+        tf.summary.graph(function.get_concrete_function(tf.TensorSpec([None, 4])).graph)
     writer.close()
 
     events = read(tmp_path)

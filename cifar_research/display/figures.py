@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -117,25 +115,15 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def save(figure: Figure, path: Path) -> np.ndarray:
-    """Write a figure as a PNG, atomically; return its pixels, uint8 [H, W, 3]."""
-    drawn, content = pixels(figure), io.BytesIO()
-    PIL.Image.fromarray(drawn).save(content, "PNG", dpi=(figure.dpi, figure.dpi))
-    atomic_write(path, content.getvalue())
-    return drawn
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, atomically."""
+    atomic_write(path, png(figure))
 
 
-def pixels(figure: Figure) -> np.ndarray:
-    """Return a figure as uint8 [H, W, 3]."""
-    canvas = FigureCanvasAgg(figure)
-    with _without_glyph_warnings():
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-@contextlib.contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
-    """Ignore warnings about glyphs that the font lacks."""
+def png(figure: Figure) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # from the font
+        FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api as hparams_api
@@ -52,36 +51,16 @@ class Writer:
             ) from error  # fmt: skip
 
     @contextlib.contextmanager
-    def _writing(self, step: int | None = None) -> Iterator[None]:
-        with self._errors(), self._writer.as_default(step=step):  # flushes at the end
+    def at(self, step: int) -> Iterator[None]:
+        """Receive what the functions of tf.summary write, and flush it at the end; WriteError if that fails."""
+        with self._errors(), self._writer.as_default(step=step):
             yield
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers by tag, such as train/loss."""
-        with self._writing(step):
+        with self.at(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
-
-    def text(self, name: str, markdown: str, step: int = 0) -> None:
-        """Write a page of Markdown."""
-        with self._writing(step):
-            tf.summary.text(name, markdown)
-
-    def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Write an image, uint8 [H, W, 3]."""
-        with self._writing(step):
-            tf.summary.image(name, image[None])
-
-    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a histogram of each array."""
-        with self._writing(step):
-            for name, array in arrays.items():
-                tf.summary.histogram(name, array)
-
-    def graph(self, function: Any) -> None:
-        """Write the graph of a concrete function."""
-        with self._writing():
-            tf.summary.graph(function.graph)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], *, with_columns: bool = True) -> None:
         """Write settings by dotted key, and outcomes, for the HParams page.
@@ -98,7 +77,7 @@ class Writer:
         domains = {key: hparams_api.Discrete([], dtype=type(value)) for key, value in settings.items()}
         # Separate tags: the page shows a tag's last value, which is rarely the best epoch's.
         outcomes = {f"hparams/{tag}": value for tag, value in metrics.items()}
-        with self._writing(0):
+        with self.at(0):
             if with_columns:
                 hparams_api.hparams_config(
                     hparams=[hparams_api.HParam(key, domain) for key, domain in domains.items()],
@@ -118,13 +97,8 @@ class Writer:
             self._is_profiling = False
             tf.profiler.experimental.stop()
 
-    def flush(self) -> None:
-        """Write buffered events."""
-        with self._errors():
-            self._writer.flush()
-
     def close(self) -> None:
-        """Write buffered events and a running profile."""
+        """Close the files, and write a running profile."""
         self.profile_stop()
         with self._errors():
             self._writer.close()

@@ -240,7 +240,7 @@ def _end_epoch(
     row = progress.history[-1]
     outputs.display.epoch(row, is_best)
     _report_overflows(state, progress, outputs)
-    outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS}, flush=True)
+    outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS})
     outputs.histograms(progress.step, state.model)
     saver.save(state, progress)
     # After the checkpoint, so that a history without checkpoints shows that they were lost.

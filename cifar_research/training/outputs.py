@@ -41,17 +41,17 @@ class Outputs:
     tensorboard: TensorBoardConfig
     tracking: Tracking | None
 
-    def scalars(self, step: int, values: Mapping[str, float | None], *, flush: bool = False) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """Write the values that are not None."""
         if self.writer is not None:
             self.writer.scalars(step, {tag: value for tag, value in values.items() if value is not None})
-            if flush:
-                self.writer.flush()
 
     def histograms(self, step: int, model: keras.Model) -> None:
         """Write a histogram of each weight, if enabled."""
         if self.writer is not None and self.tensorboard.histograms:
-            self.writer.histograms(step, {weight.path: as_array(weight.value) for weight in model.weights})
+            with self.writer.at(step):
+                for weight in model.weights:
+                    tf.summary.histogram(weight.path, as_array(weight.value))
 
     def history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write history.csv, and pass its last row to the tracker."""
@@ -91,15 +91,17 @@ def opened(
 
 def describe(writer: Writer, yaml: str, state: TrainState, train: Split) -> None:
     """Write the config, the graph and augmented samples to TensorBoard."""
-    writer.text("config", f"```yaml\n{yaml}```")
     shape = train.images.shape[1:]
     forward = tf.function(lambda images: state.model(images, training=False), autograph=False)
-    writer.graph(forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32)))
+    function = forward.get_concrete_function(tf.TensorSpec([None, *shape], tf.float32))
     count = min(32, len(train))
     rows = train.indices[[i * len(train) // count for i in range(count)]]  # rows may be sorted by class
     before, targets = state.preprocessing.prepare(train.images[rows], train.labels[rows])
     after, _ = state.preprocessing.augment(before, targets, tf.constant([state.seed, 0]))
-    writer.image("augmented", augmentation.grid(before.numpy(), after.numpy()), step=0)
+    with writer.at(0):
+        tf.summary.text("config", f"```yaml\n{yaml}```")
+        tf.summary.graph(function.graph)
+        tf.summary.image("augmented", augmentation.grid(before.numpy(), after.numpy())[None])
 
 
 def describe_model(path: Path, model: keras.Model) -> int:
@@ -147,16 +149,18 @@ def _leave_predictions(outputs: Outputs, data: Dataset, step: int, test: Scores)
 
     labels = data.test.labels[data.test.indices]
     matrix = metrics.confusion_matrix(labels, test.predictions, len(data.classes))
-    confusion = figures.save(figures.confusion(matrix, data.classes), outputs.folder / "figures" / "confusion.png")
+    pictures = {"confusion": figures.png(figures.confusion(matrix, data.classes))}
+    atomic_write(outputs.folder / "figures" / "confusion.png", pictures["confusion"])
     if outputs.writer is None:
         return
-    outputs.writer.scalars(step, {f"test/{name}": value for name, value in test.values.items() if value is not None})
-    outputs.writer.image("confusion", confusion, step)
+    outputs.scalars(step, {f"test/{name}": value for name, value in test.values.items()})
     wrong = np.flatnonzero(labels != test.predictions)[:25]
     if len(wrong):
         titles = [f"{data.classes[labels[i]]} → {data.classes[test.predictions[i]]}" for i in wrong]
-        gallery = figures.gallery(data.test.images[data.test.indices[wrong]], titles)
-        outputs.writer.image("misclassified", figures.pixels(gallery), step)
+        pictures["misclassified"] = figures.png(figures.gallery(data.test.images[data.test.indices[wrong]], titles))
+    with outputs.writer.at(step):
+        for name, content in pictures.items():
+            tf.summary.image(name, tf.io.decode_png(content, channels=3)[None])
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
