@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import platform
 import resource
@@ -84,7 +83,8 @@ def steady_images_per_second(history: Sequence[Mapping[str, Any]]) -> float | No
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write report.json; numbers that are not finite become null, since JSON has none."""
-    atomic_write(path, files.dumps(_finite(report)))
+    finite = json.loads(json.dumps(report), parse_constant=lambda name: None)
+    atomic_write(path, files.dumps(finite))
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
@@ -142,11 +142,3 @@ def peak_memory_bytes() -> int:
     """Return the peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # in kilobytes except on macOS
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
