@@ -10,12 +10,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Column
 from rich.text import Text
 
@@ -25,7 +25,6 @@ from cifar_research.runs.metrics import display_name, wilson_interval
 from cifar_research.runtime import programs
 
 log = logging.getLogger(__name__)
-_WIDE = 100  # columns; room for the phase beside the progress bar
 _PLAIN_SECONDS = 30  # between two progress lines in a log
 _EPOCH_COLUMNS = {
     "epoch": "epoch", "loss": "loss:.4f", "accuracy": "accuracy:.4f", "val loss": "val_loss:.4f",
@@ -111,7 +110,7 @@ class Display:
         self._is_live = self.console.is_interactive and not quiet
         whole = Column(no_wrap=True)  # in a narrow terminal, shorten the bar and not the times
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}{task.fields[phase]}"),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             TextColumn("{task.fields[figures]}", table_column=whole.copy()),
             TimeElapsedColumn(whole.copy()),
@@ -143,9 +142,7 @@ class Display:
         """Start the progress bar; monitor: the validation metric that chooses the best epoch."""
         self._epochs, self._monitor = epochs, monitor
         figures = "tracing the step …"
-        self._bar.add_task(
-            "", total=total_steps, completed=initial_step, epoch=1, epochs=epochs, phase="", figures=figures
-        )
+        self._bar.add_task("", total=total_steps, completed=initial_step, epoch=1, epochs=epochs, figures=figures)
         self._bar.start()
 
     def phase(self, name: str, title: str, unit: str) -> None:
@@ -160,8 +157,7 @@ class Display:
         speed = "" if images_per_second is None else f" {images_per_second:,.0f} {self._unit}"
         figures = f"loss {loss:.4f} accuracy {accuracy:.4f}{speed}"
         if self._is_live:
-            phase = self._phase if self.console.width >= _WIDE else ""
-            self._bar.update(self._bar.task_ids[0], completed=step, epoch=epoch, phase=phase, figures=figures)
+            self._bar.update(self._bar.task_ids[0], completed=step, epoch=epoch, figures=figures)
         elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
             self._show(Text(f"epoch {epoch}/{self._epochs}{self._phase}  step {step}  {figures}"))
 
@@ -237,20 +233,10 @@ class Display:
             self.console.file.flush()
 
 
-def counted(title: str, items: Collection[Item], name: Callable[[Item], str]) -> Iterator[Item]:
-    """Yield the items, and show the progress; name: of an item."""
+def counted(title: str, items: Collection[Item]) -> Iterable[Item]:
+    """Return an iterator over the items, with a progress bar on a terminal."""
     console = Console(highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_interactive
-    ) as bar:
-        task, last_line = bar.add_task(title, total=len(items)), time.monotonic()
-        for count, item in enumerate(items):
-            bar.update(task, completed=count, description=f"{title}: {name(item)}")
-            if bar.disable and time.monotonic() - last_line >= _PLAIN_SECONDS:
-                last_line = time.monotonic()
-                tell(f"{title}: {name(item)}, {count + 1} of {len(items)}")
-            yield item
+    return track(items, title, console=console, transient=True, disable=not console.is_interactive)
 
 
 def tell(text: str) -> None:

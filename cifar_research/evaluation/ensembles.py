@@ -57,8 +57,8 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
     pixels, labels = measures.arrays(data.test)
     ensemble = trained.load(runs, allow_targets=permissions.allowed_packages(overrides))
     assert isinstance(ensemble, trained.Ensemble)
-    logits, members = [], [*zip(runs, ensemble.members, strict=True)]
-    for _, member in console.counted("Classifying", members, lambda item: item[0].name):
+    logits = []
+    for member in console.counted("Classifying", ensemble.members):
         logits.append(member.logits(pixels)[:, [member.classes.index(name) for name in data.classes]])
     pooled = ensemble.logits(pixels)
     counts = np.array(reports[runs[0]]["data"]["train_counts"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_research.config import settings
+from cifar_research.config.contracts import LossFunction
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display import console
 from cifar_research.evaluation import calibration, corruptions, scores
@@ -27,13 +27,15 @@ _BLOCK = 500  # images corrupted at once, with one seed
 class Subject:
     """A run to evaluate, its data, and whether that has the splits of the training.
 
-    cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], or None. folder: of the output. seconds: spent loading.
+    loss: see config.contracts.Loss. cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], or None.
+    folder: of the output. seconds: spent loading.
     """
 
     run: Path
     classifier: Classifier
     data: Dataset
     is_own: bool
+    loss: LossFunction
     cifar10_1: tuple[np.ndarray, np.ndarray] | None
     folder: Path
     seconds: float
@@ -59,7 +61,7 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
             "left_out": dict(data.left_out),
         },
         "classes": list(data.classes),
-        "test": scores.summary(logits, labels, counts) | {"loss": _loss(classifier, logits, labels)},
+        "test": scores.summary(logits, labels, counts) | {"loss": _loss(subject.loss, logits, labels)},
         "reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None,
         "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
@@ -113,9 +115,8 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
     return calibration.temperature(classifier.logits(images), labels)
 
 
-def _loss(classifier: Classifier, logits: np.ndarray, labels: np.ndarray) -> float:
+def _loss(loss: LossFunction, logits: np.ndarray, labels: np.ndarray) -> float:
     one_hot = np.eye(logits.shape[1], dtype=np.float32)[labels]
-    loss = settings.loss(classifier.report["config"], classifier.allowed)
     return float(loss(logits, one_hot).numpy().astype(np.float64).mean())
 
 
@@ -130,7 +131,7 @@ def _robustness(classifier: Classifier, images: np.ndarray, labels: np.ndarray, 
 
     accuracies: dict[str, list[float]] = {name: [] for name in corruptions.NAMES}
     kinds = [*itertools.product(corruptions.NAMES, corruptions.SEVERITIES)]
-    for name, severity in console.counted("Corruptions", kinds, lambda item: f"{item[0]} {item[1]}"):
+    for name, severity in console.counted("Corruptions", kinds):
         made = [corruptions.corrupt(block, name, severity, [0, i]) for i, block in enumerate(blocks)]
         accuracies[name].append(accuracy(np.concatenate(made)))
     means = {name: sum(values) / len(values) for name, values in accuracies.items()}

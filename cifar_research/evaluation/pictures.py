@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.special import softmax
 
 from cifar_research.display.figures import confusion, gallery, heat_map, save
-from cifar_research.evaluation import calibration, corruptions, gradcam
+from cifar_research.evaluation import calibration, corruptions
 from cifar_research.evaluation.calibration import NUM_BINS
 from cifar_research.evaluation.measures import Subject, arrays
 from cifar_research.inference.trained import Classifier
+from cifar_research.models import classifier as models
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
 _NAMES = ("confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam")
 _RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
@@ -62,13 +68,41 @@ def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, pr
     """
     inputs, grey, panels = classifier.preprocess(images), images.mean(-1, keepdims=True), [*images]
     for classes in (predictions, labels):
-        try:
-            heat = gradcam.enlarged(gradcam.maps(classifier.model, inputs, classes), classifier.image_shape[:2])
-        except ValueError:
+        heat = grad_cam(classifier.model, inputs, classes)
+        if heat is None:
             return None
-        panels += [*(0.55 * grey + 0.45 * 255 * colormaps["jet"](heat)[..., :3]).astype(np.uint8)]
+        colours = colormaps["jet"](enlarged(heat, classifier.image_shape[:2]))[..., :3]
+        panels += [*(0.55 * grey + 0.45 * 255 * colours).astype(np.uint8)]
     titles = [""] * len(images) + [f"for {classifier.classes[number]}" for number in (*predictions, *labels)]
     return gallery(panels, titles, columns=len(images), size=1.6)
+
+
+def grad_cam(model: keras.Model, inputs: np.ndarray | tf.Tensor, classes: np.ndarray) -> np.ndarray | None:
+    """Return which parts of images support a class (Selvaraju et al. 2017), float32 [B, h, w].
+
+    model: from models.classifier; inputs: float [B, H, W, C]; classes: int [B], the class to explain in each image.
+    A heat map is relu(sum_k a_k A_k) of the channels A_k of the backbone's last feature map; a_k is the logit's mean
+    gradient over h and w. None if the backbone does not end in a feature map [B, h, w, C].
+    """
+    import tensorflow as tf
+
+    backbone, head = models.parts(model)
+    features = backbone(inputs, training=False)
+    if len(features.shape) != 4:
+        return None
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        logits = tf.cast(head(features, training=False), tf.float32)
+        chosen = tf.gather(logits, classes, batch_dims=1)
+    gradients = tape.gradient(chosen, features, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    weights = tf.reduce_mean(tf.cast(gradients, tf.float32), [1, 2], keepdims=True)
+    return tf.nn.relu(tf.reduce_sum(weights * tf.cast(features, tf.float32), -1)).numpy()
+
+
+def enlarged(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return maps float32 [B, h, w] at (H, W), bilinear, with maximum 1, or all 0."""
+    grown = [np.asarray(Image.fromarray(row).resize(size[::-1], Image.Resampling.BILINEAR)) for row in heat]
+    return np.stack(grown) / np.maximum(np.max(grown, (1, 2), keepdims=True), 1e-12)
 
 
 def _reliability(measured: Mapping[str, Any], logits: np.ndarray, labels: np.ndarray) -> Figure:

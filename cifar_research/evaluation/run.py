@@ -19,7 +19,7 @@ from cifar_research.evaluation.measures import Subject
 from cifar_research.inference import trained
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runs.report import versions
-from cifar_research.runtime.errors import ConfigError, ReportError, RunError
+from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
 
 NUM_CORRUPTED = 2_000  # test images, by default
@@ -54,13 +54,10 @@ def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subj
     data, name = images.load(report, overrides)
     new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
     allowing = permissions.allowed_packages(overrides)
-    try:
-        settings.loss(report["config"], targets.allowed(allowing))
-    except ConfigError as error:
-        raise RunError(f"{run}: its loss cannot be computed: {error}") from error
+    loss = settings.loss(report["config"], targets.allowed(allowing))
     folder = run / "evaluation" if name is None else _free_folder(run / "evaluation" / name, data.fingerprint)
     classifier = trained.load(run, allow_targets=allowing)
-    return Subject(run, classifier, data, name is None, new_images, folder, time.perf_counter() - began)
+    return Subject(run, classifier, data, name is None, loss, new_images, folder, time.perf_counter() - began)
 
 
 def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], str]:
@@ -95,7 +92,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     folder = first[0] / "evaluation"
     pixels, labels = measures.arrays(data.test)
     logits = {}
-    for run in console.counted("Classifying", runs, lambda run: run.name):
+    for run in console.counted("Classifying", runs):
         columns = [runs[run]["data"]["classes"].index(name) for name in data.classes]
         classifier = trained.load(run, allow_targets=permissions.allowed_packages(overrides))
         logits[run] = classifier.logits(pixels)[:, columns]

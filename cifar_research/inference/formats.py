@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from cifar_research.inference.trained import Classifier
 
-METADATA = "cifar_research"  # entry of a LiteRT file with the metadata, as JSON
 _OPSET = 17  # of ONNX; supported by runtimes since 2022
 # Images uint8 [N, H, W, C] -> probabilities float32 [N, K].
 Model = Callable[[np.ndarray], np.ndarray]
@@ -94,7 +93,7 @@ def _write_litert(module: tf.Module, metadata: dict[str, Any], calibration: np.n
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     buffer, entry = schema.BufferT(), schema.MetadataT()
     buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-    entry.name, entry.buffer = METADATA, len(model.buffers)
+    entry.name, entry.buffer = "cifar_research", len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
     builder = flatbuffers.Builder(len(content))

@@ -45,7 +45,7 @@ class Classifier:
 
     model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); mean, std: of the
     standardization, float32 [C]; views: test-time augmentation; temperature: divides the logits; uncalibrated: why
-    there is no fitted temperature; allowed: see targets.allowed; network: the model with views, replaceable.
+    there is no fitted temperature; network: the model with views, replaceable.
     """
 
     model: keras.Model
@@ -56,7 +56,6 @@ class Classifier:
     views: str = "none"
     temperature: float = 1.0
     uncalibrated: str | None = None
-    allowed: frozenset[str] = frozenset()
 
     @functools.cached_property
     def network(self) -> Network:
@@ -156,10 +155,8 @@ def load(
     temperature, uncalibrated = read_temperature(ensemble_file(reports))
     members = [_load(folder, precision, allowed) for folder in runs]
     first = members[0]
-    return Ensemble(
-        first.model, first.report, first.image_shape, first.mean, first.std, "none", temperature, uncalibrated, allowed,
-        members,
-    )  # fmt: skip
+    scaling = first.image_shape, first.mean, first.std
+    return Ensemble(first.model, first.report, *scaling, "none", temperature, uncalibrated, members)
 
 
 def _load(run: Path, precision: str | None, allowed: frozenset[str]) -> Classifier:
@@ -169,7 +166,7 @@ def _load(run: Path, precision: str | None, allowed: frozenset[str]) -> Classifi
     mean, std = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
     views = report["config"]["evaluation"]["views"]
     model = rebuild.network(report, run, precision, allowed)
-    return Classifier(model, report, (size, size, 3), mean, std, views, temperature, uncalibrated, allowed)
+    return Classifier(model, report, (size, size, 3), mean, std, views, temperature, uncalibrated)
 
 
 def read_members(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:

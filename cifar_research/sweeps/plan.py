@@ -76,7 +76,7 @@ class Plan:
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
         rows = list(itertools.product(*choices))
-        for row in console.counted("Planning", rows, _folder_name):
+        for row in console.counted("Planning", rows):
             job = self.job(row)
             digest = job.identity.hash
             if job.folder in folders:
