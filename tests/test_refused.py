@@ -292,7 +292,7 @@ OTHERS = {
     "predict: a sweep": (
         predict,
         ["grid", "pets"],
-        "grid: is not the folder of a run; give one that holds report.json",
+        "grid: is not the folder of a run that has ended; give one with report.json",
     ),
     "predict: classes": (predict, ["run", "pets", "--output", "my_lab.py", "--top-k", "99"], "--top-k"),
 }

@@ -154,7 +154,7 @@ def test_temperature_is_that_of_the_evaluation(copy, classifier):
     ("spoil", "message"),
     [
         (lambda run: shutil.rmtree(run), "is not the folder of a run"),
-        (lambda run: os.unlink(run / "report.json"), "still running or interrupted; resume it"),
+        (lambda run: os.unlink(run / "report.json"), "is not the folder of a run that has ended"),
         (lambda run: change(run, status="stopped"), "not completed, it is stopped"),
         (lambda run: change(run, status="diverged"), "not completed, it is diverged"),
         (lambda run: change(run, status="odd"), "report.json: is damaged"),

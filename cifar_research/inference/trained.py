@@ -211,11 +211,10 @@ def read(run: Path) -> dict[str, Any]:
         report = read_report(run / "report.json")
     except ReportError as error:
         raise RunError(str(error)) from error
-    if report is None and not any((run / name).is_dir() for name in (".hydra", "checkpoints")):
-        raise RunError(f"{run}: is not the folder of a run; give one that holds report.json")
-    if report is None or report["status"] != "completed":
-        status = "still running or interrupted" if report is None else report["status"]
-        raise RunError(f"{run}: this run was not completed, it is {status}; resume it, or give another run")
+    if report is None:
+        raise RunError(f"{run}: is not the folder of a run that has ended; give one with report.json, or resume it")
+    if report["status"] != "completed":
+        raise RunError(f"{run}: this run was not completed, it is {report['status']}; resume it, or give another run")
     if not (run / files.WEIGHTS).is_file():
         again = f"{programs.program('train')} --from-run {shlex.quote(str(run))}"
         raise RunError(

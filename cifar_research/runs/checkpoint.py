@@ -47,10 +47,8 @@ def read(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     begin = len(MAGIC) + _DIGEST_BYTES
-    if not content.startswith(MAGIC):
-        raise CheckpointError(f"{path}: is not a checkpoint of this version, or its beginning is damaged")
-    if hashlib.sha256(content[begin:]).digest() != content[len(MAGIC) : begin]:
-        raise CheckpointError(f"{path}: is damaged, its checksum does not match")
+    if not content.startswith(MAGIC) or hashlib.sha256(content[begin:]).digest() != content[len(MAGIC) : begin]:
+        raise CheckpointError(f"{path}: is damaged, or not a checkpoint of this version")
     try:
         with np.load(io.BytesIO(content[begin:]), allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
