@@ -146,7 +146,7 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
 
 def ensemble(result: Result) -> list[Section]:
     """Return the sections of an ensemble's evaluation."""
-    members = [row | {"of": Path(row["run"]).name} for row in result["members"]]
+    members = [row | {"of": row["run"]} for row in result["members"]]
     mean = {"of": f"mean of the {len(members)} runs", "images": None, "cross_entropy": None} | result["mean"]
     rows = [*members, mean, result["test"] | {"of": "ensemble"}]
     rows = [row | {"interval": _interval(row["interval"])} for row in rows]
