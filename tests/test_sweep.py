@@ -477,6 +477,8 @@ def test_watching_counts_each_end_and_a_searchs_trials(tmp_path, monkeypatch):
     (tmp_path / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (tmp_path / "a" / ".hydra").mkdir(parents=True)
     os.utime(tmp_path / "a" / ".hydra", (0, time.time() - 60))
+    content = {"status": "completed", "config": config, "seconds": {"total": 60.0}, "val": None}
+    report.write_report(tmp_path / "a" / "report.json", content)
     changes = iter([("a", "completed"), ("b", "failed")])
 
     def is_held(folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import shutil
 import statistics
 import time
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from cifar_research.config import phases
 from cifar_research.runs import metrics, report
-from cifar_research.runs.ledger import COMPLETE, LEDGER, STATES, Job
+from cifar_research.runs.ledger import COMPLETE, STATES, Job
 from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.launchers import Launcher
@@ -45,10 +44,11 @@ class Live:
         self._console = console or Console(highlight=False)
         self._folder, self._jobs, self._launcher, self.total = folder, jobs, launcher, total
         self._best: tuple[float, str] | None = None  # how good, by metrics.worth, and job folder
-        self._started: dict[str, float] = {}
-        self._durations: list[float] = []  # in seconds, of jobs completed in this launch
+        self._durations: list[float] = []  # in seconds, of complete jobs
         self._drawn = 0.0
         self._live = RichLive(console=self._console, auto_refresh=False) if self._console.is_interactive else None
+        for job in jobs:
+            self._count(job)
 
     def __enter__(self) -> Live:
         if self._live:
@@ -65,39 +65,31 @@ class Live:
     def refresh(self) -> None:
         """Read the runs' files and redraw the table, at most once a second."""
         now = time.monotonic()
-        for job in self._jobs:
-            if self._state(job) == "running" and job.folder not in self._started:
-                self._started[job.folder] = self._start(job)
         if self._live and now - self._drawn >= _REDRAW_SECONDS:
             self._drawn = now
             self._live.update(self._table(), refresh=True)
 
-    def ended_before(self, job: Job) -> None:
-        """Count a job that another process has completed: its seconds, and whether it is the best."""
-        with contextlib.suppress(ReportError):
-            ended = report.read_report(self._folder / job.folder / "report.json")
-            if ended is not None and ended["status"] == "completed":
-                self._durations.append(ended["seconds"]["total"])
-                self._compare(job, metrics.worth(ended["val"], _monitor(job)))
-
-    def _compare(self, job: Job, worth: float | None) -> None:
-        if worth is not None and (self._best is None or worth > self._best[0]):
-            self._best = worth, job.folder
-
     def ended(self, job: Job) -> None:
-        started = self._started.pop(job.folder, None)
-        seconds = time.monotonic() - (self._start(job) if started is None else started)
-        if job.is_complete:
-            self._durations.append(seconds)
-        _, best = self._progress(job)
-        if job.state == "completed":
-            self._compare(job, best)
+        self._count(job)
         if not self._live:
             done = sum(job.is_complete for job in self._jobs)
             outcome = job.state if job.reason is None else f"{job.state}, {job.reason}"
+            _, best = self._progress(job)
             name = metrics.display_name(_monitor(job))
             score = "" if best is None else f", validation {name} {abs(best):.4f} in its best epoch"
-            self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{score}, {seconds:.0f} s{self._time_left()}")
+            seconds = f"{self._seconds(job):.0f} s{self._time_left()}"
+            self.message(f"[{done}/{self.total}] {job.folder}: {outcome}{score}, {seconds}")
+
+    def _count(self, job: Job) -> None:
+        """Count a complete job for the best one and the time left."""
+        if not job.is_complete:
+            return
+        with contextlib.suppress(ReportError):
+            if ended := report.read_report(self._folder / job.folder / "report.json"):
+                self._durations.append(ended["seconds"]["total"])
+                worth = metrics.worth(ended["val"], _monitor(job))
+                if job.state == "completed" and worth is not None and (self._best is None or worth > self._best[0]):
+                    self._best = worth, job.folder
 
     def message(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
@@ -118,8 +110,6 @@ class Live:
         failed = [job for job in self._jobs if job.state == "failed"]
         for job in failed[:_MOST_FAILURES]:
             self.message(f"failed: {job.folder}: {job.reason}; its log is {self._folder / job.folder / LOG}")
-        if (more := len(failed) - _MOST_FAILURES) > 0:
-            self.message(f"and {more} more have failed; their reasons are in {self._folder / LEDGER}")
         if num_removed:
             self.message(
                 f"Weights and checkpoints of {num_removed} jobs are removed, as sweep.keep says; "
@@ -145,24 +135,22 @@ class Live:
             (order.index(states[job.folder]), -number if job.is_complete else number, job.folder)
             for number, job in enumerate(self._jobs)
         ]
-        urgent = {name for *_, name in heapq.nsmallest(height, ranks)}
+        urgent = {name for *_, name in sorted(ranks)[:height]}
         for job in (job for job in self._jobs if job.folder in urgent):
             epoch, best = self._progress(job)
-            started, state = self._started.get(job.folder), states[job.folder]
-            score = "–" if best is None else f"{abs(best):.4f}"
-            seconds = "–" if started is None else f"{time.monotonic() - started:.0f}"
+            state, score = states[job.folder], "–" if best is None else f"{abs(best):.4f}"
+            seconds = f"{self._seconds(job):.0f}" if state == "running" else "–"
             table.add_row(Text(job.folder), Text(state, style=_STYLES[state]), epoch, score, seconds)
         if len(urgent) < len(self._jobs):
             table.caption = f"and {len(self._jobs) - len(urgent)} more"
         return table
 
-    def _start(self, job: Job) -> float:
-        """Return when a job began, by the monotonic clock: now, or by its files if another process runs it."""
-        if self._launcher is None:
-            with contextlib.suppress(OSError):
-                written = (self._folder / job.folder / ".hydra").stat().st_mtime
-                return time.monotonic() - max(0.0, time.time() - written)
-        return time.monotonic()
+    def _seconds(self, job: Job) -> float:
+        """Return the seconds since a run began or continued, 0 if it has no files yet."""
+        try:
+            return max(0.0, time.time() - (self._folder / job.folder / ".hydra").stat().st_mtime)
+        except OSError:
+            return 0.0
 
     @property
     def _slots(self) -> int:

@@ -26,21 +26,16 @@ def watch(folder: Path, console: Console | None = None) -> None:
     """
     jobs = _jobs(folder)
     live = Live(folder, jobs, None, _total(jobs), console)
-    for job in jobs:
-        if job.is_complete:
-            live.ended_before(job)
-    stamp = _stamp(folder)
     with live:
         is_running = True
         while is_running:
             is_running = locks.is_held(folder)  # before the last look, so that no change is missed
-            if (now := _stamp(folder)) != stamp:
-                stamp, states = now, {job.folder: job.state for job in jobs}
-                jobs[:] = _jobs(folder)
-                live.total = _total(jobs)
-                for job in jobs:
-                    if job.state in ("failed", *COMPLETE) and job.state != states.get(job.folder):
-                        live.ended(job)
+            states = {job.folder: job.state for job in jobs}
+            jobs[:] = _jobs(folder)
+            live.total = _total(jobs)
+            for job in jobs:
+                if job.state in ("failed", *COMPLETE) and job.state != states.get(job.folder):
+                    live.ended(job)
             live.refresh()
             if is_running:
                 time.sleep(_SECONDS)
@@ -75,8 +70,3 @@ def _jobs(folder: Path) -> list[Job]:
 def _total(jobs: Sequence[Job]) -> int:
     """Return the final number of jobs: a search lists those that it has proposed."""
     return max([len(jobs), *(job.config.get("sweep", {}).get("trials") or 0 for job in jobs[-1:])])
-
-
-def _stamp(folder: Path) -> tuple[int, int]:
-    state = (folder / LEDGER).stat()
-    return state.st_size, state.st_mtime_ns
