@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from cifar_research import config
 from cifar_research.config.sweep import takes_whole_numbers
@@ -51,22 +51,19 @@ class Search:
         )
         check(folder, space)  # again: opening the study has undone a pending transaction
         self._study.set_user_attr("space", _described(self._space))
-        trials_before = self._study.get_trials()
+        trials = self._study.get_trials()
         # Another seed after each restart: the same one would repeat the trials.
-        self._study.sampler = _Unseen(self._space, seed + len(trials_before))
+        self._study.sampler = _Unseen(self._space, seed + len(trials))
         self._numbers: dict[str, int] = {}
-        # Continue interrupted trials first, and try crashed ones once more.
-        self._begun = deque(trial for trial in trials_before if trial.state is TrialState.RUNNING)
-        self._repeated = set(self._study.user_attrs.get("repeated", []))
-        for trial in self._begun.copy():
-            if trial.params.keys() != self._space.keys():  # killed while the trial was being drawn
-                self._begun.remove(trial)
+        for trial in trials:
+            if trial.state is TrialState.RUNNING and trial.params.keys() != self._space.keys():  # killed while drawn
                 self._study.tell(trial.number, state=TrialState.FAIL)
-                self._repeated.add(trial.number)
-        for number in set(self._study.user_attrs.get("crashed", [])) - self._repeated:
-            self._study.enqueue_trial(trials_before[number].params)
-            self._repeated.add(number)
-        self._study.set_user_attr("repeated", sorted(self._repeated))
+        # Continue interrupted trials first, and try crashed ones once more.
+        for number in self._study.user_attrs.get("crashed", []):
+            params, distributions = trials[number].params, trials[number].distributions
+            self._study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        self._study.set_user_attr("crashed", [])
+        self._begun = deque(self._study.get_trials(states=[TrialState.RUNNING]))
 
     def next(self) -> Job | None:
         """Return the next job, None if all trials are done or the space is exhausted."""
@@ -93,11 +90,9 @@ class Search:
 
     @property
     def num_trials(self) -> int:
-        """Return the number of trials, without waiting ones and those repeated by another launch."""
-        return sum(
-            trial.state is not TrialState.WAITING and trial.number not in self._repeated
-            for trial in self._study.get_trials(deepcopy=False)
-        )
+        """Return the number of trials, of which a repeated one counts once."""
+        trials = self._study.get_trials(deepcopy=False)
+        return len({_key(trial.params) for trial in trials if trial.params.keys() == self._space.keys()})
 
     def tell(self, job: Job) -> None:
         """Report the result of a job to the study; a stopped job stays open."""
