@@ -31,8 +31,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if len(rivals) > 1:
         raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
     end = indices[0]
-    if arguments[end] == "resume=":
-        raise ConfigError("resume: has no value; give the folder of a run or a sweep, as in resume=outputs/fast/run")
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = ledger.read(folder)
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
@@ -46,9 +44,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         overrides += _data_of_a_sweep(folder, sweep[1], [*overrides, *arguments])
         overrides.append("hydra.mode=MULTIRUN")  # the sweep may have used only -m
     # Insert the original overrides before all new ones: the last value counts.
-    begin = end
-    while begin > 0 and "=" in arguments[begin - 1] and not arguments[begin - 1].startswith("-"):
-        begin -= 1
+    begin = next(i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
     key = "hydra.run.dir" if sweep is None else "hydra.sweep.dir"
     return [
         *arguments[:begin],
