@@ -188,14 +188,12 @@ _SCORES = (
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a flat row for each run, all with the same keys; lists are text, gaps None."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "seed")
-
-    def row(run: Run) -> dict[str, Any]:
-        first = {"folder": str(run.folder), "status": run.state, "reason": run.reason, "seed": run.seed}
-        values = {key: run.settings.get(key) for key in keys}
-        texts = {key: str(value) for key, value in values.items() if isinstance(value, (list, dict))}
-        return first | {path: run.score(path) for path in _SCORES} | values | texts
-
-    return [row(run) for run in runs]
+    return [
+        {"folder": str(run.folder), "status": run.state, "reason": run.reason, "seed": run.seed}
+        | {path: run.score(path) for path in _SCORES}
+        | {key: str(value) if isinstance(value := run.settings.get(key), (list, dict)) else value for key in keys}
+        for run in runs
+    ]
 
 
 def varied(runs: Sequence[Run]) -> dict[str, str]:
