@@ -200,9 +200,9 @@ def test_a_killed_search_ends_with_its_total(tmp_path):
 @pytest.mark.parametrize(
     ("values", "states", "expected", "absent"),
     [
-        ([], {}, ["0 trials", "need 10 completed trials, and there are 0"], "best"),
+        ([], {}, ["0 trials", "need 10 completed trials of different accuracies; there are 0"], "best"),
         ([0.1] * 9, {}, ["9 trials: 9 complete.", "0.1000, of trial 0", "there are 9"], "(PED"),
-        ([0.1] * 12, {}, ["have the same validation accuracy"], "(PED"),
+        ([0.1] * 12, {}, ["need 10 completed trials of different accuracies"], "(PED"),
         # A pruned trial has a value, and is neither the best nor part of the importances.
         ([0.9, *(0.1 * (i % 2) for i in range(12))], {0: "PRUNED"}, ["12 complete", "1 pruned", "0.1000", "best 5 of 12"], "0.9"),
     ],

@@ -58,10 +58,8 @@ def section(folder: Path, heading: str) -> Section:
             f"The best validation accuracy is {values[best]:.4f}, of trial {best}, counted from 0.",
             _figure(values),
         ]
-    if (num := len(values)) < _FEWEST:
-        parts.append(f"No importances: they need {_FEWEST} completed trials, and there are {num}.")
-    elif len(set(values.values())) == 1:
-        parts.append("No importances: all completed trials have the same validation accuracy.")
+    if (num := len(values)) < _FEWEST or len(set(values.values())) == 1:
+        parts.append(f"No importances: they need {_FEWEST} completed trials of different accuracies; there are {num}.")
     else:
         num_best = max(_NUM_BEST, math.ceil(num / 10))
         shares = optuna.importance.get_param_importances(
