@@ -196,7 +196,7 @@ def test_without_slurm_the_launcher_says_so(monkeypatch, tmp_path):
         launcher.open(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="there is no sbatch on this machine"):
+    with pytest.raises(ConfigError, match="squeue --me fails on this machine; start the sweep on a login node"):
         launcher.open(tmp_path)
 
 

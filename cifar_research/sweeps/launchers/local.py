@@ -40,8 +40,7 @@ class _Worker:
     process: SpawnProcess
     pipe: connection.Connection
     runs: int = 0
-    key: str | None = None  # None while idle
-    job: JobCommand | None = None
+    job: tuple[str, JobCommand] | None = None  # its key and command, None while idle
 
     def exit_code(self) -> int | None:
         """Return the exit code of the worker's job, None while it runs."""
@@ -81,33 +80,30 @@ class Local:
         return False
 
     def start(self, key: str, arguments: list[str], run_dir: Path, trial: tuple[str, int] | None) -> None:
-        idle = [index for index in range(self.slots) if index not in self._workers or not self._workers[index].key]
-        self._start(idle[0], key, JobCommand(arguments, run_dir, trial))
-
-    def _start(self, index: int, key: str, job: JobCommand) -> None:
+        index = next(i for i in range(self.slots) if i not in self._workers or not self._workers[i].job)
         if index in self._workers and not self._workers[index].process.is_alive():
             self._workers.pop(index).end()
         if index not in self._workers:
             self._workers[index] = _spawn(self._shares[index])
-        used = self._workers[index]
-        used.key, used.job, used.runs = key, job, used.runs + 1
+        used, job = self._workers[index], JobCommand(arguments, run_dir, trial)
+        used.job, used.runs = (key, job), used.runs + 1
         with contextlib.suppress(OSError):  # it has died, which `wait` detects
             used.pipe.send(job)
 
     def wait(self, seconds: float) -> dict[str, int]:
-        busy = {index: used for index, used in self._workers.items() if used.key is not None}
+        busy = {index: used for index, used in self._workers.items() if used.job}
         connection.wait([handle for used in busy.values() for handle in (used.pipe, used.process.sentinel)], seconds)
         ended: dict[str, int] = {}
         for index, used in busy.items():
             code = used.exit_code()
-            if code is None or used.key is None or used.job is None:
+            if code is None or used.job is None:
                 continue
-            key, used.key = used.key, None
+            (key, job), used.job = used.job, None
             # After a failure the worker's state is unknown.
             if code != 0 or used.runs >= self._runs_per_process:
                 self._workers.pop(index).end()
             if code == worker.STALE and used.runs > 1 and not self._is_stopping:
-                self._start(index, key, used.job)
+                self.start(key, *job)
             else:
                 ended[key] = worker.STOPPED if code == worker.STALE else code
         return ended
@@ -115,14 +111,14 @@ class Local:
     def stop(self) -> None:
         self._is_stopping = True
         for index, used in list(self._workers.items()):
-            if used.key is None:
-                self._workers.pop(index).end()
-            else:
+            if used.job:
                 used.process.terminate()
+            else:
+                self._workers.pop(index).end()
 
     def close(self) -> None:
         for used in self._workers.values():
-            if used.key is not None:
+            if used.job:
                 used.process.kill()
             used.end()
         self._workers.clear()

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -102,13 +101,11 @@ class Slurm:
             raise ConfigError(
                 f"hydra/launcher: slurm needs submitit; install it with {pip()} install 'cifar_research[slurm]'"
             )
-        if shutil.which("sbatch") is None:
-            raise ConfigError(
-                "hydra/launcher=slurm: there is no sbatch on this machine; start the sweep on a login node of the cluster, "
-                "or use hydra/launcher=local"
-            )
         if not self._ask():
-            raise ConfigError("hydra/launcher=slurm: squeue fails on this machine; see what squeue --me says")
+            raise ConfigError(
+                "hydra/launcher=slurm: squeue --me fails on this machine; start the sweep on a login node of the cluster, or "
+                "use hydra/launcher=local"
+            )
         self.queue = max(self.slots, _largest_array())
         self._logs = folder.absolute() / LOGS
         with contextlib.suppress(OSError, ValueError):
