@@ -90,7 +90,7 @@ def test_a_sweep_keeps_its_best_jobs_and_those_that_failed(tmp_path):
     assert with_weights() == {*map(str, range(2, 12)), "failed", "unvalidated"}
     assert not list((tmp_path / "0" / "checkpoints").iterdir()) and (tmp_path / "0" / "report.json").exists()
     assert keeper.num_removed == 3
-    Keeper(tmp_path, "all", earlier).catch_up()
+    Keeper(tmp_path, "all", earlier).ended()
     assert len(with_weights()) == 12
-    Keeper(tmp_path, "none", earlier).catch_up()
+    Keeper(tmp_path, "none", earlier).ended()
     assert with_weights() == {"8", "9", "10", "11", "failed", "unvalidated"}

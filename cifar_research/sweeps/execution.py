@@ -78,7 +78,7 @@ class Execution:
         while True:
             self._start_jobs()
             if not self._running:
-                self.keeper.catch_up()
+                self.keeper.ended()
                 return
             for key, code in self.launcher.wait(_POLL_SECONDS).items():
                 self._record(self._running.pop(key), code)
@@ -111,7 +111,10 @@ class Execution:
             run_dir = self.ledger.folder / job.folder
             folder = f"hydra.run.dir={quoted(str(run_dir))}"
             # A preset in the job may choose another launcher, but this job is already running in one.
-            arguments = [*job.overrides, *self.ledger.context, "hydra/launcher=local", folder, *self.flags]
+            context = [
+                word for word in self.ledger.arguments if word.startswith(("hydra.searchpath=", "allow_targets="))
+            ]
+            arguments = [*job.overrides, *context, "hydra/launcher=local", folder, *self.flags]
             self.launcher.start(job.folder, arguments, run_dir, self.source.trial_of(job))
 
     def _record(self, job: Job, code: int) -> None:

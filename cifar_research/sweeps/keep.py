@@ -28,33 +28,24 @@ class Keeper:
         self._earlier = [job for job in jobs if job.is_complete]
         self._best: list[tuple[float, str]] = []  # a heap of (score, job folder), the worst first
 
-    def catch_up(self) -> None:
-        """Rank the jobs that ended in earlier launches."""
-        earlier, self._earlier = self._earlier, []
-        for job in earlier:
-            if _files(self._folder / job.folder):
-                self._rank(job)
-
-    def ended(self, job: Job) -> None:
-        """Remove the files of an ended job, or of the one that it replaces among the best."""
-        self.catch_up()
-        self._rank(job)
-
-    def _rank(self, job: Job) -> None:
-        if not job.is_complete or self._num_kept == math.inf:
-            return
-        removed = job.folder
-        if job.state == "completed" and self._num_kept:
-            value = score(self._folder / job.folder, job)
-            if value is None:
-                return
-            heapq.heappush(self._best, (value, job.folder))
-            if len(self._best) <= self._num_kept:
-                return
-            _, removed = heapq.heappop(self._best)
-        for path in _files(self._folder / removed):
-            path.unlink(missing_ok=True)
-        self.num_removed += 1
+    def ended(self, *jobs: Job) -> None:
+        """Rank jobs that have ended, first those of earlier launches; remove the files of all but the best."""
+        ranked, self._earlier = [*self._earlier, *jobs], []
+        for job in ranked:
+            if not job.is_complete or self._num_kept == math.inf or not _files(self._folder / job.folder):
+                continue
+            removed = job.folder
+            if job.state == "completed" and self._num_kept:
+                value = score(self._folder / job.folder, job)
+                if value is None:
+                    continue
+                heapq.heappush(self._best, (value, job.folder))
+                if len(self._best) <= self._num_kept:
+                    continue
+                _, removed = heapq.heappop(self._best)
+            for path in _files(self._folder / removed):
+                path.unlink(missing_ok=True)
+            self.num_removed += 1
 
 
 def _files(run_dir: Path) -> list[Path]:

@@ -35,11 +35,6 @@ class Ledger:
     _folders: set[str] = field(default_factory=set)  # of all jobs
     _written: set[str] = field(default_factory=set)  # of the jobs in the file
 
-    @property
-    def context(self) -> list[str]:
-        """Return the overrides of option folders and allowed packages, for jobs that lack them."""
-        return [word for word in self.arguments if word.startswith(("hydra.searchpath=", "allow_targets="))]
-
     @classmethod
     def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Job] | None) -> Ledger:
         """Return the ledger of a folder for the planned jobs; None keeps the folder's jobs.
