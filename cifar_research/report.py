@@ -21,7 +21,7 @@ from cifar_research.runs.metrics import display_name
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
-from cifar_research.sweeps.watch import next_commands, watch
+from cifar_research.sweeps.live import next_commands, watch
 
 _NOTES = (
     "Ranked by the validation {metric} of the best epoch. A rank with = is a tie with the best: the difference is "

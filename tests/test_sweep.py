@@ -18,7 +18,7 @@ from cifar_research.runs import report, run_folder
 from cifar_research.runs.ledger import Job, read
 from cifar_research.runtime import locks
 from cifar_research.runtime.errors import ConfigError
-from cifar_research.sweeps import live, watch
+from cifar_research.sweeps import live
 from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
@@ -490,9 +490,9 @@ def test_watching_counts_each_end_and_a_searchs_trials(tmp_path, monkeypatch):
         return name is not None
 
     monkeypatch.setattr(locks, "is_held", is_held)
-    monkeypatch.setattr(watch, "_SECONDS", 0)
+    monkeypatch.setattr(live, "_WATCH_SECONDS", 0)
     before = sorted(tmp_path.rglob("*"))
-    watch.watch(tmp_path, Console(file=(shown := io.StringIO()), width=200))
+    live.watch(tmp_path, Console(file=(shown := io.StringIO()), width=200))
     first, *ends, counts, command = shown.getvalue().splitlines()
     assert first.endswith("5 jobs, 3 at once") and counts == "1 completed, 1 failed, 1 stopped"
     assert command == f"Next: scripts/train resume={tmp_path}"

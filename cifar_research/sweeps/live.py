@@ -1,8 +1,9 @@
-"""A sweep's display: a table on an interactive terminal, else one line a change."""
+"""A sweep's display: a table on an interactive terminal, else one line a change; also for another process to watch."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import statistics
 import time
@@ -15,10 +16,10 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
-from cifar_research.config import phases
-from cifar_research.runs import metrics, report
-from cifar_research.runs.ledger import COMPLETE, STATES, Job
-from cifar_research.runtime import programs
+from cifar_research.config import permissions, phases
+from cifar_research.runs import ledger, metrics, report
+from cifar_research.runs.ledger import COMPLETE, LEDGER, STATES, Job
+from cifar_research.runtime import locks, programs
 from cifar_research.runtime.errors import ReportError
 from cifar_research.sweeps.launchers import Launcher
 from cifar_research.sweeps.launchers.worker import LOG
@@ -29,6 +30,7 @@ _STYLES = {
     "pruned": "dim", "queued": "dim", "waiting": "dim",
 }  # fmt: skip
 _REDRAW_SECONDS = 1.0
+_WATCH_SECONDS = 2.0  # between two looks at the files
 _MOST_FAILURES = 20
 
 
@@ -117,8 +119,7 @@ class Live:
             )
         self.message(f"Everything is in {self._folder}")
         for command in next_commands:
-            note = "   (completed jobs are not run again)" if "resume=" in command else ""
-            self.message(f"Next: {command}{note}")
+            self.message(f"Next: {command}")
 
     def _table(self) -> Table:
         states = {job.folder: self._state(job) for job in self._jobs}
@@ -129,20 +130,20 @@ class Live:
         table.add_column("job", overflow="fold")
         for name in ("state", "epoch", "val, best epoch", "seconds"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        # The most urgent jobs that fit the terminal, in the sweep's order: of the complete ones, the last.
+        # The most urgent jobs that fit the terminal: of the complete ones, the last.
         height, order = max(3, shutil.get_terminal_size().lines - 8), list(_STYLES)
         ranks = [
-            (order.index(states[job.folder]), -number if job.is_complete else number, job.folder)
+            (order.index(states[job.folder]), -number if job.is_complete else number)
             for number, job in enumerate(self._jobs)
         ]
-        urgent = {name for *_, name in sorted(ranks)[:height]}
-        for job in (job for job in self._jobs if job.folder in urgent):
+        for _, number in sorted(ranks)[:height]:
+            job = self._jobs[abs(number)]
             epoch, best = self._progress(job)
             state, score = states[job.folder], "–" if best is None else f"{abs(best):.4f}"
             seconds = f"{self._seconds(job):.0f}" if state == "running" else "–"
             table.add_row(Text(job.folder), Text(state, style=_STYLES[state]), epoch, score, seconds)
-        if len(urgent) < len(self._jobs):
-            table.caption = f"and {len(self._jobs) - len(urgent)} more"
+        if len(self._jobs) > height:
+            table.caption = f"and {len(self._jobs) - height} more"
         return table
 
     def _seconds(self, job: Job) -> float:
@@ -181,3 +182,56 @@ class Live:
 
 def _monitor(job: Job) -> str:
     return str(job.config["training"]["monitor"])
+
+
+def watch(folder: Path, console: Console | None = None) -> None:
+    """Show a sweep's jobs until no process runs it; write nothing.
+
+    ReportError if the folder is not a sweep's.
+    """
+    jobs = _jobs(folder)
+    live = Live(folder, jobs, None, _total(jobs), console)
+    with live:
+        is_running = True
+        while is_running:
+            is_running = locks.is_held(folder)  # before the last look, so that no change is missed
+            states = {job.folder: job.state for job in jobs}
+            jobs[:] = _jobs(folder)
+            live.total = _total(jobs)
+            for job in jobs:
+                if job.state in ("failed", *COMPLETE) and job.state != states.get(job.folder):
+                    live.ended(job)
+            live.refresh()
+            if is_running:
+                time.sleep(_WATCH_SECONDS)
+        ledger.mark_stopped(folder, jobs)
+    live.counts()
+    for command in next_commands(folder):
+        live.message(f"Next: {command}")
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Return the command that continues a sweep, if no process runs it and jobs are left."""
+    arguments, jobs = ledger.read(folder) or ([], [])
+    if locks.is_held(folder) or all(job.is_complete or not job.is_planned for job in jobs):
+        return []
+    return [resume_command(folder, arguments)]
+
+
+def resume_command(folder: Path, arguments: Sequence[str]) -> str:
+    """Return the command that continues a sweep of these overrides."""
+    permitted = permissions.permitted(arguments)
+    allowing = [word for word in arguments if word not in permitted]  # a file cannot allow targets
+    return f"{programs.program('train')} {shlex.join([*allowing, f'resume={folder}'])}"
+
+
+def _jobs(folder: Path) -> list[Job]:
+    sweep = ledger.read(folder)
+    if sweep is None:
+        raise ReportError(f"{folder}: is not the folder of a sweep; give one that has {LEDGER}")
+    return [job for job in sweep[1] if job.is_planned]
+
+
+def _total(jobs: Sequence[Job]) -> int:
+    """Return the final number of jobs: a search lists those that it has proposed."""
+    return max([len(jobs), *(job.config.get("sweep", {}).get("trials") or 0 for job in jobs[-1:])])

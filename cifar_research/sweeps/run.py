@@ -26,9 +26,8 @@ from cifar_research.runtime.signals import stop_signals
 from cifar_research.sweeps.execution import Execution, Grid, write_report
 from cifar_research.sweeps.keep import Keeper
 from cifar_research.sweeps.ledger import Ledger
-from cifar_research.sweeps.live import Live
+from cifar_research.sweeps.live import Live, resume_command
 from cifar_research.sweeps.plan import Plan
-from cifar_research.sweeps.watch import resume_command
 
 
 def for_help(arguments: Sequence[str]) -> list[str]:
@@ -105,9 +104,8 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
         yield
     except ConfigError:
         new = set(ledger.folder.iterdir()) - there
-        has_job = any(job.is_complete or job.attempts > 1 for job in ledger.jobs)
         # An accepted job has a folder, or is in the cluster's queue.
-        has_job |= any(ledger.folder / job.folder in new for job in ledger.jobs)
+        has_job = any(ledger.folder / job.folder in new for job in ledger.jobs)
         if not has_job and not any((path / "jobs.json").exists() for path in new):
             keep(False)
             for path, content in before.items():
