@@ -51,16 +51,16 @@ class Search:
         )
         check(folder, space)  # again: opening the study has undone a pending transaction
         self._study.set_user_attr("space", _described(self._space))
-        trials = self._study.get_trials()
+        earlier = self._study.get_trials()
         # Another seed after each restart: the same one would repeat the trials.
-        self._study.sampler = _Unseen(self._space, seed + len(trials))
+        self._study.sampler = _Unseen(self._space, seed + len(earlier))
         self._numbers: dict[str, int] = {}
-        for trial in trials:
+        for trial in earlier:
             if trial.state is TrialState.RUNNING and trial.params.keys() != self._space.keys():  # killed while drawn
                 self._study.tell(trial.number, state=TrialState.FAIL)
         # Continue interrupted trials first, and try crashed ones once more.
         for number in self._study.user_attrs.get("crashed", []):
-            params, distributions = trials[number].params, trials[number].distributions
+            params, distributions = earlier[number].params, earlier[number].distributions
             self._study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
         self._study.set_user_attr("crashed", [])
         self._begun = deque(self._study.get_trials(states=[TrialState.RUNNING]))
