@@ -48,7 +48,7 @@ def train(overrides: Sequence[str] = (), folder: Path | str | None = None, *, qu
         parsed = parse_command(_expanded(overrides, "hydra.run.dir", folder))
         if not isinstance(parsed, Composed):
             raise ConfigError("overrides: several values of a key make a sweep; use cifar_research.sweep")
-        result, run_dir = command.trained(parsed, console.Display(quiet=quiet))
+        result, run_dir = command.trained(parsed, display=console.Display(quiet=quiet))
     if result["status"] == "stopped" and result["signal"]:
         signal.raise_signal(result["signal"])
     return Report(report.read_report(run_dir / "report.json") or result, run_dir)

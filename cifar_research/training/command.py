@@ -56,46 +56,40 @@ def train(
     unlocks: bool = False,
 ) -> int:
     """Train a run, or repeat `original`; return the exit code. Other arguments: see `run`."""
+    result, _ = trained(composed, original, is_hopeless=is_hopeless, unlocks=unlocks, second_signal_exits=True)
+    if result["status"] == "stopped":
+        return 128 + result["signal"]
+    code = int(result["status"] == "diverged")
+    if original is not None and original.is_verified:
+        verdict, sentence = original.verdict(result)
+        console.tell(sentence)
+        log.info("%s", sentence)
+        code = max(code, verdict)
+    return code
+
+
+def trained(
+    composed: Composed, original: reproduction.Original | None = None, **settings: Any
+) -> tuple[dict[str, Any], Path]:
+    """Check and train a run; return the content of report.json, and the run's folder. settings: of `run`."""
     with hydra_job.of(composed) as this:
-        result = _result(composed, this, original, is_hopeless=is_hopeless, unlocks=unlocks, second_signal_exits=True)
-        if result["status"] == "stopped":
-            return 128 + result["signal"]
-        code = int(result["status"] == "diverged")
-        if original is not None and original.is_verified:
-            verdict, sentence = original.verdict(result)
-            console.tell(sentence)
-            log.info("%s", sentence)
-            code = max(code, verdict)
-        return code
-
-
-def trained(composed: Composed, display: console.Display) -> tuple[dict[str, Any], Path]:
-    """Train a run; return the content of report.json, and the run's folder."""
-    with hydra_job.of(composed) as this:
-        return _result(composed, this, display=display), this.run_dir
-
-
-def _result(
-    composed: Composed, this: hydra_job.HydraJob, original: reproduction.Original | None = None, **settings: Any
-) -> dict[str, Any]:
-    """Check and train a run; return the content of report.json. settings: of `run`."""
-    parsed = config.parse_composed(composed)
-    if parsed.training.strategy == "multi_worker" and not any(
-        word.startswith("hydra.run.dir=") for word in composed.overrides
-    ):
-        raise ConfigError(
-            "hydra.run.dir: the workers of training.strategy=multi_worker need one folder; give all of them the same "
-            "one, on a shared disk"
-        )
-    if original is not None:
-        original.check(parsed.identity, this.run_dir)
-        # --from-run sets groups by their values, so only options typed now differ from the original's.
-        options = option_names(original.report["options"]) | option_names(composed.overrides)
-        parsed = dataclasses.replace(parsed, options=options)
-        for difference in original.differences():
-            log.warning("%s", difference)
-    try:
-        return run(parsed, this.run_dir, begins=this.begin, **settings)
-    except (UserError, OSError) as error:
-        log.info("ended by an error: %s", error)  # for the run's log; `exit_code` prints it
-        raise
+        parsed = config.parse_composed(composed)
+        if parsed.training.strategy == "multi_worker" and not any(
+            word.startswith("hydra.run.dir=") for word in composed.overrides
+        ):
+            raise ConfigError(
+                "hydra.run.dir: the workers of training.strategy=multi_worker need one folder; give all of them the same "
+                "one, on a shared disk"
+            )
+        if original is not None:
+            original.check(parsed.identity, this.run_dir)
+            # --from-run sets groups by their values, so only options typed now differ from the original's.
+            options = option_names(original.report["options"]) | option_names(composed.overrides)
+            parsed = dataclasses.replace(parsed, options=options)
+            for difference in original.differences():
+                log.warning("%s", difference)
+        try:
+            return run(parsed, this.run_dir, begins=this.begin, **settings), this.run_dir
+        except (UserError, OSError) as error:
+            log.info("ended by an error: %s", error)  # for the run's log; `exit_code` prints it
+            raise
