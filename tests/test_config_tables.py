@@ -48,8 +48,3 @@ def test_every_group_has_a_sentence_there_and_in_help(script):
     template = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"]["help"]["template"]
     listed = re.findall(r"^(\S+)  +\S", template.partition("== Options")[0], re.MULTILINE)
     assert set(listed) == set(script.GROUPS) == folders - {"hydra/job_logging"}
-
-
-def test_a_page_without_markers_is_refused(script):
-    with pytest.raises(ValueError, match="has no lines"):
-        script.page("# Configuration\n")
