@@ -199,9 +199,8 @@ def test_a_peer_that_fails_is_reported_and_the_others_go_on(monkeypatch):
 
     monkeypatch.setattr(benchmark, "start", start)
     messages = []
-    measured = benchmark.training(
-        {"ours": "", "keras": ""}, chosen, "wide", 128, 50, 2, benchmark.asked_with_gpu, messages.append
-    )
+    asked = {"ours": ["train", "held", "evaluate", "matrix"], "keras": ["train", "evaluate"]}
+    measured = benchmark.training({"ours": "", "keras": ""}, chosen, "wide", 128, 50, 2, asked, messages.append)
     assert [peer.failure for peer in measured] == ["", "out of memory"]
     assert measured[0].train == measured[0].held == [1.0, 1.0] and measured[1].train == []
     assert any("out of memory" in line for line in messages)

@@ -29,6 +29,8 @@ from tables import markdown
 from worker import SCORED, cores
 
 from cifar_research.display import console
+from cifar_research.runs import report
+from cifar_research.runtime import processor
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -171,7 +173,7 @@ def start(peer, python, model, batch_size, steps):
 def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
     """Let the chosen peers take turns on one model; return them with what was measured.
 
-    asked: kind of peer -> the names of the methods that are called in every round.
+    asked: by kind of peer, the names of the methods that are called in every round.
     """
     log(f"{model}, batch {batch_size}: starting {len(chosen)} peers")
     workers = [start(peer, pythons[peer.kind], model, batch_size, steps) for peer in chosen]
@@ -179,8 +181,8 @@ def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
     for peer, worker in turns:
         peer.facts = _or_failure(peer, log, worker.answer) or {}
     log(f"{model}, batch {batch_size}: warming up")
-    for word in asked("ours"):  # all at once, since only compiling takes long
-        waiting = [(peer, worker) for peer, worker in turns if not peer.failure and word in asked(peer.kind)]
+    for word in asked["ours"]:  # all at once, since only compiling takes long
+        waiting = [(peer, worker) for peer, worker in turns if not peer.failure and word in asked[peer.kind]]
         for _, worker in waiting:
             worker.say(word)
         for peer, worker in waiting:
@@ -189,7 +191,7 @@ def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
     for number in range(1, rounds + 1):
         for peer, worker in turns:
             time.sleep(0.3)  # for the threads of the one before to go to sleep
-            for word in asked(peer.kind):
+            for word in asked[peer.kind]:
                 if peer.failure:
                     break
                 log(f"{model}, batch {batch_size}: round {number} of {rounds}, {peer.name}, {word}")
@@ -207,14 +209,6 @@ def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
     return chosen
 
 
-def asked_with_gpu(kind):
-    return ["train", "held", "evaluate", "matrix"] if kind == "ours" else ["train", "evaluate"]
-
-
-def asked_without(kind):
-    return ["train", "evaluate", "matrix"] if kind == "ours" else ["train", "evaluate"]
-
-
 def _or_failure(peer, log, ask, *word):
     """Return what a peer answers, or None if it has failed, so that the others go on."""
     try:
@@ -226,17 +220,11 @@ def _or_failure(peer, log, ask, *word):
 
 
 def hardware():
-    flags, name = "", platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-        lines = {key.strip(): value.strip() for key, value in lines.items()}
-        flags, name = lines.get("flags", ""), lines.get("model name", name)
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in processor.instructions()]
     asks = shutil.which("nvidia-smi")
     listing = subprocess.run([asks, "-L"], capture_output=True, text=True, errors="replace").stdout if asks else ""
     gpus = [line for line in listing.splitlines() if line.startswith("GPU ")]
-    return {"processor": name, "cores": cores(), "units": units, "gpus": gpus}
+    return {"processor": report.hardware()["cpu"], "cores": cores(), "units": units, "gpus": gpus}
 
 
 def versions(pythons):
@@ -291,7 +279,9 @@ def main():
         for model in models:
             for batch_size in batch_sizes:
                 chosen = peers(args.quick, args.peers, has_bfloat16, has_gpu)
-                asked = asked_with_gpu if has_gpu else asked_without
+                both = ["train", "evaluate"]
+                ours = ["train", *["held"] * has_gpu, "evaluate", "matrix"]
+                asked = {"ours": ours, "keras": both, "torch": both}
                 measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, asked, log)
                 results["training"].append(
                     {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}

@@ -78,10 +78,7 @@ def speed(args):
     """Let the peers take turns on each model and batch: medians of rounds, and the shares of what the card can do."""
     models, steps, rounds = ([("first_version", 8)], 2, 1) if args.small else (MODELS, 100, 3)
     pythons = {"ours": sys.executable, "keras": sys.executable, "torch": args.torch_python}
-
-    def asked(kind):
-        return ["train", "matrix", "copy"] if kind == "ours" else ["train"]
-
+    asked = {"ours": ["train", "matrix", "copy"], "keras": ["train"], "torch": ["train"]}
     for model, batch in models:
         for peer in benchmark.training(pythons, peers(args), model, batch, steps, rounds, asked, benchmark.log):
             if peer.failure:

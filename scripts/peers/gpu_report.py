@@ -22,6 +22,7 @@ import torch_environment
 from benchmark import ROOT, folder_of_batches, hardware, log, versions
 
 from cifar_research.display import console
+from cifar_research.display.tables import as_markdown
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 480
@@ -75,23 +76,20 @@ def _rows(path):
 
 def markdown(report):
     """Return the report as Markdown: the goals, and a table for each part, whose columns are those of its rows."""
-    machine, libraries = (
-        report["hardware"],
-        ", ".join(f"{name} {of}" for name, of in sorted(report["versions"].items())),
-    )
+    machine = report["hardware"]
+    libraries = ", ".join(f"{name} {of}" for name, of in sorted(report["versions"].items()))
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     lines = ["# On a GPU", "", f"`{report['command']}`, {report['date']}, commit `{report['commit']}`: {gpus}, "
              f"{machine['cores']} cores of {machine['processor']}; {libraries}."]  # fmt: skip
     if goals := _goals(report["parts"]):
-        lines += ["", "| goal | measured | at most | aim |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(map(_text, goal))} |" for goal in goals]
+        rows = [list(map(_text, goal)) for goal in goals]
+        lines += ["", as_markdown([["goal", "measured", "at most", "aim"], *rows])]
     for name, part in report["parts"].items():
         lines += ["", f"## {PARTS[name][0]}", ""]
         columns = list(dict.fromkeys(key for row in part["rows"] for key in row))
         if columns:
-            lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-            lines += [f"| {' | '.join(_text(row.get(column)) for column in columns)} |" for row in part["rows"]]
-            lines.append("")
+            rows = [[_text(row.get(column)) for column in columns] for row in part["rows"]]
+            lines += [as_markdown([columns, *rows]), ""]
         if part["problem"]:
             lines += [f"**{part['problem']}**", ""]
         lines.append(f"*{part['seconds']:.0f} s*")
@@ -131,7 +129,7 @@ def _text(value):
         return ""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value).replace("|", "/")
+    return str(value)
 
 
 def _names(text):

@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from cifar_research.display.tables import as_markdown
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (10, 100, 1_000, 10_000)
 TINY = ["experiment=quickstart", "training.epochs=1", "data.train_images=500", "data.test_images=100"]
@@ -163,7 +165,7 @@ def _size(folder):
 def table(found):
     """Return the figures as lines of Markdown."""
     sizes = found["sizes"]
-    rows = {
+    texts = {
         "command to the first job's start, s": lambda size, of: f"{of['start']:.1f}",
         "planning, ms a job": lambda size, of: f"{1e3 * of['planning'] / size:.2f}",
         "a change of state, ms": lambda size, of: f"{1e3 * of['change']:.3f}",
@@ -172,12 +174,12 @@ def table(found):
         "report.html, MB": lambda size, of: f"{of['html_bytes'] / 1e6:.2f}",
         "memory of the sweep's process, MB": lambda size, of: f"{of['memory_bytes'] / 1e6:.0f}",
     }
-    lines = ["", "## A sweep by its number of jobs", "", f"| | {' | '.join(f'{size:,}' for size in sizes)} |"]
-    lines += ["|---|" + "---|" * len(sizes)]
-    for name, text in rows.items():
-        lines.append(f"| {name} | {' | '.join(text(int(size), of) for size, of in sizes.items())} |")
+    rows = [[name, *(text(int(size), of) for size, of in sizes.items())] for name, text in texts.items()]
     return [
-        *lines,
+        "",
+        "## A sweep by its number of jobs",
+        "",
+        as_markdown([["", *(f"{size:,}" for size in sizes)], *rows]),
         "",
         f"A job takes {found['job_seconds']:.2f} s in a warm worker, and {found['alone_seconds']:.2f} s alone in a warm "
         f"process. A finished run of quickstart takes {found['run_bytes'] / 1e6:.1f} MB.",

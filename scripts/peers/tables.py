@@ -4,6 +4,8 @@ import statistics
 
 import sweep_scale
 
+from cifar_research.display.tables import as_markdown
+
 
 def markdown(results):
     """Return a document of what benchmark.py found; a part that was not measured is left out."""
@@ -22,23 +24,17 @@ def markdown(results):
     if "pipeline" in results:
         lines += _pipeline(results)
     if "start_up" in results:
-        lines += [
-            "",
-            "## Command to the end of the first step, `wide` in float32",
-            "",
-            "| | seconds | spread |",
-            "|---|---|---|",
-        ]
+        table = [["", "seconds", "spread"]]
         for kind, seconds in results["start_up"]["seconds"].items():
-            lines.append(f"| {kind} | {statistics.median(seconds):.1f} | {_spread(seconds, '.1f')} |")
+            table.append([kind, *_median_and_spread(seconds, ".1f")])
+        lines += ["", "## Command to the end of the first step, `wide` in float32", "", as_markdown(table)]
     if "sweep" in results:
         lines += _sweep(results["sweep"])
     if "memory" in results:
         peaks, images, precision = (results["memory"][key] for key in ("peak_bytes", "images", "precision"))
         lines += ["", f"## Peak memory of an epoch of `first_version` over {images:,} images, {precision}", ""]
-        lines += ["| | MB | ours over it |", "|---|---|---|"]
-        mine = peaks["ours"]
-        lines += [f"| {name} | {peak / 1e6:,.0f} | {mine / peak:.2f} |" for name, peak in peaks.items()]
+        rows = [[name, f"{peak / 1e6:,.0f}", f"{peaks['ours'] / peak:.2f}"] for name, peak in peaks.items()]
+        lines.append(as_markdown([["", "MB", "ours over it"], *rows]))
     if "transfer" in results:
         lines += _transfer(results["transfer"])
     if "sweep_scale" in results:
@@ -50,39 +46,27 @@ def _training(result):
     peers = [peer for peer in result["peers"] if not peer.get("failure")]
     lines = ["", f"## {result['model']}, batch {result['batch_size']}"]
     ours = [peer for peer in peers if peer["kind"] == "ours"]
-    others = [peer for peer in peers if peer["kind"] != "ours"]
-    if ours and others:
-        lines += ["", "| ratio of images/s, training | median | spread |", "|---|---|---|"]
+    ratios = [["ratio of images/s, training", "median", "spread"]]
     for precision in ("bfloat16", "float32"):
         mine = _fastest([peer for peer in ours if peer["precision"] == precision])
         for kind, name in (("keras", "keras.fit"), ("torch", "PyTorch")):
-            of_kind = [peer for peer in others if peer["kind"] == kind]
+            of_kind = [peer for peer in peers if peer["kind"] == kind]
             same = [peer for peer in of_kind if peer["precision"] == precision]
             for label, rival in (("the best", _fastest(of_kind)), (f"{precision}", _fastest(same))):
                 if mine and rival and not (precision == "float32" and label == "the best"):
-                    ratios = [b / a for a, b in zip(mine["train"], rival["train"], strict=True)]
-                    lines.append(
-                        f"| ours, {precision}, over {label} {name} | {statistics.median(ratios):.2f} | "
-                        f"{_spread(ratios, '.2f')} |"
-                    )
-    lines += ["", "| | images/s, training | spread | images/s, evaluation | peak memory, MB | of the matrix rate |"]
-    lines += ["|---|---|---|---|---|---|"]
+                    of_rounds = [b / a for a, b in zip(mine["train"], rival["train"], strict=True)]
+                    ratios.append([f"ours, {precision}, over {label} {name}", *_median_and_spread(of_rounds, ".2f")])
+    rates = [["", "images/s, training", "spread", "images/s, evaluation", "peak memory, MB", "of the matrix rate"]]
     for peer in peers:
-        rates = [peer["images"] / seconds for seconds in peer["train"]]
-        scored = peer["scored"] / statistics.median(peer["evaluate"])
-        lines.append(
-            f"| {peer['name']} | {statistics.median(rates):,.0f} | {_spread(rates, ',.0f')} | {scored:,.0f} | "
-            f"{peer['peak_memory_bytes'] / 1e6:,.0f} | {_share(peer)} |"
-        )
-    held = [
-        (peer["name"], [a / b for a, b in zip(peer["train"], peer["held"], strict=True)])
-        for peer in ours
-        if peer.get("held")
-    ]
-    if held:
-        lines += ["", "| a step with the pipeline, over a step on one batch held on the device | median | spread |"]
-        lines += ["|---|---|---|"]
-        lines += [f"| {name} | {statistics.median(ratios):.3f} | {_spread(ratios, '.3f')} |" for name, ratios in held]
+        trained = _median_and_spread([peer["images"] / seconds for seconds in peer["train"]], ",.0f")
+        scored = f"{peer['scored'] / statistics.median(peer['evaluate']):,.0f}"
+        rates.append([peer["name"], *trained, scored, f"{peer['peak_memory_bytes'] / 1e6:,.0f}", _share(peer)])
+    held = [["a step with the pipeline, over a step on one batch held on the device", "median", "spread"]]
+    for peer in ours:
+        if peer.get("held"):
+            of_rounds = [a / b for a, b in zip(peer["train"], peer["held"], strict=True)]
+            held.append([peer["name"], *_median_and_spread(of_rounds, ".3f")])
+    lines += [line for table in (ratios, rates, held) if len(table) > 1 for line in ("", as_markdown(table))]
     failed = [peer for peer in result["peers"] if peer.get("failure")]
     return lines + [line for peer in failed for line in ("", f"{peer['name']} failed: `{peer['failure']}`")]
 
@@ -104,15 +88,13 @@ def _pipeline(results):
     rates, milliseconds = results["pipeline"]["images_per_second"], results["pipeline"]["step_milliseconds"]
     names = {"ours": "ours, a batch at a time", "keras": "Keras layers, a batch at a time"}
     names |= {"tf_image": "`tf.image`, an image at a time, without rotation"}
-    lines = [
+    rows = [[name, f"{rates[key]:,.0f}", f"{rates['ours'] / rates[key]:.1f}"] for key, name in names.items()]
+    lines = ["", "## Augmentation `slides` in `tf.data`, batch 128", ""]
+    lines += [
+        as_markdown([["", "images/s", "ours over it"], *rows]),
         "",
-        "## Augmentation `slides` in `tf.data`, batch 128",
-        "",
-        "| | images/s | ours over it |",
-        "|---|---|---|",
+        f"Inside a traced step it takes {milliseconds:.2f} ms a batch",
     ]
-    lines += [f"| {name} | {rates[key]:,.0f} | {rates['ours'] / rates[key]:.1f} |" for key, name in names.items()]
-    lines += ["", f"Inside a traced step it takes {milliseconds:.2f} ms a batch"]
     for result in results["training"]:
         mine = _fastest([peer for peer in result["peers"] if peer["kind"] == "ours" and not peer.get("failure")])
         if result["model"] == "wide" and result["batch_size"] == 128 and mine:
@@ -125,35 +107,27 @@ def _pipeline(results):
 
 def _sweep(sweep):
     medians = {name: statistics.median(seconds) for name, seconds in sweep["seconds"].items()}
-    lines = [
-        "",
-        f"## Eight cells of `wide`, two epochs of {sweep['images']:,} images each, {sweep['precision']}, whole commands",
-        "",
-    ]
-    lines += ["| | seconds | over it, ours with 1 job |", "|---|---|---|"]
-    return lines + [
-        f"| {name} | {seconds:.1f} | {seconds / medians['ours, 1 job']:.2f} |" for name, seconds in medians.items()
-    ]
+    heading = (
+        f"## Eight cells of `wide`, two epochs of {sweep['images']:,} images each, {sweep['precision']}, whole commands"
+    )
+    rows = [[name, f"{seconds:.1f}", f"{seconds / medians['ours, 1 job']:.2f}"] for name, seconds in medians.items()]
+    return ["", heading, "", as_markdown([["", "seconds", "over it, ours with 1 job"], *rows])]
 
 
 def _transfer(found):
     """Return images/s of fine-tuning, and the ratios: over keras.fit, and of bfloat16 over float32."""
     lines = ["", f"## Fine-tuning upper blocks at 96 pixels, batch {found['batch_size']}", ""]
     lines += ["«kept»: the features below the upper blocks are computed once, before these steps.", ""]
-    lines += [
-        "| | images/s | over keras.fit in this precision | spread | over the same in float32 |",
-        "|---|---|---|---|---|",
-    ]
+    table = [["", "images/s", "over keras.fit in this precision", "spread", "over the same in float32"]]
     for name, seconds in found["seconds"].items():
         for label, own in seconds.items():
             kind, _, precision = label.rpartition(", ")
             ratios = [b / a for a, b in zip(own, seconds[f"keras.fit, {precision}"], strict=True)]
             plain = statistics.median(b / a for a, b in zip(own, seconds[f"{kind}, float32"], strict=True))
             rate = found["images"] / statistics.median(own)
-            numbers = f"{rate:,.0f} | {statistics.median(ratios):.2f} | {_spread(ratios, '.2f')} | {plain:.2f}"
-            lines.append(f"| {name}, {label} | {numbers} |")
-    return lines
+            table.append([f"{name}, {label}", f"{rate:,.0f}", *_median_and_spread(ratios, ".2f"), f"{plain:.2f}"])
+    return [*lines, as_markdown(table)]
 
 
-def _spread(values, form):
-    return f"{min(values):{form}} – {max(values):{form}}"
+def _median_and_spread(values, form):
+    return f"{statistics.median(values):{form}}", f"{min(values):{form}} – {max(values):{form}}"

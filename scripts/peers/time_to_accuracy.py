@@ -9,6 +9,7 @@ until the first epoch whose validation reached it, so that they need data.val_fr
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -17,13 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch_environment
 from benchmark import HERE, ROOT, folder_of_batches, hardware, log, versions
-from scipy import stats
 
 from cifar_research import config
+from cifar_research.comparison.statistics import t_half_width
 from cifar_research.config.overrides import quoted
 from cifar_research.display import console
+from cifar_research.display.tables import as_text
+from cifar_research.runs.report import read_history
 from cifar_research.runtime.errors import ConfigError
 
 
@@ -46,17 +50,14 @@ def ours(folder, overrides, seed, target):
                 f"error: {' '.join(overrides)} ended with exit code {done.returncode}:\n{done.stderr or done.stdout}"
             )
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        history = [line.split(",") for line in (run / "history.csv").read_text(encoding="utf-8").splitlines()]
-    rows = [dict(zip(history[0], row, strict=True)) for row in history[1:]]
+        history = read_history(run / "history.csv")
     images = report["steps"] * report["config"]["training"]["batch_size"]
-    reached = None
-    if target is not None:
-        spent = 0.0
-        for row in rows:
-            spent += float(row["seconds"])
-            if row["val_accuracy"] and float(row["val_accuracy"]) >= target:
-                reached = spent
-                break
+    spent = itertools.accumulate(row["seconds"] for row in history)
+    reached = [
+        seconds
+        for row, seconds in zip(history, spent, strict=True)
+        if target is not None and row["val_accuracy"] >= target
+    ]
     return {
         "test_accuracy": report["test"]["accuracy"],
         "command_seconds": whole,
@@ -64,7 +65,7 @@ def ours(folder, overrides, seed, target):
         # There is no steady rate in a run of one call.
         "steady_seconds": report["images_per_second"] and images / report["images_per_second"],
         "evaluate_seconds": report["seconds"]["evaluate"],
-        "target_seconds": reached,
+        "target_seconds": reached[0] if reached else None,
         "flops": 3 * report["forward_flops"] * images,
     }
 
@@ -81,10 +82,8 @@ def torch(python, folder, recipe, precision, seed):
 
 def interval(values):
     """Return `mean ± half of the 95 % interval` by Student's t, or the value alone."""
-    if len(values) < 2:
-        return f"{values[0]:.4f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.4f} ± {half:.4f}"
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.nan_to_num(t_half_width(values)):.4f}"
 
 
 @console.command
@@ -126,18 +125,14 @@ def main():
             # Each time, so that nothing is lost if it is stopped.
             args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    print(f"{'':13}{'test accuracy':>18}{'command, s':>12}{'training, s':>12}{'steady, s':>11}{'evaluation, s':>15}")
+    columns = {"command, s": "command_seconds", "training, s": "train_seconds", "steady, s": "steady_seconds"}
+    columns |= {"evaluation, s": "evaluate_seconds"}
+    table = [["", "test accuracy", *columns]]
     for name, of in runs.items():
-        cells = [f"{name:13}{interval([run['test_accuracy'] for run in of]):>18}"]
-        for key, width, digits in (
-            ("command_seconds", 12, 0),
-            ("train_seconds", 12, 0),
-            ("steady_seconds", 11, 0),
-            ("evaluate_seconds", 15, 1),
-        ):
-            known = [run[key] for run in of if run.get(key) is not None]
-            cells.append(f"{statistics.median(known):{width}.{digits}f}" if known else " " * width)
-        print("".join(cells).rstrip())
+        known = [[run[key] for run in of if run.get(key) is not None] for key in columns.values()]
+        medians = [f"{statistics.median(values):.1f}" if values else "" for values in known]
+        table.append([name, interval([run["test_accuracy"] for run in of]), *medians])
+    print(as_text(table))
     if runs["ours"][0]["flops"]:
         print(f"floating-point operations of a training of ours: {runs['ours'][0]['flops']:.3g}")
     if args.target is not None:
