@@ -95,11 +95,12 @@ def run(arguments, *, timeout=300, **settings):
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
-def wait_for(what, process, seconds=120):
+def wait_for(what, process, seconds=200):
+    """Wait until `what()` is true, while the process runs; process: None, a Process or a subprocess.Popen."""
     end = time.monotonic() + seconds
     while not what():
-        assert process.is_running, process.output
-        assert time.monotonic() < end, process.output
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
         time.sleep(0.002)
 
 

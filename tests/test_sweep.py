@@ -10,6 +10,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from forked import wait_for
 from rich.console import Console
 
 from cifar_research.config.sweep import parse as parse_sweep
@@ -60,14 +61,6 @@ def ledger(folder):
 
 def states(folder):
     return {name: job.state for name, job in ledger(folder).items()}
-
-
-def wait_for(what, process, seconds=200):
-    end = time.monotonic() + seconds
-    while not what():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def processes_in(folder):

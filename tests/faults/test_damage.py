@@ -120,16 +120,6 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(folder, left):
         run(folder)
 
 
-def test_an_earlier_checkpoint_gives_the_same_end(folder, finished, caplog):
-    half_done(folder)
-    steps(folder)[-1].write_bytes(b"")
-    with caplog.at_level(logging.WARNING):
-        run(folder)
-    assert "step-" in caplog.text
-    result, expected = (report.read_report(path / "report.json") for path in (folder, finished))
-    assert result["weights_sha256"] == expected["weights_sha256"] is not None
-
-
 def test_every_damage_of_the_report_is_reported_and_repaired_by_running_again(folder):
     path = folder / "report.json"
     content = path.read_bytes()
