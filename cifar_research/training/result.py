@@ -51,7 +51,6 @@ def gather(
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     best_epoch = progress.best and progress.best["epoch"]
     best = next((row for row in progress.history if row["epoch"] == best_epoch), None)
-    has_val = best is not None and best["val_loss"] is not None
     return {
         "status": outcome.status,
         "signal": outcome.signal,
@@ -66,7 +65,7 @@ def gather(
         },
         "forward_flops": flops,
         "train": best and {"loss": best["loss"], "accuracy": best["accuracy"]},
-        "val": {name: best[f"val_{name}"] for name in METRICS} if best and has_val else None,
+        "val": {name: best[f"val_{name}"] for name in METRICS} if best and best["val_loss"] is not None else None,
         "test": test and dict(test.values),
         "weights_sha256": test and report.weights_sha256(state.model),
         "best_epoch": best_epoch,
