@@ -8,7 +8,6 @@ import sys
 from cifar_research.config import targets
 from cifar_research.display import console
 from cifar_research.runtime import folders
-from cifar_research.runtime.errors import DataError
 
 
 @console.command
@@ -19,11 +18,7 @@ def main() -> None:
     parser.add_argument("--clear", metavar="NAME", help="delete the caches of this name; all deletes all")
     parser.add_argument("--all", action="store_true", help="list every folder, not the sums by name")
     arguments = parser.parse_args()
-    try:
-        root = folders.root(arguments.dir)
-    except DataError as error:
-        console.error(str(error))
-        sys.exit(2)
+    root = folders.root(arguments.dir)
     caches = [(path.parent, path.parent.name.rpartition("-")[0]) for path in sorted(root.glob("[!.]*/meta.json"))]
     if not caches:
         print(f"Nothing is cached in {root}")

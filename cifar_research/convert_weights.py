@@ -17,7 +17,7 @@ from cifar_research.models import conversion
 from cifar_research.models.backbones import weights
 from cifar_research.models.backbones.efficientnet_lite import efficientnet_lite0, torch_names
 from cifar_research.runtime import environment
-from cifar_research.runtime.errors import ConfigError, WeightsError, WriteError
+from cifar_research.runtime.errors import ConfigError, WeightsError
 
 _KNOWN = "efficientnet_lite0"
 _MOST_DIFFERENT = 1e-4  # of features of the same images
@@ -42,14 +42,10 @@ def main() -> None:
         parser.error(f"{args.source}: needs --names and --output; see docs/transfer.md")
     if args.output and not args.output.name.endswith(".weights.h5"):
         parser.error(f"--output: {args.output} does not end in .weights.h5")
-    try:
-        if is_known:
-            _efficientnet_lite0(args.python, args.output)
-        else:
-            _file(args.source, _rules(args.names), args.overrides, args.python, args.output)
-    except (ConfigError, WeightsError, WriteError) as error:
-        console.error(str(error))
-        sys.exit(2)
+    if is_known:
+        _efficientnet_lite0(args.python, args.output)
+    else:
+        _file(args.source, _rules(args.names), args.overrides, args.python, args.output)
 
 
 def _file(source: str, names: dict[str, str | None], overrides: list[str], python: str, output: Path) -> None:

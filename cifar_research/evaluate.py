@@ -8,7 +8,6 @@ import sys
 from cifar_research.config.schema import VIEWS
 from cifar_research.display import console
 from cifar_research.evaluation import ensembles, images, run
-from cifar_research.runtime.errors import ConfigError, DataError, ReportError, RunError
 
 
 @console.command
@@ -37,7 +36,7 @@ def main() -> None:
             )
             text = "\n\n".join(text for _, text in results)
         sys.stdout.write(f"{text}\n")
-    except (ConfigError, DataError, RunError, ReportError, OSError) as error:
+    except OSError as error:
         console.error(str(error))
         sys.exit(2)
 

@@ -9,7 +9,6 @@ from cifar_research.config import permissions
 from cifar_research.display import console
 from cifar_research.inference.exporting import ExportError, export
 from cifar_research.inference.formats import FORMATS
-from cifar_research.runtime.errors import RunError
 
 
 @console.command
@@ -27,14 +26,14 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if wrong := [word for word in args.overrides if not word.startswith("allow_targets=")]:
         parser.error(f"{' '.join(wrong)}: takes one run; remove the others")
+    allowed = permissions.allowed_packages(args.overrides)
     try:
-        allowed = permissions.allowed_packages(args.overrides)
         path = export(args.run, args.format, args.quantize, args.output, args.images, allowed)
-        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-        console.tell(f"{path}  {size:,} bytes")
-    except (ExportError, RunError) as error:
+    except ExportError as error:
         console.error(str(error))
-        sys.exit(1 if isinstance(error, ExportError) else 2)
+        sys.exit(1)
+    size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    console.tell(f"{path}  {size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from cifar_research.config import permissions
 from cifar_research.display import console
 from cifar_research.inference import prediction
-from cifar_research.runtime.errors import RunError, WriteError
 
 
 @console.command
@@ -38,12 +37,8 @@ def main() -> None:
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     suffix = args.output.suffix[1:] if args.output else ""
     kind = args.format or (suffix if suffix in prediction.FORMATS else "table")
-    try:
-        runs, allowed = [args.run, *args.ensemble], permissions.allowed_packages(allowing)
-        sys.exit(prediction.predict(runs, images, args.output, kind, args.top_k, allowed))
-    except (RunError, WriteError) as error:
-        console.error(str(error))
-        sys.exit(2)
+    runs, allowed = [args.run, *args.ensemble], permissions.allowed_packages(allowing)
+    sys.exit(prediction.predict(runs, images, args.output, kind, args.top_k, allowed))
 
 
 if __name__ == "__main__":

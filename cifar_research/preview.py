@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,11 +43,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides as for training")
     parser.add_argument("--out", type=Path, default=Path("outputs", "augmentation.png"), help="default: %(default)s")
     arguments = parser.parse_intermixed_args()
-    try:
-        write_preview(arguments.overrides, arguments.out)
-    except ValueError as error:
-        console.error(str(error))
-        sys.exit(2)
+    write_preview(arguments.overrides, arguments.out)
     print(arguments.out)
 
 

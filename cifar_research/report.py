@@ -19,7 +19,7 @@ from cifar_research.display.tables import as_csv, as_text
 from cifar_research.runs import overrides
 from cifar_research.runs.metrics import display_name
 from cifar_research.runtime import environment, programs
-from cifar_research.runtime.errors import ConfigError, ReportError, WriteError
+from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
 from cifar_research.sweeps.live import next_commands, watch
 
@@ -68,30 +68,26 @@ def main() -> None:
         parser.error("--watch: takes one folder and no other option; leave the others out")
     if arguments.diff and (len(arguments.folders) != 2 or arguments.best):
         parser.error(f"--diff: takes two folders, not {len(arguments.folders)}, and no option but --write")
-    try:
-        if arguments.watch:
-            watch(Path(arguments.folders[0]))
-            return
-        if arguments.diff:
-            sys.stdout.write(_diff(arguments.folders, arguments.write))
-            return
-        runs, warnings = reading.find(arguments.folders)
-        for warning in warnings:
-            console.error(warning)
-        comparison = Comparison(runs)
-        text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
-        if arguments.write:
-            write(Path(arguments.folders[0]), comparison)
-        for note in _best_notes(comparison) if arguments.best else []:
-            console.note(note)
-        sys.stdout.write(text)
-        for folder in [] if arguments.best else arguments.folders:
-            with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
-                for command in next_commands(Path(folder)):
-                    console.tell(f"Next: {command}")
-    except (ReportError, WriteError) as error:
-        console.error(str(error))
-        sys.exit(2)
+    if arguments.watch:
+        watch(Path(arguments.folders[0]))
+        return
+    if arguments.diff:
+        sys.stdout.write(_diff(arguments.folders, arguments.write))
+        return
+    runs, warnings = reading.find(arguments.folders)
+    for warning in warnings:
+        console.error(warning)
+    comparison = Comparison(runs)
+    text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
+    if arguments.write:
+        write(Path(arguments.folders[0]), comparison)
+    for note in _best_notes(comparison) if arguments.best else []:
+        console.note(note)
+    sys.stdout.write(text)
+    for folder in [] if arguments.best else arguments.folders:
+        with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
+            for command in next_commands(Path(folder)):
+                console.tell(f"Next: {command}")
 
 
 def _diff(folders: Sequence[str], writes: bool) -> str:

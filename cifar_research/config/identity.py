@@ -24,7 +24,6 @@ _FREE_KEYS = (
     "name.", "data.cache_dir.", "data.download.", "data.max_damaged.", "training.keep_checkpoints.",
     "training.log_every_steps.", "tensorboard.", "tracker.", "sweep.", "allow_targets.",
 )  # fmt: skip
-_MISSING = object()
 
 
 def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
@@ -87,11 +86,9 @@ class Identity:
 
         A folder of images may have moved, so data.dir is left out: loading compares the fingerprint.
         """
-        changed = {
-            key: (self.keys.get(key, "no such key"), other.keys.get(key, "no such key"))
-            for key in sorted(self.keys.keys() | other.keys.keys())
-            if self.keys.get(key, _MISSING) != other.keys.get(key, _MISSING)
-        }
+        missing = "no such key"
+        pairs = {key: (self.keys.get(key, missing), other.keys.get(key, missing)) for key in self.keys | other.keys}
+        changed = {key: (old, new) for key, (old, new) in sorted(pairs.items()) if old != new}
         if "data.name" not in changed:
             changed.pop("data.dir", None)
         return changed

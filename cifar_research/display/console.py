@@ -23,6 +23,7 @@ from cifar_research.display import tables
 from cifar_research.display.tables import text_of
 from cifar_research.runs.metrics import display_name, wilson_interval
 from cifar_research.runtime import programs
+from cifar_research.runtime.errors import UserError, WriteError
 
 log = logging.getLogger(__name__)
 _PLAIN_SECONDS = 30  # between two progress lines in a log
@@ -66,7 +67,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a command's main function: file errors and Ctrl-C exit with one line."""
+    """Wrap a command's main function: errors that the user can fix, file errors and Ctrl-C exit with one line."""
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -75,6 +76,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except BrokenPipeError:  # `| head`
             pass
+        except (UserError, WriteError) as problem:
+            error(str(problem))
+            sys.exit(2)
         except OSError as problem:
             error(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
             sys.exit(1)

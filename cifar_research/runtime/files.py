@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,12 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """
     if isinstance(content, str):
         content = content.encode(errors="replace")
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; apply the default permissions instead.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -65,8 +60,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         message = f"{path}: cannot be written ({error.strerror}); it needs {len(content):,} bytes in a writable folder"
         raise WriteError(error.errno, message) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has been renamed, or was never made
+            temporary.unlink()
 
 
 def append(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import platform
 import time
@@ -34,10 +35,10 @@ class Owner:
     its number of requeues. kind: `flock` or `file`. token: unique to each lock.
     """
 
-    pid: str = ""
+    pid: str = "unknown"
     host: str = "an unknown machine"
     start: str = ""
-    since: str = ""
+    since: str = "an unknown time"
     boot: str = ""
     job: str = ""
     kind: str = ""
@@ -53,6 +54,9 @@ class Owner:
         """Return the owner named in a lock's file, None if the file is empty."""
         lines = content.decode(errors="replace").splitlines()[: len(dataclasses.fields(cls))]
         return cls(*lines) if any(lines) else None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
 
     def lines(self) -> bytes:
         return "".join(f"{line}\n" for line in dataclasses.astuple(self)).encode()
@@ -86,12 +90,12 @@ class Lock:
         self._content: bytes | None = None  # None while the lock is not held
         self._before: bytes | None = None
 
-    def acquire(self, timeout: float | None = 0) -> Owner | None:
+    def acquire(self, timeout: float = 0) -> Owner | None:
         """Acquire the lock within `timeout` seconds; return the owner if another process holds it.
 
-        timeout: None waits indefinitely. Creates the file's folder. Raises OSError if the file cannot be written.
+        Creates the file's folder. Raises OSError if the file cannot be written.
         """
-        began, is_logged, tries = time.monotonic(), False, 0
+        end, tries = time.monotonic() + timeout, 0
         while True:
             try:
                 owner = self._try()
@@ -100,12 +104,8 @@ class Lock:
                 if tries == _TRIES:
                     raise
                 continue
-            waited = time.monotonic() - began
-            if owner is None or (timeout is not None and waited >= timeout):
+            if owner is None or time.monotonic() >= end:
                 return owner
-            if timeout is None and waited > _WARN_SECONDS and not is_logged:
-                is_logged = True
-                log.warning("%s: waiting for %s; delete this file if that process has ended", self.path, _name(owner))
             time.sleep(_POLL_SECONDS)
 
     def release(self, *, restores: bool = False) -> None:
@@ -186,7 +186,9 @@ def is_held(folder: Path) -> bool:
 def held(path: Path) -> Iterator[None]:
     """Wait for the lock on a file and hold it; OSError if it cannot be written."""
     lock = Lock(path)
-    lock.acquire(None)
+    if owner := lock.acquire(_WARN_SECONDS):
+        log.warning("%s: waiting for %s; delete this file if that process has ended", path, owner)
+        lock.acquire(math.inf)
     try:
         yield
     finally:
@@ -240,14 +242,11 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
 
 
 def _refusal(folder: Path, owner: Owner, key: str, what: str) -> str:
-    name = f" ({_name(owner)})" if owner.pid else ""
     if owner.kind != _FILE or owner.is_here:
-        return f"{folder}: another {what} here{name}; wait for it, or choose another {key}"
-    return f"{folder / '.lock'}: another {what} here{name}; wait for it, or add {UNLOCK} if you know that it has ended"
-
-
-def _name(owner: Owner) -> str:
-    return f"process {owner.pid or 'unknown'} on {owner.host}" + (f", since {owner.since}" if owner.since else "")
+        return f"{folder}: another {what} here ({owner}); wait for it, or choose another {key}"
+    return (
+        f"{folder / '.lock'}: another {what} here ({owner}); wait for it, or add {UNLOCK} if you know that it has ended"
+    )
 
 
 def _flock(descriptor: int) -> bool | None:
