@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from cifar_research.config.contracts import Backbone, Head, Loss, TrackedRun, Tracker, Transform
     from cifar_research.inference.trained import load
 
-_CONTRACTS = ("Backbone", "Head", "Loss", "TrackedRun", "Tracker", "Transform")
 __all__ = ["Backbone", "Head", "Loss", "TrackedRun", "Tracker", "Transform", "evaluate", "load", "runs", "sweep",
            "train"]  # fmt: skip
-_MODULES = dict.fromkeys(_CONTRACTS, "config.contracts")
-_MODULES |= {"load": "inference.trained"} | dict.fromkeys(("evaluate", "runs", "sweep", "train"), "api")
+_MODULES = dict.fromkeys(__all__, "config.contracts") | {"load": "inference.trained"}
+_MODULES |= dict.fromkeys(("evaluate", "runs", "sweep", "train"), "api")
 
 
 class _Package(ModuleType):

@@ -46,7 +46,7 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
     if folder := permissions.missing_folder(single):
         raise ConfigError(f"hydra.searchpath: {folder} does not exist; give the folder that has your config groups")
     try:
-        config = conf.compose(overrides, RunMode.MULTIRUN)
+        config = conf.compose(overrides)
         problems = permissions.problems(config, single)
         resolved = [] if problems else resolve_hydra(config)
         problems = problems or rules.unknown_keys(config)

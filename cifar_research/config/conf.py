@@ -19,12 +19,12 @@ def config_dir() -> str:
     return str((package if is_packaged else package.parent) / "conf")
 
 
-def compose(overrides: Sequence[str] = (), mode: RunMode = RunMode.RUN) -> DictConfig:
-    """Return the config with Hydra's section; MULTIRUN leaves out overrides with many values."""
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the config with Hydra's section; overrides with several values are left out."""
     with initialize_config_dir(config_dir(), version_base="1.3", job_name="train"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None  # set by initialize_config_dir
-        return hydra.compose_config("config", list(overrides), run_mode=mode, from_shell=False)
+        return hydra.compose_config("config", list(overrides), run_mode=RunMode.MULTIRUN, from_shell=False)
 
 
 def options(group: str, overrides: Sequence[str]) -> list[str]:
