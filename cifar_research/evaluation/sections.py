@@ -146,7 +146,11 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
 
 def ensemble(result: Result) -> list[Section]:
     """Return the sections of an ensemble's evaluation."""
-    members = [row | {"of": row["run"]} for row in result["members"]]
+    names = [Path(row["run"]).name for row in result["members"]]
+    are_unique = len({*names}) == len(names)
+    members = [
+        row | {"of": name if are_unique else row["run"]} for row, name in zip(result["members"], names, strict=True)
+    ]
     mean = {"of": f"mean of the {len(members)} runs", "images": None, "cross_entropy": None} | result["mean"]
     rows = [*members, mean, result["test"] | {"of": "ensemble"}]
     rows = [row | {"interval": _interval(row["interval"])} for row in rows]

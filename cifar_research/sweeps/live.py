@@ -112,6 +112,8 @@ class Live:
         failed = [job for job in self._jobs if job.state == "failed"]
         for job in failed[:_MOST_FAILURES]:
             self.message(f"failed: {job.folder}: {job.reason}; its log is {self._folder / job.folder / LOG}")
+        if (more := len(failed) - _MOST_FAILURES) > 0:
+            self.message(f"and {more} more have failed; their reasons are in {self._folder / LEDGER}")
         if num_removed:
             self.message(
                 f"Weights and checkpoints of {num_removed} jobs are removed, as sweep.keep says; "
