@@ -147,6 +147,7 @@ def _pixels(image: Image.Image, size: int, file: File | io.BytesIO | None = None
             pixels[is_hidden if values.ndim == 2 else is_hidden.all(-1)] = 255
         image = Image.fromarray(pixels)
     if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image  # La has no conversion to RGBA
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
     if turn is not None:
