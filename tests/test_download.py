@@ -129,8 +129,10 @@ def test_a_part_longer_than_the_file_is_dropped(serve, tmp_path):
 
 
 def test_an_error_of_the_server_is_reported(serve, tmp_path):
+    server = serve(faults=[404])
     with pytest.raises(DataError, match=r"404.*data\.dir"):
-        fetch(serve(faults=[404]).url, tmp_path / "file", SHA256, attempts=1)
+        fetch(server.url, tmp_path / "file", SHA256)
+    assert len(server.ranges) == 1
     fetch(serve(faults=[503]).url, tmp_path / "file", SHA256)
 
 

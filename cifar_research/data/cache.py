@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_research.config import targets
 from cifar_research.runtime import files, folders, locks
 from cifar_research.runtime.errors import DataError
 
@@ -48,10 +49,14 @@ class Source:
 
 def existing_folder(path: str | Path, key: str) -> Path:
     """Return a folder's absolute path, ~ expanded; DataError names `key` if it is missing."""
-    folder = folders.expanded(path, key).absolute()
-    if not folder.is_dir():
-        raise DataError(f"{key}: {folder} does not exist or is not a directory; correct the path")
-    return folder
+    folder, hint = folders.expanded(path, key).absolute(), ""
+    if folder.is_dir():
+        return folder
+    reason = "is not a directory" if folder.exists() else "does not exist"
+    with contextlib.suppress(OSError):
+        names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+        hint = targets.nearest(folder.name, names, most=0)
+    raise DataError(f"{key}: {folder} {reason}{hint or '; correct the path'}")
 
 
 def load(folder: Path, name: str, identity: Any, decode: Callable[[], Source]) -> Source:

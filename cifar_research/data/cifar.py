@@ -113,14 +113,17 @@ def locate(
     else:
         keras_home = os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")
         roots = [cache_root / "data", Path(keras_home, "datasets")]
-    incomplete: list[str] = []
-    for layout, path in (candidate for root in roots for candidate in _candidates(name, root)):
-        missing = [] if path.is_file() else [member for member in layout.members if _is_empty(path / member)]
-        if not missing:
-            return layout, path
-        incomplete.append(f"{path} is incomplete: missing or empty: {', '.join(missing)}")
-    if incomplete:
-        raise DataError(f"data.dir: {incomplete[0]}; remove it or download it again")
+    for root in roots:
+        incomplete = []
+        for layout, path in _candidates(name, root):
+            lacking = [] if path.is_file() else [member for member in layout.members if _is_empty(path / member)]
+            if not lacking:
+                return layout, path
+            # The root may be an empty folder of that name, to download to.
+            if path != root or len(lacking) < len(layout.members):
+                incomplete.append(f"{path} is incomplete: missing or empty: {', '.join(lacking)}")
+        if incomplete and (root == roots[0] or not download):  # Keras may have been interrupted while unpacking
+            raise DataError(f"data.dir: {incomplete[0]}; download it again")
     if not download or (found_in and not given):
         layouts = ", ".join(layout.folder for layout in LAYOUTS[name])
         raise DataError(
@@ -188,11 +191,9 @@ def _note(layout: Layout, path: Path, contents: dict[str, bytes]) -> str | None:
     """Return a caveat to show beside results if the files are not the published ones."""
     if path.is_dir() and not layout.is_pickled:
         return f"{path.name}: unverified, since no checksums are published for the files of this layout"
-    if path.is_file():
-        is_published = hash_file(path) == layout.sha256
-    else:
-        is_published = layout.md5 == {member: hashlib.md5(contents[member]).hexdigest() for member in layout.md5}
-    if is_published:
+    if path.is_file() and hash_file(path) == layout.sha256:
+        return None
+    if path.is_dir() and layout.md5 == {member: hashlib.md5(contents[member]).hexdigest() for member in layout.md5}:
         return None
     return (
         f"{path.name}: its checksums are not the published ones, so the images are a modified copy; mention this wherever you "

@@ -41,10 +41,14 @@ def _fetch(url: str, path: Path, sha256: str, attempts: int, timeout_seconds: fl
             time.sleep(min(2**attempt / 4, 5))
         try:
             _transfer(url, part, timeout_seconds)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            problem = str(error)
-            if getattr(error, "code", None) == 416:  # the part does not belong to this file
+        except urllib.error.HTTPError as error:
+            problem = f"the server answered {error.code} {error.reason}"
+            if error.code == 416:  # the part does not belong to this file
                 part.unlink(missing_ok=True)
+            elif error.code < 500:
+                break
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
         else:
             digest = hash_file(part)
             if digest == sha256:
