@@ -76,7 +76,7 @@ WRONG = [
     ("hydra.launcher.jobs=2", ["-m"]),
     ("sweep.retries=2", ["-m"]),
     ("training=feature_extraction", ["training=scratch"]),
-    ("backbone=vgg16 backbone.weights=none training=combined", ["training=scratch"]),
+    ("backbone=vgg16 backbone.weights=none training=combined", ["backbone.weights=imagenet", "training=scratch"]),
 ]
 
 

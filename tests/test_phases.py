@@ -337,6 +337,7 @@ RANDOM = [
     ("training=feature_extraction", False),
     ("training=combined", False),
     ("training=fine_tuning", False),
+    ("training=feature_extraction ~backbone.weights", False),
     ("training=combined backbone=vgg16 backbone.weights=none", False),
     ("backbone=airbench training.phases.scratch.trainable=none", False),
     ("backbone=airbench training.phases.scratch.trainable={from:block1_conv1}", True),

@@ -100,15 +100,17 @@ def _trainable_problems(key: str, value: Any) -> list[str]:
     return [] if is_valid else [f"{key}: {value!r} does not choose layers; {choices}"]
 
 
-def random_backbone_problems(first: Phase, backbone: Mapping[str, Any]) -> list[str]:
+def random_backbone_problems(first: Phase, backbone: Mapping[str, Any], default: str | None) -> list[str]:
     """Return why the first phase may not freeze a random backbone; an empty list if it may.
 
-    backbone: the config section. Layers chosen by name, as in {from: block2_conv1}, are not checked.
+    backbone: the config section. default: its factory's default of `weights`, None without that parameter. Layers
+    chosen by name, as in {from: block2_conv1}, are not checked.
     """
-    if backbone.get("weights") != "none" or first.trainable not in ("none", "upper"):
+    if default is None or backbone.get("weights", default) != "none" or first.trainable not in ("none", "upper"):
         return []
     what = "no layer of it" if first.trainable == "none" else "only its upper blocks"
+    imagenet = "backbone.weights=imagenet, " if default == "imagenet" else ""
     return [
         f"backbone.weights: none makes the backbone random, and training.phases.{first.name} trains {what}; give "
-        "imagenet, a weights file or a run folder, or choose training=scratch"
+        f"{imagenet}a weights file or a run folder, or choose training=scratch"
     ]

@@ -118,9 +118,15 @@ def checked_plugins(
     if all(isinstance(content[group], Mapping) for group in PLUGIN_GROUPS):
         problems = [*rules.combinations(content), *problems]
     _refuse(problems)
-    plan = phases.plan(content)
-    _refuse(rules.image_size_problems(data, plan, built["backbone"], built["head"]))
-    _refuse(phases.random_backbone_problems(plan[0], content["backbone"]))
+    plan, weights = phases.plan(content), targets.parameters(content["backbone"], allowed).get("weights")
+    _refuse(
+        [
+            *rules.image_size_problems(data, plan, built["backbone"], built["head"]),
+            *phases.random_backbone_problems(
+                plan[0], content["backbone"], None if weights is None else weights.default
+            ),
+        ]
+    )
     return built
 
 
