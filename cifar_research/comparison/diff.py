@@ -20,13 +20,14 @@ from cifar_research.comparison.runs import Run, varied
 from cifar_research.config.identity import flatten
 from cifar_research.display.document import Part, Section
 from cifar_research.display.tables import Table, text_of
+from cifar_research.runs.ledger import LEDGER
 from cifar_research.runs.metrics import difference_interval
 from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ReportError
 
 CURVES = {"loss": "loss", "accuracy": "accuracy", "val_loss": "val loss", "val_accuracy": "val accuracy"}
 Curve = list[dict[str, float | None]]  # of these columns, a row an epoch
-_MOST_LETTERS = 60  # of the values of a key
+_MOST_VALUES, _MOST_LETTERS = 5, 60  # of a key; of a value
 _MOST_EPOCHS = 10  # in the table of curves
 _PARTS = ("config", "data", "versions", "hardware", "code")
 _DATA = ("name", "fingerprint", "sizes", "classes", "note", "left_out")
@@ -104,10 +105,7 @@ class Diff:
             first, second = (list(each.get((part, what), {"–": None})) for each in facts)
             if set(first) != set(second):
                 rows.append([part, what, _joined(first), _joined(second)])
-        parts: list[Part] = []
-        for name, folder, side in zip("AB", self.folders, self.sides, strict=True):
-            counts = Counter(run.state for run in side.runs)
-            parts.append(f"{name}: {folder}, {', '.join(f'{num} {state}' for state, num in counts.items())}")
+        parts: list[Part] = [_described(*side) for side in zip("AB", self.folders, self.sides, strict=True)]
         same = dict.fromkeys(part for part, _ in facts[0] if part not in {row[0] for row in rows})
         parts += [rows] if len(rows) > 1 else []
         parts += [f"The same: {', '.join(same)}."] if same else []
@@ -163,16 +161,22 @@ class Diff:
 def read(places: Sequence[str]) -> tuple[Diff, list[str]]:
     """Return two folders' runs, and warnings about unreadable files.
 
-    ReportError if one has no run that can be read.
+    ReportError if one is not the folder of a run or sweep, or has no run that can be read, or if both are the same.
     """
     folders = Path(places[0]), Path(places[1])
+    for folder in folders:
+        if folder.is_dir() and not any((folder / name).exists() for name in ("report.json", LEDGER)):
+            raise ReportError(
+                f"{folder}: has no report.json or {LEDGER}; give the folder of a run that has ended, or of a sweep"
+            )
+    if folders[0].resolve() == folders[1].resolve():
+        raise ReportError(f"--diff: {folders[0]} and {folders[1]} are the same folder; give two")
     # Both at once, so that options have the same names.
     runs, warnings = reading.find(places)
     sides = [[run for run in runs if run.folder.resolve().is_relative_to(folder.resolve())] for folder in folders]
     for folder, side in zip(folders, sides, strict=True):
         if not side:
-            reason = "; ".join(warnings) or "give the folder of a run that has ended, or of a sweep"
-            raise ReportError(f"{folder}: has no run that can be read; {reason}")
+            raise ReportError(f"{folder}: has no run that can be read; {'; '.join(warnings)}")
     return Diff(folders, (Comparison(sides[0]), Comparison(sides[1]))), warnings
 
 
@@ -197,8 +201,13 @@ def _facts(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, None]]:
 
 
 def _joined(values: Sequence[str]) -> str:
-    text = ", ".join(values)
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
+    short = [value if len(value) <= _MOST_LETTERS else f"{value[:_MOST_LETTERS]}…" for value in values[:_MOST_VALUES]]
+    return ", ".join([*short, *([f"… ({len(values)} values)"] if len(values) > len(short) else [])])
+
+
+def _described(name: str, folder: Path, side: Comparison) -> str:
+    counts = Counter(run.state for run in side.runs)
+    return f"{name}: {folder}, {', '.join(f'{num} {state}' for state, num in counts.items())}"
 
 
 def _value(row: Row, key: str) -> str:
