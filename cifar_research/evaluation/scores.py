@@ -19,7 +19,6 @@ def summary(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) ->
     """
     num_classes = logits.shape[1]
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), num_classes)
-    better = (logits > logits[np.arange(len(labels)), labels, None]).sum(1)
     correct = int((logits.argmax(1) == labels).sum())
     accuracy = correct / len(labels)
     return {
@@ -29,9 +28,14 @@ def summary(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) ->
         "interval": list(metrics.wilson_interval(accuracy, len(labels))),
         "cross_entropy": cross_entropy(logits, labels),
         **metrics.of_matrix(matrix, train_counts),
-        "top5_accuracy": float((better < 5).mean()) if num_classes > 5 else None,
+        "top5_accuracy": _top5(logits, labels) if num_classes > 5 else None,
         "auc": auc(logits, labels),
     }
+
+
+def _top5(logits: np.ndarray, labels: np.ndarray) -> float:
+    own = logits[np.arange(len(labels)), labels]
+    return float(((logits > own[:, None]).sum(1) < 5).mean())
 
 
 def auc(logits: np.ndarray, labels: np.ndarray) -> float | None:
@@ -72,10 +76,10 @@ def by_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def macro(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return each score's unweighted mean over the classes that have it."""
+def macro(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    """Return each score's unweighted mean over the classes that have it, and their number."""
     columns = {name: [row[name] for row in rows if row[name] is not None] for name in ("precision", "recall", "f1")}
-    return {name: sum(values) / len(values) for name, values in columns.items()}
+    return {name: (sum(values) / len(values), len(values)) for name, values in columns.items()}
 
 
 def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -> list[dict[str, Any]]:

@@ -38,17 +38,17 @@ _DIFFERENCES = {"image": "index", "truth": "truth", "first": "one", "first proba
 def as_text(sections: Sequence[Section], headings: Collection[str]) -> str:
     """Return the sentences and tables of some sections for a terminal."""
     parts = [part for section in sections if section.heading in headings for part in section.parts]
-    texts = [tables.as_text(part) if isinstance(part, list) else part for part in parts if not isinstance(part, Path)]
-    return "\n\n".join(texts)
+    return "\n\n".join(
+        part if isinstance(part, str) else tables.as_text(part) for part in parts if isinstance(part, (str, list))
+    )
 
 
 def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
     """Return the sections of a run's evaluation; figures: paths by name."""
-    means = [f"{name} {value:.4f}" for name, value in scores.macro(result["by_class"]).items()]
     pairs = [tables.of(result["confused_pairs"], _PAIRS)] if result["confused_pairs"] else []
     sections = [
         Section("Accuracy", [_accuracies(result), *_of_accuracies(result)]),
-        Section("Classes", [tables.of(result["by_class"], _BY_CLASS), f"Means over the classes: {', '.join(means)}."]),
+        Section("Classes", [tables.of(result["by_class"], _BY_CLASS), _of_classes(result)]),
         Section("Confusion", [figures["confusion"], *pairs]),
         Section("Calibration", [_calibration(result), _of_calibration(result), figures["reliability"]]),
     ]
@@ -100,6 +100,13 @@ def _of_accuracies(result: Result) -> list[str]:
     if not result["data"]["is_own"]:
         sentences.append("The run was trained with other images or other splits.")
     return sentences + _note(result)
+
+
+def _of_classes(result: Result) -> str:
+    num = len(result["classes"])
+    means = [f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
+             for name, (value, known) in scores.macro(result["by_class"]).items()]  # fmt: skip
+    return f"Means over the classes: {', '.join(means)}. –: no image of the class, or none predicted as it."
 
 
 def _calibration(result: Result) -> Table:
@@ -191,13 +198,15 @@ def _note(result: Result) -> list[str]:
 
 def _mcnemar(result: Result) -> list[str]:
     only_first, only_second = result["table"]["only_first"], result["table"]["only_second"]
+    is_single = all(len(result[name]["accuracies"]) == 1 for name in ("first", "second"))
+    votes = "The two" if is_single else "The votes of the groups' runs"
     if result["p"] is None:
-        return ["The two are right on the same images, so McNemar's test cannot compare them."]
+        return [f"{votes} are right on the same images, so McNemar's test cannot compare them."]
     verdict = "differ" if result["p"] < 0.05 else "do not differ beyond chance"
     num = only_first + only_second
     few = f" {num} images are too few to show a difference; at least 6 are needed." if num < 6 else ""
     return [
-        f"The two {verdict} on these images: McNemar's exact test, {only_first:,} images that only the first gets right "
+        f"{votes} {verdict} on these images: McNemar's exact test, {only_first:,} images that only the first gets right "
         f"against {only_second:,}, p = {result['p']:.3g}.{few} This is about these trained weights, not about other seeds."
     ]
 
