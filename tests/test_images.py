@@ -87,9 +87,10 @@ def test_numbers_of_unclear_range_are_refused_and_not_read_as_black(values):
         images.decode(values, 8)
 
 
-def test_nothing_but_zeros_is_black():
-    for values in (np.zeros((4, 4), np.uint16), np.zeros((4, 4))):
+def test_false_and_nothing_but_zeros_are_black():
+    for values in (np.zeros((4, 4), np.uint16), np.zeros((4, 4)), np.zeros((4, 4), bool)):
         assert not images.decode(values, 4).any()
+    assert (images.decode(np.ones((4, 4), bool), 4) == 255).all()
 
 
 def chunk(kind, data):

@@ -63,12 +63,14 @@ def decoded_or_error(source: File, size: int) -> np.ndarray | ImageError:
 def eight_bits(values: np.ndarray, limit: int | None = None) -> np.ndarray:
     """Return numbers of any type as uint8, scaled by the range that they use.
 
-    uint8 is unchanged. Otherwise the maximum decides the range: floats up to 1, then 255, 4095 and 65535. limit: the
-    end of the range, if known. ValueError for numbers that are below 0, above 65535 or not finite, or whose maximum is
-    too small to decide.
+    uint8 is unchanged, and booleans become 0 and 255. Otherwise the maximum decides the range: floats up to 1, then
+    255, 4095 and 65535. limit: the end of the range, if known. ValueError for numbers that are below 0, above 65535 or
+    not finite, or whose maximum is too small to decide.
     """
     if values.dtype == np.uint8:
         return values
+    if values.dtype == bool:
+        return values * np.uint8(255)
     lowest, highest = values.min(), values.max()
     if values.dtype.kind not in "fiu" or not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError("its pixels are not finite numbers; convert it to 8 bits")
