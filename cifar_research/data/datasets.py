@@ -37,7 +37,8 @@ class Split:
 
     def of_classes(self, chosen: Sequence[int]) -> Split:
         """Return the images of the chosen classes, with labels numbered in that order."""
-        numbers = np.full(max(int(self.labels.max()), *chosen) + 1, -1, np.int64)
+        # One more at the end, for -1: images of classes that were left out before.
+        numbers = np.full(max(int(self.labels.max()), *chosen) + 2, -1, np.int64)
         numbers[list(chosen)] = np.arange(len(chosen))
         labels = numbers[self.labels]
         return Split(self.images, labels, self.indices[labels[self.indices] >= 0])
