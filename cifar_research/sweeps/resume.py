@@ -31,6 +31,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if len(rivals) > 1:
         raise ConfigError(f"resume: {' and '.join(rivals)} contradict each other; give one of them")
     end = indices[0]
+    if arguments[end] == "resume=":
+        raise ConfigError("resume: has no value; give the folder of a run or a sweep, as in resume=outputs/fast/run")
     folder = Path(arguments[end].removeprefix("resume="))
     sweep = ledger.read(folder)
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
