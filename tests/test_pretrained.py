@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import threading
+import warnings
 import zipfile
 
 import keras
@@ -162,7 +163,8 @@ def test_weights_of_a_run_whatever_its_head(tmp_path):
     for weight in classifier.parts(task.model)[0].weights:
         assert (weight.value.numpy() == saved[f"model/{weight.path}"]).all()
 
-    with pytest.raises(WeightsError, match="give its run folder"):
+    with warnings.catch_warnings(), pytest.raises(WeightsError, match="give its run folder"):
+        warnings.simplefilter("error", UserWarning)
         built(f"backbone.weights={tmp_path / 'run' / 'model.weights.h5'}")
     with pytest.raises(WeightsError, match=r"Conv1/kernel is \(3, 3, 3, 16\) in it, and \(3, 3, 3, 24\)"):
         built(f"backbone.weights={tmp_path / 'run'}", "backbone.options.alpha=0.75")

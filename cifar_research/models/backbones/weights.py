@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def load(
                 source = keras.saving.load_model(path, compile=False, safe_mode=True)
             else:
                 source = keras.models.clone_model(backbone) if make is None else make()
-                source.load_weights(path)
+                with warnings.catch_warnings():
+                    # For another network's file, Keras warns of each container before it fails.
+                    warnings.filterwarnings("ignore", "Skipping nested container")
+                    source.load_weights(path)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise WeightsError(
                 f"backbone.weights: {path} cannot be loaded into {backbone.name} ({_first_line(error)}); for a run's "
