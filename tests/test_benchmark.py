@@ -157,7 +157,7 @@ def test_every_peer_trains_and_what_was_found_is_written(tmp_path, forks, capsys
 def test_time_to_accuracy_tells_of_each_seed(tmp_path, batches, forks, capsys):
     small = ["experiment=fast", "training.batch_size=20", "training.epochs=1", "data.cache_dir=" + str(tmp_path)]
     small += ["backbone.filters=[8,16]", "training.precision=float32"]
-    arguments = [batches, "--no-torch", "--seeds", 3, 4, "--json", tmp_path / "found.json", *small]
+    arguments = [batches, "--recipes", "none", "--seeds", 3, 4, "--json", tmp_path / "found.json", *small]
     forks.main(forks.time_to_accuracy, *arguments)
     runs = json.loads((tmp_path / "found.json").read_text())["runs"]["ours"]
     assert len(runs) == 2 and all(0 <= one["test_accuracy"] <= 1 and one["flops"] > 1e6 for one in runs)

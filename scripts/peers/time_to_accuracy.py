@@ -1,7 +1,7 @@
 """Time whole runs of a preset over seeds, in turn with airbench94 and airbench94_muon in PyTorch (torch_recipe.py).
 
     scripts/time_to_accuracy FOLDER                      seeds 0, 1 and 2 of experiment=fast and of both PyTorch recipes
-    scripts/time_to_accuracy FOLDER --seeds 0 1 2 3 4 --no-torch --target 0.9 experiment=fast data.val_fraction=0.1
+    scripts/time_to_accuracy FOLDER --seeds 0 1 2 3 4 --recipes none --target 0.9 experiment=fast data.val_fraction=0.1
 
 FOLDER holds `cifar-10-batches-bin`. Seconds are medians, told three times: of the whole command, start-up and evaluation in it;
 of training; and of training at its steady rate, without tracing and the first call. The seconds to a target are those
@@ -29,6 +29,8 @@ from cifar_research.display import console
 from cifar_research.display.tables import as_text
 from cifar_research.runs.report import read_history
 from cifar_research.runtime.errors import ConfigError
+
+RECIPES = {"sgd": "PyTorch, SGD", "muon": "PyTorch, Muon"}
 
 
 def ours(folder, overrides, seed, target):
@@ -92,7 +94,9 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", help="overrides of the run; default: experiment=fast")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--no-torch", action="store_true", help="run without PyTorch's recipes")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=[*RECIPES, "none"], default=[*RECIPES], help="of PyTorch; default: both"
+    )
     parser.add_argument("--target", type=float, help="also print the seconds until this validation accuracy is reached")
     parser.add_argument("--json", type=Path, default=ROOT / "outputs" / "time_to_accuracy.json")
     args = parser.parse_intermixed_args()
@@ -107,8 +111,8 @@ def main():
             "--target: needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
         )
     precision = "bfloat16" if settings.training.precision == "bfloat16" else "float32"
-    pythons = {"ours": sys.executable} | ({} if args.no_torch else {"torch": torch_environment.python(log)})
-    recipes = {} if args.no_torch else {"PyTorch, SGD": "sgd", "PyTorch, Muon": "muon"}
+    recipes = {RECIPES[recipe]: recipe for recipe in args.recipes if recipe != "none"}
+    pythons = {"ours": sys.executable} | ({"torch": torch_environment.python(log)} if recipes else {})
     runs = {name: [] for name in ("ours", *recipes)}
     results = {"command": " ".join(["scripts/time_to_accuracy", *sys.argv[1:]]), "hardware": hardware()}
     results |= {"versions": versions(pythons), "seeds": args.seeds, "runs": runs}
