@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar_research.comparison import diff, tables
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison.diff import Diff
-from cifar_research.comparison.ranking import Comparison
+from cifar_research.comparison.ranking import Comparison, monitored
 from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
@@ -197,7 +197,8 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
         if (folder / "study.db").exists():
             from cifar_research.sweeps import study  # imported here because it takes half a second
 
-            sections.append(study.section(folder, f"Search of {folder}"))
+            metric = monitored([run for run in comparison.runs if run.folder.parent == folder])
+            sections.append(study.section(folder, f"Search of {folder}", metric))
     return sections
 
 

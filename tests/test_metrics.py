@@ -131,8 +131,20 @@ def test_reports_rank_by_the_monitored_metric(tmp_path, monitor, first):
     assert ("val macro F1" in cells) is (monitor == "macro_f1")
     if monitor == "macro_f1":
         assert cells["val macro F1"] == "0.6000" and cells["val accuracy"] == "0.4000"
+    assert header.count("val loss") == 1 and (header[header.index("val loss") + 1] == "val 95 %") is (monitor == "loss")
     write(tmp_path / "c", ["training.monitor=balanced_accuracy"], {"loss": 1, "accuracy": 0.9})
     assert Comparison(runs.find([str(tmp_path)])[0]).metric == "accuracy"
+
+
+@pytest.mark.parametrize(("monitor", "order"), [("loss", ["0.2", "0.1"]), ("accuracy", ["0.1", "0.2"])])
+def test_main_effects_begin_with_the_best_value_by_the_monitored_metric(tmp_path, monitor, order):
+    for rate, loss, accuracy in ((0.1, 0.9, 0.8), (0.2, 0.2, 0.4)):
+        for seed in range(2):
+            overrides = [f"training.monitor={monitor}", f"optimizer.learning_rate={rate}", f"seed={seed}"]
+            write(tmp_path / f"{rate}{seed}", overrides, {"loss": loss + seed / 100, "accuracy": accuracy})
+    table = tables.effects_table(Comparison(runs.find([str(tmp_path)])[0]))
+    assert [row[1] for row in table[1:]] == order
+    assert tables.effects_table(Comparison(runs.find([str(tmp_path)])[0]), 1)[1:] == table[1:2]
 
 
 def write(folder, overrides, values):

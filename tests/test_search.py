@@ -200,9 +200,9 @@ def test_a_killed_search_ends_with_its_total(tmp_path):
 @pytest.mark.parametrize(
     ("values", "states", "expected", "absent"),
     [
-        ([], {}, ["0 trials", "need 10 completed trials of different accuracies; there are 0"], "best"),
+        ([], {}, ["0 trials", "need 10 completed trials of different results; there are 0"], "best"),
         ([0.1] * 9, {}, ["9 trials: 9 complete.", "0.1000, of trial 0", "there are 9"], "(PED"),
-        ([0.1] * 12, {}, ["need 10 completed trials of different accuracies"], "(PED"),
+        ([0.1] * 12, {}, ["need 10 completed trials of different results"], "(PED"),
         # A pruned trial has a value, and is neither the best nor part of the importances.
         ([0.9, *(0.1 * (i % 2) for i in range(12))], {0: "PRUNED"}, ["12 complete", "1 pruned", "0.1000", "best 5 of 12"], "0.9"),
     ],
@@ -216,7 +216,7 @@ def test_a_report_shows_what_the_trials_show(tmp_path, values, states, expected,
         state = TrialState[states.get(i, "COMPLETE")]
         made.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=distributions, state=state))
     before = (tmp_path / search.STUDY).read_bytes()
-    parts = study_report.section(tmp_path, "Search").parts
+    parts = study_report.section(tmp_path, "Search", "accuracy").parts
     text = " ".join(part for part in parts if isinstance(part, str))
     assert all(part in text for part in expected) and absent not in text
     assert text.endswith(f"optuna-dashboard {storage}") and (tmp_path / search.STUDY).read_bytes() == before
@@ -228,10 +228,20 @@ def test_a_report_shows_what_the_trials_show(tmp_path, values, states, expected,
         assert list(figure.data[0].y) == [0.0, *[0.1] * 11] and list(figure.data[1].x) == list(range(1, 13))
 
 
+def test_a_search_of_the_lowest_loss_reports_losses(tmp_path):
+    made = optuna.create_study(storage=f"sqlite:///{tmp_path / search.STUDY}", study_name="sweep", direction="maximize")
+    for loss in (0.9, 0.4, 0.6):  # a trial's value is the negative loss
+        made.add_trial(optuna.trial.create_trial(value=-loss, state=TrialState.COMPLETE))
+    _, best, figure, *_ = study_report.section(tmp_path, "Search", "loss").parts
+    assert best == "The best validation loss is 0.4000, of trial 1, counted from 0."
+    assert list(figure.data[0].y) == [0.9, 0.4, 0.4] and list(figure.data[1].y) == [0.9, 0.4, 0.6]
+    assert figure.layout.yaxis.title.text == "validation loss"
+
+
 def test_a_damaged_study_is_a_sentence_in_the_report(tmp_path):
     (tmp_path / search.STUDY).write_bytes(b"no study" * 100)
-    (part,) = study_report.section(tmp_path, "Search").parts
+    (part,) = study_report.section(tmp_path, "Search", "accuracy").parts
     assert part.startswith(f"{tmp_path / search.STUDY}: cannot be read (") and "\n" not in part
     (tmp_path / search.STUDY).write_bytes(b"")
-    (part,) = study_report.section(tmp_path, "Search").parts
+    (part,) = study_report.section(tmp_path, "Search", "accuracy").parts
     assert "cannot be read" in part and (tmp_path / search.STUDY).stat().st_size == 0

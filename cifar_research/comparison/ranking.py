@@ -98,15 +98,16 @@ class Comparison:
     @cached_property
     def metric(self) -> str:
         """The metric that ranks: the one that all runs monitored, or else `accuracy`."""
-        monitored = {run.config["training"]["monitor"] for run in self.runs}
-        return str(monitored.pop()) if len(monitored) == 1 else "accuracy"
+        return monitored(self.runs)
 
     @cached_property
     def scored_rows(self) -> list[Row]:
         """The rows with a result by the mean of the metric, best first, without ranks."""
-        sign = -1 if self.metric == "loss" else 1
+        path = f"val/{self.metric}"
         return sorted(
-            _rows(self.completed), key=lambda row: sign * (row.mean(f"val/{self.metric}") or 0.0), reverse=True
+            _rows(self.completed),
+            key=lambda row: metrics.worth({self.metric: row.mean(path)}, self.metric) or 0.0,
+            reverse=True,
         )
 
     @cached_property
@@ -157,6 +158,12 @@ class Comparison:
         values = [run.val(self.metric) for run in row.runs]
         half_width = statistics.t_half_width(values, row.overlap)
         return Effect(value, sum(values) / len(values), half_width, len(values))
+
+
+def monitored(runs: Sequence[Run]) -> str:
+    """Return the metric that all runs monitored, or else `accuracy`."""
+    names = {run.config["training"]["monitor"] for run in runs}
+    return str(names.pop()) if len(names) == 1 else "accuracy"
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:

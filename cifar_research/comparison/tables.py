@@ -13,7 +13,7 @@ from cifar_research import config
 from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row
 from cifar_research.comparison.runs import Run
 from cifar_research.display.tables import Table, text_of
-from cifar_research.runs.metrics import display_name
+from cifar_research.runs.metrics import display_name, worth
 
 
 class _Cell(NamedTuple):
@@ -54,13 +54,13 @@ def _leaderboard_cells(comparison: Comparison) -> list[list[_Cell]]:
             *([_Cell("images", "images", run.fingerprint, ".8")] if has_images else []),
             _Cell("n", "n", num),
         ]
-        if comparison.metric not in ("accuracy", "loss"):
+        if comparison.metric != "accuracy":
             cells += [*_scores(row, "val", comparison.metric), *_scores(row, "test", comparison.metric)]
         cells += [*_scores(row, "val", "accuracy"), *_scores(row, "test", "accuracy")]
         cells += [
             _Cell("interval", "", ("folds" if row.overlap else "seeds") if num > 1 else "images"),
             _Cell("train_accuracy", "train accuracy", row.mean("train/accuracy"), ".4f"),
-            _Cell("val_loss", "val loss", row.mean("val/loss"), ".4f"),
+            *([] if comparison.metric == "loss" else [_Cell("val_loss", "val loss", row.mean("val/loss"), ".4f")]),
         ]
         for name, values in sizes.items():
             form = ".1f" if name == "MFLOP" else ""
@@ -89,9 +89,11 @@ def _scores(row: Row, split: str, metric: str) -> list[_Cell]:
 
 def effects_table(comparison: Comparison, most: int | None = None) -> Table:
     """Return the main effects as text, the best value of each key first; most: of the values of a key."""
-    table = [["what", "value", "n", f"mean val {display_name(comparison.metric)}", "95 %"]]
+    metric = comparison.metric
+    table = [["what", "value", "n", f"mean val {display_name(metric)}", "95 %"]]
     for key, rows in comparison.effects.items():
-        for value, mean, half_width, n in sorted(rows, key=lambda effect: -effect.mean)[:most]:
+        best_first = sorted(rows, key=lambda effect: worth({metric: effect.mean}, metric) or 0.0, reverse=True)
+        for value, mean, half_width, n in best_first[:most]:
             missing = "–" if n == 1 else NO_SPREAD
             interval = missing if math.isnan(half_width) else f"± {half_width:.4f}"
             table.append([comparison.titles[key], value, str(n), f"{mean:.4f}", interval])

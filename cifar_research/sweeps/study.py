@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from cifar_research.display.document import Part, Section
+from cifar_research.runs.metrics import display_name
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -37,8 +38,11 @@ def escaped(folder: Path) -> str:
     return re.sub(r"[%?#{}]", lambda character: quote(character[0]), str(folder.absolute() / STUDY))
 
 
-def section(folder: Path, heading: str) -> Section:
-    """Return a search's best trial, importances, a figure, and the command that shows all trials."""
+def section(folder: Path, heading: str, metric: str) -> Section:
+    """Return a search's best trial, importances, a figure, and the command that shows all trials.
+
+    metric: the one that its runs monitored.
+    """
     try:
         creator = {"creator": lambda: sqlite3.connect(f"file:{escaped(folder)}?mode=ro", uri=True)}
         storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=creator)
@@ -50,16 +54,16 @@ def section(folder: Path, heading: str) -> Section:
     counts = Counter(trial.state.name.lower() for trial in trials)
     counted = ", ".join(f"{num} {state}" for state, num in counts.items())
     parts: list[Part] = [f"{len(trials)} trials: {counted}."]
-    # A pruned trial has the value of its last epoch.
+    # Of a loss, the value is negative. A pruned trial has the value of its last epoch.
     values = {trial.number: trial.value or 0.0 for trial in trials if trial.state is TrialState.COMPLETE}
     if values:
         best = max(values, key=lambda number: values[number])
         parts += [
-            f"The best validation accuracy is {values[best]:.4f}, of trial {best}, counted from 0.",
-            _figure(values),
+            f"The best validation {display_name(metric)} is {abs(values[best]):.4f}, of trial {best}, counted from 0.",
+            _figure(values, display_name(metric)),
         ]
     if (num := len(values)) < _FEWEST or len(set(values.values())) == 1:
-        parts.append(f"No importances: they need {_FEWEST} completed trials of different accuracies; there are {num}.")
+        parts.append(f"No importances: they need {_FEWEST} completed trials of different results; there are {num}.")
     else:
         num_best = max(_NUM_BEST, math.ceil(num / 10))
         shares = optuna.importance.get_param_importances(
@@ -74,13 +78,13 @@ def section(folder: Path, heading: str) -> Section:
     return Section(heading, [*parts, f"To see all trials in a browser: pip install optuna-dashboard, then {command}"])
 
 
-def _figure(values: Mapping[int, float]) -> Figure:
+def _figure(values: Mapping[int, float], name: str) -> Figure:
     """Return the value of each completed trial, by its number, and the best one so far."""
     from plotly.graph_objects import Figure  # takes a third of a second
 
     legend = {"orientation": "h", "y": -0.2}
-    figure = Figure(layout={"xaxis_title": "trial", "yaxis_title": "validation accuracy", "legend": legend})
-    best = list(itertools.accumulate(values.values(), max))
+    figure = Figure(layout={"xaxis_title": "trial", "yaxis_title": f"validation {name}", "legend": legend})
+    best = [abs(value) for value in itertools.accumulate(values.values(), max)]
     figure.add_scatter(x=list(values), y=best, mode="lines", line_shape="hv", name="best so far")
-    figure.add_scatter(x=list(values), y=list(values.values()), mode="markers", name="completed trials")
+    figure.add_scatter(x=list(values), y=list(map(abs, values.values())), mode="markers", name="completed trials")
     return figure
