@@ -17,7 +17,7 @@ from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
 from cifar_research.runs import overrides
-from cifar_research.runs.metrics import display_name
+from cifar_research.runs.metrics import SHARES, display_name
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
@@ -25,16 +25,21 @@ from cifar_research.sweeps.live import next_commands, watch
 
 _NOTES = (
     "Ranked by the validation {metric} of the best epoch. A rank with = is a tie with the best: the difference is "
-    "within the noise of the seeds (paired or Welch's t-test, 5 %) or of the validation images (binomial, 5 %).",
+    "within the noise of the seeds (paired or Welch's t-test, 5 %){images}.",
     "± is Student's 95 % interval over n seeds. Brackets are the 95 % interval of one run (Wilson): it says how the accuracy "
     "would vary on other images, not with other seeds. «no spread»: all runs of the row have the same accuracy, so the spread "
     "of others is unknown. If several runs have the same config and seed, only the last one is counted.",
 )
+_OF_IMAGES = " or of the validation images (binomial, 5 %)"
 _SINGLE_SEEDS = (
-    "Rows with n = 1 were trained once, with one seed. Another seed gives another accuracy, and may give another order. "
-    "A rank without = then only means that the difference is larger than the noise of the validation images. To find "
-    "out which setting is better, train each with several seeds. scripts/train resume=<sweep> seed=0,1,2,3,4 adds them to a sweep."
+    "Rows with n = 1 were trained once, with one seed. Another seed gives another {metric}, and may give another order. "
+    "{noise} To find out which setting is better, train each with several seeds. "
+    "scripts/train resume=<sweep> seed=0,1,2,3,4 adds them to a sweep."
 )
+_BEYOND_IMAGES = (
+    "A rank without = then only means that the difference is larger than the noise of the validation images."
+)
+_UNTESTED = "Their ranks are not tested, since one run has no interval of this metric."
 _TWO_SEEDS = "Rows with n = 2 have very wide intervals, so that almost all of them tie. Use three seeds or more."
 _OTHER_IMAGES = (
     "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "
@@ -171,8 +176,10 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     most_rows: of the leaderboard. most_values: of a key's main effects. What is left out is counted below the table.
     """
     num_seeds = [len(row.runs) for row in comparison.scored_rows]
-    notes = [note.format(metric=display_name(comparison.metric)) for note in _NOTES]
-    notes += [_SINGLE_SEEDS] if len(num_seeds) > 1 and 1 in num_seeds else []
+    name, has_noise = display_name(comparison.metric), comparison.metric in SHARES
+    notes = [note.format(metric=name, images=_OF_IMAGES if has_noise else "") for note in _NOTES]
+    if len(num_seeds) > 1 and 1 in num_seeds:
+        notes.append(_SINGLE_SEEDS.format(metric=name, noise=_BEYOND_IMAGES if has_noise else _UNTESTED))
     notes += [_TWO_SEEDS] if len(num_seeds) > 1 and 2 in num_seeds else []
     notes += [_OTHER_IMAGES] if len({run.fingerprint for run in comparison.runs if run.fingerprint}) > 1 else []
     notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []

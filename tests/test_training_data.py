@@ -142,7 +142,10 @@ def test_noise_is_of_the_training_labels_alone_and_both_are_known():
     ("overrides", "message"),
     [
         (["data.fold=1"], "data.fold: 1 needs data.folds"),
-        (["data.folds=5", "data.fold=5"], "data.fold: 5 is out of range; it must be at most 4"),
+        (
+            ["data.folds=5", "data.fold=5"],
+            r"data.fold: 5 is out of range; it must be at most 4, and 'data.fold=range\(5\)' sweeps all",
+        ),
         (["data.folds=5", "data.validation=test"], "data.folds: 5 does not work with data.validation=test"),
         (["data.folds=1"], "data.folds: 1 is out of range"),
         (["data.imbalance=linear"], "data.imbalance: 'linear' is not one of none, exponential, step"),

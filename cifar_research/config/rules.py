@@ -140,7 +140,11 @@ def _fold_problems(data: Mapping[str, Any]) -> list[str]:
         return [f"data.fold: {fold} needs data.folds, the number of folds; add it"] if fold else []
     if data["validation"] == "test":
         return [f"data.folds: {folds} does not work with data.validation=test; choose one of them"]
-    return [f"data.fold: {fold} is out of range; it must be at most {folds - 1}"] if fold >= folds else []
+    if fold < folds:
+        return []
+    return [
+        f"data.fold: {fold} is out of range; it must be at most {folds - 1}, and 'data.fold=range({folds})' sweeps all"
+    ]
 
 
 def _label_problems(data: Mapping[str, Any]) -> list[str]:
