@@ -11,6 +11,8 @@ from test_compare import made, write_run
 
 from cifar_research import report as command
 from cifar_research.comparison import diff
+from cifar_research.comparison import runs as reading
+from cifar_research.comparison.ranking import Comparison
 from cifar_research.runs import report
 from cifar_research.runs.ledger import LEDGER, Job
 
@@ -85,8 +87,8 @@ def test_two_runs_have_the_interval_of_their_difference_and_mcnemars_test(tmp_pa
         write_run(tmp_path / name, ["seed=1"], accuracy=accuracy, more=FACTS)
     parts = shown(tmp_path / "a", tmp_path / "b")["Results"]
     val, test = rows_of(parts)
-    assert (val["accuracy"], test["accuracy"], test["A"], test["B"], test["B - A"]) == (
-        "val", "test", "0.5000", "0.5300", "+0.0300",
+    assert (val["score"], test["score"], test["A"], test["B"], test["B - A"]) == (
+        "val accuracy", "test accuracy", "0.5000", "0.5300", "+0.0300",
     )  # fmt: skip
     # Newcombe's interval of 10,000 images, by hand from the two of Wilson.
     assert test["A 95 %"] == "[0.4902, 0.5098]" and test["test of the difference"] == "[+0.0161, +0.0438], beyond noise"
@@ -107,6 +109,22 @@ def test_two_runs_have_the_interval_of_their_difference_and_mcnemars_test(tmp_pa
     path.write_text(json.dumps(content | {"runs": {"first": [], "second": ["elsewhere/b"]}}))
     os.utime(path, (later, later))
     assert "--against" in shown(tmp_path / "a", tmp_path / "b")["Results"][-1]
+
+
+def test_a_monitored_metric_is_compared_beside_the_accuracy(tmp_path):
+    for name, accuracies in (("a", (0.5, 0.6, 0.7)), ("b", (0.53, 0.62, 0.725))):
+        for seed, accuracy in enumerate(accuracies):
+            overrides = ["training.monitor=loss", f"seed={seed}", f"model.dropout=0.{'ab'.index(name)}"]
+            write_run(tmp_path / f"{name}{seed}", overrides, accuracy=accuracy, more=FACTS)
+    sides = [[run for run in reading.find([str(tmp_path)])[0] if run.folder.name[0] == name] for name in "ab"]
+    both = diff.Diff((tmp_path / "a", tmp_path / "b"), (Comparison(sides[0]), Comparison(sides[1])))
+    results = {section.heading: section.parts for section in both.sections()}["Results"]
+    scores = {row["score"]: (row["B - A"], row["test of the difference"]) for row in rows_of(results)}
+    assert list(scores) == ["val accuracy", "test accuracy", "val loss", "test loss"]
+    assert scores["test loss"] == ("-0.0250", "p = 0.0131, paired t-test, 3 seeds")
+    # One run has no interval of its loss.
+    parts = shown(tmp_path / "a0", tmp_path / "b0")["Results"]
+    assert [row["test of the difference"] for row in rows_of(parts)][2:] == ["none: a single seed"] * 2
 
 
 def seeds(word, accuracies, first=0):

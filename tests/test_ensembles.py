@@ -167,7 +167,7 @@ def change(folder, **values):
 
 
 MISTAKES = {
-    "one run": ("{s0} --ensemble", {}, "--ensemble: needs two completed runs or more of the same setting"),
+    "one run": ("{s0} --ensemble", {}, "--ensemble: needs two completed runs or more that differ by the seed only"),
     "the same run": ("{s0} {s0} --ensemble", {}, "needs two completed runs or more"),
     "against": ("{s0} {s1} --ensemble --against {w}", {}, "--ensemble: cannot be used with --against"),
     "views": ("{s0} {s1} --ensemble --views flip", {}, "--ensemble: is only for the test images"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shlex
@@ -15,13 +16,13 @@ from typing import Any, NamedTuple
 
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import statistics
-from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row
+from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row, monitored
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.config.identity import flatten
 from cifar_research.display.document import Part, Section
 from cifar_research.display.tables import Table, text_of
 from cifar_research.runs.ledger import LEDGER
-from cifar_research.runs.metrics import difference_interval
+from cifar_research.runs.metrics import SHARES, difference_interval, display_name
 from cifar_research.runtime import programs
 from cifar_research.runtime.errors import ReportError
 
@@ -113,14 +114,14 @@ class Diff:
 
     def _results(self) -> Section:
         pairs, note = self.pairs
-        table = [[*pairs[0].settings, "accuracy", "A", "A 95 %", "B", "B 95 %", "B - A", "test of the difference"]]
-        for pair in pairs:
-            a, b = pair.rows
-            for split in ("val", "test"):
-                path = f"{split}/accuracy"
-                if (first := a.mean(path)) is not None and (second := b.mean(path)) is not None:
-                    cells = [f"{first:.4f}", a.interval(path), f"{second:.4f}", b.interval(path)]
-                    table.append([*pair.settings.values(), split, *cells, f"{second - first:+.4f}", _test(a, b, split)])
+        table = [[*pairs[0].settings, "score", "A", "A 95 %", "B", "B 95 %", "B - A", "test of the difference"]]
+        metrics = dict.fromkeys(["accuracy", monitored(self._runs)])
+        for pair, metric, split in itertools.product(pairs, metrics, ("val", "test")):
+            path, (a, b) = f"{split}/{metric}", pair.rows
+            if (first := a.mean(path)) is not None and (second := b.mean(path)) is not None:
+                cells = [f"{split} {display_name(metric)}", f"{first:.4f}", a.interval(path), f"{second:.4f}"]
+                cells += [b.interval(path), f"{second - first:+.4f}", _test(a, b, path)]
+                table.append([*pair.settings.values(), *cells])
         parts: list[Part] = [table, _NOTE] if len(table) > 1 else ["A or B has no accuracy yet."]
         if len(pairs) == 1:
             numbers = [
@@ -227,11 +228,11 @@ def _curve(row: Row) -> Curve:
     ]
 
 
-def _test(first: Row, second: Row, split: str) -> str:
-    """Return the t-test over seeds, or for single runs the interval of B - A."""
-    path = f"{split}/accuracy"
+def _test(first: Row, second: Row, path: str) -> str:
+    """Return the t-test over seeds, or for accuracies of single runs the interval of B - A."""
     a, b = ({run.repeat: run.score(path) for run in row.runs if run.score(path) is not None} for row in (first, second))
-    if max(len(a), len(b)) == 1:
+    split, _, metric = path.partition("/")
+    if max(len(a), len(b)) == 1 and metric in SHARES:
         sizes = [row.runs[0].score(f"data/sizes/{split}") for row in (second, first)]
         low, high = difference_interval(*b.values(), *a.values(), *sizes)
         return f"[{low:+.4f}, {high:+.4f}], {'within' if low <= 0 <= high else 'beyond'} noise"

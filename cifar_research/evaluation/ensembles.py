@@ -35,7 +35,7 @@ def groups(paths: Sequence[str]) -> list[list[Path]]:
     ensembles = [group for group in members if len(group) > 1]
     if not ensembles:
         raise ConfigError(
-            "--ensemble: needs two completed runs or more of the same setting; give more runs, or a sweep"
+            "--ensemble: needs two completed runs or more that differ by the seed only; give more runs, or a sweep of seeds"
         )
     for group in ensembles:
         _reports(group)
