@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import conf, messages, permissions, rules, targets
-from cifar_research.config.overrides import HYDRA_ERRORS, with_texts, without_sweeps
+from cifar_research.config.overrides import HYDRA_ERRORS, TEXT_KEYS, with_texts, without_sweeps
 from cifar_research.runtime.errors import ConfigError
 
 
@@ -43,6 +43,10 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
     """
     overrides = with_texts(overrides)
     single = without_sweeps(overrides)
+    for word in overrides:  # an empty folder would be the working directory
+        key, _, value = word.lstrip("+").partition("=")
+        if key in TEXT_KEYS and not value.strip("'\""):
+            raise ConfigError(messages.missing(key))
     if folder := permissions.missing_folder(single):
         raise ConfigError(f"hydra.searchpath: {folder} does not exist; give the folder that has your config groups")
     try:

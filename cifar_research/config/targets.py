@@ -24,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_IN_YAML = {"None": "null", "True": "true", "False": "false"}
 # Modules of factories; none of these runs or downloads anything that its settings name.
 _PACKAGE = __package__.partition(".")[0]
 _OURS = tuple(
@@ -94,12 +95,14 @@ def range_problem(value: float | None, ends: str, low: float, high: float = math
     return f"{value} is out of range; it must be {lower} and {upper}"
 
 
+def _as_yaml(value: Any) -> str:
+    return _IN_YAML.get(str(value), repr(value))  # OmegaConf makes a text of a boolean
+
+
 def choice_problem(value: Any, choices: Sequence[Any]) -> str:
     """Return why a value is not one of the choices, with the nearest of them."""
-    texts = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
-    # OmegaConf makes a text of a boolean.
-    given = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))
-    return f"{given} is not one of {', '.join(texts)}{nearest(str(value), texts, most=0)}"
+    texts = [_IN_YAML.get(str(choice), str(choice)) for choice in choices]
+    return f"{_as_yaml(value)} is not one of {', '.join(texts)}{nearest(str(value), texts, most=0)}"
 
 
 def check_range(ends: str, low: float, high: float = math.inf, /, **values: float | None) -> None:
@@ -181,9 +184,7 @@ def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[s
             remedy = f"{'' if hint.endswith('?') else '.'} If a preset sets it, remove it with ~{key}.{setting}"
             problems.append(f"{key}.{setting}: {name} has no parameter {setting!r}{hint}{remedy}")
         elif setting in hints and not fits(value, hints[setting]):
-            hint = hints[setting]
-            wanted = KINDS.get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
-            problems.append(f"{key}.{setting}: takes {wanted}, not {value!r}; change the value")
+            problems.append(f"{key}.{setting}: {_mismatch(value, hints[setting])}")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in values:
             problems.append(f"{key}.{parameter.name}: {name} needs a value; add +{key}.{parameter.name}=…")
@@ -235,6 +236,22 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, dict)
     return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _mismatch(value: Any, hint: Any) -> str:
+    """Return why a value does not fit a type hint."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    literal = [typing.get_args(part) for part in parts if typing.get_origin(part) is typing.Literal]
+    if literal:
+        return choice_problem(value, [*literal[0], *([None] if types.NoneType in parts else [])])
+    return f"takes {' or '.join(map(_kind, parts))}, not {_as_yaml(value)}; change the value"
+
+
+def _kind(hint: Any) -> str:
+    item = typing.get_args(hint)[0] if typing.get_origin(hint) in (list, Sequence) else None
+    if item in KINDS:
+        return f"a list of {KINDS[item].removeprefix('a ')}s"
+    return (KINDS | {types.NoneType: "null"}).get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
 
 
 def nearest(name: str, valid: typing.Iterable[str], most: int = 12) -> str:
