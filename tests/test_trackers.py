@@ -214,7 +214,7 @@ def test_a_damaged_key_is_replaced_with_a_warning(tmp_path, caplog):
         (["tracker=mlfow"], "did you mean 'mlflow'"),
         (["tracker=mlflow", "tracker.experimnt=a"], "experiment"),
         (["tracker=mlflow", "+tracker.experimnt=a"], "mlflow has no parameter 'experimnt'; did you mean 'experiment'"),
-        (["tracker=wandb", "tracker.project=3"], "tracker.project: takes a str | None, not 3"),
+        (["tracker=wandb", "tracker.project=3"], "tracker.project: takes a text or null, not 3"),
         (["tracker=null"], "tracker"),
         (["~tracker"], "tracker"),
         (["tracker._target_=my_trackers.track"], "tracker._target_: 'my_trackers.track' is not a factory"),
