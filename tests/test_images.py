@@ -351,7 +351,8 @@ def test_val_beside_train_and_test_is_the_validation_set(tmp_path, name):
     data = load(tmp_path / "d")
     assert sizes(data) == (12, 8, 4) and data.note is None and data.val.labels.tolist() == [0] * 4 + [1] * 4
     assert data.left_out == {f"in extra/ (beside train/ and test/ and {name}/)": 6}
-    assert "data.val_fraction=0.3 is not used" in load(tmp_path / "d", "data.val_fraction=0.3").note
+    for unused in ("data.val_fraction=0.3", "data.test_fraction=0.3"):
+        assert f"{unused} is not used" in load(tmp_path / "d", unused).note
     tested = load(tmp_path / "d", "data.validation=test")
     assert tested.val is tested.test and "val/ unused" in tested.note
     chosen = load(tmp_path / "d", "data.classes=[dog,cat]")

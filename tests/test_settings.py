@@ -6,11 +6,13 @@ import dataclasses
 import pytest
 
 from cifar_research import config
-from cifar_research.config import conf, targets
+from cifar_research.config import conf, rules, targets
 from cifar_research.config.sweep import parse as parse_sweep
 from cifar_research.runtime.errors import ConfigError
+from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps.plan import Plan
 from cifar_research.train import command
+from cifar_research.training import command as training
 
 TINY = [
     "data=synthetic", "data.train_images=40", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[8]",
@@ -34,6 +36,34 @@ def counts(monkeypatch):
     monkeypatch.setattr(conf, "compose", composing)
     monkeypatch.setattr(targets, "hydra_instantiate", calling)
     return counts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.imbalance_factor=100"], ["data.imbalance_factor=100.0 has no effect with data.imbalance=none"]),
+        (["data.imbalance_factor=100", "data.imbalance=step"], []),
+        (["data.label_noise_rate=0.2"], ["data.label_noise_rate=0.2 has no effect with data.label_noise=none"]),
+        (["data.val_fraction=0.2", "data.folds=4"], ["data.val_fraction=0.2 has no effect with data.folds=4"]),
+        (["data.val_fraction=0.2", "data.validation=test"], ["data.val_fraction=0.2 has no effect with data.validation=test"]),
+        (["experiment=fast", "data.folds=4"], []),  # the preset sets data.val_fraction, not the user
+        (["batch_norm.images=9", "batch_norm.statistics=moving"],
+         ["batch_norm.images=9 has no effect with batch_norm.statistics=moving"]),
+    ],
+)  # fmt: skip
+def test_a_key_without_effect_is_named(overrides, expected, tmp_path, monkeypatch, caplog):
+    assert rules.without_effect(config.parse(overrides).content, overrides) == expected
+    monkeypatch.setattr(training, "run", lambda *arguments, **more: {"status": "completed"})
+    training.trained(config.compose([*overrides, f"hydra.run.dir={tmp_path}"]))
+    assert [record.getMessage() for record in caplog.records if "effect" in record.getMessage()] == expected
+
+
+def test_a_sweep_names_the_keys_that_have_no_effect_in_any_job():
+    overrides = ["data.imbalance_factor=10", "data.label_noise_rate=0.2"]
+    jobs = Plan.of(parse_sweep([*TINY, *overrides, "data.label_noise=none,symmetric"])).grid()
+    assert sweep._without_effect(jobs, overrides) == [
+        "data.imbalance_factor=10.0 has no effect with data.imbalance=none"
+    ]
 
 
 FACTORIES = ["adam", "cnn", "constant", "head", "horizontal_flip", "mean_squared_error", "none", "shift"]

@@ -61,6 +61,17 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "sweep.keep": ("all", "best", "none"),
 }
 
+# A key, another one, and the values of that one with which the first has an effect.
+_USED_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("data.val_fraction", "data.folds", (None,)),
+    ("data.val_fraction", "data.validation", ("holdout",)),
+    ("data.imbalance_factor", "data.imbalance", ("exponential", "step")),
+    ("data.label_noise_rate", "data.label_noise", ("symmetric", "asymmetric")),
+    ("batch_norm.images", "batch_norm.statistics", ("precise",)),
+    ("tensorboard.histograms", "tensorboard.enabled", (True,)),
+    ("tensorboard.profile_start_step", "tensorboard.enabled", (True,)),
+)
+
 
 def unknown_keys(config: DictConfig) -> list[str]:
     """Return a problem for each key that ~ has removed from the schema, or else that + has added."""
@@ -97,6 +108,16 @@ def out_of_range(content: Mapping[str, Any]) -> list[str]:
         if key in flat and repr(flat[key]) not in map(repr, choices):  # 1 equals True
             problems.append(f"{key}: {targets.choice_problem(flat[key], choices)}")
     return problems
+
+
+def without_effect(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Return a sentence for each key that these overrides set, and that another key makes useless."""
+    given, flat = {word.lstrip("+").partition("=")[0] for word in overrides}, flatten(content)
+    return [
+        f"{key}={flat[key]} has no effect with {other}={flat[other]}"
+        for key, other, used_with in _USED_WITH
+        if key in given and flat[other] not in used_with
+    ]
 
 
 def combinations(content: Mapping[str, Any]) -> list[str]:

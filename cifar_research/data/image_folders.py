@@ -50,6 +50,8 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
         raise DataError(f"{path}: cannot be read ({error.strerror}); repair it or remove it") from error
     if "val" in listed and "test" not in listed:
         notes.append(f"there is no test/, so data.test_fraction={data.test_fraction} of train/ is the test set")
+    if "test" in listed and data.test_fraction != ImagesConfig.test_fraction:
+        notes.append(f"data.test_fraction={data.test_fraction} is not used, since test/ holds the test images")
     all_left_out = {why: sorted(os.path.relpath(name, folder) for name in names) for why, names in left_out.items()}
     all_left_out = {why: names for why, names in {**all_left_out, **source.left_out}.items() if names}
     for why, names in all_left_out.items():

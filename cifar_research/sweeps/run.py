@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cifar_research.config import rules
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.schema import data_section
 from cifar_research.config.sweep import SweepSettings
@@ -37,10 +38,11 @@ def for_help(arguments: Sequence[str]) -> list[str]:
     return without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
-def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
+def run(settings: SweepSettings, *, unlocks: bool = False, repeats: bool = False) -> int:
     """Run all jobs that are not complete; return the exit code.
 
     Exit codes: 0 all have ended, 1 some failed, 124 out of time, 128 + n stopped by signal n. unlocks: see locks.Lock.
+    repeats: whether the overrides are those of --from-run, which set every key.
     Before anything is written, raises ConfigError if a job, the launcher or the folder is invalid, DataError if data is
     missing, LockedError if another sweep runs in the folder.
     """
@@ -62,12 +64,15 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
     ):
         launcher.open(folder)
         ledger = Ledger.open(folder, settings.overrides, planned)
+        jobs = ledger.jobs if space is None else [plan.job(row) for row in search.corners(space)]
         if launcher.is_on_this_machine:
-            _check_data(ledger.jobs if space is None else [plan.job(row) for row in search.corners(space)])
+            _check_data(jobs)
         started.enter_context(_undone_if_refused(keep, ledger))
         ledger.write()
         for line in ledger.news:
             console.tell(line)
+        for line in [] if repeats else _without_effect(jobs, plan.fixed):
+            console.note(line)
         source = (
             Grid(ledger.jobs)
             if trials is None or space is None
@@ -135,6 +140,12 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
     if (existing := read(folder)) and existing[1] and was_search != is_search:
         kinds = ("a search", "a grid") if was_search else ("a grid", "a search")
         raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
+
+
+def _without_effect(jobs: Sequence[Job], overrides: Sequence[str]) -> list[str]:
+    """Return a sentence for each override that has no effect in any job."""
+    lines = [rules.without_effect(job.config, overrides) for job in jobs]
+    return [line for line in lines[0] if all(line in of_job for of_job in lines)]
 
 
 def _check_data(jobs: Sequence[Job]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_research import config
-from cifar_research.config import hydra_job, messages
+from cifar_research.config import hydra_job, messages, rules
 from cifar_research.config.composition import Composed
 from cifar_research.config.identity import option_names
 from cifar_research.display import console
@@ -81,13 +81,16 @@ def trained(
                 "hydra.run.dir: the workers of training.strategy=multi_worker need one folder; give all of them the same "
                 "one, on a shared disk"
             )
-        if original is not None:
+        if original is None:
+            notes = rules.without_effect(parsed.content, composed.overrides)
+        else:
             original.check(parsed.identity, this.run_dir)
             # --from-run sets groups by their values, so only options typed now differ from the original's.
             options = option_names(original.report["options"]) | option_names(composed.overrides)
             parsed = dataclasses.replace(parsed, options=options)
-            for difference in original.differences():
-                log.warning("%s", difference)
+            notes = original.differences()
+        for note in notes:
+            log.warning("%s", note)
         try:
             return run(parsed, this.run_dir, begins=this.begin, **settings), this.run_dir
         except (UserError, OSError) as error:
