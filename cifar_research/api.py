@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -89,6 +90,10 @@ def evaluate(
 
     with _unchanged(overrides):
         if not isinstance(run, (Path, str)):
+            if (views, corruptions, cifar10_1) != (None, 2_000, None):
+                raise ConfigError(
+                    "views, corruptions, cifar10_1: are for one run and not for an ensemble; leave them out"
+                )
             return ensembles.evaluate([Path(folder).expanduser() for folder in run], overrides)[0]
         [(result, _)] = evaluation.evaluate(
             [Path(run).expanduser()], overrides, views=views, corrupted=corruptions, cifar10_1=cifar10_1
@@ -103,7 +108,7 @@ def runs(*folders: Path | str) -> list[dict[str, Any]]:
     `val/accuracy`, and the settings that decide the results, by their dotted keys. A value that a run does not have is
     None; a list is text.
     """
-    listed, warnings = reading.find([str(folder) for folder in folders or ["outputs"]])
+    listed, warnings = reading.find([os.path.expanduser(folder) for folder in folders or ["outputs"]])
     for warning in warnings:
         console.error(warning)
     return reading.rows(listed)

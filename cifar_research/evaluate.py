@@ -32,7 +32,11 @@ def main() -> None:
             text = run.compare(first, second, overrides)
         else:
             results = run.evaluate(
-                run.find(paths), overrides, views=args.views, corrupted=args.corruptions, cifar10_1=args.cifar10_1
+                run.find(paths, leaves_out=True),
+                overrides,
+                views=args.views,
+                corrupted=args.corruptions,
+                cifar10_1=args.cifar10_1,
             )
             text = "\n\n".join(text for _, text in results)
         sys.stdout.write(f"{text}\n")

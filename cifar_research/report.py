@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar_research.comparison import diff, tables
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison.diff import Diff
-from cifar_research.comparison.ranking import Comparison, monitored
+from cifar_research.comparison.ranking import OVERLAP, Comparison, has_several_losses, monitored
 from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
@@ -33,9 +33,10 @@ _NOTES = (
 _OF_IMAGES = " or of the validation images (binomial, 5 %)"
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another {metric}, and may give another order. "
-    "{noise} To find out which setting is better, train each with several seeds. "
-    "scripts/train resume=<sweep> seed=0,1,2,3,4 adds them to a sweep."
+    "{noise} To find out which setting is better, train each with several seeds. {seeds}"
 )
+_SEEDS_OF_A_GRID = "{train} resume=<sweep> seed=0,1,2,3,4 adds them to a sweep."
+_SEEDS_OF_A_SEARCH = "{report} <sweep> --best prints the command of the best one; add -m and seed=0,1,2,3,4 to it."
 _BEYOND_IMAGES = (
     "A rank without = then only means that the difference is larger than the noise of the validation images."
 )
@@ -45,9 +46,13 @@ _OTHER_IMAGES = (
     "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "
     "others means nothing."
 )
-_FOLDS = (
-    "Over folds, ± and the t-test have the correction of Nadeau and Bengio (2003): the folds' training sets overlap, so the "
-    "variance of the mean is s² (1/n + validation images / training images)."
+_OTHER_LOSSES = (
+    "The runs have different losses, and were ranked by them. Compare only rows that have the same loss: the order of the "
+    "others means nothing."
+)
+_ON_TEST = (
+    "Runs with data.validation=test chose their best epoch by the test images, and are ranked by them, so that their test "
+    "accuracy is too high."
 )
 _MOST_ROWS = 100  # of the leaderboard, in report.html and leaderboard.md
 _MOST_VALUES = 20  # of a setting's main effects, there
@@ -167,7 +172,17 @@ def _best_notes(comparison: Comparison) -> list[str]:
     """Return how many settings tie with the best one, and where it is trained already."""
     num_ties = sum(row.is_tie for row in comparison.leaderboard)
     ties = f"{num_ties} other setting{'s' * (num_ties > 1)} may be as good (rank 1 = in the report)"
-    return [*([ties] if num_ties else []), f"already trained in {comparison.scored_rows[0].runs[0].folder}"]
+    untested = len(comparison.scored_rows[0].runs) == 1 and comparison.metric not in SHARES
+    notes = [*_cautions(comparison), *([_UNTESTED] if untested else []), *([ties] if num_ties else [])]
+    return [*notes, f"already trained in {comparison.scored_rows[0].runs[0].folder}"]
+
+
+def _cautions(comparison: Comparison) -> list[str]:
+    """Return why the ranks may mean less than they seem to."""
+    runs, images = comparison.runs, {run.fingerprint for run in comparison.runs if run.fingerprint}
+    cautions = [_OTHER_IMAGES] if len(images) > 1 else []
+    cautions += [_OTHER_LOSSES] if comparison.metric == "loss" and has_several_losses(runs) else []
+    return cautions + ([_ON_TEST] if any(run.config["data"]["validation"] == "test" for run in runs) else [])
 
 
 def _sections(comparison: Comparison, most_rows: int | None = None, most_values: int | None = None) -> list[Section]:
@@ -179,10 +194,14 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     name, has_noise = display_name(comparison.metric), comparison.metric in SHARES
     notes = [note.format(metric=name, images=_OF_IMAGES if has_noise else "") for note in _NOTES]
     if len(num_seeds) > 1 and 1 in num_seeds:
-        notes.append(_SINGLE_SEEDS.format(metric=name, noise=_BEYOND_IMAGES if has_noise else _UNTESTED))
+        is_search = any((run.folder.parent / "study.db").exists() for run in comparison.runs)
+        seeds = _SEEDS_OF_A_SEARCH if is_search else _SEEDS_OF_A_GRID
+        seeds = seeds.format(train=programs.program("train"), report=programs.program("report"))
+        noise = _BEYOND_IMAGES if has_noise else _UNTESTED
+        notes.append(_SINGLE_SEEDS.format(metric=name, noise=noise, seeds=seeds))
     notes += [_TWO_SEEDS] if len(num_seeds) > 1 and 2 in num_seeds else []
-    notes += [_OTHER_IMAGES] if len({run.fingerprint for run in comparison.runs if run.fingerprint}) > 1 else []
-    notes += [_FOLDS] if any(row.overlap for row in comparison.scored_rows) else []
+    notes += _cautions(comparison)
+    notes += [OVERLAP] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)
     if most_rows and (hidden := comparison.leaderboard[most_rows:]):
         leaderboard = leaderboard[: most_rows + 1]

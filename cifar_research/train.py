@@ -52,7 +52,7 @@ def _done(arguments: Sequence[str]) -> int:
         return train(parsed, original, unlocks=unlocks)
     if original is not None and original.is_verified:
         raise ConfigError("--verify: is for one run, and this is a sweep; remove --verify or -m")
-    return sweep.run(parsed, unlocks=unlocks, repeats=original is not None)
+    return sweep.run(parsed, unlocks=unlocks)
 
 
 def _show(arguments: list[str]) -> int:

@@ -93,8 +93,8 @@ def test_predict_and_export_say_why(uncalibrated, capfd, tmp_path):
 
 
 def comparison(first, second, labels, seeds):
-    result = against.compare(first, second, labels, "ab", seeds)
-    return result | {"data": {"note": None}, "classes": ["a", "b"], "runs": {}, "differences": []}
+    result = against.compare(first, second, labels, "ab", [[(seed, None) for seed in own] for own in seeds])
+    return result | {"data": {"note": None, "is_own": True}, "classes": ["a", "b"], "runs": {}, "differences": []}
 
 
 def test_a_comparison_of_too_little_gives_no_p():

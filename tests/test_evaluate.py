@@ -167,12 +167,16 @@ def test_a_vote_goes_to_most_and_then_to_the_surest():
     assert winners.tolist() == [0, 2] and probability == pytest.approx([3 / 5, 3 / 5])
 
 
+def repeats(*seeds):
+    return [[(seed, None) for seed in own] for own in seeds]
+
+
 def test_comparison_by_hand(drawn):
     logits, labels = drawn
     rng = np.random.default_rng(5)
     first, second = (logits + rng.normal(0, 1, (3, *logits.shape)) for _ in range(2))
     second -= np.eye(4)[labels] / 2
-    result = against.compare(first, second, labels, "abcd", ([0, 1, 2], [0, 1, 2]))
+    result = against.compare(first, second, labels, "abcd", repeats([0, 1, 2], [0, 1, 2]))
     right = [(against.vote(one)[0] == labels) for one in (first, second)]
     table = result["table"]
     assert sum(table.values()) == 400 and table["only_first"] == (right[0] & ~right[1]).sum()
@@ -183,15 +187,25 @@ def test_comparison_by_hand(drawn):
     assert result["p_of_seeds"] == pytest.approx(stats.ttest_rel(*accuracies).pvalue)
     # Two runs of one seed in a group are not paired with anything.
     for seeds in (([0, 0, 0], [0, 1, 2]), ([0, 0, 0], [0, 0, 0]), ([0, 0, 1], [0, 1, 0])):
-        unpaired = against.compare(first, second, labels, "abcd", seeds)
+        unpaired = against.compare(first, second, labels, "abcd", repeats(*seeds))
         assert unpaired["p_of_seeds"] == pytest.approx(stats.ttest_ind(*accuracies, equal_var=False).pvalue)
         assert result["is_paired"] and not unpaired["is_paired"]
     assert sum(row["only_first"] for row in result["by_class"]) == table["only_first"]
     rows = against.differences(first, second, labels)
     assert len(rows) == table["only_first"] + table["only_second"]
     assert {row["index"] for row in rows} == set(np.flatnonzero(right[0] != right[1]))
-    alone = against.compare(first[:1], first[:1], labels, "abcd", ([0], [0]))
+    alone = against.compare(first[:1], first[:1], labels, "abcd", repeats([0], [0]))
     assert alone["p"] is None and alone["p_of_seeds"] is None
+    # Folds of one seed are paired, and the variance of their mean is larger by the overlap of their training sets.
+    folds = [[(0, fold) for fold in range(3)]] * 2
+    of_folds = against.compare(first, second, labels, "abcd", folds, [0.5, 0.5])
+    differences = accuracies[0] - accuracies[1]
+    error = differences.std(ddof=1) * np.sqrt(1 / 3 + 0.5)
+    assert of_folds["p_of_seeds"] == pytest.approx(2 * stats.t.sf(abs(differences.mean()) / error, 2))
+    assert of_folds["is_paired"] and of_folds["is_over_folds"] and not result["is_over_folds"]
+    low, high = of_folds["first"]["interval"]
+    half = stats.t.ppf(0.975, 2) * accuracies[0].std(ddof=1) * np.sqrt(1 / 3 + 0.5)
+    assert (high - low) / 2 == pytest.approx(half)
 
 
 def test_grad_cam_of_a_linear_case():

@@ -64,6 +64,33 @@ def trained(loss, counts=COUNTS):
     return loss.of_counts(counts)(logits, targets).numpy()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("option", ["categorical_crossentropy", "mean_squared_error", "focal"])
+def test_an_image_mixed_from_two_has_each_part_weighted_by_its_class(option, smoothing):
+    settings = {"class_weights": [1.0, 2.0, 5.0]} | ({} if option == "focal" else {"label_smoothing": smoothing})
+    loss = getattr(losses, option)(**settings).of_counts(np.array([9, 5, 2]))
+    logits = tf.constant([[0.0, 2.0, -1.0]])
+
+    def value_and_gradient(targets):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = loss(logits, tf.constant([targets]))
+        return np.append(value.numpy(), tape.gradient(value, logits).numpy())
+
+    parts = 0.3 * value_and_gradient([1.0, 0.0, 0.0]) + 0.7 * value_and_gradient([0.0, 0.0, 1.0])
+    assert value_and_gradient([0.3, 0.0, 0.7]) == pytest.approx(parts, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 2.0])
+def test_the_gradient_of_focal_loss_is_finite_for_a_certain_image(gamma):
+    logits, targets = tf.constant([[20.0, 0.0, 0.0], [0.5, 0.0, -1.0]]), tf.constant([[1.0, 0.0, 0.0]] * 2)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = losses.focal(gamma=gamma).function(logits, targets)
+    gradient = tape.gradient(value, logits).numpy()
+    assert np.isfinite(gradient).all() and abs(gradient[0]).max() < 1e-3 < abs(gradient[1]).max()
+
+
 @pytest.mark.parametrize("option", ["categorical_crossentropy", "mean_squared_error", "focal"])
 def test_class_weights_are_of_the_images_own_classes(option):
     plain = config.parse([f"loss={option}"]).loss

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from cifar_research.comparison import runs as reading
 from cifar_research.comparison import statistics
-from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row, monitored
+from cifar_research.comparison.ranking import NO_SPREAD, OVERLAP, Comparison, Row, has_several_losses, monitored
 from cifar_research.comparison.runs import Run, varied
 from cifar_research.config.identity import flatten
 from cifar_research.display.document import Part, Section
@@ -41,7 +41,7 @@ _NUMBERS = {
 }  # fmt: skip
 _NO_TEST = "none: a single seed"
 _NOTE = (
-    "± is Student's 95 % interval over seeds. Brackets are 95 % intervals of one run's images, which do not include the "
+    "± is Student's 95 % interval over seeds or folds. Brackets are 95 % intervals of one run's images, which do not include the "
     "spread of the seeds: of its accuracy (Wilson), and of the difference (Newcombe 1998)."
 )
 
@@ -116,6 +116,8 @@ class Diff:
         pairs, note = self.pairs
         table = [[*pairs[0].settings, "score", "A", "A 95 %", "B", "B 95 %", "B - A", "test of the difference"]]
         metrics = dict.fromkeys(["accuracy", monitored(self._runs)])
+        if has_several_losses(self._runs):
+            metrics.pop("loss", None)
         for pair, metric, split in itertools.product(pairs, metrics, ("val", "test")):
             path, (a, b) = f"{split}/{metric}", pair.rows
             if (first := a.mean(path)) is not None and (second := b.mean(path)) is not None:
@@ -123,6 +125,8 @@ class Diff:
                 cells += [b.interval(path), f"{second - first:+.4f}", _test(a, b, path)]
                 table.append([*pair.settings.values(), *cells])
         parts: list[Part] = [table, _NOTE] if len(table) > 1 else ["A or B has no accuracy yet."]
+        if any(row.overlap for pair in pairs for row in pair.rows):
+            parts.append(OVERLAP)
         if len(pairs) == 1:
             numbers = [
                 [name, *(text_of(row.mean(path), form) for row in pairs[0].rows)]
@@ -238,7 +242,8 @@ def _test(first: Row, second: Row, path: str) -> str:
         return f"[{low:+.4f}, {high:+.4f}], {'within' if low <= 0 <= high else 'beyond'} noise"
     if min(len(a), len(b)) == 1:
         return _NO_TEST
-    is_paired, p = a.keys() == b.keys(), statistics.t_test(a, b, first.overlap)
-    unit = "folds" if first.overlap else "seeds"
+    overlap = max(first.overlap, second.overlap)
+    is_paired, p = a.keys() == b.keys(), statistics.t_test(a, b, overlap)
+    unit = "folds" if overlap else "seeds"
     kind = f"paired t-test, {len(a)} {unit}" if is_paired else f"Welch's t-test, {len(a)} and {len(b)} {unit}"
     return NO_SPREAD if math.isnan(p) else f"p = {p:.3g}, {kind}"

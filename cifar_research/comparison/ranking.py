@@ -14,6 +14,10 @@ from cifar_research.display.tables import text_of
 from cifar_research.runs import metrics
 
 NO_SPREAD = "no spread"
+OVERLAP = (
+    "Over folds, ± and the t-test have the correction of Nadeau and Bengio (2003): the folds' training sets overlap, so the "
+    "variance of the mean is s² (1/n + validation images / training images)."
+)
 # Techniques by their phases.
 _TECHNIQUES = {
     "scratch": "from scratch",
@@ -42,8 +46,8 @@ class Row:
 
     @property
     def overlap(self) -> float:
-        """Return the correction for folds, see statistics.t_half_width; 0 if the runs are of one fold."""
-        if len({run.repeat[1] for run in self.runs}) == 1:
+        """Return the correction for folds, see statistics.t_half_width; 0 if the runs are of one fold, or still wait."""
+        if len({run.repeat[1] for run in self.runs}) == 1 or any(run.report is None for run in self.runs):
             return 0.0
         num_val, num_train = (sum(run.score(f"data/sizes/{split}") for run in self.runs) for split in ("val", "train"))
         return float(num_val / num_train)
@@ -158,6 +162,16 @@ class Comparison:
         values = [run.val(self.metric) for run in row.runs]
         half_width = statistics.t_half_width(values, row.overlap)
         return Effect(value, sum(values) / len(values), half_width, len(values))
+
+
+def has_several_losses(runs: Sequence[Run]) -> bool:
+    """Return whether the losses that score runs may be different functions, whose values cannot be compared."""
+    training_only = ("loss.class_weights", "loss.tau")
+    losses = [
+        {key: value for key, value in run.settings.items() if key.startswith("loss") and key not in training_only}
+        for run in runs
+    ]
+    return any(loss != losses[0] for loss in losses)
 
 
 def monitored(runs: Sequence[Run]) -> str:

@@ -18,7 +18,7 @@ from cifar_research.runs import ledger, report
 from cifar_research.runs.ledger import LEDGER, Job
 from cifar_research.runtime.errors import ReportError
 
-_OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra"}  # of a run; they contain no other runs
+_OWN_FOLDERS = {"checkpoints", "tensorboard", "figures", ".hydra", "wandb"}  # of a run; they contain no other runs
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,11 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
     names = {*own, *targets.parameters(node, targets.allowed(permissions.allowed_packages(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
+    if parent == "hydra.launcher" and (options := _options_with("hydra/launcher", last)):
+        ways = " or ".join(f"hydra/launcher={option}" for option in options)
+        return f"{problem} here; choose {ways} and write {_word(key, value)}"
+    if parent == "hydra.launcher":
+        return f"{problem}{targets.nearest(last, names)}"
     groups = conf.groups() if not parent else [parent] if is_group(parent) else []
     having = {group: options for group in groups if name not in own and (options := _options_with(group, name))}
     if not (parent and having):

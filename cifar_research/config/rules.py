@@ -110,14 +110,21 @@ def out_of_range(content: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def without_effect(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Return a sentence for each key that these overrides set, and that another key makes useless."""
+def without_effect(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Return {key: sentence} of the keys that these overrides set, and that other keys make useless."""
+    if "~backbone" in overrides:  # of --from-run, which sets every key
+        return {}
     given, flat = {word.lstrip("+").partition("=")[0] for word in overrides}, flatten(content)
-    return [
-        f"{key}={flat[key]} has no effect with {other}={flat[other]}"
+    reasons = {
+        key: f"with {other}={flat[other]}"
         for key, other, used_with in _USED_WITH
         if key in given and flat[other] not in used_with
-    ]
+    }
+    for key in ("optimizer.learning_rate", "training.epochs"):
+        name = key.rpartition(".")[2]
+        if key in given and all(phase[name] is not None for phase in content["training"]["phases"].values()):
+            reasons[key] = f"with a value of its own in each phase, training.phases.<phase>.{name}"
+    return {key: f"{key}={flat[key]} has no effect {reason}" for key, reason in reasons.items()}
 
 
 def combinations(content: Mapping[str, Any]) -> list[str]:
@@ -205,8 +212,10 @@ def _warmup(content: Mapping[str, Any]) -> list[str]:
         if isinstance(warmup, (int, float)) and warmup >= epochs:
             is_own = content["training"]["phases"][phase.name]["epochs"] is not None
             key = f"training.phases.{phase.name}.epochs" if is_own else "training.epochs"
-            problems.append(f"schedule.warmup_epochs: {warmup} is not below {key}={epochs}; lower it")
-    return problems
+            span = [plan[n].name for n in phases.schedule_span(plan, number)]
+            of = f"{key}={epochs}" if len(span) == 1 else f"the {epochs} epochs of {' and '.join(span)} together"
+            problems.append(f"schedule.warmup_epochs: {warmup} is not below {of}; lower it")
+    return list(dict.fromkeys(problems))
 
 
 def image_size_problems(

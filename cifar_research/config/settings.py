@@ -60,7 +60,12 @@ class Settings:
 
     @property
     def kept_views(self) -> int:
-        """Return the views whose features below trained layers are kept; 0 recomputes each time."""
+        """Return the views whose features below trained layers are kept; 0 recomputes each time.
+
+        Test-time augmentation needs the images.
+        """
+        if self.evaluation.views != "none":
+            return 0
         if self.features.views is None:
             return 0 if self.transforms else 1
         # Without augmentation all views are equal.

@@ -52,13 +52,14 @@ def _mean_probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax(logits.astype(np.float64), axis=2).mean(0)
 
 
-def group(logits: np.ndarray, labels: np.ndarray, seeds: Sequence[int]) -> dict[str, Any]:
+def group(logits: np.ndarray, labels: np.ndarray, seeds: Sequence[int], overlap: float = 0.0) -> dict[str, Any]:
     """Return a group's accuracies, their mean, its interval, and the accuracy of the vote.
 
-    interval: 95 %, by Student's t over runs, or Wilson's for one run; None if all runs are equal.
+    interval: 95 %, by Student's t over runs, or Wilson's for one run; None if all runs are equal. overlap: for folds, see
+    statistics.t_half_width.
     """
     accuracies = [float((run.argmax(1) == labels).mean()) for run in logits]
-    mean, half = sum(accuracies) / len(accuracies), statistics.t_half_width(accuracies)
+    mean, half = sum(accuracies) / len(accuracies), statistics.t_half_width(accuracies, overlap)
     interval = None if math.isnan(half) else [mean - half, mean + half]
     if len(accuracies) == 1:
         interval = list(wilson_interval(mean, len(labels)))
@@ -71,15 +72,20 @@ def compare(
     second: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
-    seeds: tuple[Sequence[int], Sequence[int]],
+    repeats: Sequence[Sequence[tuple[int, int | None]]],
+    overlaps: Sequence[float] = (0.0, 0.0),
 ) -> dict[str, Any]:
     """Return two groups' accuracies, the table of their votes with p, and both by class.
 
-    first, second: logits float [R, N, K] of each group's runs; labels: int [N]; seeds: of the runs of each.
+    first, second: logits float [R, N, K] of each group's runs; labels: int [N]; repeats: seed and fold of the runs of
+    each; overlaps: of their folds, see statistics.t_half_width.
     p: of the votes, for these images and trained weights only. p_of_seeds: of the mean accuracies over runs, paired if
-    both groups have the same seeds, once each; None with a single run in a group, or without spread.
+    both groups have the same seeds and folds, once each; None with a single run in a group, or without spread.
     """
-    groups = [group(logits, labels, own) for logits, own in zip((first, second), seeds, strict=True)]
+    groups = [
+        group(logits, labels, [seed for seed, _ in own], overlap)
+        for logits, own, overlap in zip((first, second), repeats, overlaps, strict=True)
+    ]
     is_first, is_second = (vote(logits)[0] == labels for logits in (first, second))
     rows: list[dict[str, Any]] = []
     for number, name in enumerate(classes):
@@ -92,11 +98,13 @@ def compare(
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     table = _fourfold(is_first, is_second)
-    # Not paired if runs of a group share a seed.
-    is_paired = sorted(set(seeds[0])) == sorted(seeds[0]) == sorted(seeds[1])
-    keys = [[seed if is_paired else (number, i) for i, seed in enumerate(own)] for number, own in enumerate(seeds)]
+    # Not paired if runs of a group share a seed and a fold.
+    is_paired = len(set(repeats[0])) == len(repeats[0]) == len(repeats[1]) and set(repeats[0]) == set(repeats[1])
+    keys = [
+        [repeat if is_paired else (number, i) for i, repeat in enumerate(own)] for number, own in enumerate(repeats)
+    ]
     by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
-    p_of_seeds = statistics.t_test(by_seed[0], by_seed[1])
+    p_of_seeds = statistics.t_test(by_seed[0], by_seed[1], max(overlaps))
     return {
         "first": groups[0],
         "second": groups[1],
@@ -105,6 +113,7 @@ def compare(
         "p": mcnemar(table["only_first"], table["only_second"]),
         "p_of_seeds": None if math.isnan(p_of_seeds) else p_of_seeds,
         "is_paired": is_paired,
+        "is_over_folds": max(overlaps) > 0,
         "by_class": rows,
     }
 

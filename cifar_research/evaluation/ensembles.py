@@ -12,7 +12,7 @@ import numpy as np
 from cifar_research.config import permissions
 from cifar_research.display import console, document
 from cifar_research.evaluation import against, images, measures, scores, sections
-from cifar_research.evaluation.run import completed, write_json
+from cifar_research.evaluation.run import completed, folder_for, write_json
 from cifar_research.inference import trained
 from cifar_research.runs.report import versions
 from cifar_research.runtime.errors import ConfigError, DataError
@@ -78,8 +78,7 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
         "versions": versions(),
     }
     path = trained.ensemble_file(reports)
-    if other is not None:
-        path = path.parent / other / path.name
+    path = folder_for(path.parent, other, data.fingerprint) / path.name
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = sections.ensemble(result)
     document.write(path.parent, path.stem, f"An ensemble of {len(runs)} runs", shown)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.settings import evaluation_data
 from cifar_research.data import datasets, image_files
 from cifar_research.data.datasets import Dataset
 from cifar_research.inference.trained import image_size
 from cifar_research.runtime import folders
-from cifar_research.runtime.errors import DataError
+from cifar_research.runtime.errors import ConfigError, DataError
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Besides the images, these keys decide the splits.
@@ -34,6 +35,11 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
     starts from its own defaults. Labels are in the run's order of classes.
     ConfigError for invalid overrides. DataError if the data are missing, or have other classes or another image size.
     """
+    for word in overrides:
+        if not is_override(word):
+            raise ConfigError(f"{word}: is not a key of the data; leave it out")
+        if word not in without_sweeps([word]):
+            raise ConfigError(f"{word}: has several values; give one")
     own = report["config"]["data"]
     section = evaluation_data(report["config"], overrides)
     data = datasets.load(section, report["data"].get("found_in") if section.name == own["name"] else None)

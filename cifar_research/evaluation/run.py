@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from cifar_research.comparison import runs as reading
+from cifar_research.comparison.ranking import Row
 from cifar_research.config import permissions, settings, targets
+from cifar_research.config.schema import VIEWS
 from cifar_research.display import console, document, tables
 from cifar_research.evaluation import against, images, measures, sections
 from cifar_research.evaluation.measures import Subject
 from cifar_research.inference import trained
 from cifar_research.runs.ledger import LEDGER
 from cifar_research.runs.report import versions
+from cifar_research.runtime import files
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
 
@@ -41,6 +45,8 @@ def evaluate(
     Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
     All runs are checked before anything is written: ConfigError, DataError, RunError or ReportError.
     """
+    if views not in (None, *VIEWS[1:]):
+        raise ConfigError(f"views: {targets.choice_problem(views, VIEWS[1:])}")
     subjects = [_subject(run, overrides, cifar10_1) for run in runs]
     for subject in subjects:
         (subject.folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -55,7 +61,7 @@ def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subj
     new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
     allowing = permissions.allowed_packages(overrides)
     loss = settings.loss(report["config"], targets.allowed(allowing))
-    folder = run / "evaluation" if name is None else _free_folder(run / "evaluation" / name, data.fingerprint)
+    folder = folder_for(run / "evaluation", name, data.fingerprint)
     classifier = trained.load(run, allow_targets=allowing)
     return Subject(run, classifier, data, name is None, loss, new_images, folder, time.perf_counter() - began)
 
@@ -82,14 +88,14 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tup
 def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[str] = ()) -> str:
     """Compare two groups of runs on the same test images; return the comparison as text.
 
-    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run; <second> is the name of a run or
-    sweep. Classes are matched by name, in the first run's order. ConfigError, DataError, RunError or ReportError, also
-    for runs of different classes or image sizes.
+    Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run, or beside its results on other images;
+    <second> is the name of a run or sweep. Classes are matched by name, in the first run's order. ConfigError, DataError,
+    RunError or ReportError, also for runs of different classes or image sizes.
     """
     runs = trained.read_alike([*first, *second])
     data, other_data = images.load(runs[first[0]], overrides)
     note = images.notes(runs, data, is_own=other_data is None)
-    folder = first[0] / "evaluation"
+    folder = folder_for(first[0] / "evaluation", other_data, data.fingerprint)
     pixels, labels = measures.arrays(data.test)
     logits = {}
     for run in console.counted("Classifying", runs):
@@ -97,10 +103,11 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         classifier = trained.load(run, allow_targets=permissions.allowed_packages(overrides))
         logits[run] = classifier.logits(pixels)[:, columns]
     logits_first, logits_second = (np.stack([logits[run] for run in group]) for group in (first, second))
-    seeds = [runs[run]["seed"] for run in first], [runs[run]["seed"] for run in second]
-    result = against.compare(logits_first, logits_second, labels, data.classes, seeds) | {
+    rows = [Row(reading.find([str(run) for run in group])[0]) for group in (first, second)]
+    repeats = tuple([run.repeat for run in row.runs] for row in rows)
+    result = against.compare(logits_first, logits_second, labels, data.classes, repeats, [row.overlap for row in rows]) | {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note},
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note, "is_own": other_data is None},
         "classes": list(data.classes),
         "differences": against.differences(logits_first, logits_second, labels),
     }  # fmt: skip
@@ -125,11 +132,21 @@ def _draw_differences(path: Path, pixels: np.ndarray, result: Mapping[str, Any])
     return [path]
 
 
-def find(paths: Sequence[str]) -> list[Path]:
-    """Return the completed runs in folders, globs or sweeps; ReportError if one has none."""
+def find(paths: Sequence[str], *, leaves_out: bool = False) -> list[Path]:
+    """Return the completed runs in folders, globs or sweeps; ReportError if one has none.
+
+    leaves_out: leave out runs of a sweep without weights, with a note.
+    """
     runs: dict[Path, Path] = {}
     for path in paths:
-        runs |= {run.folder.resolve(): run.folder for run in completed(path)}
+        folders = [run.folder for run in completed(path)]
+        usable = [folder for folder in folders if (folder / files.WEIGHTS).is_file()]
+        if leaves_out and len(folders) > len(usable) > 0:
+            console.note(
+                f"{path}: {len(folders) - len(usable)} of {len(folders)} runs are left out, as sweep.keep removed their weights"
+            )
+            folders = usable
+        runs |= {folder.resolve(): folder for folder in folders}
     if not runs:
         raise ConfigError("RUN: no folder was given; give the folder of a run or of a sweep")
     return list(runs.values())
@@ -151,13 +168,18 @@ def _name(runs: Sequence[Path]) -> str:
     return parent.name if len(runs) > 1 and (parent / LEDGER).exists() else reading.name_of(runs[0])
 
 
-def _free_folder(folder: Path, fingerprint: str) -> Path:
-    """Return the folder, or one with the fingerprint in its name if others' results are there."""
-    try:
-        evaluated = json.loads((folder / trained.EVALUATION).read_bytes())["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
+def folder_for(folder: Path, name: str | None, fingerprint: str) -> Path:
+    """Return where results on images go: the folder, or for other images (`name`) one in it.
+
+    That has the fingerprint in its name if another one has results on other images.
+    """
+    if name is None:
         return folder
-    return folder if evaluated == fingerprint else folder.with_name(f"{folder.name}_{fingerprint[:8]}")
+    for path in sorted((folder / name).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(path.read_bytes())["data"]["fingerprint"] != fingerprint:
+                return folder / f"{name}_{fingerprint[:8]}"
+    return folder / name
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

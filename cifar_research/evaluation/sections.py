@@ -136,8 +136,14 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
         ["first right", count["both_right"], count["only_first"]],
         ["first wrong", count["only_second"], count["both_wrong"]],
     ]
+    own = (
+        []
+        if result["data"]["is_own"]
+        else [f"On the test images of {result['data']['name']}, other ones than the first run's."]
+    )
+    accuracy = [*runs, *own, _groups(result), fourfold, *_mcnemar(result), *_seeds(result), *_note(result)]
     sections = [
-        Section("Accuracy", [*runs, _groups(result), fourfold, *_mcnemar(result), *_seeds(result), *_note(result)]),
+        Section("Accuracy", accuracy),
         Section("By class", [tables.of(result["by_class"], _GROUPS_BY_CLASS), holm]),
     ]
     if num := len(result["differences"]):
@@ -213,10 +219,11 @@ def _mcnemar(result: Result) -> list[str]:
 
 def _seeds(result: Result) -> list[str]:
     nums = [len(result[name]["accuracies"]) for name in ("first", "second")]
+    unit = "folds" if result["is_over_folds"] else "seeds"
     if result["p_of_seeds"] is not None:
         test = "paired" if result["is_paired"] else "Welch's"
-        return [f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {test} t-test over seeds."]
+        return [f"The mean accuracies over runs: p = {result['p_of_seeds']:.3g}, {test} t-test over {unit}."]
     if max(nums) == 1:
         return []
     reason = "a group has a single run" if min(nums) < 2 else "their differences do not vary"
-    return [f"The mean accuracies over runs: no t-test over seeds, since {reason}."]
+    return [f"The mean accuracies over runs: no t-test over {unit}, since {reason}."]

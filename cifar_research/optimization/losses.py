@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _WEIGHTS = ("none", "balanced", "effective_number")
 _EFFECTIVE_BETA = 0.9999  # of Cui et al.
 _LOG_OF_ZERO = -4.0  # of Wang et al.
+_LEAST = 2.0**-24  # the smallest difference from 1 in float32
 
 
 def categorical_crossentropy(*, label_smoothing: float = 0.0, class_weights: str | Sequence[float] = "none") -> Loss:
@@ -29,7 +30,11 @@ def categorical_crossentropy(*, label_smoothing: float = 0.0, class_weights: str
     def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax_cross_entropy_with_logits(_smooth(targets, label_smoothing), logits)
 
-    return _weighted(loss, class_weights)
+    def of_weighted(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        # TensorFlow's own cross-entropy has the gradient of targets that sum to 1.
+        return -tf.reduce_sum(_smooth_weighted(targets, label_smoothing) * tf.nn.log_softmax(logits), axis=-1)
+
+    return _weighted(loss, of_weighted, class_weights)
 
 
 def mean_squared_error(*, label_smoothing: float = 0.0, class_weights: str | Sequence[float] = "none") -> Loss:
@@ -40,7 +45,15 @@ def mean_squared_error(*, label_smoothing: float = 0.0, class_weights: str | Seq
         difference = tf.math.squared_difference(tf.nn.softmax(logits), _smooth(targets, label_smoothing))
         return tf.reduce_mean(difference, axis=-1)
 
-    return _weighted(loss, class_weights)
+    def of_weighted(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        # (p - t)^2 = p^2 - 2 p t + t^2 for each class, of a target that is 1, and the sum over classes by their targets.
+        p, size = tf.nn.softmax(logits), targets.shape[-1]
+        own = _smooth(tf.one_hot(0, size), label_smoothing)
+        squares = tf.reduce_sum(p**2, axis=-1) + tf.reduce_sum(own**2)
+        products = tf.reduce_sum(p * _smooth_weighted(targets, label_smoothing), axis=-1)
+        return (tf.reduce_sum(targets, axis=-1) * squares - 2 * products) / size
+
+    return _weighted(loss, of_weighted, class_weights)
 
 
 def focal(*, gamma: float = 2.0, class_weights: str | Sequence[float] = "none") -> Loss:
@@ -52,9 +65,10 @@ def focal(*, gamma: float = 2.0, class_weights: str | Sequence[float] = "none") 
 
     def loss(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         log_p = tf.nn.log_softmax(logits)
-        return -tf.reduce_sum(targets * (1 - tf.exp(log_p)) ** gamma * log_p, axis=-1)
+        rest = tf.maximum(1 - tf.exp(log_p), _LEAST)  # a power below 1 of 0 has an infinite gradient
+        return -tf.reduce_sum(targets * rest**gamma * log_p, axis=-1)
 
-    return _weighted(loss, class_weights)
+    return _weighted(loss, loss, class_weights)
 
 
 def logit_adjusted(*, tau: float = 1.0) -> Loss:
@@ -121,8 +135,18 @@ def _smooth(targets: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     return targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
 
 
-def _weighted(loss: LossFunction, class_weights: str | Sequence[float]) -> Loss:
-    """Return a loss whose images have the weights of their classes in training."""
+def _smooth_weighted(targets: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    """Smooth targets whose sum is a weight."""
+    spread = tf.reduce_sum(targets, axis=-1, keepdims=True) / targets.shape[-1]
+    return targets * (1 - label_smoothing) + label_smoothing * spread
+
+
+def _weighted(loss: LossFunction, of_weighted: LossFunction, class_weights: str | Sequence[float]) -> Loss:
+    """Return a loss whose images have the weights of their classes in training.
+
+    of_weighted: the same loss of targets times weights, linear in them: of an image that is mixed from two, the sum of
+    both classes' losses, each with its own weight.
+    """
     if class_weights == "none":
         return Loss(loss)
     if isinstance(class_weights, str):
@@ -134,7 +158,7 @@ def _weighted(loss: LossFunction, class_weights: str | Sequence[float]) -> Loss:
 
     def of_counts(counts: np.ndarray) -> LossFunction:
         weights = tf.constant(_weights(class_weights, counts), tf.float32)
-        return lambda logits, targets: loss(logits, targets) * tf.reduce_sum(targets * weights, axis=-1)
+        return lambda logits, targets: of_weighted(logits, targets * weights)
 
     return Loss(loss, of_counts)
 

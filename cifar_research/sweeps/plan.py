@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,9 @@ class Plan:
         if any(override.is_sweep_override() for key, (_, override) in by_key.items() if key == "allow_targets"):
             raise ConfigError("allow_targets: takes one list for all jobs of a sweep; give allow_targets=[my_lab]")
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
+        if settings.sweep.trials is not None:  # a sweep's file may set it
+            context.append(f"sweep.trials={settings.sweep.trials}")
+        _refuse_other_folds(params, by_key)
         fixed = [word for word, override in by_key.values() if not override.is_sweep_override()]
         swept = [override for _, override in by_key.values() if override.is_sweep_override()]
         return cls(fixed, swept, JobParser(fixed, context))
@@ -122,6 +125,17 @@ def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{word}: takes one value for all jobs; give only one")
         if key.startswith("hydra") and not permissions.is_of_sweep(key):
             raise ConfigError(f"{word}: has no effect on the jobs of a sweep; remove it")
+
+
+def _refuse_other_folds(params: Mapping[str, Any], by_key: Mapping[str, tuple[str, Override]]) -> None:
+    """Reject a number of folds for which a sweep's file does not list the folds."""
+    listed = str(params.get("data.fold", "")).split(",")
+    folds = by_key["data.folds"][1].value() if "data.folds" in by_key else None
+    is_own = "data.fold" in params and by_key["data.fold"][0] == f"data.fold={params['data.fold']}"
+    if is_own and isinstance(folds, int) and folds != len(listed):
+        raise ConfigError(
+            f"data.fold: the sweep's file lists {len(listed)} folds, and data.folds is {folds}; add 'data.fold=range({folds})'"
+        )
 
 
 def _folder_name(row: Sequence[str]) -> str:

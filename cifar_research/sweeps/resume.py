@@ -41,7 +41,10 @@ def expand(arguments: Sequence[str]) -> list[str]:
         overrides = permissions.permitted(read_overrides(folder) if sweep is None else sweep[0])
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
-    overrides = [word for word in overrides if not word.startswith(("hydra.sweep.dir=", "resume=", "hydra.mode="))]
+    old = ["hydra.sweep.dir=", "resume=", "hydra.mode="]
+    if any(word.startswith("hydra/launcher=") for word in arguments):  # another one has other keys
+        old += ["hydra/launcher=", "hydra.launcher."]
+    overrides = [word for word in overrides if not word.startswith(tuple(old))]
     if sweep is not None:
         overrides += _data_of_a_sweep(folder, sweep[1], [*overrides, *arguments])
         overrides.append("hydra.mode=MULTIRUN")  # the sweep may have used only -m

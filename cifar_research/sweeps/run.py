@@ -38,24 +38,26 @@ def for_help(arguments: Sequence[str]) -> list[str]:
     return without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
-def run(settings: SweepSettings, *, unlocks: bool = False, repeats: bool = False) -> int:
+def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
     """Run all jobs that are not complete; return the exit code.
 
     Exit codes: 0 all have ended, 1 some failed, 124 out of time, 128 + n stopped by signal n. unlocks: see locks.Lock.
-    repeats: whether the overrides are those of --from-run, which set every key.
     Before anything is written, raises ConfigError if a job, the launcher or the folder is invalid, DataError if data is
     missing, LockedError if another sweep runs in the folder.
     """
-    folder, launcher, trials = settings.folder, settings.launcher, settings.sweep.trials
-    plan = Plan.of(settings)
+    plan, folder, launcher, trials = Plan.of(settings), settings.folder, settings.launcher, settings.sweep.trials
     if trials is None:
-        planned, space = plan.grid(), None
+        examples = planned = plan.grid()
+        space = None
     else:
         from cifar_research.sweeps import search  # imported here because it takes a third of a second
 
         planned, space = None, search.space(plan)
         search.check(folder, space)
         _refuse_other_search(folder, plan)
+        examples, trials = [plan.job(row) for row in search.corners(space)], min(trials, search.size(space) or trials)
+    fewer = f"these values have {trials} combinations, fewer than sweep.trials={settings.sweep.trials}"
+    notes = [*_without_effect(plan, examples), *([fewer] if trials != settings.sweep.trials else [])]
     _refuse_folder(folder, is_search=trials is not None)
     with (
         locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
@@ -64,14 +66,13 @@ def run(settings: SweepSettings, *, unlocks: bool = False, repeats: bool = False
     ):
         launcher.open(folder)
         ledger = Ledger.open(folder, settings.overrides, planned)
-        jobs = ledger.jobs if space is None else [plan.job(row) for row in search.corners(space)]
         if launcher.is_on_this_machine:
-            _check_data(jobs)
+            _check_data(ledger.jobs if space is None else examples)
         started.enter_context(_undone_if_refused(keep, ledger))
         ledger.write()
         for line in ledger.news:
             console.tell(line)
-        for line in [] if repeats else _without_effect(jobs, plan.fixed):
+        for line in notes:
             console.note(line)
         source = (
             Grid(ledger.jobs)
@@ -142,10 +143,16 @@ def _refuse_folder(folder: Path, *, is_search: bool) -> None:
         raise ConfigError(f"hydra.sweep.dir: {folder} holds {kinds[0]}, and this is {kinds[1]}; choose another")
 
 
-def _without_effect(jobs: Sequence[Job], overrides: Sequence[str]) -> list[str]:
-    """Return a sentence for each override that has no effect in any job."""
-    lines = [rules.without_effect(job.config, overrides) for job in jobs]
-    return [line for line in lines[0] if all(line in of_job for of_job in lines)]
+def _without_effect(plan: Plan, jobs: Sequence[Job]) -> list[str]:
+    """Return a sentence for each key that is the same in all jobs and has no effect in any; ConfigError if it varies."""
+    swept = [override.key_or_group for override in plan.swept]
+    words = [*plan.fixed, *(f"{key}=" for key in swept)]
+    sentences = [rules.without_effect(job.config, words) for job in jobs]
+    useless = [key for key in sentences[0] if all(key in of_job for of_job in sentences)]
+    if varying := [key for key in useless if key in swept]:
+        lines = [f"{sentences[0][key]}, so that these jobs would be the same; give one value" for key in varying]
+        raise ConfigError("\n".join(line.replace("=", ": ", 1) for line in lines))
+    return [sentences[0][key] for key in useless]
 
 
 def _check_data(jobs: Sequence[Job]) -> None:

@@ -55,6 +55,7 @@ class Search:
         # Another seed after each restart: the same one would repeat the trials.
         self._study.sampler = _Unseen(self._space, seed + len(earlier))
         self._numbers: dict[str, int] = {}
+        self._is_exhausted = False
         for trial in earlier:
             if trial.state is TrialState.RUNNING and trial.params.keys() != self._space.keys():  # killed while drawn
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -67,12 +68,13 @@ class Search:
 
     def next(self) -> Job | None:
         """Return the next job, None if all trials are done or the space is exhausted."""
-        while self._begun or self.num_trials < self._trials:
+        while self._begun or (self.num_trials < self._trials and not self._is_exhausted):
             try:
                 trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
             except _ExhaustedError as error:
                 self._study.tell(error.args[0], state=TrialState.FAIL)
-                break
+                self._is_exhausted = True
+                continue
             try:
                 job = self._plan.job([f"{key}={_word(value)}" for key, value in trial.params.items()])
             except ConfigError as error:  # an invalid combination of values
@@ -142,6 +144,11 @@ def space(plan: Plan) -> dict[str, Distribution]:
 
     `tag(log, interval(a, b))` is logarithmic. Raises ConfigError if nothing varies or a value is invalid.
     """
+    for key in ("seed", "data.fold"):
+        if any(override.key_or_group == key for override in plan.swept):
+            raise ConfigError(
+                f"{key}: a search would look for the best one; give one, and repeat the best setting in a sweep"
+            )
     distributions = {override.get_key_element(): _distribution(override) for override in plan.swept}
     if not distributions:
         raise ConfigError(
@@ -163,11 +170,17 @@ def space(plan: Plan) -> dict[str, Distribution]:
             )
     for row in corners(distributions):
         data = plan.job(row).config["data"]
-        if data["val_fraction"] == 0 and data["validation"] == "holdout":
+        if data["val_fraction"] == 0 and data["validation"] == "holdout" and not data["folds"]:
             raise ConfigError(
                 "sweep.trials: a search needs validation images, and data.val_fraction=0 leaves none; set data.val_fraction=0.1"
             )
     return distributions
+
+
+def size(space: Mapping[str, Distribution]) -> int | None:
+    """Return the number of combinations of a space of choices; None with an interval."""
+    choices = [len(each.choices) for each in space.values() if isinstance(each, CategoricalDistribution)]
+    return math.prod(choices) if len(choices) == len(space) else None
 
 
 def corners(space: Mapping[str, Distribution]) -> list[list[str]]:

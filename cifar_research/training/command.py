@@ -81,14 +81,13 @@ def trained(
                 "hydra.run.dir: the workers of training.strategy=multi_worker need one folder; give all of them the same "
                 "one, on a shared disk"
             )
-        if original is None:
-            notes = rules.without_effect(parsed.content, composed.overrides)
-        else:
+        notes = [*rules.without_effect(parsed.content, composed.overrides).values()]
+        if original is not None:
             original.check(parsed.identity, this.run_dir)
             # --from-run sets groups by their values, so only options typed now differ from the original's.
             options = option_names(original.report["options"]) | option_names(composed.overrides)
             parsed = dataclasses.replace(parsed, options=options)
-            notes = original.differences()
+            notes += original.differences()
         for note in notes:
             log.warning("%s", note)
         try:

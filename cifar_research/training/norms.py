@@ -34,7 +34,10 @@ def measurement(
         return lambda: None
     size = min(settings.training.batch_size, len(train))
     number = max(min(settings.batch_norm.images, len(train)) // size, 1)
-    rows = np.random.default_rng(0).permutation(len(train))[: number * size]
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(train))[: number * size]
+    if train.chances is not None:  # as the batches of training are drawn
+        rows = rng.choice(len(train), number * size, p=train.chances)
     images = train.images[train.indices[rows]]
     paths = {weight.path for layer in norms for weight in (layer.moving_mean, layer.moving_variance)}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import keras
 
+from cifar_research.config.identity import flatten
 from cifar_research.config.schema import ImagesConfig
 from cifar_research.config.settings import Settings
 from cifar_research.models import classifier, layers
-from cifar_research.runtime import environment, gpus
+from cifar_research.runtime import environment, files, gpus
 from cifar_research.training import norms
 
 _MOST_OF_START = 0.1  # the share of moving statistics below which validation follows training
@@ -28,6 +32,12 @@ def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
     is_depthwise = any(isinstance(layer, layers.DepthwiseConv2D) for layer in classifier.leaves(model))
     if slow := environment.slow_precision(settings.training.precision, is_depthwise and not is_kept):
         warnings.append(f"{slow}. Set training.precision=float32.")
+    warnings += _of_source(settings)
+    if settings.loss.of_counts and data.sampling != "uniform":
+        warnings.append(
+            f"the loss corrects for classes with few images, and data.sampling={data.sampling} draws them more often, so that they "
+            "count twice. Set data.sampling=uniform, or choose another loss."
+        )
     momenta = [layer.momentum for layer in norms.of_model(model) if not layer.is_pretrained]
     share = max(momenta, default=0.0) ** num_steps
     if settings.batch_norm.statistics == "moving" and share >= _MOST_OF_START:
@@ -37,3 +47,18 @@ def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
             "batch_norm.statistics=precise, or train for longer."
         )
     return [f"Warning: {text}" for text in warnings]
+
+
+def _of_source(settings: Settings) -> list[str]:
+    """Return how the run that gives the backbone its weights differs in what the weights do not show."""
+    folder = Path(os.path.expanduser(str(settings.content["backbone"].get("weights"))))
+    try:
+        source = flatten(files.loads((folder / "report.json").read_bytes())["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    own = flatten(settings.content)
+    return [
+        f"the backbone's weights are of a run with {key}={source[key]}, and this one has {own[key]}. Set {key}={source[key]}."
+        for key in ("backbone.activation", "backbone.pooling", "data.standardize")
+        if key in own and key in source and own[key] != source[key]
+    ]
