@@ -54,6 +54,20 @@ def test_what_others_log_to_stays_open(tmp_path, monkeypatch):
         assert not stream.closed
 
 
+@pytest.mark.parametrize(
+    ("run", "overrides", "more", "message"),
+    [
+        ("run", [], {"views": "rotate"}, "views: 'rotate' is not one of flip, flip_shift"),
+        ("run", ["training.epochs=1"], {}, "training.epochs=1: is not a key of the data"),
+        (["run", "run"], [], {"views": "flip"}, "are for one run and not for an ensemble"),
+    ],
+)
+def test_what_an_evaluation_does_not_have_is_refused(folder, run, overrides, more, message):
+    paths = folder / run if isinstance(run, str) else [folder / name for name in run]
+    with pytest.raises(ConfigError, match=message):
+        cifar_research.evaluate(paths, overrides, **more)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a run in half precision, `run`, and a sweep of two seeds of it and a failing job, `sweep`."""

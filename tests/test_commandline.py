@@ -65,6 +65,15 @@ def test_what_a_folder_would_have_hydra_do_is_left_out(tmp_path, run_dir):
     assert ledger.read(tmp_path)[1][0].overrides == ["seed=5"]
 
 
+def test_another_launcher_takes_no_keys_of_the_first(tmp_path):
+    config = {"augmentation": {}, "data": {"name": "synthetic", "dir": None}}
+    arguments = ["seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    Ledger(tmp_path, arguments, [Job("a", ["seed=1"], config)]).write()
+    resumed = resume.expand([f"resume={tmp_path}", "hydra/launcher=local"])
+    assert "seed=1,2" in resumed and not any("slurm" in word or "partition" in word for word in resumed)
+    assert arguments[2] in resume.expand([f"resume={tmp_path}"])
+
+
 def test_nothing_to_resume_changes_nothing():
     assert resume.expand(["seed=1", "--cfg", "job"]) == ["seed=1", "--cfg", "job"]
 

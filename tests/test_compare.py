@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 
@@ -584,6 +585,49 @@ def test_all_weights_from_pretrained_ones_are_not_from_scratch(tmp_path):
     write_transfer(tmp_path / "b", "vgg16", "scratch", overrides=["backbone.weights=none"])
     result, _ = runs.find([str(tmp_path)])
     assert [ranking.technique(run) for run in result] == ["all weights", "from scratch"]
+
+
+def test_folds_that_wait_are_one_row(tmp_path):
+    write_run(tmp_path / "0", ["data.folds=3"], accuracy=0.5)
+    rows = [[f"data.fold={fold}", "data.folds=3"] for fold in range(3)]
+    jobs = [Job(str(fold), row, made(*row), "waiting" if fold else "completed") for fold, row in enumerate(rows)]
+    Ledger(tmp_path, [], jobs).write()
+    assert [(row["n"], row["state"]) for row in table_of(tmp_path)] == [("1", "completed"), ("2", "waiting")]
+
+
+def test_copies_that_a_tracker_keeps_are_no_runs(tmp_path):
+    write_run(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "run" / "wandb" / "offline-run-1" / "files")
+    assert [run.folder for run in runs.find([str(tmp_path)])[0]] == [tmp_path / "run"]
+
+
+ON_TEST, OTHER_LOSSES = "chose their best epoch by the test images", "have different losses"
+
+
+@pytest.mark.parametrize(
+    ("words", "shared", "expected"),
+    [
+        (["loss=focal", "loss=mean_squared_error"], "training.monitor=loss", [OTHER_LOSSES]),
+        (["loss.label_smoothing=0", "loss.label_smoothing=0.1"], "training.monitor=loss", [OTHER_LOSSES]),
+        (["loss.label_smoothing=0", "loss.label_smoothing=0.1"], "training.monitor=accuracy", []),
+        (["loss.class_weights=none", "loss.class_weights=balanced"], "training.monitor=loss", []),
+        (["optimizer=adam", "optimizer=sgd"], "data.validation=test", [ON_TEST]),
+    ],
+)
+def test_ranks_that_mean_less_are_said_to_do_so(tmp_path, words, shared, expected):
+    for number, word in enumerate(words):
+        write_run(tmp_path / str(number), [word, shared], accuracy=0.5 + number / 10)
+    comparison = Comparison(runs.find([str(tmp_path)])[0])
+    for notes in (command.summary(comparison), " ".join(command._best_notes(comparison))):
+        assert [text for text in (ON_TEST, OTHER_LOSSES) if text in notes] == expected
+
+
+def test_single_runs_of_a_search_are_not_resumed_with_seeds(tmp_path):
+    for rate in (0.1, 0.2):
+        write_run(tmp_path / str(rate), [f"optimizer.learning_rate={rate}"], accuracy=rate)
+    (tmp_path / "study.db").touch()
+    notes = command.summary(Comparison(runs.find([str(tmp_path)])[0]))
+    assert "scripts/report <sweep> --best prints the command" in notes and "resume=<sweep> seed=" not in notes
 
 
 @pytest.mark.parametrize(("num_seeds", "expected"), [(1, "resume=<sweep> seed="), (2, "very wide"), (3, None)])

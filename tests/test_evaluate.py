@@ -21,7 +21,7 @@ from cifar_research import config
 from cifar_research.data import datasets, synthetic
 from cifar_research.display import console, document
 from cifar_research.evaluation import against, calibration, corruptions, images, pictures, scores
-from cifar_research.evaluation.run import compare, evaluate, find
+from cifar_research.evaluation.run import compare, evaluate, find, folder_for
 from cifar_research.inference import trained
 from cifar_research.runs import metrics
 from cifar_research.runs.report import read_report, write_report
@@ -465,6 +465,27 @@ def test_groups_of_runs_are_compared(runs):
     assert find([str(runs)]) == [runs / "a0", runs / "a1", runs / "b0"]
 
 
+def test_results_on_other_images_have_a_folder_for_each(tmp_path):
+    assert folder_for(tmp_path, None, "a" * 16) == tmp_path
+    other = folder_for(tmp_path, "images_pets", "a" * 16)
+    assert other == tmp_path / "images_pets"
+    other.mkdir()
+    (other / "against_b.json").write_text(json.dumps({"data": {"fingerprint": "a" * 16}}))
+    assert folder_for(tmp_path, "images_pets", "a" * 16) == other
+    assert folder_for(tmp_path, "images_pets", "b" * 16) == tmp_path / "images_pets_bbbbbbbb"
+
+
+def test_runs_of_a_sweep_without_weights_are_left_out(runs, tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    for name in ("a0", "a1", "b0"):
+        shutil.copytree(runs / name, folder / name)
+    (folder / "a1" / "model.weights.h5").unlink()
+    assert len(find([str(folder)])) == 3  # for a comparison, which would be biased
+    assert [run.name for run in find([str(folder)], leaves_out=True)] == ["a0", "b0"]
+    assert "1 of 3 runs are left out" in " ".join(capsys.readouterr().err.split())
+    assert find([str(folder / "a1")], leaves_out=True) == [folder / "a1"]  # which is refused later
+
+
 def test_mistakes_on_the_command_line(runs, tmp_path):
     begun = tmp_path / "begun"
     (begun / ".hydra").mkdir(parents=True)
@@ -479,6 +500,7 @@ def test_mistakes_on_the_command_line(runs, tmp_path):
         ([stopped], "no run in it was completed"),
         ([run, "seed=1"], "seed=1: there is no such folder"),
         (["data=cifar10"], "no folder was given"),
+        ([run, "data.seed=1,2"], "data.seed=1,2: has several values; give one"),
         ([run, "data=cifar11"], "data: there is no option 'cifar11'; did you mean"),
         ([run, "data=images", f"data.dir={tmp_path / 'none'}"], "none does not exist"),
         ([run, "--corruptions", "few"], "'few' is not none, all or a number"),

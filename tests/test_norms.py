@@ -53,6 +53,15 @@ def prepared(*overrides):
     return settings, data, state
 
 
+def test_precise_statistics_are_of_images_as_training_draws_them():
+    tail = ["data.imbalance=exponential", "data.imbalance_factor=20"]
+    for sampling, is_equal in (("uniform", False), ("balanced", True)):
+        data = datasets.load(config.parse([*SMALL, "data.train_images=2000", *tail, f"data.sampling={sampling}"]).data)
+        rows = norms.measured(data.train, 400)
+        counts = np.bincount(data.train.labels[data.train.indices[rows]], minlength=10)
+        assert bool(counts.min() > counts.max() / 3) is is_equal and len(rows) == 400
+
+
 @pytest.mark.parametrize("overrides", [(), ("training.ema_decay=0.5",)])
 def test_precise_statistics_are_means_over_training_images_without_dropout(overrides):
     settings, data, state = prepared("batch_norm.statistics=precise", "batch_norm.images=96", *overrides)

@@ -20,7 +20,11 @@ from cifar_research.sweeps import study as study_report
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
 
-SPACE = ["optimizer=choice(adam,sgd)", "optimizer.learning_rate=tag(log,interval(0.0001,0.1))", "seed=range(1,4)"]
+SPACE = [
+    "optimizer=choice(adam,sgd)",
+    "optimizer.learning_rate=tag(log,interval(0.0001,0.1))",
+    "data.split_seed=range(1,4)",
+]
 
 
 def plan(*arguments):
@@ -41,7 +45,7 @@ def test_space_of_a_command_line():
     result = search.space(plan(*SPACE, "model.hidden=[8],[16]", "backbone.kernel_size=int(interval(1,5))"))
     assert result["optimizer"] == CategoricalDistribution(["adam", "sgd"])
     assert result["optimizer.learning_rate"] == FloatDistribution(0.0001, 0.1, log=True)
-    assert result["seed"] == CategoricalDistribution(["1", "2", "3"])
+    assert result["data.split_seed"] == CategoricalDistribution(["1", "2", "3"])
     assert result["model.hidden"] == CategoricalDistribution(["[8]", "[16]"])
     assert result["backbone.kernel_size"] == IntDistribution(1, 5)
     overrides = [
@@ -61,7 +65,7 @@ def test_space_of_a_command_line():
 def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
     for name in ("q?a", "q?b", "a b%20#{c}"):
         (tmp_path / name).mkdir()
-        source, _ = open_search(tmp_path / name, 1, "seed=1,2")
+        source, _ = open_search(tmp_path / name, 1, "data.split_seed=1,2")
         assert source.next() and not source.next() and (tmp_path / name / search.STUDY).is_file()
 
 
@@ -72,7 +76,9 @@ def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
         (["optimizer.learning_rate=tag(log,interval(0,1))"], "optimizer.learning_rate"),
         (["model.dropout=choice(0.1,7)"], "out of range"),
         (["optimizer.learning_rate=interval(-1,1)"], "learning_rate"),
-        (["seed=1,2", "data.val_fraction=0"], "a search needs validation images"),
+        (["data.split_seed=1,2", "data.val_fraction=0"], "a search needs validation images"),
+        (["seed=1,2"], "seed: a search would look for the best one"),
+        (["data.folds=3", "data.fold=0,1"], "data.fold: a search would look for the best one"),
     ],
 )
 def test_a_space_that_cannot_work_is_refused(overrides, part):
@@ -81,15 +87,26 @@ def test_a_space_that_cannot_work_is_refused(overrides, part):
 
 
 def test_nothing_is_proposed_twice_and_the_whole_space_is_enough(tmp_path):
-    overrides = ["optimizer=adam,sgd", "model.dropout=0.1,0.2,0.3", "seed=range(0,3)"]
+    overrides = ["optimizer=adam,sgd", "model.dropout=0.1,0.2,0.3", "data.split_seed=range(0,3)"]
     source, ledger = open_search(tmp_path, 100, *overrides)
     folders = []
     while job := source.next():
         folders.append(job.folder)
         source._study.tell(source._numbers[job.folder], 0.1 * job.config["model"]["dropout"])
     assert len(folders) == len(set(folders)) == 18
-    # Another launch finds them all.
-    assert open_search(tmp_path, 100, *overrides)[0].next() is None
+    # Another launch finds them all, and however often it asks, no trial is added.
+    again, _ = open_search(tmp_path, 100, *overrides)
+    assert [again.next() for _ in range(3)] == [None] * 3 and len(study(tmp_path).trials) == 18
+    assert search.size(search.space(plan(*overrides))) == 18 and search.size(search.space(plan(*SPACE))) is None
+
+
+def test_a_held_out_fold_is_enough_for_a_search():
+    assert search.space(plan("data.val_fraction=0", "data.folds=3", "optimizer=adam,sgd"))
+
+
+def test_the_jobs_of_a_search_know_its_total():
+    job = plan("sweep=perspectives").job(["optimizer.learning_rate=0.01"])
+    assert job.config["sweep"]["trials"] == 30
 
 
 def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
@@ -109,7 +126,7 @@ def test_goes_on_to_the_total_and_not_to_as_many_again(tmp_path):
     assert again[0] == half_done.folder
     assert len(again) == 7 and not set(again) & set(first)
     with pytest.raises(ConfigError, match="another space"):
-        open_search(tmp_path, 12, *SPACE[:2], "seed=range(1,5)")
+        open_search(tmp_path, 12, *SPACE[:2], "data.split_seed=range(1,5)")
 
 
 def test_a_search_that_was_killed_while_it_wrote_keeps_its_space(tmp_path):
@@ -122,7 +139,7 @@ def test_a_search_that_was_killed_while_it_wrote_keeps_its_space(tmp_path):
         db.executemany("INSERT INTO numbers VALUES (?)", [(number,) for number in range(10_000)])
         for path in tmp_path.glob(f"{search.STUDY}*"):
             (copy / path.name).write_bytes(path.read_bytes())
-    other = [*SPACE[:2], "seed=range(1,5)"]
+    other = [*SPACE[:2], "data.split_seed=range(1,5)"]
     before = {path: path.read_bytes() for path in copy.iterdir()}
     search.check(copy, search.space(plan(*other)))  # cannot read it
     with (
@@ -134,7 +151,7 @@ def test_a_search_that_was_killed_while_it_wrote_keeps_its_space(tmp_path):
 
 
 def test_two_trials_that_compute_the_same_do_not_run_at_once(tmp_path):
-    source, _ = open_search(tmp_path, 4, "seed=0,1", "augmentation=flip,[flip]")
+    source, _ = open_search(tmp_path, 4, "data.split_seed=0,1", "augmentation=flip,[flip]")
     jobs_of = []
     while job := source.next():
         jobs_of.append(job.folder)

@@ -8,6 +8,7 @@ import pytest
 from cifar_research import config
 from cifar_research.config import conf, rules, targets
 from cifar_research.config.sweep import parse as parse_sweep
+from cifar_research.runs import reproduction
 from cifar_research.runtime.errors import ConfigError
 from cifar_research.sweeps import run as sweep
 from cifar_research.sweeps.plan import Plan
@@ -49,21 +50,36 @@ def counts(monkeypatch):
         (["experiment=fast", "data.folds=4"], []),  # the preset sets data.val_fraction, not the user
         (["batch_norm.images=9", "batch_norm.statistics=moving"],
          ["batch_norm.images=9 has no effect with batch_norm.statistics=moving"]),
+        (["training.phases.scratch.learning_rate=0.1", "optimizer.learning_rate=1"],
+         ["optimizer.learning_rate=1 has no effect with a value of its own in each phase, training.phases.<phase>.learning_rate"]),
+        (["training.phases.scratch.epochs=1", "training.epochs=3"],
+         ["training.epochs=3 has no effect with a value of its own in each phase, training.phases.<phase>.epochs"]),
     ],
 )  # fmt: skip
 def test_a_key_without_effect_is_named(overrides, expected, tmp_path, monkeypatch, caplog):
-    assert rules.without_effect(config.parse(overrides).content, overrides) == expected
+    assert list(rules.without_effect(config.parse(overrides).content, overrides).values()) == expected
     monkeypatch.setattr(training, "run", lambda *arguments, **more: {"status": "completed"})
     training.trained(config.compose([*overrides, f"hydra.run.dir={tmp_path}"]))
     assert [record.getMessage() for record in caplog.records if "effect" in record.getMessage()] == expected
 
 
+def test_a_repeated_run_sets_every_key_and_names_none(tmp_path):
+    settings = config.parse(TINY)
+    overrides = reproduction._overrides(settings.content)
+    assert config.parse(overrides).content == settings.content
+    assert "data.imbalance_factor=100.0" in overrides and not rules.without_effect(settings.content, overrides)
+
+
 def test_a_sweep_names_the_keys_that_have_no_effect_in_any_job():
-    overrides = ["data.imbalance_factor=10", "data.label_noise_rate=0.2"]
-    jobs = Plan.of(parse_sweep([*TINY, *overrides, "data.label_noise=none,symmetric"])).grid()
-    assert sweep._without_effect(jobs, overrides) == [
-        "data.imbalance_factor=10.0 has no effect with data.imbalance=none"
-    ]
+    def notes(*overrides):
+        plan = Plan.of(parse_sweep([*TINY, *overrides]))
+        return sweep._without_effect(plan, plan.grid())
+
+    fixed = ["data.imbalance_factor=10", "data.label_noise_rate=0.2", "data.label_noise=none,symmetric"]
+    assert notes(*fixed) == ["data.imbalance_factor=10.0 has no effect with data.imbalance=none"]
+    assert notes("data.imbalance_factor=10,20", "data.imbalance=none,step") == []
+    with pytest.raises(ConfigError, match="^data.imbalance_factor: 10.0 has no effect .*the same; give one value"):
+        notes("data.imbalance_factor=10,20")
 
 
 FACTORIES = ["adam", "cnn", "constant", "head", "horizontal_flip", "mean_squared_error", "none", "shift"]

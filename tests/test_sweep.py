@@ -189,7 +189,7 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
         run_folder.only_process_in(tmp_path / "grid").__enter__()
     for overrides, name, part in (
         (["seed=1,2"], "run", "is a run's folder"),
-        (["seed=1,2", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
+        (["optimizer=adam,sgd", "sweep.trials=2"], "grid", "holds a grid, and this is a search"),
     ):
         with pytest.raises(ConfigError, match=part):
             sweep.run(parse_sweep([*overrides, f"hydra.sweep.dir={tmp_path / name}"]))

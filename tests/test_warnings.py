@@ -7,6 +7,7 @@ import tensorflow as tf
 from test_phases import LITE, random_data
 
 from cifar_research import config
+from cifar_research.runs import report
 from cifar_research.runtime import environment, gpus, processor
 from cifar_research.training import setup, warnings
 from cifar_research.training.run import run
@@ -60,6 +61,30 @@ def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(tmp_path, 
     settings = config.parse([*overrides, f"data.image_size={pixels}"])
     lines = warnings.of_run(settings, setup.build(settings, random_data()).model, 1000)
     assert any("Set data.image_size=64." in line for line in lines) is is_warned
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_warned"),
+    [
+        (["loss=logit_adjusted", "data.sampling=balanced"], True),
+        (["loss.class_weights=balanced", "data.sampling=sqrt"], True),
+        (["loss=logit_adjusted"], False),
+        (["data.sampling=balanced"], False),
+    ],
+)
+def test_remedies_for_a_tail_that_count_twice(overrides, is_warned):
+    settings = config.parse([*LITE, "backbone.weights=none", *overrides])
+    lines = warnings.of_run(settings, setup.build(settings, random_data()).model, 1000)
+    assert any("they count twice" in line for line in lines) is is_warned
+
+
+def test_a_run_whose_weights_are_used_differs_in_what_they_do_not_show(tmp_path):
+    report.write_report(tmp_path / "report.json", {"config": config.parse(["backbone.pooling=avg"]).content})
+    (tmp_path / "model.weights.h5").touch()
+    for pooling, expected in (("avg", 0), ("max", 1)):
+        settings = config.parse([f"backbone.weights={tmp_path}", f"backbone.pooling={pooling}"])
+        lines = warnings._of_source(settings)
+        assert len(lines) == expected and all("Set backbone.pooling=avg." in line for line in lines)
 
 
 def test_a_run_shows_its_warnings(monkeypatch, tmp_path, capsys):

@@ -27,7 +27,9 @@ class DataConfig:
     cache_dir: str | None = None  # Where decoded images and features are kept; null is the cache folder.
     val_fraction: float = 0.1  # The share of the training images that is held out for validation.
     validation: str = "holdout"  # Validate on held-out training images, or on the test images.
-    split_seed: int = 0  # Chooses which training images are held out, left out by `imbalance`, or get wrong labels.
+    # Chooses which training images are held out, left out by `imbalance`, or get wrong labels; without `test/`, also which
+    # of a folder's images are tested.
+    split_seed: int = 0
     folds: int | None = None  # Hold out one of this number of folds of the training images; null is `val_fraction`.
     fold: int = 0  # The fold that is held out, from 0 on.
     train_size: int | None = None  # The number of training images, stratified; null is all of them.

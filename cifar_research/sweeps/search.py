@@ -44,7 +44,12 @@ class Search:
     def __init__(
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:
-        self._trials, self._plan, self._ledger, self._space = trials, plan, ledger, dict(space)
+        self._trials, self._plan, self._ledger, self._space = (
+            min(trials, size(space) or trials),
+            plan,
+            ledger,
+            dict(space),
+        )
         self._url = f"sqlite:///{escaped(folder)}"
         self._study = optuna.create_study(
             storage=_storage(self._url), study_name=NAME, direction="maximize", load_if_exists=True
@@ -177,7 +182,7 @@ def space(plan: Plan) -> dict[str, Distribution]:
     return distributions
 
 
-def size(space: Mapping[str, Distribution]) -> int | None:
+def size(space: Mapping[str, BaseDistribution]) -> int | None:
     """Return the number of combinations of a space of choices; None with an interval."""
     choices = [len(each.choices) for each in space.values() if isinstance(each, CategoricalDistribution)]
     return math.prod(choices) if len(choices) == len(space) else None

@@ -34,11 +34,7 @@ def measurement(
         return lambda: None
     size = min(settings.training.batch_size, len(train))
     number = max(min(settings.batch_norm.images, len(train)) // size, 1)
-    rng = np.random.default_rng(0)
-    rows = rng.permutation(len(train))[: number * size]
-    if train.chances is not None:  # as the batches of training are drawn
-        rows = rng.choice(len(train), number * size, p=train.chances)
-    images = train.images[train.indices[rows]]
+    images = train.images[train.indices[measured(train, number * size)]]
     paths = {weight.path for layer in norms for weight in (layer.moving_mean, layer.moving_variance)}
 
     @tf.function(autograph=False)
@@ -47,7 +43,7 @@ def measurement(
         with layers.measures_norms(batches), layers.called_with(several_images=size > 1):
             forward.network(inputs, True)
 
-    def measured() -> None:
+    def set_statistics() -> None:
         with averaged_weights(state):
             for batch in range(number):
                 inputs = tf.constant(images[batch * size : (batch + 1) * size])
@@ -57,4 +53,12 @@ def measurement(
             if weight.path in values:
                 average.assign(values[weight.path])
 
-    return measured
+    return set_statistics
+
+
+def measured(train: Split, count: int) -> np.ndarray:
+    """Return the numbers of the images that statistics are of, int64 [count], drawn as training draws them."""
+    rng = np.random.default_rng(0)
+    if train.chances is None:
+        return rng.permutation(len(train))[:count]
+    return rng.choice(len(train), count, p=train.chances)
