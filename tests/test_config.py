@@ -106,7 +106,7 @@ BAD = [
     ("backbone=vgg16 backbone.batch_norm=yes", ["backbone.batch_norm: 'yes' is not one of inference, train, null"]),
     ("experiment=transfer backbone=cnn model.batch_norm=true", ["model.batch_norm: true needs hidden layers"]),
     ("hydra.launcher.partition=gpu", ["choose hydra/launcher=slurm and write hydra.launcher.partition=gpu"]),
-    ("hydra.launcher.job=3", ["hydra.launcher.job: there is no such key; did you mean 'jobs'?"]),
+    ("hydra.launcher.job=3", ["hydra.launcher.job: there is no such key; did you mean hydra.launcher.jobs=3?"]),
     ("hydra.run.dir=", ["hydra.run.dir: has no value; give one: hydra.run.dir="]),
     ("data.dir=''", ["data.dir: has no value"]),
     ("backbone.filters=[]", ["backbone.filters", "[]"]),

@@ -166,7 +166,7 @@ SWEEPS = {
     "data of a grid": (["-m", "seed=1,2,3", "data=images", "data.dir=nowhere", "hydra.sweep.dir=grid"], "nowhere"),
     "another space": (["resume=search", "optimizer.learning_rate=interval(0.1,1)"], "another space"),
     "another value": (["resume=search", "training.epochs=2"], "training.epochs: the search in search has 1, the command"),
-    "another key": (["resume=search", "seed=1,2"], "another space"),
+    "another key": (["resume=search", "optimizer=adam,sgd"], "another space"),
     "no trial": (["resume=search", "sweep.trials=0"], "sweep.trials"),
     "grid in a search": (["-m", "seed=1,2", "hydra.sweep.dir=search"], "holds a search"),
     "search in a grid": (["-m", *SPACE, "sweep.trials=2", "hydra.sweep.dir=grid"], "holds a grid"),

@@ -198,15 +198,13 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     if parent == "hydra.launcher" and (options := _options_with("hydra/launcher", last)):
         ways = " or ".join(f"hydra/launcher={option}" for option in options)
         return f"{problem} here; choose {ways} and write {_word(key, value)}"
-    if parent == "hydra.launcher":
-        return f"{problem}{targets.nearest(last, names)}"
     groups = conf.groups() if not parent else [parent] if is_group(parent) else []
     having = {group: options for group in groups if name not in own and (options := _options_with(group, name))}
     if not (parent and having):
         if parent and (close := targets.closest(name, names)):
             full = f"{parent}.{close}" if close in own else f"+{parent}.{close}"
             return f"{problem}; did you mean {_word(full, value)}?"
-        if keys := _meant(key, cfg):
+        if parent != "hydra.launcher" and (keys := _meant(key, cfg)):
             return f"{problem}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
     for group, options in having.items():
         ways = " or ".join(f"{group}={option}" for option in options)
