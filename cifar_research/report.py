@@ -40,7 +40,7 @@ _SEEDS_OF_A_SEARCH = "{report} <sweep> --best prints the command of the best one
 _BEYOND_IMAGES = (
     "A rank without = then only means that the difference is larger than the noise of the validation images."
 )
-_UNTESTED = "Their ranks are not tested, since one run has no interval of this metric."
+_UNTESTED = "Ranks are not tested, since one run has no interval of this metric."
 _TWO_SEEDS = "Rows with n = 2 have very wide intervals, so that almost all of them tie. Use three seeds or more."
 _OTHER_IMAGES = (
     "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "

@@ -71,7 +71,8 @@ def test_another_launcher_takes_no_keys_of_the_first(tmp_path):
     Ledger(tmp_path, arguments, [Job("a", ["seed=1"], config)]).write()
     resumed = resume.expand([f"resume={tmp_path}", "hydra/launcher=local"])
     assert "seed=1,2" in resumed and not any("slurm" in word or "partition" in word for word in resumed)
-    assert arguments[2] in resume.expand([f"resume={tmp_path}"])
+    for same in ([], ["hydra/launcher=slurm"]):
+        assert arguments[2] in resume.expand([f"resume={tmp_path}", *same])
 
 
 def test_nothing_to_resume_changes_nothing():

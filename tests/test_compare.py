@@ -611,6 +611,8 @@ ON_TEST, OTHER_LOSSES = "chose their best epoch by the test images", "have diffe
         (["loss.label_smoothing=0", "loss.label_smoothing=0.1"], "training.monitor=loss", [OTHER_LOSSES]),
         (["loss.label_smoothing=0", "loss.label_smoothing=0.1"], "training.monitor=accuracy", []),
         (["loss.class_weights=none", "loss.class_weights=balanced"], "training.monitor=loss", []),
+        (["loss=logit_adjusted", "loss=balanced_softmax"], "training.monitor=loss", []),
+        (["loss=logit_adjusted", "loss=categorical_crossentropy"], "training.monitor=loss", []),
         (["optimizer=adam", "optimizer=sgd"], "data.validation=test", [ON_TEST]),
     ],
 )

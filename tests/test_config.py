@@ -104,7 +104,6 @@ BAD = [
     ("loss.label_smoothing=1.5", ["loss.label_smoothing", "1.5"]),
     ("backbone.filters=3", ["backbone.filters: takes a list of whole numbers, not 3"]),
     ("backbone=vgg16 backbone.batch_norm=yes", ["backbone.batch_norm: 'yes' is not one of inference, train, null"]),
-    ("experiment=transfer backbone=cnn model.batch_norm=true", ["model.batch_norm: true needs hidden layers"]),
     ("hydra.launcher.partition=gpu", ["choose hydra/launcher=slurm and write hydra.launcher.partition=gpu"]),
     ("hydra.launcher.job=3", ["hydra.launcher.job: there is no such key; did you mean hydra.launcher.jobs=3?"]),
     ("hydra.run.dir=", ["hydra.run.dir: has no value; give one: hydra.run.dir="]),

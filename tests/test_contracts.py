@@ -1,14 +1,21 @@
 """The promises of a user's factory are checked and kept."""
 
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
+from typing import Literal
 
+import keras
 import pytest
+import tensorflow as tf
 from test_phases import random_data
 from test_shards import data
 
 from cifar_research import Backbone, Head, Transform, augmentation, config
-from cifar_research.runtime.errors import ConfigError
+from cifar_research.config import targets
+from cifar_research.inference import trained
+from cifar_research.runtime.errors import ConfigError, WeightsError
 from cifar_research.training import setup, shards
 
 LAB = """
@@ -48,6 +55,43 @@ def parse(tmp_path, monkeypatch):
 def test_a_plain_function_promises_nothing(contract):
     wrapped = contract.of(print)
     assert wrapped == contract(print) and contract.of(wrapped) is wrapped
+
+
+def test_parts_of_another_kind_are_refused():
+    settings = config.parse(["backbone.filters=[4]"])
+    with pytest.raises(ConfigError, match="^optimizer: the factory returned a str; return an Optimizer"):
+        setup.build(dataclasses.replace(settings, optimizer="sgd"), random_data())
+    tensor = Backbone(lambda shape: keras.layers.Conv2D(4, 3)(keras.Input(shape)))
+    with pytest.raises(WeightsError, match="of a KerasTensor; return a keras.Model"):
+        setup.build(dataclasses.replace(settings, backbone=tensor), random_data())
+    images = augmentation.compose({"mine": lambda images, targets, seed: images})
+    with pytest.raises(ConfigError, match="^augmentation.mine: returned a .*Tensor; return images and targets"):
+        images(tf.zeros([2, 8, 8, 3]), tf.eye(2), tf.constant([0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "is_fit"),
+    [
+        ("x.txt", Path, True),
+        ([1, "a"], tuple[int, str], True),
+        ([1, 2], tuple[int, str], False),
+        ([1, 2], tuple[int, ...], True),
+        ("x", dict, False),
+        (3, str, False),
+        (3.5, int | Literal["auto"], False),
+    ],
+)
+def test_types_that_yaml_has_are_checked(value, hint, is_fit):
+    assert targets.fits(value, hint) is is_fit
+    if not is_fit:
+        assert "takes" in targets._mismatch(value, hint)
+
+
+def test_one_package_may_be_allowed_as_a_text(monkeypatch, tmp_path):
+    monkeypatch.setattr(trained, "_load", lambda run, precision, allowed: allowed)
+    assert (
+        trained.load(tmp_path, allow_targets="my_lab") == trained.load(tmp_path, allow_targets=["my_lab"]) >= {"my_lab"}
+    )
 
 
 @pytest.mark.parametrize(

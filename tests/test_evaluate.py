@@ -482,7 +482,7 @@ def test_runs_of_a_sweep_without_weights_are_left_out(runs, tmp_path, capsys):
     (folder / "a1" / "model.weights.h5").unlink()
     assert len(find([str(folder)])) == 3  # for a comparison, which would be biased
     assert [run.name for run in find([str(folder)], leaves_out=True)] == ["a0", "b0"]
-    assert "1 of 3 runs are left out" in " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 runs have no weights and are left out" in " ".join(capsys.readouterr().err.split())
     assert find([str(folder / "a1")], leaves_out=True) == [folder / "a1"]  # which is refused later
 
 

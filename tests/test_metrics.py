@@ -133,7 +133,7 @@ def test_reports_rank_by_the_monitored_metric(tmp_path, monitor, first):
     if monitor == "macro_f1":
         assert cells["val macro F1"] == "0.6000" and cells["val accuracy"] == "0.4000"
     assert header.count("val loss") == 1 and (header[header.index("val loss") + 1] == "val 95 %") is (monitor == "loss")
-    assert ("Their ranks are not tested" in command.summary(comparison)) is (monitor != "accuracy")
+    assert ("Ranks are not tested" in command.summary(comparison)) is (monitor != "accuracy")
     write(tmp_path / "c", ["training.monitor=balanced_accuracy"], {"loss": 1, "accuracy": 0.9})
     assert Comparison(runs.find([str(tmp_path)])[0]).metric == "accuracy"
 

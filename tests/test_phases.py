@@ -236,6 +236,10 @@ BAD = [
     ("training.phases.scratch=null", ["training.phases.scratch"]),
     ("features.views=-1", ["features.views", "-1"]),
     ("schedule=cosine schedule.warmup_epochs=3 training=combined training.phases.head.epochs=2", ["warmup", "head"]),
+    (
+        "schedule=cosine schedule.warmup_epochs=12 training=combined training.phases.backbone.schedule=continue",
+        ["schedule.warmup_epochs: 12 is not below the 10 epochs of head and backbone together"],
+    ),
 ]
 
 

@@ -129,12 +129,19 @@ def test_finds_files_folders_globs_and_lines(tmp_path):
         return [str(Path(file).relative_to(tmp_path)) for file in files], problems
 
     assert find("a") == (["a/1.png", "a/2.JPG", "a/[x].png", "a/b/3.webp"], [])
-    assert find("4.img", "a/*.png", "a/1.png") == (["4.img", "a/1.png", "a/[x].png", "a/1.png"], [])
+    assert find("4.img", "a/*.png", "a/1.png") == (["4.img", "a/1.png", "a/[x].png"], [])
+    assert find("a", "a/1.png", "a/**")[0] == [
+        "a/1.png",
+        "a/2.JPG",
+        "a/[x].png",
+        "a/b/3.webp",
+    ]  # each once, no notes.txt
     assert find("a/**/*.webp")[0] == ["a/b/3.webp"]
     assert find("a/[x].png") == (["a/[x].png"], [])  # there is such a file
     lines = [f"{tmp_path / 'a' / '1.png'}\n", "\n", f"{tmp_path / 'a' / 'b'}\r\n", f"{tmp_path}/a/*.png\n"]
     files, problems = find("-", "4.img", stdin=lines)
     assert files == ["a/1.png", "a/b/3.webp", "4.img"] and "*.png: there is no such file" in problems[0]
+    assert find("-", stdin=[f"{tmp_path}/a/notes.txt\n"]) == ([], []) and find("a/notes.txt")[0] == ["a/notes.txt"]
     files, problems = find("empty", "nowhere.png", "*.bmp")
     assert files == [] and [problem.rpartition(": ")[2] for problem in problems] == [
         "this folder holds no image", "there is no such file or folder", "there is no such file or folder",

@@ -73,6 +73,15 @@ def test_preset_headers_say_how_to_run_them_and_what_to_expect():
         assert "accuracy" in header, preset
 
 
+@pytest.mark.parametrize(("training", "names"), [("fine_tuning", ["backbone"]), ("combined", ["head", "backbone"])])
+def test_another_technique_replaces_the_phase_of_the_recipe(training, names, tmp_path):
+    (tmp_path / "model.weights.h5").touch()
+    settings = config.parse(["experiment=fast", f"training={training}", f"backbone.weights={tmp_path}"])
+    assert [phase.name for phase in settings.phases] == names and settings.training.steps_per_call == 20
+    (phase,) = config.parse(["experiment=fast"]).phases
+    assert phase.trainable == {"from": "block1_conv1"}
+
+
 def test_study_settings():
     settings = config.parse()
     optimizer = settings.content["optimizer"]

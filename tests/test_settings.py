@@ -52,6 +52,10 @@ def counts(monkeypatch):
          ["batch_norm.images=9 has no effect with batch_norm.statistics=moving"]),
         (["training.phases.scratch.learning_rate=0.1", "optimizer.learning_rate=1"],
          ["optimizer.learning_rate=1 has no effect with a value of its own in each phase, training.phases.<phase>.learning_rate"]),
+        (["model=linear", "model.batch_norm=true"], ["model.batch_norm=True has no effect with model.hidden=[]"]),
+        (["features.views=5", "evaluation.views=flip"], ["features.views=5 has no effect with evaluation.views=flip"]),
+        (["tensorboard.histograms=true", "tensorboard.enabled=false"],
+         ["tensorboard.histograms=True has no effect with tensorboard.enabled=False"]),
         (["training.phases.scratch.epochs=1", "training.epochs=3"],
          ["training.epochs=3 has no effect with a value of its own in each phase, training.phases.<phase>.epochs"]),
     ],
@@ -61,6 +65,13 @@ def test_a_key_without_effect_is_named(overrides, expected, tmp_path, monkeypatc
     monkeypatch.setattr(training, "run", lambda *arguments, **more: {"status": "completed"})
     training.trained(config.compose([*overrides, f"hydra.run.dir={tmp_path}"]))
     assert [record.getMessage() for record in caplog.records if "effect" in record.getMessage()] == expected
+
+
+def test_features_are_not_kept_for_test_time_augmentation(tmp_path):
+    (tmp_path / "model.weights.h5").touch()
+    overrides = ["experiment=transfer", "backbone=cnn", f"backbone.weights={tmp_path}"]
+    kept = [config.parse([*overrides, f"evaluation.views={views}"]).kept_views for views in ("none", "flip")]
+    assert kept == [1, 0]
 
 
 def test_a_repeated_run_sets_every_key_and_names_none(tmp_path):

@@ -200,6 +200,30 @@ def test_a_folder_holds_a_run_or_a_grid_or_a_search(tmp_path):
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["jobs.jsonl", "study.db"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "num_jobs"),
+    [
+        ([], 5),
+        (["data.folds=5"], 5),
+        (["data.folds=10"], None),
+        (["data.folds=3"], None),
+        (["data.folds=10", "data.fold=range(10)"], 10),
+        (["data.folds=10", "data.fold=0,1"], 2),
+        (["sweep=[folds,seeds]", "seed=0,1"], 10),
+    ],
+)
+def test_a_sweep_holds_out_each_fold_or_those_that_are_typed(overrides, num_jobs):
+    arguments = overrides if overrides and overrides[0].startswith("sweep=") else ["sweep=folds", *overrides]
+    if num_jobs is not None:
+        assert len(plan(*arguments)) == num_jobs
+        return
+    number = overrides[0].partition("=")[2]
+    with pytest.raises(
+        ConfigError, match=rf"lists 0,1,2,3,4, and data.folds is {number}; add 'data.fold=range\({number}\)'"
+    ):
+        plan(*arguments)
+
+
 def test_settings_that_no_job_would_see_are_refused(tmp_path):
     (tmp_path / "my_conf" / "sweep").mkdir(parents=True)
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\ntraining: {epochs: 3}\n"

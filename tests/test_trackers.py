@@ -290,6 +290,22 @@ def client(tmp_path, monkeypatch, store):
     return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
+def test_an_epoch_that_was_lost_in_between_is_added_by_a_continued_run(tmp_path, client, monkeypatch):
+    log, failing = trackers.MLflow._log, [2]
+
+    def lossy(tracker, values, step):
+        if values.get("epoch") in failing:
+            raise ConnectionError("lost")
+        log(tracker, values, step)
+
+    monkeypatch.setattr(trackers.MLflow, "_log", lossy)
+    run(tmp_path / "run", "tracker=mlflow", "name=gap", "training.epochs=3")
+    assert [epoch for _, epoch in points(client, entries(client, "gap")[0], "epoch")] == [1, 3]
+    failing.clear()
+    run(tmp_path / "run", "tracker=mlflow", "name=gap", "training.epochs=4")
+    assert [epoch for _, epoch in points(client, entries(client, "gap")[0], "epoch")] == [1, 2, 3, 4]
+
+
 def entries(client, experiment, condition=""):
     result = client.get_experiment_by_name(experiment)
     return client.search_runs([result.experiment_id], condition)

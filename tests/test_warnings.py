@@ -69,6 +69,8 @@ def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(tmp_path, 
         (["loss=logit_adjusted", "data.sampling=balanced"], True),
         (["loss.class_weights=balanced", "data.sampling=sqrt"], True),
         (["loss=logit_adjusted"], False),
+        (["loss=logit_adjusted", "loss.tau=0", "data.sampling=balanced"], False),
+        (["loss.class_weights=[1,1,1,1,1,1,1,1,1,1]", "data.sampling=balanced"], False),
         (["data.sampling=balanced"], False),
     ],
 )

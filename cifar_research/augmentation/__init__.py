@@ -20,6 +20,7 @@ from cifar_research.augmentation import colour, draws, geometry, mixing
 from cifar_research.config.contracts import Transform
 from cifar_research.config.targets import check_range
 from cifar_research.runtime.control_flow import converted
+from cifar_research.runtime.errors import ConfigError
 from cifar_research.runtime.lazy import tf
 
 BatchTransform = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
@@ -34,7 +35,7 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
     Its fourth argument, epoch_seed: int32 [2], is the run's seed and the epoch. Transforms that depend on the epoch get
     it instead of `seed`, unless it is None.
     """
-    ordered = [Transform.of(transform) for transform in transforms.values()]
+    names, ordered = list(transforms), [Transform.of(transform) for transform in transforms.values()]
     applied = [converted(transform.apply) for transform in ordered]
 
     def composed(
@@ -45,7 +46,12 @@ def compose(transforms: Mapping[str, Transform | BatchTransform]) -> Callable[..
                 own_seed = seed if epoch_seed is None else epoch_seed
             else:
                 own_seed = tf.random.experimental.stateless_fold_in(seed, i)
-            images, targets = applied[i](images, targets, own_seed)
+            changed = applied[i](images, targets, own_seed)
+            if not isinstance(changed, (tuple, list)) or len(changed) != 2:
+                raise ConfigError(
+                    f"augmentation.{names[i]}: returned a {type(changed).__name__}; return images and targets"
+                )
+            images, targets = changed
         return images, targets
 
     return composed

@@ -116,10 +116,10 @@ class Diff:
         pairs, note = self.pairs
         table = [[*pairs[0].settings, "score", "A", "A 95 %", "B", "B 95 %", "B - A", "test of the difference"]]
         metrics = dict.fromkeys(["accuracy", monitored(self._runs)])
-        if has_several_losses(self._runs):
-            metrics.pop("loss", None)
         for pair, metric, split in itertools.product(pairs, metrics, ("val", "test")):
             path, (a, b) = f"{split}/{metric}", pair.rows
+            if metric == "loss" and has_several_losses([*a.runs, *b.runs]):
+                continue
             if (first := a.mean(path)) is not None and (second := b.mean(path)) is not None:
                 cells = [f"{split} {display_name(metric)}", f"{first:.4f}", a.interval(path), f"{second:.4f}"]
                 cells += [b.interval(path), f"{second - first:+.4f}", _test(a, b, path)]

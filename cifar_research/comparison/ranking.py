@@ -166,12 +166,16 @@ class Comparison:
 
 def has_several_losses(runs: Sequence[Run]) -> bool:
     """Return whether the losses that score runs may be different functions, whose values cannot be compared."""
-    training_only = ("loss.class_weights", "loss.tau")
-    losses = [
-        {key: value for key, value in run.settings.items() if key.startswith("loss") and key not in training_only}
-        for run in runs
-    ]
-    return any(loss != losses[0] for loss in losses)
+    crossentropies = ("categorical_crossentropy", "logit_adjusted", "balanced_softmax")
+    losses = set()
+    for run in runs:
+        # Class weights and shifts are of training alone.
+        loss = {key: value for key, value in run.settings.items() if key.startswith("loss") and value is not None}
+        name, is_smooth = loss.pop("loss"), loss.pop("loss.label_smoothing", 0)
+        kind = "crossentropy" if name in crossentropies else name
+        more = [item for item in loss.items() if item[0] not in ("loss.class_weights", "loss.tau")]
+        losses.add(str((kind, is_smooth, sorted(more))))
+    return len(losses) > 1
 
 
 def monitored(runs: Sequence[Run]) -> str:

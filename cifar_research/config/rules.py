@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.config import messages, phases, schema, targets
 from cifar_research.config.contracts import Backbone, Head
-from cifar_research.config.identity import flatten
+from cifar_research.config.identity import OPTION_GROUPS, flatten
 from cifar_research.runtime.errors import ConfigError
 
 _MOST = 2**31 - 1
@@ -68,6 +68,7 @@ _USED_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("data.imbalance_factor", "data.imbalance", ("exponential", "step")),
     ("data.label_noise_rate", "data.label_noise", ("symmetric", "asymmetric")),
     ("batch_norm.images", "batch_norm.statistics", ("precise",)),
+    ("features.views", "evaluation.views", ("none",)),
     ("tensorboard.histograms", "tensorboard.enabled", (True,)),
     ("tensorboard.profile_start_step", "tensorboard.enabled", (True,)),
 )
@@ -112,7 +113,7 @@ def out_of_range(content: Mapping[str, Any]) -> list[str]:
 
 def without_effect(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str]:
     """Return {key: sentence} of the keys that these overrides set, and that other keys make useless."""
-    if "~backbone" in overrides:  # of --from-run, which sets every key
+    if any(f"~{group}" in overrides for group in OPTION_GROUPS):  # of --from-run, which sets every key
         return {}
     given, flat = {word.lstrip("+").partition("=")[0] for word in overrides}, flatten(content)
     reasons = {
@@ -124,6 +125,8 @@ def without_effect(content: Mapping[str, Any], overrides: Sequence[str]) -> dict
         name = key.rpartition(".")[2]
         if key in given and all(phase[name] is not None for phase in content["training"]["phases"].values()):
             reasons[key] = f"with a value of its own in each phase, training.phases.<phase>.{name}"
+    if "model.batch_norm" in given and not content["model"].get("hidden", True):
+        reasons["model.batch_norm"] = "with model.hidden=[]"
     return {key: f"{key}={flat[key]} has no effect {reason}" for key, reason in reasons.items()}
 
 
@@ -240,7 +243,8 @@ def image_size_problems(
             return [f"{key} needs a head that takes feature maps of any size; set model.pooling=avg"]
     if size < least:
         return [
-            f"backbone: needs images of at least {least} x {least}, and these are {size} x {size}; use fewer blocks"
+            f"backbone: needs images of at least {least} x {least}, and these are {size} x {size}; raise data.image_size of "
+            "data=images, or choose a smaller network"
         ]
     return []
 

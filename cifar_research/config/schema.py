@@ -27,8 +27,7 @@ class DataConfig:
     cache_dir: str | None = None  # Where decoded images and features are kept; null is the cache folder.
     val_fraction: float = 0.1  # The share of the training images that is held out for validation.
     validation: str = "holdout"  # Validate on held-out training images, or on the test images.
-    # Chooses which training images are held out, left out by `imbalance`, or get wrong labels; without `test/`, also which
-    # of a folder's images are tested.
+    # Chooses the images that are held out (for the test too, without `test/`), left out, or get wrong labels.
     split_seed: int = 0
     folds: int | None = None  # Hold out one of this number of folds of the training images; null is `val_fraction`.
     fold: int = 0  # The fold that is held out, from 0 on.

@@ -231,25 +231,29 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if origin is tuple and arguments[-1] is not ...:
+        return isinstance(value, list) and len(value) == len(arguments) and all(map(fits, value, arguments))
     if origin in (list, Sequence, tuple):
         return isinstance(value, (list, tuple)) and all(fits(item, arguments[0]) for item in value)
     if origin in (dict, Mapping):
         return isinstance(value, dict)
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    # YAML has no form of other types, such as Path: the factory gets what the file has.
+    return isinstance(value, hint) if hint in (str, list, tuple, dict, types.NoneType) else True
 
 
 def _mismatch(value: Any, hint: Any) -> str:
     """Return why a value does not fit a type hint."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    literal = [typing.get_args(part) for part in parts if typing.get_origin(part) is typing.Literal]
-    if literal:
-        return choice_problem(value, [*literal[0], *([None] if types.NoneType in parts else [])])
+    if all(typing.get_origin(part) is typing.Literal or part is types.NoneType for part in parts):
+        return choice_problem(value, [option for part in parts for option in typing.get_args(part) or [None]])
     return f"takes {' or '.join(map(_kind, parts))}, not {_as_yaml(value)}; change the value"
 
 
 def _kind(hint: Any) -> str:
-    item = typing.get_args(hint)[0] if typing.get_origin(hint) in (list, Sequence) else None
-    if item in KINDS:
+    item = typing.get_args(hint)[0] if typing.get_origin(hint) in (list, Sequence) and typing.get_args(hint) else bool
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if item in KINDS and item is not bool:
         return f"a list of {KINDS[item].removeprefix('a ')}s"
     return (KINDS | {types.NoneType: "null"}).get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
 

@@ -65,7 +65,8 @@ class MLflow:
     def __init__(self, experiment: str | None) -> None:
         self._experiment = experiment
         self._client: Any = None
-        self._id, self._last_step = "", 0
+        self._id = ""
+        self._steps = {0}  # of the epochs that are recorded
 
     def start(self, run: TrackedRun) -> None:
         from mlflow.entities import Param
@@ -90,17 +91,17 @@ class MLflow:
         for begin in range(0, len(new), _MOST_PARAMETERS):
             self._client.log_batch(self._id, params=new[begin : begin + _MOST_PARAMETERS])
         self._client.log_text(self._id, yaml.safe_dump(dict(run.config), sort_keys=False), "config.yaml")
-        self._last_step = max((point.step for point in self._client.get_metric_history(self._id, "epoch")), default=0)
+        self._steps |= {point.step for point in self._client.get_metric_history(self._id, "epoch")}
         for row in run.history:
             self.epoch(row)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        if row["step"] > self._last_step:
+        if row["step"] not in self._steps:
             self._log(_numbers(row), row["step"])
-            self._last_step = row["step"]
+            self._steps.add(row["step"])
 
     def finish(self, status: str, results: Mapping[str, float], files: Sequence[Path]) -> None:
-        self._log(results, self._last_step)
+        self._log(results, max(self._steps))
         for path in files:
             self._client.log_artifact(self._id, str(path), "figures" if path.parent.name == "figures" else None)
         self._client.set_tag(self._id, "status", status)

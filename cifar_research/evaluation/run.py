@@ -103,7 +103,8 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         classifier = trained.load(run, allow_targets=permissions.allowed_packages(overrides))
         logits[run] = classifier.logits(pixels)[:, columns]
     logits_first, logits_second = (np.stack([logits[run] for run in group]) for group in (first, second))
-    rows = [Row(reading.find([str(run) for run in group])[0]) for group in (first, second)]
+    known = {run.folder.resolve(): run for run in reading.find([str(run) for run in (*first, *second)])[0]}
+    rows = [Row([known[run.resolve()] for run in group]) for group in (first, second)]
     repeats = tuple([run.repeat for run in row.runs] for row in rows)
     result = against.compare(logits_first, logits_second, labels, data.classes, repeats, [row.overlap for row in rows]) | {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
@@ -142,9 +143,8 @@ def find(paths: Sequence[str], *, leaves_out: bool = False) -> list[Path]:
         folders = [run.folder for run in completed(path)]
         usable = [folder for folder in folders if (folder / files.WEIGHTS).is_file()]
         if leaves_out and len(folders) > len(usable) > 0:
-            console.note(
-                f"{path}: {len(folders) - len(usable)} of {len(folders)} runs are left out, as sweep.keep removed their weights"
-            )
+            missing = f"{len(folders) - len(usable)} of {len(folders)} runs have no weights and are left out"
+            console.note(f"{path}: {missing}; sweep.keep=all keeps them")
             folders = usable
         runs |= {folder.resolve(): folder for folder in folders}
     if not runs:

@@ -97,16 +97,21 @@ def note_uncalibrated(classifier: Classifier) -> None:
 def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], list[str], Counter[str]]:
     """Return files, problems with arguments, and the number of files left out by reason.
 
-    A folder stands for all images below it, a glob for its matches, `-` for the paths in the lines of `stdin`.
+    A folder stands for all images below it, a glob for its matches, `-` for the paths in the lines of `stdin`. Each file
+    is returned once.
     """
     paths: list[str] = []
+    listed: set[str] = set()  # by a glob or on `stdin`, perhaps beside files that are no images
     for argument in arguments:
         if argument == "-":
-            paths += filter(None, (line.rstrip("\r\n") for line in stdin))
+            found = [line.rstrip("\r\n") for line in stdin if line.strip()]
         elif glob.has_magic(argument) and not os.path.exists(argument):
-            paths += sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
+            found = sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
         else:
             paths.append(argument)
+            continue
+        paths += found
+        listed.update(found)
     files: list[str] = []
     problems: list[str] = []
     left_out: Counter[str] = Counter()
@@ -117,11 +122,16 @@ def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], lis
             left_out.update({reason: len(names) for reason, names in others.items()})
             if not inside:
                 problems.append(f"{path}: this folder holds no image")
+        elif path in listed and os.path.exists(path) and (reason := image_files.reason(Path(path))):
+            left_out[reason] += 1
         elif os.path.exists(path):
             files.append(path)
         else:
             problems.append(f"{path}: there is no such file or folder")
-    return files, problems, left_out
+    once: dict[str, str] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)
+    return list(once.values()), problems, left_out
 
 
 def classify(

@@ -147,7 +147,7 @@ def load(
     as in training. allow_targets: packages whose factories the config may name, besides $CIFAR_ALLOW_TARGETS. RunError
     if a folder is not a completed run, its weights do not fit, or runs differ in their classes or the size of images.
     """
-    allowed = targets.allowed(allow_targets)
+    allowed = targets.allowed([allow_targets] if isinstance(allow_targets, str) else allow_targets)
     if isinstance(run, (Path, str)):
         return _load(Path(os.path.expanduser(run)), precision, allowed)
     runs = [Path(os.path.expanduser(folder)) for folder in run]

@@ -43,11 +43,12 @@ def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, nu
         model = backbone.build(images.shape[1:])
         features = model(images) if isinstance(model, keras.Model) else model
     shape = _shape(features)
-    is_known = len(shape) > 1 and None not in shape[1:]
+    is_known = isinstance(model, keras.Model) and len(shape) > 1 and None not in shape[1:]
     if not is_known or (needs_map and len(shape) != 4) or _is_classifier(model, shape, num_classes):
         raise WeightsError(
-            f"backbone: {name} returns {shape or type(features).__name__}; return a keras.Model with one feature map [None, "
-            "h, w, channels] of a known size, or a vector with model.pooling=flatten, and without a classifier's last layer"
+            f"backbone: {name} returns {shape or type(features).__name__}, of a {type(model).__name__}; return a keras.Model with "
+            "one feature map [None, h, w, channels] of a known size, or a vector with model.pooling=flatten, and without a "
+            "classifier's last layer"
         )
     return features
 

@@ -33,10 +33,6 @@ def head(
     check_range("[]", 1, hidden=min(hidden, default=1))
     check_range("[)", 0, 1, dropout=dropout)
     check_range("(]", 0, scale=scale)
-    if batch_norm and not hidden:
-        raise ValueError(
-            "batch_norm: true needs hidden layers to normalize; add model.hidden=[256], or set it to false"
-        )
 
     def build(features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
         from cifar_research.models.layers import Activation, BatchNormalization, Dense, Dropout

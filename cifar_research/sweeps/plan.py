@@ -56,7 +56,7 @@ class Plan:
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
         if settings.sweep.trials is not None:  # a sweep's file may set it
             context.append(f"sweep.trials={settings.sweep.trials}")
-        _refuse_other_folds(params, by_key)
+        _refuse_other_folds(params, arguments)
         fixed = [word for word, override in by_key.values() if not override.is_sweep_override()]
         swept = [override for _, override in by_key.values() if override.is_sweep_override()]
         return cls(fixed, swept, JobParser(fixed, context))
@@ -127,14 +127,17 @@ def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{word}: has no effect on the jobs of a sweep; remove it")
 
 
-def _refuse_other_folds(params: Mapping[str, Any], by_key: Mapping[str, tuple[str, Override]]) -> None:
-    """Reject a number of folds for which a sweep's file does not list the folds."""
-    listed = str(params.get("data.fold", "")).split(",")
-    folds = by_key["data.folds"][1].value() if "data.folds" in by_key else None
-    is_own = "data.fold" in params and by_key["data.fold"][0] == f"data.fold={params['data.fold']}"
-    if is_own and isinstance(folds, int) and folds != len(listed):
+def _refuse_other_folds(params: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Reject another number of folds than that of a sweep's file, which lists its folds."""
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in arguments)
+    if (
+        "data.fold" in params
+        and "data.fold" not in typed
+        and typed.get("data.folds") not in (None, str(params.get("data.folds")))
+    ):
         raise ConfigError(
-            f"data.fold: the sweep's file lists {len(listed)} folds, and data.folds is {folds}; add 'data.fold=range({folds})'"
+            f"data.fold: the sweep's file lists {params['data.fold']}, and data.folds is {typed['data.folds']}; add "
+            f"'data.fold=range({typed['data.folds']})'"
         )
 
 

@@ -42,9 +42,10 @@ def expand(arguments: Sequence[str]) -> list[str]:
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
     old = ["hydra.sweep.dir=", "resume=", "hydra.mode="]
-    if any(word.startswith("hydra/launcher=") for word in arguments):  # another one has other keys
+    launchers = [[word for word in words if word.startswith("hydra/launcher=")] for words in (overrides, arguments)]
+    if launchers[1] and launchers[0][-1:] != launchers[1][-1:]:  # another one has other keys
         old += ["hydra/launcher=", "hydra.launcher."]
-    overrides = [word for word in overrides if not word.startswith(tuple(old))]
+    overrides = [word for word in overrides if not word.lstrip("+").startswith(tuple(old))]
     if sweep is not None:
         overrides += _data_of_a_sweep(folder, sweep[1], [*overrides, *arguments])
         overrides.append("hydra.mode=MULTIRUN")  # the sweep may have used only -m

@@ -147,7 +147,7 @@ def _without_effect(plan: Plan, jobs: Sequence[Job]) -> list[str]:
     """Return a sentence for each key that is the same in all jobs and has no effect in any; ConfigError if it varies."""
     swept = [override.key_or_group for override in plan.swept]
     words = [*plan.fixed, *(f"{key}=" for key in swept)]
-    sentences = [rules.without_effect(job.config, words) for job in jobs]
+    sentences = [rules.without_effect(job.config, words) for job in jobs] or [{}]
     useless = [key for key in sentences[0] if all(key in of_job for of_job in sentences)]
     if varying := [key for key in useless if key in swept]:
         lines = [f"{sentences[0][key]}, so that these jobs would be the same; give one value" for key in varying]

@@ -43,6 +43,11 @@ def build(settings: Settings, data: Dataset, batch_shards: int = 1) -> TrainStat
     function = settings.loss.function
     if settings.loss.of_counts:
         function = settings.loss.of_counts(data.train.counts(num_classes))
+    if not isinstance(settings.optimizer, Optimizer):
+        raise ConfigError(
+            f"optimizer: the factory returned a {type(settings.optimizer).__name__}; return an Optimizer of "
+            "cifar_research.optimization.optimizers"
+        )
     statistics = data.train.channel_statistics() if settings.data.standardize else (None, None)
     return TrainState(
         model=model,

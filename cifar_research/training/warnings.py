@@ -33,7 +33,13 @@ def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
     if slow := environment.slow_precision(settings.training.precision, is_depthwise and not is_kept):
         warnings.append(f"{slow}. Set training.precision=float32.")
     warnings += _of_source(settings)
-    if settings.loss.of_counts and data.sampling != "uniform":
+    loss = settings.content["loss"]
+    corrects = (
+        loss.get("class_weights") in ("balanced", "effective_number")
+        or settings.loss.of_counts
+        and loss.get("tau", 0 if "class_weights" in loss else 1)
+    )
+    if corrects and data.sampling != "uniform":
         warnings.append(
             f"the loss corrects for classes with few images, and data.sampling={data.sampling} draws them more often, so that they "
             "count twice. Set data.sampling=uniform, or choose another loss."
@@ -58,7 +64,8 @@ def _of_source(settings: Settings) -> list[str]:
         return []
     own = flatten(settings.content)
     return [
-        f"the backbone's weights are of a run with {key}={source[key]}, and this one has {own[key]}. Set {key}={source[key]}."
+        f"the backbone's weights come from a run with {key}={str(source[key]).lower()}, and this run has "
+        f"{str(own[key]).lower()}. Set {key}={str(source[key]).lower()}."
         for key in ("backbone.activation", "backbone.pooling", "data.standardize")
         if key in own and key in source and own[key] != source[key]
     ]
