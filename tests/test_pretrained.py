@@ -221,7 +221,7 @@ def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
         ("backbone.image_size=2000", ["image_size", "2000", "1024"]),
         ("backbone.weights=nowhere", ["weights", "nowhere", "does not exist"]),
         ("backbone.weights=none backbone.batch_norm=inference", ["batch_norm", "inference", "train"]),
-        ("backbone.batch_norm=false", ["batch_norm", "False"]),
+        ("backbone.batch_norm=false", ["batch_norm", "false"]),
         ("backbone.alpha=0.35", ["alpha"]),
         ("data.standardize=true", ["data.standardize", "scales images itself"]),
         ("backbone=mobilenet", ["mobilenet_v2"]),

@@ -171,10 +171,10 @@ def has_several_losses(runs: Sequence[Run]) -> bool:
     for run in runs:
         # Class weights and shifts are of training alone.
         loss = {key: value for key, value in run.settings.items() if key.startswith("loss") and value is not None}
-        name, is_smooth = loss.pop("loss"), loss.pop("loss.label_smoothing", 0)
+        name, smoothing = loss.pop("loss"), float(loss.pop("loss.label_smoothing", 0))
         kind = "crossentropy" if name in crossentropies else name
         more = [item for item in loss.items() if item[0] not in ("loss.class_weights", "loss.tau")]
-        losses.add(str((kind, is_smooth, sorted(more))))
+        losses.add(str((kind, smoothing, sorted(more))))
     return len(losses) > 1
 
 
