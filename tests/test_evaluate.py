@@ -458,6 +458,16 @@ def test_two_runs_are_compared_from_the_command_line(runs):
     assert "## Where they differ" in (folder / "against_b0.md").read_text()
 
 
+def test_a_comparison_on_other_images_leaves_the_one_on_the_runs_own(runs):
+    path = runs / "a0" / "evaluation" / "against_b0.json"
+    compare([runs / "a0"], [runs / "b0"])
+    before = path.read_bytes()
+    text = compare([runs / "a0"], [runs / "b0"], ["data.seed=5"])
+    other = runs / "a0" / "evaluation" / "synthetic"
+    assert "On the test images of synthetic, other ones than the first run's." in text and path.read_bytes() == before
+    assert not json.loads((other / path.name).read_text())["data"]["is_own"] and json.loads(before)["data"]["is_own"]
+
+
 def test_groups_of_runs_are_compared(runs):
     text = compare([runs / "a0", runs / "a1"], [runs / "b0"])
     result = json.loads((runs / "a0" / "evaluation" / "against_b0.json").read_text())

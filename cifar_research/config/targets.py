@@ -238,7 +238,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, dict)
     # YAML has no form of other types, such as Path: the factory gets what the file has.
-    return isinstance(value, hint) if hint in (str, list, tuple, dict, types.NoneType) else True
+    return isinstance(value, hint) if hint in (bool, str, list, tuple, dict, types.NoneType) else True
 
 
 def _mismatch(value: Any, hint: Any) -> str:
