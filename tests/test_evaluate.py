@@ -463,9 +463,9 @@ def test_a_comparison_on_other_images_leaves_the_one_on_the_runs_own(runs):
     compare([runs / "a0"], [runs / "b0"])
     before = path.read_bytes()
     text = compare([runs / "a0"], [runs / "b0"], ["data.seed=5"])
-    other = runs / "a0" / "evaluation" / "synthetic"
+    (other,) = path.parent.glob(f"synthetic*/{path.name}")
     assert "On the test images of synthetic, other ones than the first run's." in text and path.read_bytes() == before
-    assert not json.loads((other / path.name).read_text())["data"]["is_own"] and json.loads(before)["data"]["is_own"]
+    assert not json.loads(other.read_text())["data"]["is_own"] and json.loads(before)["data"]["is_own"]
 
 
 def test_groups_of_runs_are_compared(runs):
