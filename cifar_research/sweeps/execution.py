@@ -38,6 +38,7 @@ class Grid:
     learns = False  # so a cluster can queue all of them at once
 
     def __init__(self, jobs: Sequence[Job]) -> None:
+        self.total = len(jobs)
         self._waiting = deque(job for job in jobs if not job.is_complete)
 
     def next(self) -> Job | None:

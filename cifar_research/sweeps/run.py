@@ -47,17 +47,15 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
     """
     plan, folder, launcher, trials = Plan.of(settings), settings.folder, settings.launcher, settings.sweep.trials
     if trials is None:
-        examples = planned = plan.grid()
-        space = None
+        examples, space = plan.grid(), None
     else:
         from cifar_research.sweeps import search  # imported here because it takes a third of a second
 
-        planned, space = None, search.space(plan)
+        space = search.space(plan)
         search.check(folder, space)
         _refuse_other_search(folder, plan)
-        examples, trials = [plan.job(row) for row in search.corners(space)], min(trials, search.size(space) or trials)
-    fewer = f"these values have {trials} combinations, fewer than sweep.trials={settings.sweep.trials}"
-    notes = [*_without_effect(plan, examples), *([fewer] if trials != settings.sweep.trials else [])]
+        examples = [plan.job(row) for row in search.corners(space)]
+    notes = _without_effect(plan, examples)
     _refuse_folder(folder, is_search=trials is not None)
     with (
         locks.only_process_in(folder, key="hydra.sweep.dir", what="sweep runs", unlocks=unlocks) as keep,
@@ -65,7 +63,7 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
         contextlib.closing(launcher),
     ):
         launcher.open(folder)
-        ledger = Ledger.open(folder, settings.overrides, planned)
+        ledger = Ledger.open(folder, settings.overrides, examples if space is None else None)
         if launcher.is_on_this_machine:
             _check_data(ledger.jobs if space is None else examples)
         started.enter_context(_undone_if_refused(keep, ledger))
@@ -79,7 +77,9 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
             if trials is None or space is None
             else search.Search(folder, space, trials, settings.seed, plan, ledger)
         )
-        live = Live(folder, ledger.jobs, launcher, trials or len(ledger.jobs))
+        if source.total < (trials or 0):
+            console.note(f"these values have {source.total} combinations, fewer than sweep.trials={trials}")
+        live = Live(folder, ledger.jobs, launcher, source.total)
         keeper = Keeper(folder, settings.sweep.keep, ledger.jobs)
         with stop_signals() as stop, live:
             flags = [locks.UNLOCK] if unlocks else []

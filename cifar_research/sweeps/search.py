@@ -44,12 +44,8 @@ class Search:
     def __init__(
         self, folder: Path, space: Mapping[str, BaseDistribution], trials: int, seed: int, plan: Plan, ledger: Ledger
     ) -> None:
-        self._trials, self._plan, self._ledger, self._space = (
-            min(trials, size(space) or trials),
-            plan,
-            ledger,
-            dict(space),
-        )
+        self._plan, self._ledger, self._space = plan, ledger, dict(space)
+        self.total = min(trials, size(space) or trials)
         self._url = f"sqlite:///{escaped(folder)}"
         self._study = optuna.create_study(
             storage=_storage(self._url), study_name=NAME, direction="maximize", load_if_exists=True
@@ -73,7 +69,7 @@ class Search:
 
     def next(self) -> Job | None:
         """Return the next job, None if all trials are done or the space is exhausted."""
-        while self._begun or (self.num_trials < self._trials and not self._is_exhausted):
+        while self._begun or (self.num_trials < self.total and not self._is_exhausted):
             try:
                 trial = self._begun.popleft() if self._begun else self._study.ask(self._space)
             except _ExhaustedError as error:
