@@ -250,11 +250,12 @@ def _mismatch(value: Any, hint: Any) -> str:
 
 
 def _kind(hint: Any) -> str:
-    item = typing.get_args(hint)[0] if typing.get_origin(hint) in (list, Sequence) and typing.get_args(hint) else bool
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(str, typing.get_args(hint)))
-    if item in KINDS and item is not bool:
-        return f"a list of {KINDS[item].removeprefix('a ')}s"
+    """Return a type hint in words."""
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(str, items))
+    if origin in (list, Sequence) and items[:1] in ((int,), (float,), (str,)):
+        return f"a list of {KINDS[items[0]].removeprefix('a ')}s"
     return (KINDS | {types.NoneType: "null"}).get(hint) or f"a {inspect.formatannotation(hint).replace('typing.', '')}"
 
 
