@@ -1,6 +1,7 @@
 """A run's output on a terminal, in a log and with limited encodings."""
 
 import ast
+import importlib
 import io
 import logging
 import os
@@ -74,6 +75,16 @@ def test_an_epoch_is_a_row_under_one_header_with_a_star_for_the_best():
     assert first.split() == ["1", "1.2500", "0.5000", "1.5000", "0.4375", "0.005", "10.5", "2,345", "*"]
     assert second.split() == ["2", "1.2500", "0.5000", "1.6000", "0.4375", "0.005", "10.5", "2,345"]
     assert len(header) == len(second) == len(first) - len(" *")
+
+
+def test_a_command_finds_a_module_of_the_folder_that_it_is_started_in(tmp_path, monkeypatch):
+    (tmp_path / "module_of_this_folder.py").write_text("x = 3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "module_of_this_folder", raising=False)
+    values = []
+    console.command(lambda: values.append(importlib.import_module("module_of_this_folder").x))()
+    assert values == [3]
 
 
 def shown(*rows, monitor="accuracy", phases=(("scratch", "", "images/s"),)):

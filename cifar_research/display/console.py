@@ -72,9 +72,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         tolerate_any_encoding()
-        if not {"", os.getcwd()} & set(sys.path):  # an installed command finds a user's module as `python -m` does
-            sys.path.insert(0, os.getcwd())
         try:
+            if not {"", os.getcwd()} & set(sys.path):  # an installed command finds a user's module as `python -m` does
+                sys.path.insert(0, os.getcwd())
             main()
         except BrokenPipeError:  # `| head`
             pass
