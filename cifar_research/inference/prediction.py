@@ -104,14 +104,14 @@ def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], lis
     listed: set[str] = set()  # by a glob or on `stdin`, perhaps beside files that are no images
     for argument in arguments:
         if argument == "-":
-            found = [line.rstrip("\r\n") for line in stdin if line.strip()]
+            matches = [line.rstrip("\r\n") for line in stdin if line.strip()]
         elif glob.has_magic(argument) and not os.path.exists(argument):
-            found = sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
+            matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
         else:
             paths.append(argument)
             continue
-        paths += found
-        listed.update(found)
+        paths += matches
+        listed.update(matches)
     files: list[str] = []
     problems: list[str] = []
     left_out: Counter[str] = Counter()
@@ -128,10 +128,10 @@ def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], lis
             files.append(path)
         else:
             problems.append(f"{path}: there is no such file or folder")
-    once: dict[str, str] = {}
+    unique: dict[str, str] = {}
     for file in files:
-        once.setdefault(os.path.abspath(file), file)
-    return list(once.values()), problems, left_out
+        unique.setdefault(os.path.abspath(file), file)
+    return list(unique.values()), problems, left_out
 
 
 def classify(
