@@ -37,6 +37,7 @@ def test_sections_are_trained_once_and_written_to_the_page(tmp_path):
     assert re.search(r"\| `experiment=dropout` \|  \| [\d.]+( ± [\d.]+)? \| [\d.]+( ± [\d.]+)? \| 2 \| 1 \|", text)
     assert re.search(r"\| dropout helps \| -?[\d.]+( ± [\d.]+)? \| 2 \| (confirmed|refuted|undecided) \|", text)
     assert len(rows.splitlines()) == 5 and (tmp_path / "study.png").stat().st_size > 1000
+    assert [path.name for path in tmp_path.glob("study_*.png")] == ["study_first.png"]  # its curves
     (tmp_path / "grid").mkdir()  # of a sweep that was killed before a run ended
     again = study(*arguments)
     assert again.returncode == 0 and "4 of 4 jobs are complete" in again.stdout + again.stderr

@@ -17,6 +17,7 @@ from cifar_research.display.tables import as_markdown
 
 BEGIN, END = "<!-- table: {} -->", "<!-- end of the table -->"
 BEST = 5  # trials of a search that its table shows
+CURVES = ("first", "structure", "last")  # sections whose accuracies by epoch are drawn
 Rows = Iterable[Mapping[str, str]]
 
 
@@ -127,29 +128,66 @@ def grid() -> dict[str, float]:
     return {",".join(f"{name}={row[name]}" for name in names): float(row["val_accuracy"]) for row in study_rows()}
 
 
-def draw(rows: Rows, path: Path) -> None:
-    """Draw the test accuracy of each setting with its interval, and the study's figures."""
-    from matplotlib.figure import Figure
-
+def draw(rows: Rows, folder: Path) -> None:
+    """Draw the accuracies of each setting and of the study: study.png, and study_grid.png of the grid."""
     results = by_setting(rows)
     points = [
-        (f"{section.name}: {setting or 'all'}", [float(run["test"]) for run in runs.values()])
+        (f"{section.name}: {setting or 'all'}", _values(runs, "test"), None)
         for section in SECTIONS
         if section.name != "grid"
         for setting, runs in results[section.name].items()
     ]
+    _draw_points(points, "test accuracy; dashed: the study's best", folder / "study.png")
+    theirs = grid()
+    points = [
+        (re.sub(r"\w+=", " ", setting), _values(runs, "validation"), theirs.get(setting))
+        for setting, runs in results["grid"].items()
+    ]
+    points.sort(key=lambda point: -mean(point[1]))
+    _draw_points(points, "validation accuracy; x: the study's, dashed: its best", folder / "study_grid.png")
+
+
+def _values(runs: Mapping[int, Mapping[str, str]], key: str) -> list[float]:
+    return [float(run[key]) for run in runs.values()]
+
+
+def _draw_points(points: list[tuple[str, list[float], float | None]], label: str, path: Path) -> None:
+    """Draw the mean of each setting with its 95 % interval, and the study's value if there is one."""
+    from matplotlib.figure import Figure
+
+    if not points:
+        return
+    names, ours, theirs = zip(*points, strict=True)
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure((8, 1.5 + 0.25 * len(points)), layout="constrained")
-        axes = figure.subplots()
-        for height, (_, values) in enumerate(points):
-            axes.errorbar(
-                mean(values), height, xerr=np.nan_to_num(t_half_width(values)), fmt="o", color="#0969da", capsize=3
-            )
+        figure = Figure((8, 1.5 + 0.25 * len(names)), layout="constrained")
+        axes, heights = figure.subplots(), range(len(names))
+        widths = np.nan_to_num([t_half_width(values) for values in ours])
+        axes.errorbar([mean(values) for values in ours], heights, xerr=widths, fmt="o", color="#0969da", capsize=3)
+        axes.plot(np.array(theirs, float), heights, "x", color="#bc4c00")
         axes.axvline(0.8329, color="#bc4c00", linestyle="--")
-        axes.set(
-            yticks=range(len(points)),
-            yticklabels=[name for name, _ in points],
-            xlabel="test accuracy; dashed: the study's best",
-        )
+        axes.set(yticks=heights, yticklabels=names, xlabel=label)
         axes.invert_yaxis()
         figure.savefig(path, dpi=110)
+
+
+def draw_curves(rows: Rows, folder: Path) -> None:
+    """Draw the accuracies by epoch of each section of CURVES, if all its runs have them: study_<section>.png."""
+    from matplotlib.figure import Figure
+
+    results = by_setting(rows)
+    for section in CURVES:
+        settings = results[section]
+        if not settings or not all(run["training_curve"] for runs in settings.values() for run in runs.values()):
+            continue
+        with matplotlib.rc_context({"font.size": 9}):
+            figure = Figure((6, 3.5), layout="constrained")
+            axes = figure.subplots()
+            for number, (setting, runs) in enumerate(settings.items()):
+                for split, style in (("training", "--"), ("validation", "-")):
+                    curves = np.array([run[f"{split}_curve"].split() for run in runs.values()], float)
+                    epochs, label = range(1, curves.shape[1] + 1), f"{setting}, {split}"
+                    axes.plot(epochs, curves.mean(0), style, marker=".", color=f"C{number}", label=label)
+                    axes.fill_between(epochs, curves.min(0), curves.max(0), color=f"C{number}", alpha=0.15)
+            axes.set(xlabel="epoch", ylabel="accuracy: mean, lowest and highest")
+            axes.legend(frameon=False)
+            figure.savefig(folder / f"study_{section}.png", dpi=110)

@@ -30,6 +30,8 @@ COLUMNS = (
     "commit",
     "machine",
     "precision",
+    "training_curve",
+    "validation_curve",
 )
 # Overrides of published runs: they change no result, but for the precision, which is a column.
 PUBLISHED_WITH = ("training.precision=", "training.steps_per_call=", "hydra.launcher.jobs=", "tensorboard.enabled=")
@@ -115,7 +117,7 @@ def measured(folder: Path) -> list[dict[str, str]]:
                 section.name, setting, report["seed"], _accuracy(report["val"]), _accuracy(report["test"]),
                 report["best_epoch"], report["epochs"], round(report["seconds"]["total"]), report["parameters"]["total"],
                 ((report["git"] or {}).get("commit") or "")[:7], report["hardware"]["cpu"],
-                report["config"]["training"]["precision"],
+                report["config"]["training"]["precision"], *(_curve(run.history(), key) for key in ("accuracy", "val_accuracy")),
             )  # fmt: skip
             rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
     return rows
@@ -123,6 +125,11 @@ def measured(folder: Path) -> list[dict[str, str]]:
 
 def _accuracy(scores: dict[str, float]) -> str:
     return f"{scores['accuracy']:.4f}"
+
+
+def _curve(history: list[dict[str, float]], key: str) -> str:
+    """Return a column of the history as one cell, a value an epoch."""
+    return " ".join(f"{row[key]:.4f}" for row in history)
 
 
 def publish(folder: Path | None) -> None:
@@ -138,7 +145,8 @@ def write_page(folder: Path, rows: list[dict[str, str]]) -> None:
     """Write study.md, which is docs/study.md with the tables of these rows, and its picture."""
     text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     (folder / "study.md").write_text(page.render(text, rows), encoding="utf-8")
-    page.draw(rows, folder / "study.png")
+    page.draw(rows, folder)
+    page.draw_curves(rows, folder)
     print(f"The page is {folder / 'study.md'}")
 
 
