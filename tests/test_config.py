@@ -62,6 +62,7 @@ BAD = [
     ("training.jit_compile=1", ["training.jit_compile: 1 is not one of true, false, auto"]),
     ("training.jit_compile=true training.deterministic=true", ["training.deterministic", "jit_compile"]),
     ("training.jit_compile=true training.strategy=multi_worker", ["training.jit_compile", "multi_worker"]),
+    ("training.jit_compile=true training.strategy=mirrored", ["training.jit_compile", "mirrored"]),
     ("evaluation.views=mirror", ["evaluation.views", "mirror", "flip_shift"]),
     ("evaluation.view=flip", ["evaluation.view", "views"]),
     ("training.phases.scratch.schedule=on", ["training.phases.scratch.schedule", "on", "anew, continue"]),

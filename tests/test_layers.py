@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cifar_research.models import layers
-from cifar_research.models.layers import convolution, depthwise
+from cifar_research.models.layers import convolution, depthwise, normalization
 from cifar_research.models.layers.tensorflow_ops import record_gradient
 
 
@@ -35,6 +35,26 @@ def test_batch_normalization_equals_keras(shape, training):
         results.append([outputs, *gradients, layer.moving_mean.value, layer.moving_variance.value])
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_normalisation_without_the_fused_gradient_equals_the_fused_one(monkeypatch):
+    inputs, layer = tf.random.stateless_normal([8, 4, 4, 3], [1, 2], 3, 2), layers.BatchNormalization()
+    layer.build(inputs.shape)
+    layer.set_weights([np.random.default_rng(n).uniform(0.5, 2, 3) for n in range(4)])
+
+    @tf.function(autograph=False)
+    def gradient(is_fused):  # a Python value: traced for each
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=False)
+        return outputs, tape.gradient(outputs, inputs)
+
+    fused = gradient(True)
+    monkeypatch.setattr(normalization, "has_frozen_norm_gradient", lambda: False)
+    for got, expected in zip(gradient(False), fused, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    kinds = [{o.type for o in gradient.get_concrete_function(fuse).graph.get_operations()} for fuse in (True, False)]
+    assert ["FusedBatchNormGradV3" in kind for kind in kinds] == [True, False]
 
 
 def test_batch_normalization_moves_in_training_only():

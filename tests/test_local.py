@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 
 import pytest
 
@@ -41,8 +42,9 @@ def test_one_run_a_gpu_or_the_number_given(cores):
 def test_gpus_are_those_of_the_environment_or_of_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-abc")
     assert local.visible_gpus() == ["2", "GPU-abc"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert local.visible_gpus() == []
+    for none in ("-1", "", "NoDevFiles"):  # the last is of SLURM
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert local.visible_gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert local.visible_gpus() == []
@@ -50,6 +52,21 @@ def test_gpus_are_those_of_the_environment_or_of_nvidia_smi(monkeypatch, tmp_pat
     program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     assert local.visible_gpus() == ["0", "1"]
+    program.write_text(
+        "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho '  MIG 1g.18gb     Device  0: (UUID: MIG-a)'\n"
+        "echo '  MIG 1g.18gb     Device  1: (UUID: MIG-b)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n"
+    )
+    assert local.visible_gpus() == ["MIG-a", "MIG-b", "1"]
+
+
+def test_a_worker_whose_gpu_tensorflow_does_not_see_keeps_to_its_cores():
+    core = min(os.sched_getaffinity(0))
+    used = local._spawn(local.Share((core,), "0"))
+    end = time.monotonic() + 120
+    while os.sched_getaffinity(used.process.pid) != {core} and time.monotonic() < end:
+        time.sleep(0.1)
+    assert os.sched_getaffinity(used.process.pid) == {core}
+    used.end()
 
 
 def test_a_launcher_that_has_ended_nothing_waits_no_longer_than_asked():

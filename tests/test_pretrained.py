@@ -119,6 +119,14 @@ def test_layers_of_nested_networks_are_ours_and_random_weights_are_not_loaded():
     assert backbone.load_weights is None and not backbone.runs_in_inference
 
 
+@pytest.mark.parametrize(("interpolation", "antialias"), [("bicubic", False), ("bicubic", True), ("bilinear", True)])
+@pytest.mark.parametrize("size", [12, 40])
+def test_images_are_resized_as_tensorflow_does(interpolation, antialias, size):
+    images = np.random.default_rng(0).random((2, 20, 24, 3), np.float32)
+    expected = tf.clip_by_value(tf.image.resize(images, (size, size), interpolation, antialias=antialias), 0, 1)
+    np.testing.assert_allclose(Resize(size, interpolation, antialias)(images), expected, atol=1e-6)
+
+
 def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
     task = built("backbone.weights=none", "training.batch_size=1")
     step = tf.function(lambda: steps.train_step(task, tf.ones([1, 32, 32, 3], tf.uint8), tf.ones([1], tf.int64)))

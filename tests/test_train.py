@@ -425,6 +425,24 @@ def test_xla_is_used_on_a_gpu_unless_something_forbids_it(overrides, expected, m
             environments.prepare(training, 0)
 
 
+def test_a_run_opens_one_gpu_and_mirrored_needs_all(monkeypatch):
+    import tensorflow as tf
+
+    gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(2)]
+    opened = []
+    monkeypatch.setattr(environments, "import_tensorflow", lambda: gpus)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus[:1])
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: opened.append((devices, kind)))
+    monkeypatch.setattr(tf.config.experimental, "get_memory_growth", lambda gpu: True)
+    overrides = ["training.jit_compile=false", "training.deterministic=false"]
+    assert environments.prepare(config.parse(overrides).training, 0).device == "GPU:0"
+    assert opened == [(gpus[:1], "GPU")]
+    with pytest.raises(ConfigError, match="training.strategy: mirrored cannot use all GPUs"):
+        environments.prepare(config.parse([*overrides, "training.strategy=mirrored"]).training, 0)
+    assert len(opened) == 1
+
+
 def test_history_is_written_without_tensorboard_and_class_names_may_hold_anything(tmp_path):
     from PIL import Image
 

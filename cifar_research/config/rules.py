@@ -143,10 +143,10 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
             "training.patience: early stopping needs validation images, and data.val_fraction=0 leaves none; set "
             "data.val_fraction=0.1 or training.patience=null"
         )
-    if training["jit_compile"] is True and training["strategy"] == "multi_worker":
+    if training["jit_compile"] is True and training["strategy"] != "none":
         problems.append(
-            "training.jit_compile: true cannot be combined with training.strategy=multi_worker (XLA cannot "
-            "communicate between machines); choose one of them"
+            f"training.jit_compile: true cannot be combined with training.strategy={training['strategy']} (a step compiled "
+            "by XLA cannot add up gradients over replicas); choose one of them"
         )
     if training["jit_compile"] is True and training["deterministic"]:
         problems.append(

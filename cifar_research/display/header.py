@@ -27,7 +27,7 @@ def rows(
     weights = plugins["backbone"].get("weights", "the backbone's own")
     weights = {"none": "random", "imagenet": "ImageNet"}.get(weights, weights)
     precision = [training.precision]
-    if training.precision == "float16" and environment.prefetch_device is None:
+    if training.precision == "float16" and environment.memory_growth is None:  # on a CPU
         precision.append("which CPUs compute many times slower than bfloat16 or float32")
     precision += ["compiled by XLA"] * environment.jit_compile + ["deterministic"] * environment.deterministic
     return {

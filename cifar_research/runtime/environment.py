@@ -83,7 +83,7 @@ def quiet() -> Iterator[None]:
 
 
 def provide_home() -> None:
-    """Redirect Keras and matplotlib to the cache folder if the home directory is read-only."""
+    """Redirect Keras, matplotlib and CUDA to the cache folder if the home directory is read-only."""
     home = os.path.expanduser("~")
     if os.access(home, os.W_OK):
         return
@@ -97,6 +97,7 @@ def provide_home() -> None:
         if folder.lstat().st_uid != os.getuid():  # another user's: do not trust its content
             folder = Path(tempfile.mkdtemp(prefix="cifar_research-"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+    os.environ.setdefault("CUDA_CACHE_PATH", str(folder / "cuda"))  # of kernels that the driver compiles for new cards
     if not os.path.isdir(os.path.join(home, ".keras")):  # an existing ~/.keras can still be read
         os.environ.setdefault("KERAS_HOME", str(folder / "keras"))
 
@@ -159,6 +160,10 @@ def prepare(training: Any, seed: int, batch_shards: int = 1) -> Environment:
     if a setting requires that. Otherwise the last digits of the results may differ.
     """
     gpus = import_tensorflow()
+    if training.strategy == "none" and len(gpus) > 1:
+        # TensorFlow would take memory of every card.
+        with contextlib.suppress(RuntimeError):  # an earlier run of this process has opened them
+            tf.config.set_visible_devices(gpus[:1], "GPU")
 
     batch_shards = 1 if gpus else batch_shards
     _set_threads(training.threads, batch_shards)
@@ -225,6 +230,8 @@ def _stale(problem: str) -> Exception:
 def _strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        if len(devices) < len(tf.config.list_physical_devices("GPU")):
+            raise _stale("training.strategy: mirrored cannot use all GPUs after a run on one in the same process")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "multi_worker":
         return tf.distribute.MultiWorkerMirroredStrategy()

@@ -72,7 +72,7 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
         if state.precision == "float16":
             objective *= state.loss_scale
     gradients = tape.gradient(objective, state.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    gradients = [_all_sum(context, gradient) for gradient in gradients]
+    gradients = _all_sum(context, gradients)  # in one call, which packs them
 
     def apply() -> int:
         rate = state.learning_rate(step)
@@ -191,7 +191,7 @@ def _with_xla_errors(call: Callable[..., Totals]) -> Callable[..., Totals]:
     return checked
 
 
-def _all_sum(context: tf.distribute.ReplicaContext, value: tf.Tensor) -> tf.Tensor:
+def _all_sum(context: tf.distribute.ReplicaContext, value: Any) -> Any:
     return value if context.num_replicas_in_sync == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 

@@ -199,10 +199,10 @@ def training(pythons, chosen, model, batch_size, steps, rounds, asked, log):
                 if answer is None:
                     break
                 peer.peak_memory_bytes = answer["peak_memory_bytes"]
-                if answer["loss"] != answer["loss"]:  # not a number
-                    sys.exit(
-                        f"error: {peer.name} has the loss {answer['loss']} in {word}, so its figures would be meaningless"
-                    )
+                if answer["loss"] != answer["loss"]:  # not a number: its figures would be meaningless
+                    peer.failure = f"its loss is {answer['loss']} in {word}"
+                    log(f"error: {peer.name}: {peer.failure}")
+                    break
                 getattr(peer, word).append(answer["seconds"])
     for worker in workers:
         worker.close()

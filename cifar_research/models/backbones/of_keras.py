@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
 from cifar_research.runtime.errors import WeightsError
-from cifar_research.runtime.lazy import keras
+from cifar_research.runtime.lazy import keras, tf
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -32,11 +34,21 @@ class Resize:
         """Resize images float [B, H, W, C] in [0, 1]."""
         if images.shape[1:3] == (self.size, self.size):
             return images
-        resized = keras.ops.image.resize(
-            images, (self.size, self.size), interpolation=self.interpolation, antialias=self.antialias
-        )
+        if self.interpolation == "bilinear" and not self.antialias:
+            return keras.ops.image.resize(images, (self.size, self.size))
+        # TensorFlow has the other kernels for CPUs alone, and XLA none.
+        rows, columns = (self._matrix(length) for length in images.shape[1:3])
+        resized = keras.ops.einsum("ih,bhwc->biwc", rows, images)
+        resized = keras.ops.einsum("jw,biwc->bijc", columns, resized)
         # Bicubic overshoots at edges.
         return keras.ops.clip(resized, 0.0, 1.0) if self.interpolation == "bicubic" else resized
+
+    def _matrix(self, length: int) -> np.ndarray:
+        """Return the share of each old pixel in each new one, float32 [size, length]."""
+        with tf.device("/CPU:0"):
+            impulses = tf.eye(length)[None, :, :, None]
+            resized = tf.image.resize(impulses, (self.size, length), self.interpolation, antialias=self.antialias)
+        return resized[0, :, :, 0].numpy()
 
 
 def of_keras(

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from cifar_research.models.layers.context import current
+from cifar_research.models.layers.tensorflow_ops import has_frozen_norm_gradient
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -51,6 +52,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _normalized(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return normalised images, and the batch's mean and unbiased variance [C] in training."""
         moments = [tf.zeros([0])] * 2 if training else [self.moving_mean.value, self.moving_variance.value]
+        if not (training or has_frozen_norm_gradient()):
+            floats = tf.cast(images, tf.float32)
+            outputs = tf.nn.batch_normalization(floats, *moments, self.beta.value, self._scale(), self.epsilon)
+            return tf.cast(outputs, images.dtype), *moments
         settings = {"epsilon": self.epsilon, "is_training": training}
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images, scale=self._scale(), offset=self.beta.value, mean=moments[0], variance=moments[1], **settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from cifar_research.runtime import processor
+from cifar_research.runtime import environment, processor
 
 
 def record_gradient(name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, attributes: Sequence[Any] = ()) -> None:
@@ -26,6 +26,14 @@ def has_onednn(feature: str) -> bool:
     """Return whether operations use oneDNN, on a CPU with this feature."""
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")
     return feature in processor.instructions() and not is_off and not tf.config.list_physical_devices("GPU")
+
+
+def has_frozen_norm_gradient() -> bool:
+    """Return whether the fused normalisation has a gradient where the moving statistics are used.
+
+    TensorFlow has no deterministic one for GPUs.
+    """
+    return not (environment.is_deterministic() and tf.config.list_physical_devices("GPU"))
 
 
 def has_matrix_units() -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -126,34 +128,42 @@ class Local:
 
 @dataclass(frozen=True)
 class Share:
-    """The resources of a worker: its cores, None for all, and its GPU's name."""
+    """The resources of a worker: its GPU's name, and the cores for runs that cannot use a GPU."""
 
-    cores: tuple[int, ...] | None
+    cores: tuple[int, ...]
     gpu: str | None
 
 
 def _shares(jobs: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[Share]:
-    if gpus:
-        return [Share(None, gpus[i % len(gpus)]) for i in range(jobs or len(gpus) * runs_per_gpu)]
-    jobs = jobs or 1
+    jobs = jobs or len(gpus) * runs_per_gpu or 1
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     # Equal shares, even if a core is unused: a run's last digits depend on its number of cores.
     size = max(len(cores) // jobs, 1)
-    return [Share(tuple(cores[(i * size + j) % len(cores)] for j in range(size)), None) for i in range(jobs)]
+    return [
+        Share(tuple(cores[(i * size + j) % len(cores)] for j in range(size)), gpus[i % len(gpus)] if gpus else None)
+        for i in range(jobs)
+    ]
 
 
 def visible_gpus() -> list[str]:
     """Return the GPU names from CUDA_VISIBLE_DEVICES or nvidia-smi, without TensorFlow."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
-        return [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
+        # As CUDA reads it: names after an invalid one, such as -1, do not count.
+        return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, map(str.strip, names.split(","))))
     try:
         lines = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=20, check=True
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(number) for number in range(sum(line.startswith("GPU ") for line in lines))]
+    gpus: list[list[str]] = []
+    for line in lines:
+        if line.startswith("GPU "):
+            gpus.append([])
+        elif gpus and (instance := re.search(r"MIG .*UUID: (MIG-[^)]+)", line)):
+            gpus[-1].append(instance[1])
+    return [name for number, instances in enumerate(gpus) for name in instances or [str(number)]]
 
 
 def _spawn(share: Share) -> _Worker:
@@ -174,11 +184,13 @@ def _work(pipe: connection.Connection, share: Share) -> None:
     """Run jobs until the pipe closes; the main function of a worker process."""
     with contextlib.suppress(OSError):
         os.setsid()  # Ctrl-C must reach only the sweep, which stops each job once
+    has_gpu = False
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
-    if share.cores is not None and hasattr(os, "sched_setaffinity"):
+        has_gpu = bool(environment.import_tensorflow())  # not without NVIDIA's libraries, even if there is a card
+    if not has_gpu and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share.cores)  # TensorFlow and BLAS count the usable cores
-    elif share.cores is not None:
+    elif not has_gpu:
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(len(share.cores))
     parent = multiprocessing.parent_process()
     worker.stop_after(lambda: parent and connection.wait([parent.sentinel]))
