@@ -68,17 +68,9 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
 
 
 def _curves(comparison: Comparison) -> plotly.Figure:
-    """Return the validation metric by epoch: a line a run, a colour a row of the leaderboard.
-
-    Of a row with many runs, the first ones; the legend says how many.
-    """
-    figure = plotly.Figure(
-        layout={
-            "yaxis_title": f"validation {display_name(comparison.metric)}",
-            "xaxis_title": "epoch",
-            "legend": _LEGEND_BELOW,
-        }
-    )
+    """Return the validation metric by epoch: a line a run, a colour a row of the leaderboard."""
+    title = f"validation {display_name(comparison.metric)}"
+    figure = plotly.Figure(layout={"yaxis_title": title, "xaxis_title": "epoch", "legend": _LEGEND_BELOW})
     for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
         settings = row.runs[0].settings
         name = ", ".join(f"{title} {text_of(settings.get(key))}" for key, title in comparison.titles.items())
@@ -100,9 +92,8 @@ def _repeat(run: Run) -> str:
 
 def _effects(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation metric of each value of each setting, with its interval."""
-    figure = plotly.Figure(
-        layout={"yaxis_title": f"mean validation {display_name(comparison.metric)}", "margin": {"t": 20, "b": 160}}
-    )
+    title = f"mean validation {display_name(comparison.metric)}"
+    figure = plotly.Figure(layout={"yaxis_title": title, "margin": {"t": 20, "b": 160}})
     for key, rows in comparison.effects.items():
         title = comparison.titles[key]
         figure.add_scatter(
@@ -140,10 +131,13 @@ def _parallel(comparison: Comparison) -> plotly.Figure:
     order, left = np.argsort(-values if comparison.metric == "loss" else values, kind="stable"), 0
     dimensions = []
     for key, title in comparison.titles.items():
-        positions, names = levels([run.settings.get(key) for run in comparison.completed])
-        ticks = {"tickvals": list(range(len(names))), "ticktext": names} if names else {}
-        left = left or max(map(len, names or [""]))  # of the first axis, whose names are left of the figure
-        dimensions.append({"label": title, "values": np.array(positions)[order].tolist()} | ticks)
+        positions, ticks = [run.settings.get(key) for run in comparison.completed], {}
+        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in positions):
+            texts = list(map(text_of, positions))
+            names = list(dict.fromkeys(texts))
+            positions, ticks = list(map(names.index, texts)), {"tickvals": list(range(len(names))), "ticktext": names}
+            left = left or max(map(len, names))  # of the first axis, whose names are left of the figure
+        dimensions.append({"label": title, "values": np.array(positions, float)[order].tolist()} | ticks)
     dimensions.append({"label": f"val {display_name(comparison.metric)}", "values": values[order].tolist()})
     line = {"color": dimensions[-1]["values"], "colorscale": "Viridis", "showscale": True}
     layout = {"margin": {"t": 60, "l": min(max(120, 7 * left), 400)}}
@@ -174,7 +168,7 @@ def _static_parallel(parallel: plotly.Figure) -> Figure:
 
 
 def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, str]) -> Figure:
-    """Return accuracy, parameters and seconds by backbone, a bar for each technique."""
+    """Return accuracy, parameters and seconds by backbone, a bar a technique."""
     has_test = all(row.mean("test/accuracy") is not None for row in best.values())
     path, title = ("test/accuracy", "test accuracy") if has_test else ("val/accuracy", "validation accuracy")
     names = list(dict.fromkeys(backbone for _, backbone in best))
@@ -228,7 +222,11 @@ def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figur
 
     The first runs are thin behind the mean of all; a dotted line marks the first start of a phase.
     """
-    panels = _curves_by_panel(runs)
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for run in runs:
+        with contextlib.suppress(ReportError):
+            drawn = curve(run.history())
+            panels.setdefault(run.settings["backbone"], {}).setdefault(ranking.technique(run), []).append(drawn)
     columns = min(max(len(panels), 1), 3)
     num_rows = math.ceil(max(len(panels), 1) / columns)
     figure = make_subplots(num_rows, columns, subplot_titles=list(panels), shared_yaxes="all", x_title="epoch",
@@ -255,16 +253,6 @@ def _techniques(runs: Sequence[Run], colours: Mapping[str, str]) -> plotly.Figur
     return figure
 
 
-def _curves_by_panel(runs: Sequence[Run]) -> dict[str, dict[str, list[Curve]]]:
-    """Return the runs' curves by backbone and technique, without those whose history is missing."""
-    panels: dict[str, dict[str, list[Curve]]] = {}
-    for run in runs:
-        with contextlib.suppress(ReportError):
-            drawn = curve(run.history())
-            panels.setdefault(run.settings["backbone"], {}).setdefault(ranking.technique(run), []).append(drawn)
-    return panels
-
-
 def curve(history: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> Curve:
     """Return what is drawn of the rows of history.csv, which would fill the memory of a large report."""
     return Curve(np.array([row[f"val_{metric}"] for row in history], float), phase_changes(history))
@@ -281,11 +269,3 @@ def phase_starts(curves: Sequence[Curve]) -> dict[str, int]:
     """Return the first epoch in which a run starts each phase, except the first phase."""
     changes = sorted((change for each in curves for change in each.changes), reverse=True)
     return {phase: epoch for epoch, phase in changes}
-
-
-def levels(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
-    """Return positions on an axis and tick names; numbers are their own positions, names None."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return [float(value) for value in values], None
-    names = list(dict.fromkeys(map(text_of, values)))
-    return [float(names.index(text_of(value))) for value in values], names
