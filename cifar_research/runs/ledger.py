@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ from cifar_research.runtime.errors import ReportError
 LEDGER = "jobs.jsonl"
 COMPLETE = ("completed", "diverged", "pruned")
 STATES = ("waiting", "running", "stopped", "failed", *COMPLETE)
-_CHANGES = ("folder", "state", "reason", "attempts")
 
 
 @dataclass
@@ -45,13 +44,12 @@ class Job:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Return the job as a line of the ledger."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def change(self) -> dict[str, Any]:
-        """Return the job's state as a line of the ledger, which has the job already."""
-        return {name: getattr(self, name) for name in _CHANGES}
+        """Return the job's state, as a line of a ledger that has the job."""
+        return {name: getattr(self, name) for name in ("folder", "state", "reason", "attempts")}
 
 
 def read(folder: Path) -> tuple[list[str], list[Job]] | None:
@@ -67,7 +65,15 @@ def read(folder: Path) -> tuple[list[str], list[Job]] | None:
             raise TypeError("its arguments are not texts")
         jobs: dict[str, Job] = {}
         for number, line in enumerate(lines, start=2):  # noqa: B007 — used in the message
-            _apply(json.loads(line), jobs)
+            change = json.loads(line)
+            if "config" in change:
+                job = jobs[change["folder"]] = Job(**change)
+                job.overrides = permissions.permitted(job.overrides)
+            else:
+                job = jobs[change["folder"]]
+                job.state, job.reason, job.attempts = change["state"], change["reason"], change["attempts"]
+            if job.state not in STATES or not isinstance(job.config["augmentation"], dict):
+                raise TypeError(f"its job {job.folder} is incomplete, or has the state {job.state!r}")
         return arguments, list(jobs.values())
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -86,18 +92,3 @@ def mark_stopped(folder: Path, jobs: Sequence[Job]) -> None:
         for job in jobs:
             if job.state == "running" and not locks.is_held(folder / job.folder):
                 job.state = "stopped"
-
-
-def _apply(line: Mapping[str, Any], jobs: dict[str, Job]) -> None:
-    """Add the job of a line, or change the state of an earlier one."""
-    if "config" in line:
-        job = Job(**line)
-        if not isinstance(job.config["augmentation"], dict):
-            raise TypeError(f"its job {job.folder} is incomplete")
-        job.overrides = permissions.permitted(job.overrides)
-        jobs[job.folder] = job
-    else:
-        job = jobs[line["folder"]]
-        job.state, job.reason, job.attempts = line["state"], line["reason"], line["attempts"]
-    if job.state not in STATES:
-        raise TypeError(f"its job {job.folder} has the state {job.state!r}")
