@@ -62,10 +62,7 @@ class Plan:
         return cls(fixed, swept, JobParser(fixed, context))
 
     def grid(self) -> list[Job]:
-        """Return a job for each combination, without duplicates; the last key varies fastest.
-
-        Raises ConfigError, naming the job, if one is invalid.
-        """
+        """Return a job for each combination, without duplicates; the last key varies fastest."""
         for override in self.swept:
             if not override.is_discrete_sweep():
                 raise ConfigError(
@@ -78,25 +75,21 @@ class Plan:
         ]
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
-        rows = list(itertools.product(*choices))
-        for row in console.counted("Planning", rows):
+        for row in console.counted("Planning", list(itertools.product(*choices))):
             job = self.job(row)
             digest = job.identity.hash
             if job.folder in folders:
                 job.folder = f"{job.folder}-{digest}"
             folders.add(job.folder)
-            if jobs.setdefault(digest, job) is not job:
-                self._refuse_free(job)
+            if jobs.setdefault(digest, job) is job:
+                continue
+            for override in self.swept:
+                if job.identity.is_free(override.key_or_group):
+                    raise ConfigError(
+                        f"{override.input_line}: does not change the results, so these jobs would be the same; give only "
+                        "one value"
+                    )
         return list(jobs.values())
-
-    def _refuse_free(self, job: Job) -> None:
-        """Reject keys that vary but do not affect the results."""
-        for override in self.swept:
-            if job.identity.is_free(override.key_or_group):
-                raise ConfigError(
-                    f"{override.input_line}: does not change the results, so these jobs would be the same; give only one "
-                    "value"
-                )
 
     def job(self, row: Sequence[str]) -> Job:
         """Return the job of one combination of values; ConfigError, naming it, if invalid."""
@@ -130,14 +123,10 @@ def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
 def _refuse_other_folds(params: Mapping[str, Any], arguments: Sequence[str]) -> None:
     """Reject another number of folds than that of a sweep's file, which lists its folds."""
     typed = dict(word.lstrip("+").partition("=")[::2] for word in arguments)
-    if (
-        "data.fold" in params
-        and "data.fold" not in typed
-        and typed.get("data.folds") not in (None, str(params.get("data.folds")))
-    ):
+    num = typed.get("data.folds")
+    if "data.fold" in params and "data.fold" not in typed and num not in (None, str(params.get("data.folds"))):
         raise ConfigError(
-            f"data.fold: the sweep's file lists {params['data.fold']}, and data.folds is {typed['data.folds']}; add "
-            f"'data.fold=range({typed['data.folds']})'"
+            f"data.fold: the sweep's file lists {params['data.fold']}, and data.folds is {num}; add 'data.fold=range({num})'"
         )
 
 
