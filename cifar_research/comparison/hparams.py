@@ -14,7 +14,6 @@ from cifar_research.comparison.runs import Run, varied
 from cifar_research.runtime.files import atomic_write
 
 FILE = "events.out.tfevents.0.hparams"
-OUTCOMES = ("val/accuracy", "test/accuracy", "val/loss")
 
 
 def write(folder: Path, runs: Sequence[Run]) -> None:
@@ -32,8 +31,9 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
         types = {type(value) for value in values} - {type(None)}
         if types:
             differs = key in first and len(set(map(str, values))) > 1
-            experiment.hparam_infos.add(name=key, type=getattr(api_pb2, _type(types)), differs=differs)
-    for tag in OUTCOMES:
+            kind = "BOOL" if types == {bool} else "FLOAT64" if types <= {int, float} else "STRING"  # lists are text
+            experiment.hparam_infos.add(name=key, type=getattr(api_pb2, f"DATA_TYPE_{kind}"), differs=differs)
+    for tag in ("val/accuracy", "test/accuracy", "val/loss"):
         experiment.metric_infos.add(name=api_pb2.MetricName(tag=f"hparams/{tag}"), display_name=tag)
     summary = Summary()
     summary.value.add(
@@ -46,10 +46,3 @@ def write(folder: Path, runs: Sequence[Run]) -> None:
     for event in (Event(file_version="brain.Event:2"), Event(summary=summary)):
         records.write(event.SerializeToString())
     atomic_write(folder / FILE, content.getvalue())
-
-
-def _type(types: set[type]) -> str:
-    """Return a column's type; lists are text, as each run writes them."""
-    if types == {bool}:
-        return "DATA_TYPE_BOOL"
-    return "DATA_TYPE_FLOAT64" if types <= {int, float} else "DATA_TYPE_STRING"
