@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cifar_research.runs.metrics import difference_interval
+
 _LEVEL = 0.05
-_CHI_SQUARED = 3.841458820694124  # its quantile at 95 %, one degree of freedom
 
 
 def t_half_width(values: Sequence[float], overlap: float = 0.0) -> float:
@@ -49,21 +50,6 @@ def t_test(first: Mapping[Any, float], second: Mapping[Any, float], overlap: flo
     return float(stats.ttest_ind_from_stats(*a, *b, equal_var=False).pvalue) if a[1] or b[1] else math.nan
 
 
-def is_within_binomial(first: float, second: float, num_first: int, num_second: int) -> bool:
-    """Return whether two accuracies, of `num_first` and `num_second` images, may differ by chance.
-
-    By the chi-squared test at 5 %, or Fisher's exact test if an expected count is below five.
-    """
-    table = np.array([[first * num_first, second * num_second], [(1 - first) * num_first, (1 - second) * num_second]])
-    expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
-    if expected.min() < 5:
-        from scipy import stats
-
-        return bool(stats.fisher_exact(np.rint(table).astype(int)).pvalue > _LEVEL)
-    # Not by scipy, whose function takes a millisecond: a report calls it for each of its rows.
-    return float(((table - expected) ** 2 / expected).sum()) < _CHI_SQUARED
-
-
 def is_tie(
     first: Mapping[Any, float], second: Mapping[Any, float], num_images: Sequence[int], overlap: float = 0.0
 ) -> bool:
@@ -75,8 +61,9 @@ def is_tie(
         return True
     if not num_images:
         return False
-    mean_first, mean_second = (float(np.mean(list(values.values()))) for values in (first, second))
-    return is_within_binomial(mean_first, mean_second, *num_images)
+    a, b = (float(np.mean(list(values.values()))) for values in (first, second))
+    low, high = difference_interval(a, b, *num_images)
+    return low <= 0 <= high
 
 
 def _std(values: Sequence[float]) -> float:
