@@ -13,29 +13,19 @@ from cifar_research.runtime.lazy import keras
 
 Make = Callable[[], "keras.Model"]
 
-_SUFFIXES = (".weights.h5", ".h5", ".keras")
-
 
 def check(weights: str, sources: Collection[str] = ()) -> None:
-    """Raise ValueError if these weights do not exist, without importing TensorFlow.
-
-    sources: the names of a network's own weights.
-    """
-    if weights == "none" or weights in sources:
+    """Raise ValueError if these weights do not exist; sources: the names of a network's own weights."""
+    path, names = Path(os.path.expanduser(weights)), [*sources, "none"]
+    is_file = path.is_file() and path.name.endswith((".h5", ".keras"))
+    if weights in names or is_file or (path / files.WEIGHTS).is_file():
         return
-    path = Path(os.path.expanduser(weights))
+    problem = f"{weights} {'holds no weights' if path.exists() else 'does not exist'}"
     if weights == "imagenet":
         problem = "this backbone has no ImageNet weights"
-    elif not path.exists():
-        problem = f"{weights} does not exist"
-    elif path.is_dir() and not (path / files.WEIGHTS).is_file():
-        problem = f"{weights} has no {files.WEIGHTS}"
-    elif path.is_file() and not path.name.endswith(_SUFFIXES):
-        problem = f"{weights} does not end in {', '.join(_SUFFIXES)}"
-    else:
-        return
-    names = ", ".join([*sources, "none"])
-    raise ValueError(f"weights: {problem}; use {names}, a weights file or the folder of a completed run")
+    raise ValueError(
+        f"weights: {problem}; use {', '.join(names)}, a weights file (.weights.h5, .h5, .keras) or the folder of a completed run"
+    )
 
 
 def converted(name: str) -> Path:
@@ -64,11 +54,9 @@ def load(
                 source = keras.saving.load_model(path, compile=False, safe_mode=True)
             else:
                 source = keras.models.clone_model(backbone) if make is None else make()
-                with warnings.catch_warnings(record=True) as caught:
+                with warnings.catch_warnings():  # Keras warns of each layer before it fails
+                    warnings.simplefilter("ignore", UserWarning)
                     source.load_weights(path)
-                # Not for another network's file, of whose every container Keras warns before it fails.
-                for warning in caught:
-                    warnings.warn(warning.message, stacklevel=2)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise WeightsError(
                 f"backbone.weights: {path} cannot be loaded into {backbone.name} ({_first_line(error)}); for a run's "
