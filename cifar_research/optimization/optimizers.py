@@ -221,12 +221,12 @@ def orthogonalized(matrices: tf.Tensor, iterations: int) -> tf.Tensor:
 
     Its singular values are between about 0.7 and 1.2. It computes in bfloat16 on a GPU, and on a CPU with matrix units.
     """
-    from cifar_research.models.layers import has_matrix_units
+    from cifar_research.models.layers import has_onednn
 
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = tf.linalg.matrix_transpose(matrices) if is_tall else matrices
     x = x / (tf.norm(x, axis=[-2, -1], keepdims=True) + 1e-7)
-    if _on_gpu() or has_matrix_units():
+    if _on_gpu() or has_onednn("amx_bf16"):
         x = tf.cast(x, tf.bfloat16)
     a, b, c = (tf.constant(value, x.dtype) for value in (3.4445, -4.7750, 2.0315))
     for _ in range(iterations):

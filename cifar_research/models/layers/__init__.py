@@ -15,4 +15,4 @@ from cifar_research.models.layers.dropout import Dropout as Dropout
 from cifar_research.models.layers.initializers import Dirac as Dirac
 from cifar_research.models.layers.normalization import BatchNormalization as BatchNormalization
 from cifar_research.models.layers.pooling import ReluMaxPooling2D as ReluMaxPooling2D
-from cifar_research.models.layers.tensorflow_ops import has_matrix_units as has_matrix_units
+from cifar_research.models.layers.tensorflow_ops import has_onednn as has_onednn

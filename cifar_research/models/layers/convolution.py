@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from cifar_research.models.layers.bias import biased
-from cifar_research.models.layers.tensorflow_ops import has_matrix_units, has_onednn, record_gradient
+from cifar_research.models.layers.tensorflow_ops import has_onednn, record_gradient
 
 
 class Conv2D(keras.layers.Conv2D):
@@ -57,7 +57,7 @@ def _conv2d_gradient(op: Any, upstream: tf.Tensor) -> list[tf.Tensor]:
 def _is_narrow(images: tf.Tensor, kernel: tf.Tensor) -> bool:
     """Return whether maps are narrow enough to gain: bfloat16 on AMX, many channels."""
     is_worth_it = images.shape[2] <= 8 and min(kernel.shape[-2:]) >= 64
-    return is_worth_it and images.dtype == tf.bfloat16 and has_matrix_units()
+    return is_worth_it and images.dtype == tf.bfloat16 and has_onednn("amx_bf16")
 
 
 def filter_gradient(images: tf.Tensor, gradient: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""TensorFlow and CPU features for the layers: custom gradients, oneDNN, matrix units."""
+"""TensorFlow and CPU features for the layers: custom gradients, oneDNN."""
 
 from __future__ import annotations
 
@@ -26,16 +26,9 @@ def has_onednn(feature: str) -> bool:
     """Return whether operations use oneDNN, on a CPU with this feature."""
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")
     return feature in processor.instructions() and not is_off and not tf.config.list_physical_devices("GPU")
-
-
 def has_frozen_norm_gradient() -> bool:
     """Return whether the fused normalisation has a gradient where the moving statistics are used.
 
     TensorFlow has no deterministic one for GPUs.
     """
     return not (environment.is_deterministic() and tf.config.list_physical_devices("GPU"))
-
-
-def has_matrix_units() -> bool:
-    """Return whether the CPU has matrix units for bfloat16 (Intel AMX)."""
-    return has_onednn("amx_bf16")
