@@ -13,27 +13,19 @@ from cifar_research.runtime.lazy import keras
 
 
 def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out.
-
-    WeightsError names the backbone or head if it cannot be built, or if the two do not fit together.
-    """
+    """Return the model: float [B, H, W, C] in, logits out; WeightsError if a part cannot be built or does not fit."""
     images = keras.Input(image_shape, name="images")
     features = _features(backbone, images, head.pools, num_classes)
     # A pooling head accepts maps of any size, so that a phase may train on smaller images.
     height_and_width = (None, None) if head.pools else features.shape[1:3]
     inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
-    logits = _logits(head, inputs, num_classes)
-    return keras.Model(images, keras.Model(inputs, logits, name="head")(features), name="classifier")
-
-
-def _logits(head: Head, inputs: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     name = _name(head.build)
     with _as_weights_error(f"model: {name} cannot be built on features {list(inputs.shape)}"):
         logits = head.build(inputs, num_classes)
     if _shape(logits) != [None, num_classes]:
         returned = _shape(logits) or type(logits).__name__
         raise WeightsError(f"model: {name} returns {returned}; return logits {[None, num_classes]}")
-    return logits
+    return keras.Model(images, keras.Model(inputs, logits, name="head")(features), name="classifier")
 
 
 def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, num_classes: int) -> keras.KerasTensor:
@@ -43,20 +35,18 @@ def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, nu
         model = backbone.build(images.shape[1:])
         features = model(images) if isinstance(model, keras.Model) else model
     shape = _shape(features)
-    is_known = isinstance(model, keras.Model) and len(shape) > 1 and None not in shape[1:]
-    if not is_known or (needs_map and len(shape) != 4) or _is_classifier(model, shape, num_classes):
+    has_rank = len(shape) == 4 if needs_map else len(shape) > 1
+    is_valid = isinstance(model, keras.Model) and has_rank and None not in shape[1:]
+    activation = getattr(leaves(model)[-1], "activation", None) if is_valid else None
+    is_linear = activation is keras.activations.linear
+    is_classifier = activation is keras.activations.softmax or (is_linear and shape[1] == num_classes)
+    if not is_valid or (is_classifier and len(shape) == 2):
         raise WeightsError(
             f"backbone: {name} returns {shape or type(features).__name__}, of a {type(model).__name__}; return a keras.Model with "
             "one feature map [None, h, w, channels] of a known size, or a vector with model.pooling=flatten, and without a "
             "classifier's last layer"
         )
     return features
-
-
-def _is_classifier(model: keras.Model, shape: list[int | None], num_classes: int) -> bool:
-    activation = getattr(leaves(model)[-1], "activation", None)
-    is_linear = activation is keras.activations.linear
-    return len(shape) == 2 and (activation is keras.activations.softmax or (is_linear and shape[1] == num_classes))
 
 
 @contextlib.contextmanager
