@@ -263,7 +263,10 @@ def cutmix(*, alpha: float = 1.0) -> BatchTransform:
 
     def transform(images: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         share_seed, centre_seed, order_seed = tf.unstack(tf.random.split(seed, 3))
-        box = draws.box(images, alpha, share_seed, centre_seed)
+        sizes = tf.constant(images.shape[1:3].as_list(), tf.float32)
+        extents = sizes * tf.sqrt(draws.beta(alpha, share_seed))
+        starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2
+        box = tf.round(tf.concat([starts, starts + extents], axis=0))
         return mixing.paste(images, targets, box=box, order=draws.order(images, order_seed))
 
     return transform

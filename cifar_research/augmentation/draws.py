@@ -37,11 +37,3 @@ def beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
     index = tf.cast(below, tf.int32)
     low, high = tf.gather(quantiles[:-1], index), tf.gather(quantiles[1:], index)
     return low + (position - below) * (high - low)
-
-
-def box(images: tf.Tensor, alpha: float, share_seed: tf.Tensor, centre_seed: tf.Tensor) -> tf.Tensor:
-    """Draw [top, left, bottom, right] of a box with a Beta(alpha, alpha) share of the area."""
-    sizes = tf.constant(images.shape[1:3].as_list(), tf.float32)
-    extents = sizes * tf.sqrt(beta(alpha, share_seed))
-    starts = tf.random.stateless_uniform([2], centre_seed) * sizes - extents / 2
-    return tf.round(tf.concat([starts, starts + extents], axis=0))
