@@ -24,6 +24,7 @@ def rows(
     height, width = data.train.images.shape[1:3]
     sizes = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
     epochs = _by_phase(settings, [_epochs(phase) for phase in settings.phases])
+    rates = _by_phase(settings, [f"{phase.learning_rate:g}" for phase in settings.phases])
     weights = plugins["backbone"].get("weights", "the backbone's own")
     weights = {"none": "random", "imagenet": "ImageNet"}.get(weights, weights)
     precision = [training.precision]
@@ -41,7 +42,7 @@ def rows(
         "Augmentation": ", ".join(settings.transforms) or "none",
         **({"Features": _features_text(settings)} if settings.features.views is not None else {}),
         "Loss": _plugin(plugins["loss"]),
-        "Optimizer": f"{_plugin(plugins['optimizer'])}, learning rate {_rates_text(settings)}, {_plugin(plugins['schedule'])}",
+        "Optimizer": f"{_plugin(plugins['optimizer'])}, learning rate {rates}, {_plugin(plugins['schedule'])}",
         "Precision": ", ".join(precision),
         "Device": environment.device,
         "Folder": str(run_dir),
@@ -84,13 +85,6 @@ def _by_phase(settings: Settings, values: Sequence[str]) -> str:
     if len(values) == 1:
         return values[0]
     return ", ".join(f"{value} of {phase.name}" for value, phase in zip(values, settings.phases, strict=True))
-
-
-def _rates_text(settings: Settings) -> str:
-    text = _by_phase(settings, [f"{phase.learning_rate:g}" for phase in settings.phases])
-    if any(phase.learning_rate is None for phase in settings.training.phases.values()):
-        return text
-    return f"{text} (of training.phases, not optimizer.learning_rate)"
 
 
 def _features_text(settings: Settings) -> str:
