@@ -68,7 +68,10 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, plotly.Figure | Path
 
 
 def _curves(comparison: Comparison) -> plotly.Figure:
-    """Return the validation metric by epoch: a line a run, a colour a row of the leaderboard."""
+    """Return the validation metric by epoch: a line a run, a colour a row of the leaderboard.
+
+    Of a row with many runs, the first ones; the legend says how many.
+    """
     title = f"validation {display_name(comparison.metric)}"
     figure = plotly.Figure(layout={"yaxis_title": title, "xaxis_title": "epoch", "legend": _LEGEND_BELOW})
     for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
@@ -168,7 +171,7 @@ def _static_parallel(parallel: plotly.Figure) -> Figure:
 
 
 def draw_backbones(best: Mapping[tuple[str, str], Row], colours: Mapping[str, str]) -> Figure:
-    """Return accuracy, parameters and seconds by backbone, a bar a technique."""
+    """Return accuracy, parameters and seconds by backbone, a bar for each technique."""
     has_test = all(row.mean("test/accuracy") is not None for row in best.values())
     path, title = ("test/accuracy", "test accuracy") if has_test else ("val/accuracy", "validation accuracy")
     names = list(dict.fromkeys(backbone for _, backbone in best))

@@ -76,12 +76,6 @@ def by_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def macro(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, int]]:
-    """Return each score's unweighted mean over the classes that have it, and their number."""
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in ("precision", "recall", "f1")}
-    return {name: (sum(values) / len(values), len(values)) for name, values in columns.items()}
-
-
 def confused_pairs(matrix: np.ndarray, classes: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
     """Return the pairs (truth, prediction) most often confused, the most frequent first.
 

@@ -10,7 +10,7 @@ from cifar_research.config.schema import METRICS
 from cifar_research.display import tables
 from cifar_research.display.document import Section
 from cifar_research.display.tables import Table
-from cifar_research.evaluation import corruptions, scores
+from cifar_research.evaluation import corruptions
 from cifar_research.evaluation.calibration import MIN_IMAGES_OF_ECE
 from cifar_research.runs.metrics import display_name
 
@@ -48,7 +48,9 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
     pairs = [tables.of(result["confused_pairs"], _PAIRS)] if result["confused_pairs"] else []
     sections = [
         Section("Accuracy", [_accuracies(result), *_of_accuracies(result)]),
-        Section("Classes", [tables.of(result["by_class"], _BY_CLASS), _of_classes(result)]),
+        Section(
+            "Classes", [tables.of(result["by_class"], _BY_CLASS), "–: no image of the class, or none predicted as it."]
+        ),
         Section("Confusion", [figures["confusion"], *pairs]),
         Section("Calibration", [_calibration(result), _of_calibration(result), figures["reliability"]]),
     ]
@@ -100,13 +102,6 @@ def _of_accuracies(result: Result) -> list[str]:
     if not result["data"]["is_own"]:
         sentences.append("The run was trained with other images or other splits.")
     return sentences + _note(result)
-
-
-def _of_classes(result: Result) -> str:
-    num = len(result["classes"])
-    means = [f"{name} {value:.4f}" + (f" (of {known} of {num})" if known < num else "")
-             for name, (value, known) in scores.macro(result["by_class"]).items()]  # fmt: skip
-    return f"Means over the classes: {', '.join(means)}. –: no image of the class, or none predicted as it."
 
 
 def _calibration(result: Result) -> Table:
