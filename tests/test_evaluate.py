@@ -531,9 +531,9 @@ def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
     data, _ = images.load(made, [])
     made["config"]["data"]["name"], made["data"]["fingerprint"] = "images", "another"
     of_images = dataclasses.replace(data, name="images")
-    assert "run: was trained on another split" in images.notes({"run": made}, of_images, is_own=False)
+    assert "run: was trained on another split" in images.description({"run": made}, of_images, is_own=False)["note"]
     same = made | {"data": made["data"] | {"fingerprint": data.fingerprint}}
-    assert images.notes({"run": same}, of_images, is_own=True) is None
+    assert images.description({"run": same}, of_images, is_own=True)["note"] is None
 
 
 def test_a_temperature_is_not_fitted_on_what_is_tested(runs, tmp_path):

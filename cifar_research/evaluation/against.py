@@ -100,10 +100,10 @@ def compare(
     table = _fourfold(is_first, is_second)
     # Not paired if runs of a group share a seed and a fold.
     is_paired = len(set(repeats[0])) == len(repeats[0]) == len(repeats[1]) and set(repeats[0]) == set(repeats[1])
-    keys = [
-        [repeat if is_paired else (number, i) for i, repeat in enumerate(own)] for number, own in enumerate(repeats)
+    by_seed: list[dict[Any, float]] = [
+        {repeat if is_paired else (number, i): values["accuracies"][i] for i, repeat in enumerate(own)}
+        for number, (own, values) in enumerate(zip(repeats, groups, strict=True))
     ]
-    by_seed = [dict(zip(own, values["accuracies"], strict=True)) for own, values in zip(keys, groups, strict=True)]
     p_of_seeds = statistics.t_test(by_seed[0], by_seed[1], max(overlaps))
     return {
         "first": groups[0],

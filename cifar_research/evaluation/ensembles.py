@@ -34,9 +34,7 @@ def groups(paths: Sequence[str]) -> list[list[Path]]:
     members = [list(group.values()) for group in (named, *others.values()) if group]
     ensembles = [group for group in members if len(group) > 1]
     if not ensembles:
-        raise ConfigError(
-            "--ensemble: needs two completed runs or more that differ by the seed only; give more runs, or a sweep of seeds"
-        )
+        raise ConfigError("--ensemble: needs two completed runs or more that differ by the seed only; give more runs")
     for group in ensembles:
         _reports(group)
     for alone in (group for group in members if len(group) == 1):
@@ -63,7 +61,6 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
     pooled = ensemble.logits(pixels)
     counts = np.array(reports[runs[0]]["data"]["train_counts"])
     group = against.group(np.stack(logits), labels, [report["seed"] for report in reports.values()])
-    note = images.notes(reports, data, is_own=other is None)
     result: dict[str, Any] = {
         **measures.calibrated(ensemble, data, pooled, is_own=other is None),
         "test": scores.summary(pooled, labels, counts),
@@ -73,7 +70,7 @@ def evaluate(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[dict[
         ],
         "mean": {"accuracy": group["mean"], "interval": group["interval"]},
         "disagreement": disagreement(np.stack(logits)),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note, "is_own": other is None},
+        "data": images.description(reports, data, is_own=other is None),
         "classes": list(data.classes),
         "versions": versions(),
     }
@@ -104,7 +101,5 @@ def _reports(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         for key in ("fingerprint", *images.SPLIT_KEYS):
             value, expected = ((each["data"] | each["config"]["data"]).get(key) for each in (report, reports[first]))
             if value != expected:
-                raise DataError(
-                    f"{run}: has data.{key}={value}, and {first} has {expected}; give runs of the same images and split"
-                )
+                raise DataError(f"{run}: has data.{key}={value}, and {first} {expected}; give runs of the same split")
     return reports

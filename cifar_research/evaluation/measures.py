@@ -16,7 +16,7 @@ from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display import console
 from cifar_research.evaluation import calibration, corruptions, scores
 from cifar_research.evaluation.calibration import Temperature
-from cifar_research.evaluation.images import notes
+from cifar_research.evaluation.images import description
 from cifar_research.inference.trained import Classifier
 from cifar_research.runs import metrics
 
@@ -51,15 +51,10 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
     counts = np.array(classifier.report["data"]["train_counts"])
     fitted = calibrated(classifier, data, logits, is_own=is_own)
+    described = description({subject.run: classifier.report}, data, is_own=is_own)
     result: dict[str, Any] = {
         **fitted,
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "note": notes({subject.run: classifier.report}, data, is_own=is_own),
-            "is_own": is_own,
-            "left_out": dict(data.left_out),
-        },
+        "data": described | {"left_out": dict(data.left_out)},
         "classes": list(data.classes),
         "test": scores.summary(logits, labels, counts) | {"loss": _loss(subject.loss, logits, labels)},
         "reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None,

@@ -43,7 +43,6 @@ def evaluate(
     overrides: of the data; views: `flip` or `flip_shift`, compared with none; corrupted: number of test images to
     corrupt, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
     Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
-    All runs are checked before anything is written: ConfigError, DataError, RunError or ReportError.
     """
     if views not in (None, *VIEWS[1:]):
         raise ConfigError(f"views: {targets.choice_problem(views, VIEWS[1:])}")
@@ -94,7 +93,6 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     """
     runs = trained.read_alike([*first, *second])
     data, other_data = images.load(runs[first[0]], overrides)
-    note = images.notes(runs, data, is_own=other_data is None)
     folder = folder_for(first[0] / "evaluation", other_data, data.fingerprint)
     pixels, labels = measures.arrays(data.test)
     logits = {}
@@ -108,7 +106,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     repeats = tuple([run.repeat for run in row.runs] for row in rows)
     result = against.compare(logits_first, logits_second, labels, data.classes, repeats, [row.overlap for row in rows]) | {
         "runs": {"first": [str(run) for run in first], "second": [str(run) for run in second]},
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "note": note, "is_own": other_data is None},
+        "data": images.description(runs, data, is_own=other_data is None),
         "classes": list(data.classes),
         "differences": against.differences(logits_first, logits_second, labels),
     }  # fmt: skip

@@ -61,8 +61,7 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         text = (
             f"Mean over {len(robustness['means'])} corruptions and 5 severities: {robustness['mean']:.4f}; the same "
             f"{robustness['images']:,} test images without corruption: {robustness['clean']:.4f}. The corruptions are "
-            "like those of CIFAR-10-C (Hendrycks and Dietterich 2019), drawn from a seed. Compare runs with each other, "
-            "not with published figures."
+            "like those of CIFAR-10-C. Compare runs with each other, not with published figures."
         )
         table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
         for name, values in robustness["accuracies"].items():
@@ -90,13 +89,13 @@ def _accuracies(result: Result) -> Table:
 
 def _of_accuracies(result: Result) -> list[str]:
     test, reported = result["test"], result["reported_accuracy"]
-    sentences = [
-        f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
-        "(Wilson) are over the images: they do not include the spread of the seeds."
-    ]
     named = [f"{_AUC if name == 'auc' else display_name(name)} {test[name]:.4f}" for name in (*METRICS, "auc")
              if name not in ("loss", "accuracy") and test[name] is not None]  # fmt: skip
-    sentences.append(f"Other metrics: {', '.join(named)}.")
+    sentences = [
+        f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
+        "(Wilson) are over the images: they do not include the spread of the seeds.",
+        f"Other metrics: {', '.join(named)}.",
+    ]
     if reported is not None and abs(reported - test["accuracy"]) > 5e-4:
         sentences.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
     if not result["data"]["is_own"]:
