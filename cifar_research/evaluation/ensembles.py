@@ -34,7 +34,9 @@ def groups(paths: Sequence[str]) -> list[list[Path]]:
     members = [list(group.values()) for group in (named, *others.values()) if group]
     ensembles = [group for group in members if len(group) > 1]
     if not ensembles:
-        raise ConfigError("--ensemble: needs two completed runs or more that differ by the seed only; give more runs")
+        raise ConfigError(
+            "--ensemble: needs two completed runs or more that differ by the seed only; give more runs, or a sweep of seeds"
+        )
     for group in ensembles:
         _reports(group)
     for alone in (group for group in members if len(group) == 1):
@@ -101,5 +103,7 @@ def _reports(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         for key in ("fingerprint", *images.SPLIT_KEYS):
             value, expected = ((each["data"] | each["config"]["data"]).get(key) for each in (report, reports[first]))
             if value != expected:
-                raise DataError(f"{run}: has data.{key}={value}, and {first} {expected}; give runs of the same split")
+                raise DataError(
+                    f"{run}: has data.{key}={value}, and {first} has {expected}; give runs of the same images and split"
+                )
     return reports

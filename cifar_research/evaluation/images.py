@@ -31,8 +31,9 @@ def is_override(word: str) -> bool:
 def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str | None]:
     """Return the data to test a run on, and its name; None for the run's own splits.
 
-    overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the run's starts from its own
-    defaults. Labels are in the run's order of classes.
+    report: the run's; overrides: data=OPTION, data.key=value and allow_targets=[…]. Another option than the run's
+    starts from its own defaults. Labels are in the run's order of classes.
+    ConfigError for invalid overrides. DataError if the data are missing, or have other classes or another image size.
     """
     for word in overrides:
         if not is_override(word):
@@ -51,6 +52,8 @@ def load(report: dict[str, Any], overrides: Sequence[str]) -> tuple[Dataset, str
     size, shape = image_size(report), data.test.images.shape[1:]
     if shape != (size, size, 3):
         raise DataError(f"data: its images are {shape}, and the run takes {(size, size, 3)}; set data.image_size")
+    if not len(data.test):
+        raise DataError(f"data: {data.name} has no test images; give data with test images")
     order = [data.classes.index(name) for name in classes]
     train, val, test = (split.of_classes(order) for split in (data.train, data.val, data.test))
     data = dataclasses.replace(data, classes=classes, train=train, val=val, test=test)
@@ -78,8 +81,8 @@ def description(reports: Mapping[Path, Mapping[str, Any]], data: Dataset, *, is_
 def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Return CIFAR-10.1 v6, images uint8 [2000, 32, 32, 3] and labels int64 [2000].
 
-    Source: Recht et al. 2018. folder: with cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published.
-    classes: the order of the labels.
+    Source: Recht et al. 2018. folder: with cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, as published; nothing is
+    unpickled. classes: the order of the labels. DataError if files are missing or damaged, or do not suit the run.
     """
     if sorted(classes) != sorted(_CIFAR10) or size != 32:
         raise DataError(
@@ -89,8 +92,10 @@ def cifar10_1(folder: str, classes: Sequence[str], size: int = 32) -> tuple[np.n
     paths = [folders.expanded(folder, "--cifar10-1") / f"cifar10.1_v6_{name}.npy" for name in ("data", "labels")]
     try:
         images, labels = (np.load(path, allow_pickle=False) for path in paths)
-        is_whole = images.dtype == np.uint8 and images.shape == (len(labels), 32, 32, 3)
-        if not is_whole or labels.shape != (len(labels),) or not np.isin(labels, range(10)).all():
+        is_whole = (
+            images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and labels.shape == images.shape[:1] != (0,)
+        )
+        if not is_whole or not np.isin(labels, range(10)).all():
             raise ValueError("images of 32 x 32 pixels with labels from 0 to 9 are expected")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"--cifar10-1: {folder} does not hold the published files ({error}); replace them") from error

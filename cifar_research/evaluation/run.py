@@ -43,6 +43,7 @@ def evaluate(
     overrides: of the data; views: `flip` or `flip_shift`, compared with none; corrupted: number of test images to
     corrupt, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
     Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
+    All runs are checked before anything is written: ConfigError, DataError, RunError or ReportError.
     """
     if views not in (None, *VIEWS[1:]):
         raise ConfigError(f"views: {targets.choice_problem(views, VIEWS[1:])}")

@@ -61,7 +61,8 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         text = (
             f"Mean over {len(robustness['means'])} corruptions and 5 severities: {robustness['mean']:.4f}; the same "
             f"{robustness['images']:,} test images without corruption: {robustness['clean']:.4f}. The corruptions are "
-            "like those of CIFAR-10-C. Compare runs with each other, not with published figures."
+            "like those of CIFAR-10-C (Hendrycks and Dietterich 2019), drawn from a seed. Compare runs with each other, "
+            "not with published figures."
         )
         table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
         for name, values in robustness["accuracies"].items():

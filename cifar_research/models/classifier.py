@@ -13,7 +13,10 @@ from cifar_research.runtime.lazy import keras
 
 
 def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """Return the model: float [B, H, W, C] in, logits out; WeightsError if a part cannot be built or does not fit."""
+    """Return the model: float images [B, H, W, C] in, logits [B, num_classes] out.
+
+    WeightsError names the backbone or head if it cannot be built, or if the two do not fit together.
+    """
     images = keras.Input(image_shape, name="images")
     features = _features(backbone, images, head.pools, num_classes)
     # A pooling head accepts maps of any size, so that a phase may train on smaller images.

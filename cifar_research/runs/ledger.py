@@ -44,11 +44,12 @@ class Job:
 
     @property
     def line(self) -> dict[str, Any]:
+        """Return the job as a line of the ledger."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def change(self) -> dict[str, Any]:
-        """Return the job's state, as a line of a ledger that has the job."""
+        """Return the job's state as a line of the ledger, which has the job already."""
         return {name: getattr(self, name) for name in ("folder", "state", "reason", "attempts")}
 
 

@@ -62,7 +62,10 @@ class Plan:
         return cls(fixed, swept, JobParser(fixed, context))
 
     def grid(self) -> list[Job]:
-        """Return a job for each combination, without duplicates; the last key varies fastest."""
+        """Return a job for each combination, without duplicates; the last key varies fastest.
+
+        Raises ConfigError, naming the job, if one is invalid.
+        """
         for override in self.swept:
             if not override.is_discrete_sweep():
                 raise ConfigError(

@@ -15,7 +15,10 @@ Make = Callable[[], "keras.Model"]
 
 
 def check(weights: str, sources: Collection[str] = ()) -> None:
-    """Raise ValueError if these weights do not exist; sources: the names of a network's own weights."""
+    """Raise ValueError if these weights do not exist, without importing TensorFlow.
+
+    sources: the names of a network's own weights.
+    """
     path, names = Path(os.path.expanduser(weights)), [*sources, "none"]
     is_file = path.is_file() and path.name.endswith((".h5", ".keras"))
     if weights in names or is_file or (path / files.WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""TensorFlow and CPU features for the layers: custom gradients, oneDNN."""
+"""TensorFlow and CPU features for the layers: custom gradients, oneDNN, matrix units."""
 
 from __future__ import annotations
 
