@@ -26,6 +26,8 @@ def has_onednn(feature: str) -> bool:
     """Return whether operations use oneDNN, on a CPU with this feature."""
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")
     return feature in processor.instructions() and not is_off and not tf.config.list_physical_devices("GPU")
+
+
 def has_frozen_norm_gradient() -> bool:
     """Return whether the fused normalisation has a gradient where the moving statistics are used.
 
