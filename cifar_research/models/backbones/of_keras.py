@@ -37,9 +37,12 @@ class Resize:
         if self.interpolation == "bilinear" and not self.antialias:
             return keras.ops.image.resize(images, (self.size, self.size))
         # TensorFlow has the other kernels for CPUs alone, and XLA none.
-        rows, columns = (self._matrix(length) for length in images.shape[1:3])
-        resized = keras.ops.einsum("ih,bhwc->biwc", rows, images)
-        resized = keras.ops.einsum("jw,biwc->bijc", columns, resized)
+        height, width, channels = images.shape[1:]
+        resized = keras.ops.reshape(images, (-1, height, width * channels))
+        resized = keras.ops.matmul(self._matrix(height)[None], resized)
+        resized = keras.ops.reshape(resized, (-1, width, channels))
+        resized = keras.ops.matmul(self._matrix(width)[None], resized)
+        resized = keras.ops.reshape(resized, (-1, self.size, self.size, channels))
         # Bicubic overshoots at edges.
         return keras.ops.clip(resized, 0.0, 1.0) if self.interpolation == "bicubic" else resized
 
