@@ -171,13 +171,17 @@ def _draw_points(points: list[tuple[str, list[float], float | None]], label: str
 
 
 def draw_curves(rows: Rows, folder: Path) -> None:
-    """Draw the accuracies by epoch of each section of CURVES, if all its runs have them: study_<section>.png."""
+    """Draw the accuracies by epoch of each section of CURVES: study_<section>.png, without settings that lack them."""
     from matplotlib.figure import Figure
 
     results = by_setting(rows)
     for section in CURVES:
-        settings = results[section]
-        if not settings or not all(run["training_curve"] for runs in settings.values() for run in runs.values()):
+        settings = {
+            setting: runs
+            for setting, runs in results[section].items()
+            if all(run["training_curve"] for run in runs.values())
+        }
+        if not settings:
             continue
         with matplotlib.rc_context({"font.size": 9}):
             figure = Figure((6, 3.5), layout="constrained")

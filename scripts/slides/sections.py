@@ -104,6 +104,7 @@ OPEN_POINTS = (
         ("augmentation_on_test", LARGER),
         ("augmentation_on_test", SMALLER),
     ),
+    Claim("two convolutions a block, not one, without augmentation", ("last", LARGER), ("last", SMALLER)),
     Claim("`[flip,shift]`, not `slides`", ("augmentation", MIRRORED), ("augmentation", "augmentation=slides")),
     Claim(
         "dropout in each block, not before the output layer",
