@@ -57,9 +57,11 @@ def load(
                 source = keras.saving.load_model(path, compile=False, safe_mode=True)
             else:
                 source = keras.models.clone_model(backbone) if make is None else make()
-                with warnings.catch_warnings():  # Keras warns of each layer before it fails
-                    warnings.simplefilter("ignore", UserWarning)
+                with warnings.catch_warnings(record=True) as caught:
                     source.load_weights(path)
+                # Not for another network's file, of whose every container Keras warns before it fails.
+                for warning in caught:
+                    warnings.warn(warning.message, stacklevel=2)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise WeightsError(
                 f"backbone.weights: {path} cannot be loaded into {backbone.name} ({_first_line(error)}); for a run's "
