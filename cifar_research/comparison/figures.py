@@ -72,8 +72,8 @@ def _curves(comparison: Comparison) -> plotly.Figure:
 
     Of a row with many runs, the first ones; the legend says how many.
     """
-    title = f"validation {display_name(comparison.metric)}"
-    figure = plotly.Figure(layout={"yaxis_title": title, "xaxis_title": "epoch", "legend": _LEGEND_BELOW})
+    label = f"validation {display_name(comparison.metric)}"
+    figure = plotly.Figure(layout={"yaxis_title": label, "xaxis_title": "epoch", "legend": _LEGEND_BELOW})
     for colour, row in zip(COLOURS, comparison.leaderboard, strict=False):
         settings = row.runs[0].settings
         name = ", ".join(f"{title} {text_of(settings.get(key))}" for key, title in comparison.titles.items())
@@ -95,8 +95,8 @@ def _repeat(run: Run) -> str:
 
 def _effects(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation metric of each value of each setting, with its interval."""
-    title = f"mean validation {display_name(comparison.metric)}"
-    figure = plotly.Figure(layout={"yaxis_title": title, "margin": {"t": 20, "b": 160}})
+    label = f"mean validation {display_name(comparison.metric)}"
+    figure = plotly.Figure(layout={"yaxis_title": label, "margin": {"t": 20, "b": 160}})
     for key, rows in comparison.effects.items():
         title = comparison.titles[key]
         figure.add_scatter(
