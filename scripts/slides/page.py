@@ -194,4 +194,5 @@ def draw_curves(rows: Rows, folder: Path) -> None:
                     axes.fill_between(epochs, curves.min(0), curves.max(0), color=f"C{number}", alpha=0.15)
             axes.set(xlabel="epoch", ylabel="accuracy: mean, lowest and highest")
             axes.legend(frameon=False)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             figure.savefig(folder / f"study_{section}.png", dpi=110)
