@@ -577,13 +577,6 @@ def test_preview_refuses_a_bad_config_in_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [16, 20, 24, 32])
-def test_shrinking_is_by_area(size):
-    images = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
-    expected = tf.image.resize(images, [size, size], "area")
-    np.testing.assert_allclose(geometry.shrink(images, size), expected, atol=1e-5)
-
-
 def test_xla_compiles_all_transforms_into_one_program():
     together = augmentation.compose(
         {

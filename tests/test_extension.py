@@ -42,11 +42,7 @@ def without_times(row):
             ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.trainable={last:1}"],
             "training.phases.backbone.epochs",
         ),
-        (
-            ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.schedule=continue",
-             "training.patience=3"],
-            "training.epochs",
-        ),
+        (["training=combined", "training.phases.head.epochs=1", "training.patience=3"], "training.epochs"),
     ],
 )  # fmt: skip
 def test_two_epochs_and_one_more_are_three(tmp_path, overrides, key, weights_for):

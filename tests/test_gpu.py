@@ -81,7 +81,7 @@ def in_host_memory(operation, of):
             "backbone.activation=gelu",
             "optimizer=lion",
         ],
-        ["model.pooling=avg", "training=scratch", "training.phases.scratch.image_size=16", "training.ema_decay=0.9"],
+        ["model.pooling=avg", "training=scratch", "training.ema_decay=0.9"],
         ["experiment=wide", "training.batch_size=1"],
         [
             "backbone=efficientnet_lite0",
@@ -92,7 +92,7 @@ def in_host_memory(operation, of):
             "training=scratch",
         ],
     ],
-    ids=["first_version", "augmented", "fast", "float16", "lion", "smaller images", "one image", "resized"],
+    ids=["first_version", "augmented", "fast", "float16", "lion", "averages", "one image", "resized"],
 )
 def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(arguments):
     if not any(of.device_type == "GPU" for of in kernels.get_registered_kernels_for_op("Conv2D").kernel):

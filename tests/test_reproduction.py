@@ -88,7 +88,7 @@ def test_verdicts(tmp_path, repeated, code, part):
         ["experiment=augmented", "name='it\\'s a name'", "augmentation.rotation.degrees=7"],
         ["data=images", "data.dir=/", "augmentation=strong", "training.ema_decay=0.99"],
         ["data=synthetic", "training.phases.scratch.epochs=3", "data.classes=[circle,ring]", "optimizer=lion"],
-        ["~training.phases.scratch", "++training.phases={small:{image_size:16},scratch:{}}", "model.pooling=avg"],
+        ["~training.phases.scratch", "++training.phases={small:{epochs:1},scratch:{}}", "model.pooling=avg"],
         ["training=combined", "training.phases.head.trainable={last:1}", "features.views=3"],
     ],
 )

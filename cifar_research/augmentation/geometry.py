@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import numpy as np
-
 from cifar_research.runtime.lazy import tf
 
 
@@ -75,19 +73,6 @@ def magnify(
     # A graph turns 1 / factors into this, which differs in the last bit: use it in both modes.
     inverses = tf.math.reciprocal(factors)
     return _project(images, tf.stack([inverses, zeros, zeros, inverses], axis=1), interpolation, padding)
-
-
-def shrink(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Return images [B, size, size, C], each pixel the mean of the area that it covers."""
-
-    def shares(length: int) -> np.ndarray:
-        """Return the share of each old pixel in each new one, float32 [size, length]."""
-        edges, ends = np.linspace(0, length, size + 1)[:, None], np.arange(1, length + 1)
-        inside = np.clip(np.minimum(edges[1:], ends) - np.maximum(edges[:-1], ends - 1), 0, None)
-        return (inside * size / length).astype(np.float32)
-
-    # Matrix products run under XLA and on a GPU; tf.image.resize by area runs on a CPU only.
-    return tf.einsum("ph,bhwc,qw->bpqc", shares(images.shape[1]), images, shares(images.shape[2]))
 
 
 @_compiled

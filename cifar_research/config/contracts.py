@@ -38,7 +38,6 @@ class Backbone(_Contract):
     load_weights: called before the first step of a new run, with the model and a function that returns preprocessed
     training images.
     min_image_size: the smallest height and width.
-    takes_any_size: whether the model accepts images of other sizes than it was built for (a phase's `image_size`).
     is_by_image: whether an image's output depends on that image alone, and added losses on weights alone. If so, a
     batch may be split into shards.
     standardizes: whether it has its own preprocessing, which excludes `data.standardize`.
@@ -50,7 +49,6 @@ class Backbone(_Contract):
     build: Callable[[tuple[int, int, int]], keras.Model]
     load_weights: Callable[[keras.Model, Callable[[], np.ndarray]], None] | None = None
     min_image_size: int = 1
-    takes_any_size: bool = False
     is_by_image: bool = False
     standardizes: bool = False
     upper_blocks: str | None = None
@@ -63,12 +61,10 @@ class Head(_Contract):
     """Layers from a feature map to logits.
 
     build: (Keras tensor of features, number of classes) -> logits [B, classes].
-    pools: whether it accepts feature maps of any height and width (a phase's `image_size`).
     is_by_image: see Backbone.
     """
 
     build: Callable[[Any, int], Any]
-    pools: bool = False
     is_by_image: bool = False
 
 

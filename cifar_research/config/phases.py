@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ RANGES = {
     "learning_rate": ("(]", 0, math.inf),
     "learning_rate_decay_by_depth": ("(]", 0, 1),
 }
-CHOICES = {"optimizer": ("reset", "keep"), "schedule": ("anew", "continue")}
+CHOICES = {"optimizer": ("reset", "keep")}
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,6 @@ class Phase:
     trainable: str | Mapping[str, Any]
     learning_rate_decay_by_depth: float
     keeps_optimizer: bool
-    continues_schedule: bool = False
-    image_size: int | None = None
 
     @property
     def is_backbone_frozen(self) -> bool:
@@ -46,8 +44,6 @@ def plan(content: Mapping[str, Any]) -> tuple[Phase, ...]:
             trainable=phase["trainable"],
             learning_rate_decay_by_depth=phase["learning_rate_decay_by_depth"],
             keeps_optimizer=phase["optimizer"] == "keep",
-            continues_schedule=phase["schedule"] == "continue",
-            image_size=phase["image_size"],
         )
         for name, phase in training["phases"].items()
     )
@@ -57,16 +53,6 @@ def total_epochs(training: Mapping[str, Any]) -> int:
     """Return the number of epochs of all phases; `training` is the config section."""
     epochs = [phase["epochs"] for phase in training["phases"].values()]
     return sum(training["epochs"] if own is None else own for own in epochs)
-
-
-def schedule_span(phases: Sequence[Phase], number: int) -> range:
-    """Return the numbers of the phases that share a schedule with phase `number`."""
-    first, last = number, number + 1
-    while first and phases[first].continues_schedule:
-        first -= 1
-    while last < len(phases) and phases[last].continues_schedule:
-        last += 1
-    return range(first, last)
 
 
 def problems(training: Mapping[str, Any]) -> list[str]:
@@ -82,11 +68,6 @@ def problems(training: Mapping[str, Any]) -> list[str]:
         for setting, valid in CHOICES.items():
             if phase[setting] not in valid:
                 problems.append(f"{key}.{setting}: {targets.choice_problem(phase[setting], valid)}")
-        if phase["image_size"] is not None and phase["trainable"] == "none":
-            problems.append(
-                f"{key}.image_size: {phase['image_size']} cannot be combined with trainable=none, which computes the "
-                "features once; remove it"
-            )
         problems += _trainable_problems(f"{key}.trainable", phase["trainable"])
     return problems
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.config import messages, phases, schema, targets
-from cifar_research.config.contracts import Backbone, Head
+from cifar_research.config.contracts import Backbone
 from cifar_research.config.identity import OPTION_GROUPS, flatten
 from cifar_research.runtime.errors import ConfigError
 
@@ -208,39 +208,20 @@ def _rates(content: Mapping[str, Any]) -> list[str]:
 
 
 def _warmup(content: Mapping[str, Any]) -> list[str]:
-    warmup, plan = content["schedule"].get("warmup_epochs"), phases.plan(content)
-    problems = []
-    for number, phase in enumerate(plan):
-        epochs = sum(plan[n].epochs for n in phases.schedule_span(plan, number))
-        if isinstance(warmup, (int, float)) and warmup >= epochs:
+    warmup, problems = content["schedule"].get("warmup_epochs"), []
+    for phase in phases.plan(content):
+        if isinstance(warmup, (int, float)) and warmup >= phase.epochs:
             is_own = content["training"]["phases"][phase.name]["epochs"] is not None
             key = f"training.phases.{phase.name}.epochs" if is_own else "training.epochs"
-            span = [plan[n].name for n in phases.schedule_span(plan, number)]
-            of = f"{key}={epochs}" if len(span) == 1 else f"the {epochs} epochs of {' and '.join(span)} together"
-            problems.append(f"schedule.warmup_epochs: {warmup} is not below {of}; lower it")
+            problems.append(f"schedule.warmup_epochs: {warmup} is not below {key}={phase.epochs}; lower it")
     return list(dict.fromkeys(problems))
 
 
-def image_size_problems(
-    data: schema.DataConfig, plan: Sequence[phases.Phase], backbone: Backbone, head: Head
-) -> list[str]:
-    """Return why the backbone or head does not support the data's or phases' image sizes."""
+def image_problems(data: schema.DataConfig, backbone: Backbone) -> list[str]:
+    """Return why the backbone does not take the data's images."""
     size, least = data.image_size, backbone.min_image_size
     if data.standardize and backbone.standardizes:
         return ["data.standardize: true cannot be combined with this backbone, which scales images itself; remove it"]
-    for phase in plan:
-        if phase.image_size is None:
-            continue
-        key = f"training.phases.{phase.name}.image_size: {phase.image_size}"
-        if not least <= phase.image_size <= size:
-            return [
-                f"{key} is out of range; it must be at least {least} (for the backbone) and at most {size} (the size of "
-                "the images)"
-            ]
-        if phase.image_size != size and not backbone.takes_any_size:
-            return [f"{key} needs a backbone that takes images of any size (takes_any_size); remove it"]
-        if not head.pools:
-            return [f"{key} needs a head that takes feature maps of any size; set model.pooling=avg"]
     if size < least:
         return [
             f"backbone: needs images of at least {least} x {least}, and these are {size} x {size}; raise data.image_size of "
@@ -269,8 +250,8 @@ def data_problems(content: Mapping[str, Any], num_train: int, num_val: int) -> l
             "or set training.patience=null"
         )
     warmup = content["schedule"].get("warmup_steps")
-    for number, phase in enumerate(plan):
-        steps = steps_an_epoch * sum(plan[n].epochs for n in phases.schedule_span(plan, number))
+    for phase in plan:
+        steps = steps_an_epoch * phase.epochs
         if isinstance(warmup, int) and warmup >= steps:
             problems.append(
                 f"schedule.warmup_steps: {warmup} is not below the {steps} steps of phase {phase.name}; lower it"

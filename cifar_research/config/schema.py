@@ -78,8 +78,6 @@ class PhaseConfig:
     trainable: Any = "all"
     learning_rate_decay_by_depth: float = 1.0  # Multiplies the learning rate once for each layer below the head.
     optimizer: str = "reset"  # `reset` clears the optimizer's state; `keep` takes it over from the phase before.
-    schedule: str = "anew"  # `anew` starts the schedule over; `continue` goes on with that of the phase before.
-    image_size: int | None = None  # Train on images resized to this height and width in pixels; null keeps their size.
 
 
 @dataclass(frozen=True)

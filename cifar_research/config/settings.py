@@ -126,7 +126,7 @@ def checked_plugins(
     plan, weights = phases.plan(content), targets.parameters(content["backbone"], allowed).get("weights")
     _refuse(
         [
-            *rules.image_size_problems(data, plan, built["backbone"], built["head"]),
+            *rules.image_problems(data, built["backbone"]),
             *phases.random_backbone_problems(
                 plan[0], content["backbone"], None if weights is None else weights.default
             ),

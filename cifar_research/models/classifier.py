@@ -18,10 +18,8 @@ def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int]
     WeightsError names the backbone or head if it cannot be built, or if the two do not fit together.
     """
     images = keras.Input(image_shape, name="images")
-    features = _features(backbone, images, head.pools, num_classes)
-    # A pooling head accepts maps of any size, so that a phase may train on smaller images.
-    height_and_width = (None, None) if head.pools else features.shape[1:3]
-    inputs = keras.Input((*height_and_width, *features.shape[3:]), dtype=features.dtype, name="features")
+    features = _features(backbone, images, num_classes)
+    inputs = keras.Input(features.shape[1:], dtype=features.dtype, name="features")
     name = _name(head.build)
     with _as_weights_error(f"model: {name} cannot be built on features {list(inputs.shape)}"):
         logits = head.build(inputs, num_classes)
@@ -31,15 +29,14 @@ def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int]
     return keras.Model(images, keras.Model(inputs, logits, name="head")(features), name="classifier")
 
 
-def _features(backbone: Backbone, images: keras.KerasTensor, needs_map: bool, num_classes: int) -> keras.KerasTensor:
+def _features(backbone: Backbone, images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     """Return the backbone's output; all dimensions but the batch's are known."""
     name = _name(backbone.build)
     with _as_weights_error(f"backbone: {name} cannot be built for images {list(images.shape[1:])}"):
         model = backbone.build(images.shape[1:])
         features = model(images) if isinstance(model, keras.Model) else model
     shape = _shape(features)
-    has_rank = len(shape) == 4 if needs_map else len(shape) > 1
-    is_valid = isinstance(model, keras.Model) and has_rank and None not in shape[1:]
+    is_valid = isinstance(model, keras.Model) and len(shape) > 1 and None not in shape[1:]
     activation = getattr(leaves(model)[-1], "activation", None) if is_valid else None
     is_linear = activation is keras.activations.linear
     is_classifier = activation is keras.activations.softmax or (is_linear and shape[1] == num_classes)

@@ -55,4 +55,4 @@ def head(
         logits = Dense(num_classes, use_bias=bias, dtype="float32", name="logits")(vector)
         return logits if scale == 1 else keras.layers.Rescaling(scale, dtype="float32", name="logits_scale")(logits)
 
-    return Head(build, pools=pooling != "flatten", is_by_image=not batch_norm)
+    return Head(build, is_by_image=not batch_norm)

@@ -68,11 +68,10 @@ def _refusal(
     patience, best = settings.training.patience, meta["best"]
     if patience and best and meta["epoch"] - max(best["epoch"], meta["phase_epochs"][-1]) >= patience:
         return f"training.patience={patience} has stopped it after epoch {meta['epoch']}"
-    span = phases.schedule_span(new, last)
-    if current in span:
+    if current == last:
         row = meta["history"][-1] if meta["history"] else {"step": 1, "epoch": 1}
         steps_per_epoch = row["step"] // row["epoch"]
-        totals = [steps_per_epoch * sum(plan[number].epochs for number in span) for plan in (old, new)]
+        totals = [steps_per_epoch * plan[last].epochs for plan in (old, new)]
         environment.import_tensorflow()
         if schedules.looks_at_total(settings.schedule, totals, steps_per_epoch):
             name = targets.name(settings.content["schedule"]["_target_"])

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research.augmentation.geometry import shrink
 from cifar_research.augmentation.tta import averaged
 
 Network = Callable[[Any, bool], Any]  # (inputs, training) -> logits [B, K]
@@ -57,18 +56,15 @@ def of_images(
     network: Network | None = None,
     *,
     views: str = "none",
-    image_size: int | None = None,
 ) -> Forward:
     """Return the forward pass of images uint8 [B, H, W, C] and labels int64 [B].
 
     Images are augmented in training. network: from float32 images to logits; None: the whole model. views: of test-time
-    augmentation. image_size: training images are resized to it after augmentation.
+    augmentation.
     """
 
     def train(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, epoch_seed: tf.Tensor) -> tuple[Any, Any]:
         images, targets = preprocessing.augment(*preprocessing.prepare(images, labels), seed, epoch_seed)
-        if image_size is not None:
-            images = shrink(images, image_size)
         return preprocessing.standardize(images), targets
 
     def evaluate(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_research import augmentation
-from cifar_research.config import phases
 from cifar_research.config.contracts import Backbone, LossFunction
 from cifar_research.config.phases import Phase
 from cifar_research.config.settings import Settings
@@ -131,7 +130,7 @@ def enter(
         return head(backbone(images, training=training and not is_inference), training=training)
 
     phase_data = data
-    phase_forward = forward.of_images(state.preprocessing, state.model, network, image_size=phase.image_size)
+    phase_forward = forward.of_images(state.preprocessing, state.model, network)
     if settings.kept_views and (parts := _parts(settings, phase, data, backbone, head, layers)):
         phase_data, phase_forward = features.keep(settings, state, parts, data, tell)
     state.enter(
@@ -156,7 +155,7 @@ def _parts(
     """Return the network in its frozen part and the rest, if the features of the frozen part are worth keeping."""
     if phase.is_backbone_frozen:
         return frozen.below_head(backbone, head)
-    if phase.image_size is not None or not settings.backbone.runs_in_inference:
+    if not settings.backbone.runs_in_inference:
         return None
     parts = frozen.below_layers(backbone, head, trained)
     images = settings.kept_views * len(data.train) + len(data.val)
@@ -165,11 +164,9 @@ def _parts(
 
 def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int) -> Callable[[Any], Any]:
     """Return the phase's learning rate as a function of the run's step, float32."""
-    rate, schedule = settings.phases[progress.phase].learning_rate, converted(settings.schedule)
-    span = phases.schedule_span(settings.phases, progress.phase)
-    first_step = progress.phase_steps[span.start]
-    num_steps = steps_per_epoch * sum(settings.phases[number].epochs for number in span)
-    return lambda step: rate * schedule(step - first_step, num_steps, steps_per_epoch)
+    phase, schedule = settings.phases[progress.phase], converted(settings.schedule)
+    first_step, num_steps = progress.phase_steps[-1], steps_per_epoch * phase.epochs
+    return lambda step: phase.learning_rate * schedule(step - first_step, num_steps, steps_per_epoch)
 
 
 def _optimizer_first_steps(model: keras.Model, settings: Settings, progress: Progress) -> dict[str, int]:

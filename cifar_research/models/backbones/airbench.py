@@ -72,7 +72,7 @@ def airbench(
             loading.load(model, weights)
 
     least, upper = whitening_size - 1 + 2 ** len(filters), f"block{len(filters)}_conv1"
-    return Backbone(build, load_weights, min_image_size=least, takes_any_size=True, upper_blocks=upper)
+    return Backbone(build, load_weights, min_image_size=least, upper_blocks=upper)
 
 
 def whitening(images: np.ndarray, size: int, epsilon: float) -> np.ndarray:

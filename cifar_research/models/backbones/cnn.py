@@ -67,7 +67,6 @@ def cnn(
         build,
         load_weights=lambda model, images: loading.load(model, weights),
         min_image_size=2 ** len(filters),
-        takes_any_size=True,
         is_by_image=not batch_norm,
         upper_blocks=f"block{len(filters)}_conv1",
     )
