@@ -102,7 +102,6 @@ def test_a_run_returns_its_report_and_history(tmp_path, monkeypatch, capsys):
     "call",
     [
         lambda folder, path: cifar_research.train([*SMALL, "training.precision=float16"], path, quiet=True),
-        lambda folder, path: cifar_research.train([*SMALL, "hydra.job.chdir=true"], path, quiet=True),
         lambda folder, path: cifar_research.evaluate(folder / "run", corruptions=0),
         lambda folder, path: cifar_research.load(folder / "run", allow_targets=["my_lab"]),
         lambda folder, path: cifar_research.runs(folder),
@@ -110,7 +109,7 @@ def test_a_run_returns_its_report_and_history(tmp_path, monkeypatch, capsys):
         lambda folder, path: cifar_research.train(["data=images", f"data.dir={path}"], path),
         lambda folder, path: cifar_research.sweep([*SMALL, "seed=0,x"], path),
     ],
-    ids=["train", "train in its folder", "evaluate", "load", "runs", "invalid", "no data", "invalid sweep"],
+    ids=["train", "evaluate", "load", "runs", "invalid", "no data", "invalid sweep"],
 )
 def test_no_state_is_left(folder, tmp_path, call):
     before = state()

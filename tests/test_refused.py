@@ -136,8 +136,13 @@ RUNS = {
     "batch": (["data.drop_remainder=true", "training.batch_size=500", NEW], "data.drop_remainder"),
     "warm-up": (["schedule=cosine", "schedule.warmup_steps=99", NEW], "schedule.warmup_steps"),
     "profile": (["tensorboard.profile_start_step=99", NEW], "profile_start_step"),
-    "log": (["hydra.job_logging.handlers.file.level=LOUD", NEW], "hydra.job_logging"),
-    "log of an existing run": (["resume=stopped", "hydra.job_logging.handlers.file.level=LOUD"], "hydra.job_logging"),
+    "log": (["hydra/job_logging=default", NEW], "hydra.job_logging: is not used"),
+    "Hydra's log": (["hydra.verbose=true", NEW], "hydra.verbose: is not used"),
+    "folder of .hydra": (["hydra.output_subdir=null", NEW], "hydra.output_subdir: is not used"),
+    "working directory of an existing run": (
+        ["resume=stopped", "hydra.job.chdir=true"],
+        "hydra.job.chdir: is not used",
+    ),
     "report": (["hydra.run.dir=report_damaged"], "report.json"),
     "checkpoints": (["resume=checkpoints_damaged"], "No checkpoint"),
     "folder of runs": (["hydra.run.dir=."], "holds other runs, such as checkpoints_damaged"),
@@ -312,12 +317,12 @@ def test_other_commands_that_are_refused_change_nothing(here, capsys, monkeypatc
 @pytest.mark.parametrize(
     "overrides",
     [
-        [*SMALL, "hydra.run.dir=new", "hydra.verbose=true"],
+        [*SMALL, "hydra.run.dir=new"],
         [*SMALL, "hydra.run.dir=new", "data.train_size=7"],
         ["resume=checkpoints_damaged"],
-        [*SMALL, "hydra.run.dir=new", "hydra.job_logging.disable_existing_loggers=true", "training.precision=bfloat16"],
-        [*SMALL, "hydra.run.dir=new", "hydra.job.chdir=true", "+hydra.job.env_set.REFUSED=1"],
+        [*SMALL, "hydra.run.dir=new", "training.precision=bfloat16"],
         ["--help"],
+        ["--cfg", "job"],
         ["training.epochs=0"],
     ],
 )
@@ -342,16 +347,8 @@ def test_what_a_command_turns_off_is_on_again(here, overrides):
     assert state() == before
 
 
-def test_hydras_own_settings_of_a_run_are_followed(here):
-    overrides = [
-        *SMALL,
-        "hydra.run.dir=new",
-        "hydra.output_subdir=words",
-        "+hydra.job.env_set.REFUSED=1",
-        "name=${hydra:job.name}",
-    ]
-    assert train.command(overrides) == 0
-    assert {path.name for path in Path("new/words").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+def test_a_run_has_hydras_files_and_a_log(here):
+    assert train.command([*SMALL, "hydra.run.dir=new", "name=${hydra:job.name}"]) == 0
+    assert {path.name for path in Path("new/.hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert json.loads(Path("new/report.json").read_text())["config"]["name"] == "train"
-    assert train.command([*SMALL, "hydra.run.dir=plain", "hydra.output_subdir=null"]) == 0
-    assert not Path("plain/.hydra").exists() and Path("plain/train.log").exists()
+    assert Path("new/train.log").exists()

@@ -139,11 +139,8 @@ def test_a_preset_cannot_allow_its_own_code(stranger, output):
     ("hydra", "part"),
     [
         ("callbacks: {x: {_target_: evil_lab.evil}}", "hydra.callbacks"),
-        ("job_logging: {handlers: {x: {(): evil_lab.evil}}}", "job_logging.handlers.x"),
-        ("job_logging: {handlers: {x: {class: evil_lab.evil}}}", "job_logging.handlers.x.class"),
-        ("hydra_logging: {formatters: {x: {class: evil_lab.evil}}}", "hydra_logging.formatters.x.class"),
-        ("job_logging: {handlers: {console: {stream: ext://evil_lab.evil}}}", "ext://evil_lab"),
-        ("job_logging: {handlers: {x: {class: '${name}'}}}", "job_logging.handlers.x.class"),
+        ("job_logging: {handlers: {x: {(): evil_lab.evil}}}", "hydra.job_logging"),
+        ("hydra_logging: {formatters: {x: {class: '${name}'}}}", "hydra.hydra_logging"),
         ("job: {env_set: {CIFAR_ALLOW_TARGETS: evil_lab, PATH: /theirs}}", "hydra.job.env_set"),
     ],
 )

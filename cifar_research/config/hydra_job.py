@@ -11,7 +11,6 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log, env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -29,46 +28,35 @@ class HydraJob:
 
     config: DictConfig
     run_dir: Path
-    _records: list[logging.LogRecord]
+    _held: MemoryHandler
 
     def begin(self) -> None:
-        """Write the run's log and .hydra/ as configured."""
-        hydra = self.config.hydra
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            with _others_handlers_open():
-                configure_log(hydra.job_logging, hydra.verbose)
-        except ValueError as error:
-            raise ConfigError(f"hydra.job_logging: is invalid ({error.__cause__ or error}); correct it") from error
-        for record in self._records:
-            logger = logging.getLogger(record.name)
-            for handler in logging.getLogger().handlers:
-                # The terminal has already shown this record.
-                is_wanted = logger.isEnabledFor(record.levelno) and record.levelno >= handler.level
-                if is_wanted and type(handler) is not logging.StreamHandler:
-                    handler.handle(record)
-        if hydra.output_subdir is not None:
-            folder = self.run_dir / hydra.output_subdir
-            folder.mkdir(parents=True, exist_ok=True)
-            own = without_hydra(self.config)
-            files = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
-            for name, content in files.items():
-                atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
-        if hydra.job.chdir:
-            os.chdir(self.run_dir)
+        """Write .hydra/, and from now on train.log, with the records so far."""
+        folder = self.run_dir / self.config.hydra.output_subdir
+        folder.mkdir(parents=True, exist_ok=True)
+        log = logging.FileHandler(self.run_dir / "train.log", encoding="utf-8", errors="backslashreplace")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._held.setTarget(log)
+        self._held.flush()
+        logging.getLogger().removeHandler(self._held)
+        logging.getLogger().addHandler(log)
+        own = without_hydra(self.config)
+        files = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": self.config.hydra.overrides.task}
+        for name, content in files.items():
+            atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
 
 
 @contextlib.contextmanager
 def of(composed: Composed) -> Iterator[HydraJob]:
-    """Yield the job of a command line, with HydraConfig and hydra.job.env_set active.
+    """Yield the job of a command line, with HydraConfig active and warnings shown; restores both on exit.
 
-    Writes nothing. Restores logging, the working directory and the environment on exit.
+    Writes nothing.
     """
     whole, hydra_config = composed.config, HydraConfig.instance()
-    before, folder = hydra_config.cfg, Path.cwd()
+    before = hydra_config.cfg
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, hydra_config, "cfg", before)
-        stack.callback(os.chdir, folder)
+        stack.enter_context(logging_kept())
         hydra_config.set_config(whole)
         try:
             run_dir = Path(os.path.abspath(str(whole.hydra.run.dir)))
@@ -76,55 +64,28 @@ def of(composed: Composed) -> Iterator[HydraJob]:
                 whole.hydra.mode = RunMode.RUN
                 whole.hydra.runtime.output_dir = str(run_dir)
             hydra_config.set_config(whole)
-            stack.enter_context(env_override(whole.hydra.job.env_set))
         except OmegaConfBaseException as error:
             raise ConfigError(messages.explain(error, list(composed.overrides))) from error
-        yield HydraJob(whole, run_dir, stack.enter_context(_held_log()))
+        held, shown, root = MemoryHandler(1_000), logging.StreamHandler(), logging.getLogger()
+        shown.setLevel(logging.WARNING)
+        shown.setFormatter(logging.Formatter("warning: %(message)s"))
+        root.setLevel(logging.INFO)
+        for handler in (held, shown):
+            root.addHandler(handler)
+        yield HydraJob(whole, run_dir, held)
 
 
 @contextlib.contextmanager
 def logging_kept() -> Iterator[None]:
-    """Restore logging's handlers, levels and switches on exit."""
-    root, manager = logging.getLogger(), logging.root.manager
-    named = [logger for logger in manager.loggerDict.values() if isinstance(logger, logging.Logger)]
-    loggers = [(logger, logger.handlers[:], logger.level, logger.disabled) for logger in [root, *named]]
-    switches = manager.disable, logging.raiseExceptions
+    """Restore the root logger's handlers and level, and logging.raiseExceptions, on exit."""
+    root = logging.getLogger()
+    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
     try:
         yield
     finally:
         for handler in root.handlers:
-            if not any(handler in handlers for _, handlers, _, _ in loggers):
+            if handler not in handlers:
                 handler.close()
-        for logger, handlers, level, is_disabled in loggers:
-            logger.handlers, logger.disabled = handlers, is_disabled
-            logger.setLevel(level)
-        logging.disable(switches[0])
-        logging.raiseExceptions = switches[1]
-
-
-@contextlib.contextmanager
-def _others_handlers_open() -> Iterator[None]:
-    """Keep open what others log to: logging.config closes all handlers of the process, and absl's closes its stream."""
-    handlers, names = logging._handlerList[:], dict(logging._handlers)  # type: ignore[attr-defined]
-    del logging._handlerList[:]  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        logging._handlerList[:0] = handlers  # type: ignore[attr-defined]
-        logging._handlers.update(names)  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _held_log() -> Iterator[list[logging.LogRecord]]:
-    """Show warnings, and yield the list of records logged before the run's log exists."""
-    held, shown, root = MemoryHandler(1_000), logging.StreamHandler(), logging.getLogger()
-    shown.setLevel(logging.WARNING)
-    shown.setFormatter(logging.Formatter("warning: %(message)s"))
-    root.setLevel(logging.INFO)
-    for handler in (held, shown):
-        root.addHandler(handler)
-    try:
-        yield held.buffer
-    finally:
-        for handler in (held, shown):
-            root.removeHandler(handler)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.raiseExceptions = raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,8 +13,11 @@ from cifar_research.config import targets
 from cifar_research.config.overrides import parse_override
 
 _KEY = "allow_targets"
-_LOGGING = ("job_logging", "hydra_logging")
-_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+_NO_LOGGING = {"version": 1, "root": None, "disable_existing_loggers": False}
+_NOT_USED: dict[str, Any] = {
+    "callbacks": {}, "job_logging": _NO_LOGGING, "hydra_logging": _NO_LOGGING, "verbose": False,
+    "output_subdir": ".hydra", "job.chdir": None, "job.env_set": {},
+}  # fmt: skip
 # Hydra's flags that only print. The others replace conf/, which bypasses the schema, or read a pickle.
 _SHOWING = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i",
@@ -91,7 +94,7 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     for name in allowed:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
             return [f"{_KEY}: {name!r} is not the name of a package or a module; give one, like my_lab"]
-    return _check_hydra(cfg.hydra, overrides)
+    return _check_hydra(cfg.hydra)
 
 
 def refused_flags(arguments: Sequence[str]) -> list[str]:
@@ -99,36 +102,10 @@ def refused_flags(arguments: Sequence[str]) -> list[str]:
     return [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in _SHOWING]
 
 
-def _check_hydra(hydra: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Return problems of code or variables that Hydra would run or set for a file."""
-    problems = ["hydra.callbacks: are not run by this command; remove them"] if hydra.get("callbacks") else []
-    for section in _LOGGING:
-        content = OmegaConf.to_container(hydra[section]) if section in hydra else {}
-        problems += [problem for key, value in _leaves(f"hydra.{section}", content) for problem in _foreign(key, value)]
-    keys = [override.key_or_group for word in overrides if (override := parse_override(word)) is not None]
-    if hydra.job.get("env_set") and not any(key.startswith("hydra.job.env_set") for key in keys):
-        problems.append(
-            f"hydra.job.env_set: a config file may not set environment variables ({', '.join(hydra.job.env_set)}); set "
-            "them before the command"
-        )
-    return problems
-
-
-def _foreign(key: str, value: Any) -> list[str]:
-    """Return the problem of a logging entry that names code outside of Python's logging."""
-    last, text = key.rpartition(".")[2], str(value)
-    is_foreign_class = last in ("class", "()") and not (last == "class" and text.startswith("logging."))
-    is_foreign_object = text.startswith("ext://") and text not in _STREAMS
-    is_hidden = "${" in text and last != "filename"
-    if is_foreign_class or is_foreign_object or is_hidden:
-        return [f"{key}: {text!r} names code outside of Python's logging, which a file may not do; remove it"]
-    return []
-
-
-def _leaves(key: str, content: Any) -> Iterator[tuple[str, Any]]:
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else None
-    if items is None:
-        yield key, content
-        return
-    for name, item in items:
-        yield from _leaves(f"{key}.{name}", item)
+def _check_hydra(hydra: DictConfig) -> list[str]:
+    """Return a problem for each of Hydra's keys that this command does not use; some would run code of a file."""
+    values = {key: OmegaConf.select(hydra, key) for key in _NOT_USED}
+    plain = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()
+    }
+    return [f"hydra.{key}: is not used by this command; remove it" for key in plain if plain[key] != _NOT_USED[key]]
