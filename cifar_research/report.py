@@ -33,15 +33,12 @@ _NOTES = (
 _OF_IMAGES = " or of the validation images (binomial, 5 %)"
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another {metric}, and may give another order. "
-    "{noise} To find out which setting is better, train each with several seeds. {seeds}"
+    "{noise} To find out which setting is better, train each with several seeds: add -m and seed=0,1,2,3,4 to its command."
 )
-_SEEDS_OF_A_GRID = "{train} resume=<sweep> seed=0,1,2,3,4 adds them to a sweep."
-_SEEDS_OF_A_SEARCH = "{report} <sweep> --best prints the command of the best one; add -m and seed=0,1,2,3,4 to it."
 _BEYOND_IMAGES = (
     "A rank without = then only means that the difference is larger than the noise of the validation images."
 )
 _UNTESTED = "Ranks are not tested, since one run has no interval of this metric."
-_TWO_SEEDS = "Rows with n = 2 have very wide intervals, so that almost all of them tie. Use three seeds or more."
 _OTHER_IMAGES = (
     "The runs used different images, see the column images. Compare only rows that have the same images: the order of the "
     "others means nothing."
@@ -169,12 +166,11 @@ def best_command(comparison: Comparison) -> str:
 
 
 def _best_notes(comparison: Comparison) -> list[str]:
-    """Return how many settings tie with the best one, and where it is trained already."""
+    """Return how many settings tie with the best one, and why the ranks may mean less than they seem to."""
     num_ties = sum(row.is_tie for row in comparison.leaderboard)
     ties = f"{num_ties} other setting{'s' * (num_ties > 1)} may be as good (rank 1 = in the report)"
     untested = len(comparison.scored_rows[0].runs) == 1 and comparison.metric not in SHARES
-    notes = [*_cautions(comparison), *([_UNTESTED] if untested else []), *([ties] if num_ties else [])]
-    return [*notes, f"already trained in {comparison.scored_rows[0].runs[0].folder}"]
+    return [*_cautions(comparison), *([_UNTESTED] if untested else []), *([ties] if num_ties else [])]
 
 
 def _cautions(comparison: Comparison) -> list[str]:
@@ -194,12 +190,7 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     name, has_noise = display_name(comparison.metric), comparison.metric in SHARES
     notes = [note.format(metric=name, images=_OF_IMAGES if has_noise else "") for note in _NOTES]
     if len(num_seeds) > 1 and 1 in num_seeds:
-        is_search = any((run.folder.parent / "study.db").exists() for run in comparison.runs)
-        seeds = _SEEDS_OF_A_SEARCH if is_search else _SEEDS_OF_A_GRID
-        seeds = seeds.format(train=programs.program("train"), report=programs.program("report"))
-        noise = _BEYOND_IMAGES if has_noise else _UNTESTED
-        notes.append(_SINGLE_SEEDS.format(metric=name, noise=noise, seeds=seeds))
-    notes += [_TWO_SEEDS] if len(num_seeds) > 1 and 2 in num_seeds else []
+        notes.append(_SINGLE_SEEDS.format(metric=name, noise=_BEYOND_IMAGES if has_noise else _UNTESTED))
     notes += _cautions(comparison)
     notes += [OVERLAP] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)

@@ -1,7 +1,6 @@
 """scripts/report --diff: what differs between two runs or sweeps, tests of the results, curves."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -96,19 +95,6 @@ def test_two_runs_have_the_interval_of_their_difference_and_mcnemars_test(tmp_pa
     numbers = {row[""]: (row["A"], row["B"]) for row in rows_of(parts, 1)}
     assert numbers["test loss"] == ("0.5000", "0.4700") and numbers["FLOPs"] == ("7", "7")
     assert f"evaluate {tmp_path / 'a'} --against {tmp_path / 'b'}" in parts[-1]
-    (tmp_path / "a" / "evaluation").mkdir()
-    path = tmp_path / "a" / "evaluation" / "against_b.json"
-    content = {"runs": {"first": [str(tmp_path / "a")], "second": [str(tmp_path / "b")]}, "p": 0.0123}
-    path.write_text(json.dumps(content))
-    later = (tmp_path / "b" / "report.json").stat().st_mtime + 5
-    os.utime(path, (later, later))
-    assert "p = 0.0123" in shown(tmp_path / "a", tmp_path / "b")["Results"][-1]
-    for stale in (later - 100, later):  # older than a run, then of another run of this name
-        os.utime(path, (stale, stale))
-        assert ("--against" in shown(tmp_path / "a", tmp_path / "b")["Results"][-1]) == (stale < later)
-    path.write_text(json.dumps(content | {"runs": {"first": [], "second": ["elsewhere/b"]}}))
-    os.utime(path, (later, later))
-    assert "--against" in shown(tmp_path / "a", tmp_path / "b")["Results"][-1]
 
 
 def test_a_monitored_metric_is_compared_beside_the_accuracy(tmp_path):

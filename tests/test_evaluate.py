@@ -291,7 +291,7 @@ def test_files_of_an_evaluation(evaluated):
     run, result, _ = evaluated
     folder = run / "evaluation"
     figures = {path.stem for path in (folder / "figures").iterdir()}
-    assert figures == {"confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam"}
+    assert figures == {"confusion", "reliability", "misclassified", "corruptions", "grad_cam"}
     for path in (folder / "figures").iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 5, path  # it shows something
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import shlex
 from collections import Counter
@@ -135,21 +134,13 @@ class Diff:
             parts.append([["", "A", "B"], *numbers])
         elif any(row[-1] != _NO_TEST for row in table[1:]):
             parts.append(f"The tests are not adjusted for {len(pairs)} comparisons.")
-        is_single = len(self._runs) == 2 and all(run.score("test/accuracy") is not None for run in self._runs)
-        return Section("Results", [*parts, *filter(None, [note, self._mcnemar() if is_single else None])])
-
-    def _mcnemar(self) -> str:
-        """Return the result of scripts/evaluate --against, or its command."""
-        first, second = self.folders
-        trained = max((folder / "report.json").stat().st_mtime for folder in self.folders)
-        path = first / "evaluation" / f"against_{reading.name_of(second)}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            result = json.loads(path.read_bytes())
-            is_same = [Path(run).resolve() for run in result["runs"]["second"]] == [second.resolve()]
-            if is_same and path.stat().st_mtime > trained:
-                return f"McNemar's exact test on the same images: p = {text_of(result['p'], '.3g')} ({path})."
-        command = shlex.join([programs.program("evaluate"), str(first), "--against", str(second)])
-        return f"McNemar's test compares them image by image: {command}"
+        parts += [note] if note else []
+        if len(self._runs) == 2 and all(run.score("test/accuracy") is not None for run in self._runs):
+            command = shlex.join(
+                [programs.program("evaluate"), str(self.folders[0]), "--against", str(self.folders[1])]
+            )
+            parts.append(f"McNemar's test compares them image by image: {command}")
+        return Section("Results", parts)
 
     def _curves(self) -> Section:
         num = max(map(len, self.curves.values()))

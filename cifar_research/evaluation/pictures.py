@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_NAMES = ("confusion", "reliability", "misclassified", "corruptions", "corrupted", "grad_cam")
+_NAMES = ("confusion", "reliability", "misclassified", "corruptions", "grad_cam")
 _RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
 _NUM_EVIDENCE = 4  # images for Grad-CAM, correct and wrong each
 
@@ -40,7 +40,6 @@ def draw(subject: Subject, result: Mapping[str, Any], logits: np.ndarray) -> dic
         figures["misclassified"] = gallery(images[[row["index"] for row in wrong]], titles)
     if "corruptions" in result:
         figures["corruptions"] = _robustness(result["corruptions"]["accuracies"], result["corruptions"]["clean"])
-        figures["corrupted"] = _corrupted(images[:1])
     predictions = logits.argmax(1)
     rows = [*np.flatnonzero(predictions == labels)[:_NUM_EVIDENCE], *(row["index"] for row in wrong[:_NUM_EVIDENCE])]
     figures["grad_cam"] = _evidence(subject.classifier, images[rows], labels[rows], predictions[rows])
@@ -50,15 +49,6 @@ def draw(subject: Subject, result: Mapping[str, Any], logits: np.ndarray) -> dic
         if (figure := figures.get(name)) is not None:
             save(figure, path)
     return {name: path for name, path in paths.items() if path.exists()}
-
-
-def _corrupted(image: np.ndarray) -> Figure:
-    """Return an image, uint8 [1, H, W, 3], by corruption (columns) and severity (rows)."""
-    names, severities = corruptions.NAMES, corruptions.SEVERITIES
-    images = [corruptions.corrupt(image, name, severity, [0, 0])[0] for severity in severities for name in names]
-    titles = ["{}\n{}".format(name.replace("_", "\n"), severities[0]) for name in names]
-    titles += [str(severity) for severity in severities[1:] for _ in names]
-    return gallery(images, titles, columns=len(names), size=0.9)
 
 
 def _evidence(classifier: Classifier, images: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> Figure | None:

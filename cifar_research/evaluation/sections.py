@@ -67,7 +67,7 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         table = [["corruption", "mean", *map(str, corruptions.SEVERITIES)]]
         for name, values in robustness["accuracies"].items():
             table.append([name.replace("_", " "), *(f"{v:.4f}" for v in (robustness["means"][name], *values))])
-        sections.append(Section("Robustness", [text, table, figures["corruptions"], figures["corrupted"]]))
+        sections.append(Section("Robustness", [text, table, figures["corruptions"]]))
     if "grad_cam" in figures:
         text = "Grad-CAM (Selvaraju et al. 2017) for the predicted class, and below it for the true class."
         sections.append(Section("Evidence", [text, figures["grad_cam"]]))
