@@ -28,23 +28,24 @@ def backbone(*, promised: dict):
         return keras.Sequential([keras.Input(image_shape), *layers])
     return Backbone(build, **promised)
 
-def head():
+def head(*, promised: dict):
     def build(features, num_classes):
         import keras
         return keras.layers.Dense(num_classes)(keras.layers.GlobalAveragePooling2D()(features))
-    return Head(build)
+    return Head(build, **promised)
 """
 
 
 @pytest.fixture
 def parse(tmp_path, monkeypatch):
-    """A function that composes a config whose backbone promises these fields."""
+    """A function that composes a config whose backbone and head promise these fields."""
     (tmp_path / "my_nets.py").write_text(LAB)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_nets", raising=False)
 
-    def parse(*overrides, backbone=""):
-        nodes = [f"+backbone={{_target_:my_nets.backbone,promised:{{{backbone}}}}}", "+model={_target_:my_nets.head}"]
+    def parse(*overrides, backbone="", head=""):
+        nodes = [f"+{group}={{_target_:my_nets.{name},promised:{{{promised}}}}}"
+                 for group, name, promised in (("backbone", "backbone", backbone), ("model", "head", head))]  # fmt: skip
         return config.parse(["allow_targets=[my_nets]", "~backbone", "~model", *nodes, *overrides])
 
     return parse

@@ -1,5 +1,7 @@
 """The classifier: valid outputs of a user's backbone, and messages about others."""
 
+import sys
+
 import pytest
 from test_config import LAB
 from test_phases import random_data
@@ -19,12 +21,12 @@ def build(*overrides):
 def my_nets(tmp_path, monkeypatch):
     (tmp_path / "my_nets.py").write_text(LAB)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
 
 
 @pytest.mark.parametrize(
     ("kind", "pooling", "parts"),
     [
-        ("vector", "avg", ["[None, 4]", "[None, h, w, channels]", "model.pooling=flatten", "classifier's last layer"]),
         ("classifier", "avg", ["[None, 10]", "classifier's last layer"]),
         ("classifier", "flatten", ["[None, 10]", "without a classifier's last layer"]),
         ("raise", "avg", ["RuntimeError: out of ideas (my_nets.py, line 6)"]),
@@ -37,6 +39,11 @@ def test_a_backbone_that_the_head_cannot_take_is_refused(my_nets, kind, pooling,
     message = str(raised.value)
     assert message.startswith("backbone: my_nets.net ") and "\n" not in message
     assert not [part for part in parts if part not in message], message
+
+
+def test_a_vector_of_features_cannot_be_pooled(my_nets):
+    with pytest.raises(WeightsError, match=r"model: .*heads.head cannot be built on features \[None, 4\]: .*ndim=4"):
+        build("+backbone={_target_:my_nets.net,kind:vector}", "model.pooling=avg")
 
 
 def test_a_backbone_that_takes_no_shape_is_refused(my_nets):

@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 
-from cifar_research.config import messages
 from cifar_research.config.composition import Composed
-from cifar_research.config.identity import without_hydra
-from cifar_research.runtime.errors import ConfigError
+from cifar_research.config.identity import plain
 from cifar_research.runtime.files import atomic_write
 
 
@@ -40,39 +36,32 @@ class HydraJob:
         self._held.flush()
         logging.getLogger().removeHandler(self._held)
         logging.getLogger().addHandler(log)
-        own = without_hydra(self.config)
-        files = {"config": own, "hydra": HydraConfig.instance().cfg, "overrides": self.config.hydra.overrides.task}
+        hydra = self.config.hydra
+        files = {
+            "config": plain(self.config, resolve=False),
+            "hydra": {"hydra": hydra},
+            "overrides": hydra.overrides.task,
+        }
         for name, content in files.items():
-            atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
+            atomic_write(folder / f"{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(content)).encode())
 
 
 @contextlib.contextmanager
 def of(composed: Composed) -> Iterator[HydraJob]:
-    """Yield the job of a command line, with HydraConfig active and warnings shown; restores both on exit.
-
-    Writes nothing.
-    """
-    whole, hydra_config = composed.config, HydraConfig.instance()
-    before = hydra_config.cfg
-    with contextlib.ExitStack() as stack:
-        stack.callback(setattr, hydra_config, "cfg", before)
-        stack.enter_context(logging_kept())
-        hydra_config.set_config(whole)
-        try:
-            run_dir = Path(os.path.abspath(str(whole.hydra.run.dir)))
-            with read_write(whole.hydra), open_dict(whole.hydra):
-                whole.hydra.mode = RunMode.RUN
-                whole.hydra.runtime.output_dir = str(run_dir)
-            hydra_config.set_config(whole)
-        except OmegaConfBaseException as error:
-            raise ConfigError(messages.explain(error, list(composed.overrides))) from error
-        held, shown, root = MemoryHandler(1_000), logging.StreamHandler(), logging.getLogger()
+    """Yield the job of a command line, with warnings shown; restores logging on exit. Writes nothing."""
+    config, root = composed.config, logging.getLogger()
+    run_dir = Path(os.path.abspath(str(config.hydra.run.dir)))
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.mode = RunMode.RUN
+        config.hydra.runtime.output_dir = str(run_dir)
+    with logging_kept():
+        held, shown = MemoryHandler(1_000), logging.StreamHandler()
         shown.setLevel(logging.WARNING)
         shown.setFormatter(logging.Formatter("warning: %(message)s"))
         root.setLevel(logging.INFO)
         for handler in (held, shown):
             root.addHandler(handler)
-        yield HydraJob(whole, run_dir, held)
+        yield HydraJob(config, run_dir, held)
 
 
 @contextlib.contextmanager

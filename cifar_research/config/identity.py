@@ -26,16 +26,15 @@ _FREE_KEYS = (
 )  # fmt: skip
 
 
-def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """Return a section of a composed config, or the whole config, as a plain mapping."""
-    content = OmegaConf.to_container(node, resolve=resolve)
-    assert isinstance(content, dict)
+def plain(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Return a composed config as a plain mapping, without Hydra's own section."""
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    content.pop("hydra", None)
+    # Key by key: Hydra's section has values of sweeps alone, but others may refer to it.
+    for key in [key for key in content if resolve and not OmegaConf.is_missing(config, key)]:
+        value = config[key]
+        content[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return {str(key): value for key, value in content.items()}
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """Return a composed config without Hydra's own section."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import rules, settings, targets
 from cifar_research.config.composition import Composed, compose
-from cifar_research.config.identity import flatten, plain, without_hydra
+from cifar_research.config.identity import flatten, plain
 from cifar_research.config.overrides import parse_override, with_texts
 from cifar_research.config.schema import data_section
 from cifar_research.runtime.errors import ConfigError
@@ -49,7 +49,9 @@ class JobParser:
         composed = compose([*self.fixed, *row, *self.context])
         parsed = settings.parse_composed(composed)
         if kind not in self._shared:
-            shared = None if composed.takes_from_hydra or not values else _Shared(composed, parsed.content)
+            leaves = flatten(plain(composed.config, resolve=False))
+            takes_from_hydra = any("${hydra:" in str(leaf) for leaf in leaves.values())
+            shared = None if takes_from_hydra or not values else _Shared(composed, parsed.content, leaves)
             # A later override may have replaced a value.
             is_same = shared is not None and shared.content(values) == parsed.content
             self._shared[kind] = shared if is_same else None
@@ -59,9 +61,8 @@ class JobParser:
 class _Shared:
     """A composed config that jobs set their values in."""
 
-    def __init__(self, composed: Composed, content: dict[str, Any]) -> None:
+    def __init__(self, composed: Composed, content: dict[str, Any], leaves: Mapping[str, Any]) -> None:
         self._config, self._content, self._allowed = composed.config, content, composed.allowed
-        leaves = flatten(plain(without_hydra(composed.config), resolve=False))
         self._computed = [key for key, value in leaves.items() if "${" in str(value)]
         self._plugins: dict[str, tuple[Any, list[str]]] = {}
 

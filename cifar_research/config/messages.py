@@ -241,9 +241,10 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
         return _no_option(match[1], match[2], overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
-    if match := re.search(r"Interpolation key '(hydra\.)?([^']*)' not found", text):
-        advice = f"write ${{hydra:{match[2]}}}" if match[1] else "correct or remove it"
-        return f"{full[1] if full else 'config'}: ${{{match[1] or ''}{match[2]}}} does not exist; {advice}"
+    if "RecursionError" in text and full:
+        return f"{full[1]}: refers to itself; remove it"
+    if match := re.search(r"Interpolation key '([^']*)' not found", text):
+        return f"{full[1] if full else 'config'}: ${{{match[1]}}} does not exist; correct or remove it"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.match(r"In '([^']*)'", text)
     where = f" (in {file[1]})" if file else ""

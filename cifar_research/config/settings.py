@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Tracker, Transform
-from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain, without_hydra
+from cifar_research.config.identity import PLUGIN_GROUPS, Identity, flatten, option_names, plain
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError
@@ -89,13 +88,8 @@ def parse_composed(composed: Composed) -> Settings:
     single = without_sweeps(composed.overrides)
     if several := [word for word in composed.overrides if word not in single]:
         raise ConfigError(messages.several_values(several[0], composed.overrides))
-    config = without_hydra(composed.config)
-    try:
-        content = plain(config)
-        missing = sorted(OmegaConf.missing_keys(config))
-    except OmegaConfBaseException as error:
-        raise ConfigError(messages.explain(error, [])) from error
-    _refuse([messages.missing(key) for key in missing])
+    config, content = composed.config, plain(composed.config)
+    _refuse([messages.missing(key) for key, value in flatten(content).items() if value == "???"])
     _refuse(rules.out_of_range(content))
     names = ("data", "training", "evaluation", "batch_norm", "features", "tensorboard")
     sections: dict[str, Any] = {name: OmegaConf.to_object(config[name]) for name in names}
