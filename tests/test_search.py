@@ -174,18 +174,18 @@ def test_what_crashed_is_repeated_and_what_diverged_is_not(tmp_path):
     assert again[0] == crashed.folder and diverged.folder not in again and len(again) == 2
 
 
-def test_hopeless_is_below_the_median_of_five(tmp_path):
+def test_hopeless_is_in_the_worst_quarter_from_half_of_the_epochs_on(tmp_path):
     source, _ = open_search(tmp_path, 10, *SPACE)
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         number = source._numbers[source.next().folder]
-        rule = search.pruner_of((source._url, number), "accuracy")
+        rule = search.pruner_of((source._url, number), "accuracy", 4)
         assert not any([rule({"epoch": epoch, "val_accuracy": value}) for epoch in (1, 2, 3)])
         source._study.tell(number, value)
     bad, good = (source.trial_of(source.next()) for _ in range(2))
-    rule = search.pruner_of(bad, "accuracy")
-    assert [rule({"epoch": epoch, "val_accuracy": 0.29}) for epoch in (1, 2)] == [False, True]
-    assert search.pruner_of(bad, "accuracy")({"epoch": 2, "val_accuracy": 0.29})  # after a restart, too
-    assert not search.pruner_of(good, "accuracy")({"epoch": 2, "val_accuracy": 0.31})
+    rule = search.pruner_of(bad, "accuracy", 4)
+    assert [rule({"epoch": epoch, "val_accuracy": 0.19}) for epoch in (1, 2)] == [False, True]
+    assert search.pruner_of(bad, "accuracy", 4)({"epoch": 2, "val_accuracy": 0.19})  # after a restart, too
+    assert not search.pruner_of(good, "accuracy", 4)({"epoch": 2, "val_accuracy": 0.21})
 
 
 @pytest.mark.slow

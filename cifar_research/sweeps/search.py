@@ -262,16 +262,16 @@ def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
         yield dict(zip(space, values, strict=True))
 
 
-def pruner_of(trial: tuple[str, int], monitor: str) -> Callable[[Mapping[str, Any]], bool]:
+def pruner_of(trial: tuple[str, int], monitor: str, num_epochs: int) -> Callable[[Mapping[str, Any]], bool]:
     """Return a function that decides after each epoch whether a run is hopeless.
 
-    Median stopping rule (Golovin et al. 2017): hopeless if the best value of the monitored metric is worse than the
-    median of earlier trials at this epoch. It applies from epoch 2 on, with five complete trials and five that reached
-    this epoch.
+    The median stopping rule of Golovin et al. (2017), with the lower quartile: hopeless if the best value of the monitored
+    metric is worse than that of three quarters of the earlier trials at this epoch. It applies from half of the epochs on,
+    since a schedule with a high or rising rate starts slowly, with five complete trials and five that reached this epoch.
     """
     url, number = trial
     storage = _storage(url)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2, n_min_trials=5)
+    pruner = optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=num_epochs // 2, n_min_trials=5)
     study = optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
     study_id = storage.get_study_id_from_name(NAME)
     live = Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))

@@ -38,7 +38,7 @@ class JobCommand(NamedTuple):
 def run(job: JobCommand) -> int:
     """Train with the job's arguments and return the exit code; output goes to output.log."""
     _redirect_output(job.run_dir)
-    from cifar_research.config import compose
+    from cifar_research.config import compose, phases
     from cifar_research.training import command
 
     unlocks = locks.UNLOCK in job.arguments
@@ -53,7 +53,8 @@ def run(job: JobCommand) -> int:
             if job.trial is not None:
                 from cifar_research.sweeps import search
 
-                is_hopeless = search.pruner_of(job.trial, composed.config.training.monitor)
+                training = composed.config.training
+                is_hopeless = search.pruner_of(job.trial, training.monitor, phases.total_epochs(training))
             return command.train(composed, None, is_hopeless, unlocks)
 
         return command.exit_code(overrides, train)
