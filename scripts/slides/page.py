@@ -54,7 +54,7 @@ def settings_table(section: str, results) -> str:
     settings, note = list(results[section].items()), ""
     if section == "perspectives" and len(settings) > BEST:  # a search: a setting a trial
         settings.sort(key=lambda item: -mean(float(run["validation"]) for run in item[1].values()))
-        settings, note = settings[:BEST], f"; the best {BEST} of {len(settings)} trials by validation"
+        settings, note = settings[:BEST], f"; the best {BEST} of {len(settings)} completed trials by validation"
     for setting, runs in settings:
         epochs, seconds = (f"{mean(float(run[key]) for run in runs.values()):,.0f}" for key in ("epochs", "seconds"))
         theirs = f"{published[setting]:.4f}" if setting in published else ""
@@ -134,7 +134,7 @@ def draw(rows: Rows, folder: Path) -> None:
     points = [
         (f"{section.name}: {setting or 'all'}", _values(runs, "test"), None)
         for section in SECTIONS
-        if section.name != "grid"
+        if section.name not in ("grid", "perspectives")  # with pictures of their own
         for setting, runs in results[section.name].items()
     ]
     _draw_points(points, "test accuracy; dashed: the study's best", folder / "study.png")

@@ -48,6 +48,12 @@ SECTIONS = (
     Section("scratch", (*TRANSFER, "training=scratch", "backbone.weights=none", SEEDS), ("backbone.image_size=32",)),
     Section("perspectives", ("sweep=perspectives", "sweep.trials=30"), ("sweep.trials=3",)),
     Section(
+        "best_trial",
+        ("sweep=seeds", "experiment=wide", "batch_norm.statistics=precise", "optimizer=adamw",
+         "optimizer.learning_rate=0.008663", "schedule=one_cycle", "augmentation=crop_flip", "model.dropout=0.3", SEEDS),
+        setting="the best trial",
+    ),
+    Section(
         "transfer_augmentation",
         ("sweep=transfer_augmentation", *TRANSFER[2:], "features.views=5", SEEDS),
         ("backbone.image_size=32", "features.views=2"),
