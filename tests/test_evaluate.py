@@ -295,7 +295,7 @@ def test_files_of_an_evaluation(evaluated):
     for path in (folder / "figures").iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 5, path  # it shows something
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
-    assert not re.search(r"https?://|@import|src=\"(?!data:)|href=", page) and page.count("data:image/png") == 6
+    assert not re.search(r"https?://|@import|src=\"(?!data:)|href=", page) and page.count("data:image/png") == 5
     for link in re.findall(r"\]\(([^)]+)\)", markdown):
         assert (folder / link).is_file()
     for heading in ("Accuracy", "Classes", "Confusion", "Calibration", "Worst mistakes", "Robustness", "Evidence"):
