@@ -85,18 +85,14 @@ def evaluate(
     number of test images to corrupt, None for all, 0 for none. cifar10_1: the folder of CIFAR-10.1.
     Of several runs, return the evaluation of their ensemble, which has none of these three.
     """
-    from cifar_research.evaluation import ensembles
     from cifar_research.evaluation import run as evaluation
 
+    folders = [Path(folder).expanduser() for folder in ([run] if isinstance(run, (Path, str)) else run)]
     with _unchanged(overrides):
-        if not isinstance(run, (Path, str)):
-            if (views, corruptions, cifar10_1) != (None, 2_000, None):
-                raise ConfigError(
-                    "views, corruptions, cifar10_1: are for one run and not for an ensemble; leave them out"
-                )
-            return ensembles.evaluate([Path(folder).expanduser() for folder in run], overrides)[0]
+        if len(folders) > 1 and (views, corruptions, cifar10_1) != (None, 2_000, None):
+            raise ConfigError("views, corruptions, cifar10_1: are for one run and not for an ensemble; leave them out")
         [(result, _)] = evaluation.evaluate(
-            [Path(run).expanduser()], overrides, views=views, corrupted=corruptions, cifar10_1=cifar10_1
+            [folders], overrides, views=views, corrupted=corruptions, cifar10_1=cifar10_1
         )
     return result
 

@@ -7,7 +7,7 @@ import sys
 
 from cifar_research.config.schema import VIEWS
 from cifar_research.display import console
-from cifar_research.evaluation import ensembles, images, run
+from cifar_research.evaluation import images, run
 
 
 @console.command
@@ -24,15 +24,13 @@ def main() -> None:
         parser.error("--ensemble: cannot be used with --against; remove one of them")
     try:
         paths = [word for word in args.runs if word not in overrides]
-        if args.ensemble:
-            text = "\n\n".join(ensembles.evaluate(members, overrides)[1] for members in ensembles.groups(paths))
-        elif args.against:
+        if args.against:
             first = run.find(paths)
             second = run.find([word for word in args.against if word not in overrides])
             text = run.compare(first, second, overrides)
         else:
             results = run.evaluate(
-                run.find(paths, leaves_out=True),
+                run.groups(paths) if args.ensemble else [[folder] for folder in run.find(paths, leaves_out=True)],
                 overrides,
                 views=args.views,
                 corrupted=args.corruptions,

@@ -64,7 +64,7 @@ def uncalibrated(finished_run, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(calibration, "MIN_IMAGES", 10**6)
     with patch.context():
-        [(_, text)] = evaluate([run], corrupted=0)
+        [(_, text)] = evaluate([[run]], corrupted=0)
     patch.undo()
     return run, text
 

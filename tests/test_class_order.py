@@ -51,7 +51,7 @@ def test_a_run_is_evaluated_on_data_of_another_order(runs):
     for name in ("train", "val", "test"):
         split, same = getattr(data, name), getattr(own, name)
         assert (split.labels[split.indices] == same.labels[same.indices]).all()
-    evaluate([runs / "a"], overrides, corrupted=0)
+    evaluate([[runs / "a"]], overrides, corrupted=0)
     result = json.loads((runs / "a" / "evaluation" / "synthetic" / "evaluation.json").read_text())
     assert result["test"]["accuracy"] == pytest.approx(accuracy(runs / "a"))
 

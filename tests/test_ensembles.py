@@ -15,10 +15,12 @@ from test_predict import call  # noqa: F401 — a fixture
 
 import cifar_research
 from cifar_research import config
-from cifar_research.data import datasets
+from cifar_research.data import datasets, synthetic
 from cifar_research.display import console
-from cifar_research.evaluation import calibration, ensembles
+from cifar_research.evaluation import calibration, measures
+from cifar_research.evaluation.run import groups
 from cifar_research.inference import trained
+from cifar_research.runs import metrics
 from cifar_research.runs.report import read_report, write_report
 from cifar_research.training.run import run as train_run
 
@@ -59,8 +61,8 @@ def members_of(*folders, data):
 def test_disagreement_by_hand():
     # The predictions are 0 1 2, 0 1 1 and 0 2 1: pairs differ on 1, 2 and 1 of 3 images.
     logits = np.eye(3)[np.array([[0, 1, 2], [0, 1, 1], [0, 2, 1]])]
-    assert ensembles.disagreement(logits) == pytest.approx((1 + 2 + 1) / 9)
-    assert ensembles.disagreement(np.stack([logits[0]] * 3)) == 0
+    assert measures.disagreement(logits) == pytest.approx((1 + 2 + 1) / 9)
+    assert measures.disagreement(np.stack([logits[0]] * 3)) == 0
 
 
 def test_probabilities_are_the_mean(runs, data):
@@ -95,12 +97,17 @@ def test_an_evaluation_beside_its_members(copies, data):
     accuracies = (logits.argmax(2) == labels).mean(1)
     assert [row["accuracy"] for row in result["members"]] == pytest.approx(list(accuracies))
     assert [row["seed"] for row in result["members"]] == [0, 1]
+    assert [row["config_hash"] for row in result["members"]] == [
+        read_report(folder / "report.json")["config_hash"] for folder in folders
+    ]
     assert result["mean"]["accuracy"] == pytest.approx(accuracies.mean())
     assert result["mean"]["interval"][0] < accuracies.min() or accuracies[0] == accuracies[1]
     assert result["test"]["accuracy"] == pytest.approx((pooled.argmax(1) == labels).mean())
     assert result["test"]["interval"][0] < result["test"]["accuracy"] < result["test"]["interval"][1]
     assert result["test"]["cross_entropy"] < np.mean([row["cross_entropy"] for row in result["members"]])  # Jensen
     assert result["disagreement"] == pytest.approx((logits[0].argmax(1) != logits[1].argmax(1)).mean()) != 0
+    assert (result["confusion"] == metrics.confusion_matrix(labels, pooled.argmax(1), 10)).all()
+    assert len(result["by_class"]) == 10 and "corruptions" not in result and "loss" not in result["test"]
     # Calibrated as one, on the validation images.
     rows = data.val.indices
     held_out = np.stack([cifar_research.load(folder).logits(data.val.images[rows]) for folder in folders])
@@ -110,7 +117,12 @@ def test_an_evaluation_beside_its_members(copies, data):
     # Written beside the first run's own, which stays as it was, and read by whoever loads the runs, in any order.
     (path,) = (copies / "s0" / "evaluation").glob("ensemble_*.json")
     assert json.loads(path.read_text()) == json.loads(json.dumps(result))
-    assert path.with_suffix(".html").is_file() and path.with_suffix(".md").is_file()
+    assert path.with_suffix(".html").is_file()
+    shown = path.with_suffix(".md").read_text()
+    assert all(f"{folder}, seed {seed}, config " in shown for seed, folder in enumerate(folders))
+    figures = {picture.name for picture in (path.parent / "figures").iterdir()}
+    assert figures == {f"{path.stem}_{name}.png" for name in ("confusion", "reliability", "misclassified")}
+    assert all((path.parent / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", shown))
     assert not (copies / "s0" / "evaluation.json").exists() and not (copies / "s1" / "evaluation").exists()
     for order in (folders, folders[::-1]):
         ensemble = cifar_research.load(order)
@@ -121,13 +133,36 @@ def test_an_evaluation_beside_its_members(copies, data):
     assert (copies / "s0" / "evaluation" / "synthetic" / path.name).is_file()
 
 
+def test_one_run_in_a_list_is_that_run(copies, data):
+    run = copies / "s0"
+    result = cifar_research.evaluate([run], corruptions=0)
+    assert result == json.loads((run / "evaluation.json").read_text()) and "members" not in result
+    before = {path: path.read_bytes() for path in (run / "evaluation").rglob("*") if path.is_file()}
+    classifier = cifar_research.load([run])
+    assert not isinstance(classifier, trained.Ensemble) and classifier.temperature == result["temperature"]
+    np.testing.assert_array_equal(
+        classifier.logits(data.test.images), cifar_research.load(run).logits(data.test.images)
+    )
+    # An ensemble leaves the run's own evaluation.
+    cifar_research.evaluate([run, copies / "s1"])
+    assert json.loads((run / "evaluation.json").read_text()) == result
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_no_run_and_the_same_run_twice_are_refused(runs):
+    for folders in ([], [runs / "s0", runs / "s0" / ".." / "s0"]):
+        for function in (cifar_research.load, cifar_research.evaluate):
+            with pytest.raises(trained.RunError, match="needs two runs or more, each of them once"):
+                function(folders)
+
+
 def test_a_sweeps_seeds_are_an_ensemble(copies, capsys):
-    members = ensembles.groups([str(copies)])
+    members = groups([str(copies)])
     assert members == [[copies / "s0", copies / "s1"]]
     assert f"{copies / 'w'}: is left out; no other run differs from it by the seed only" in " ".join(
         capsys.readouterr().err.split()
     ).replace(" /", " /")
-    named = ensembles.groups([str(copies / name) for name in ("s0", "w", "s0")])
+    named = groups([str(copies / name) for name in ("s0", "w", "s0")])
     assert named == [[copies / "s0", copies / "w"]]
 
 
@@ -171,7 +206,11 @@ MISTAKES = {
     "the same run": ("{s0} {s0} --ensemble", {}, "needs two completed runs or more"),
     "against": ("{s0} {s1} --ensemble --against {w}", {}, "--ensemble: cannot be used with --against"),
     "views": ("{s0} {s1} --ensemble --views flip", {}, "--ensemble: is only for the test images"),
-    "classes": ("{s0} {s1} --ensemble", {"data__classes": ["a", "b"]}, "s1: was trained on other classes than"),
+    "classes": (
+        "{s0} {s1} --ensemble",
+        {"data__classes": [*synthetic.CLASSES[1:], "zebra"]},
+        "s1: has classes=zebra, ",
+    ),
     "data": ("{s0} {s1} --ensemble", {"data__fingerprint": "0"}, "s1: has data.fingerprint=0, and"),
     "split": ("{s0} {s1} --ensemble", {"config__data__split_seed": 3}, "s1: has data.split_seed=3, and"),
     "fold": ("{s0} {s1} --ensemble", {"config__data__fold": 1}, "s1: has data.fold=1, and"),
@@ -190,7 +229,7 @@ MISTAKES = {
 def test_images_of_another_size_are_refused(runs, monkeypatch):
     monkeypatch.setattr(trained, "image_size", lambda report: 32 + report["seed"])
     with pytest.raises(
-        trained.RunError, match="s1: takes images of another size than .*s0; give runs of the same size"
+        trained.RunError, match="s1: has data.image_size=33, and .*s0 has 32; give runs of the same data.image_size"
     ):
         cifar_research.load([runs / "s0", runs / "s1"])
 

@@ -54,7 +54,7 @@ def runs(tmp_path_factory, cache):
 @pytest.fixture(scope="module")
 def evaluated(runs):
     """The run a0, evaluated with all options, and the output of the command."""
-    [(_, text)] = evaluate([runs / "a0"], views="flip_shift", corrupted=40)
+    [(_, text)] = evaluate([[runs / "a0"]], views="flip_shift", corrupted=40)
     return runs / "a0", json.loads((runs / "a0" / "evaluation.json").read_text()), text
 
 
@@ -268,7 +268,7 @@ def test_views_are_averaged(evaluated):
 
 def test_a_run_that_tests_with_views_is_evaluated_with_them(runs, tmp_path):
     train_run(config.parse([*SMALL, "training.epochs=3", "evaluation.views=flip"]), tmp_path / "run")
-    evaluate([tmp_path / "run"], corrupted=0, views="flip")
+    evaluate([[tmp_path / "run"]], corrupted=0, views="flip")
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result["test"]["accuracy"] == result["reported_accuracy"]
     assert result["test"]["cross_entropy"] == pytest.approx(result["views"]["flip"]["cross_entropy"])
@@ -313,14 +313,14 @@ def test_a_page_escapes_what_names_hold(tmp_path):
 def test_other_images_leave_the_runs_own_evaluation(evaluated):
     run, result, _ = evaluated
     before = (run / "evaluation.json").read_bytes()
-    evaluate([run], ["data.seed=5", "data.test_images=50"], corrupted=0)
+    evaluate([[run]], ["data.seed=5", "data.test_images=50"], corrupted=0)
     other = json.loads((run / "evaluation" / "synthetic" / "evaluation.json").read_text())
     assert (run / "evaluation.json").read_bytes() == before
     assert other["test"]["images"] == 50 and not other["data"]["is_own"] and "corruptions" not in other
     assert other["temperature"] == result["temperature"] and other["temperature_images"] is None
     assert "other images or other splits" in (run / "evaluation" / "synthetic" / "report.md").read_text()
     kept = (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes()
-    [(_, text)] = evaluate([run], ["data.seed=6", "data.test_images=40"], corrupted=0)
+    [(_, text)] = evaluate([[run]], ["data.seed=6", "data.test_images=40"], corrupted=0)
     (more,) = (run / "evaluation").glob("synthetic_*")
     assert str(more) in text and json.loads((more / "evaluation.json").read_text())["test"]["images"] == 40
     assert (run / "evaluation" / "synthetic" / "evaluation.json").read_bytes() == kept
@@ -336,7 +336,7 @@ def test_images_that_may_have_been_trained_on_are_reported(tmp_path, capsys):
     settings = config.parse([*arguments, "training.epochs=1", "training.batch_size=8", "tensorboard.enabled=false"])
     train_run(settings, tmp_path / "run", console.Display(quiet=True))
     (tmp_path / "mine" / "a" / "b.svg").touch()
-    notes = [evaluate([tmp_path / "run"], more, corrupted=0)[0][1] for more in ([], ["data.split_seed=5"])]
+    notes = [evaluate([[tmp_path / "run"]], more, corrupted=0)[0][1] for more in ([], ["data.split_seed=5"])]
     assert "40 images used; left out: 1 .svg (no reader)" in capsys.readouterr().err
     evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluated["data"]["left_out"] == {".svg (no reader)": 1}
@@ -425,7 +425,7 @@ def test_an_evaluation_on_cifar10_1(runs, tmp_path):
     patch.setattr(synthetic, "CLASSES", CIFAR)
     patch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))  # it knows the names
     with patch.context():
-        [(_, text)] = evaluate([run], cifar10_1=str(tmp_path), corrupted=0)
+        [(_, text)] = evaluate([[run]], cifar10_1=str(tmp_path), corrupted=0)
     patch.undo()
     result = json.loads((run / "evaluation.json").read_text())["cifar10_1"]
     assert result["images"] == 40 and "CIFAR-10.1 v6" in text
@@ -538,7 +538,7 @@ def test_a_comparison_tells_what_makes_a_score_too_high(runs, tmp_path):
 
 def test_a_temperature_is_not_fitted_on_what_is_tested(runs, tmp_path):
     train_run(config.parse([*SMALL, "training.epochs=1", "data.validation=test"]), tmp_path / "run")
-    evaluate([tmp_path / "run"], corrupted=0)
+    evaluate([[tmp_path / "run"]], corrupted=0)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["temperature_images"] is None
 
 
@@ -548,7 +548,7 @@ def test_runs_of_other_classes_are_not_compared(runs, tmp_path):
     report = read_report(other / "report.json")
     report["data"]["classes"] = [*CIFAR[1:], "lion"]
     write_report(other / "report.json", report)
-    with pytest.raises(RunError, match="was trained on other classes"):
+    with pytest.raises(RunError, match="other: has classes=.*lion, .*b0 has .*; give runs of the same classes"):
         compare([runs / "b0"], [other])
     with pytest.raises(DataError, match="give data of those classes"):
         images.load(trained.read(other), [])
@@ -558,7 +558,7 @@ def test_without_validation_there_is_no_temperature_to_fit(runs, tmp_path):
     settings = config.parse([*SMALL, "data.val_fraction=0", "training.epochs=1"])
     assert settings.data.val_fraction == 0
     train_run(settings, tmp_path / "run")
-    evaluate([tmp_path / "run"], corrupted=0)
+    evaluate([[tmp_path / "run"]], corrupted=0)
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result["temperature"] == 1 and result["temperature_images"] is None
     assert result["uncalibrated"] == "the run has no validation images to fit a temperature on"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import numpy as np
 from cifar_research.config.contracts import LossFunction
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.display import console
-from cifar_research.evaluation import calibration, corruptions, scores
+from cifar_research.evaluation import against, calibration, corruptions, scores
 from cifar_research.evaluation.calibration import Temperature
 from cifar_research.evaluation.images import description
-from cifar_research.inference.trained import Classifier
+from cifar_research.inference.trained import Classifier, Ensemble
 from cifar_research.runs import metrics
 
 _BLOCK = 500  # images corrupted at once, with one seed
@@ -25,24 +26,26 @@ _BLOCK = 500  # images corrupted at once, with one seed
 
 @dataclass(frozen=True)
 class Subject:
-    """A run to evaluate, its data, and whether that has the splits of the training.
+    """A run to evaluate, or several as an ensemble, the data, and whether that has the splits of the training.
 
-    loss: see config.contracts.Loss. cifar10_1: images uint8 [N, 32, 32, 3] and labels int64 [N], or None.
-    folder: of the output. seconds: spent loading.
+    reports: by run. loss: of a single run, see config.contracts.Loss. cifar10_1: images uint8 [N, 32, 32, 3] and labels
+    int64 [N], or None. file: of the result. folder, name: of the document. seconds: spent loading.
     """
 
-    run: Path
+    reports: Mapping[Path, dict[str, Any]]
     classifier: Classifier
     data: Dataset
     is_own: bool
-    loss: LossFunction
+    loss: LossFunction | None
     cifar10_1: tuple[np.ndarray, np.ndarray] | None
+    file: Path
     folder: Path
+    name: str
     seconds: float
 
 
 def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the scores for evaluation.json, and the test logits float32 [N, K]."""
+    """Return the scores for the result's file, and the test logits float32 [N, K]."""
     classifier, data, is_own = subject.classifier, subject.data, subject.is_own
     images, labels = arrays(data.test)
     began = time.perf_counter()
@@ -50,19 +53,34 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     seconds = {"predict": time.perf_counter() - began}
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
     counts = np.array(classifier.report["data"]["train_counts"])
-    fitted = calibrated(classifier, data, logits, is_own=is_own)
-    described = description({subject.run: classifier.report}, data, is_own=is_own)
+    fitted = _temperature(classifier, data, is_own)
     result: dict[str, Any] = {
-        **fitted,
-        "data": described | {"left_out": dict(data.left_out)},
+        "temperature": fitted.value,
+        "temperature_images": fitted.num_images,
+        "uncalibrated": fitted.reason,
+        "calibration": {
+            "bins": calibration.NUM_BINS,
+            "before": calibration.measures(logits, labels),
+            "after": None if fitted.reason else calibration.measures(logits, labels, fitted.value),
+        },
+        "data": description(subject.reports, data, is_own=is_own) | {"left_out": dict(data.left_out)},
         "classes": list(data.classes),
-        "test": scores.summary(logits, labels, counts) | {"loss": _loss(subject.loss, logits, labels)},
-        "reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None,
+        "test": scores.summary(logits, labels, counts),
         "by_class": scores.by_class(matrix, data.classes),
         "confusion": matrix.tolist(),
         "confused_pairs": scores.confused_pairs(matrix, data.classes),
-        "misclassified": scores.worst(logits / np.float32(fitted["temperature"]), labels),
+        "misclassified": scores.worst(logits / np.float32(fitted.value), labels),
     }
+    runs = [
+        {"run": str(run), "seed": report["seed"], "config_hash": report["config_hash"]}
+        for run, report in subject.reports.items()
+    ]
+    if isinstance(classifier, Ensemble):
+        result |= _members(classifier, runs, images, labels)
+    else:
+        assert subject.loss is not None
+        result |= runs[0] | {"reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None}
+        result["test"]["loss"] = _loss(subject.loss, logits, labels)
     if views is not None:
         averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
         result["views"] = {
@@ -78,24 +96,34 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     return result | {"seconds": {"load": subject.seconds, **seconds}}, logits
 
 
+def _members(
+    ensemble: Ensemble, runs: Sequence[Mapping[str, Any]], images: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Return the scores of an ensemble's runs, their mean, and how often two runs disagree."""
+    logits = []
+    for member in console.counted("Classifying", ensemble.members):
+        logits.append(member.logits(images)[:, [member.classes.index(name) for name in ensemble.classes]])
+    counts = np.array(ensemble.report["data"]["train_counts"])
+    group = against.group(np.stack(logits), labels, [run["seed"] for run in runs])
+    return {
+        "members": [{**run, **scores.summary(own, labels, counts)} for run, own in zip(runs, logits, strict=True)],
+        "mean": {"accuracy": group["mean"], "interval": group["interval"]},
+        "disagreement": disagreement(np.stack(logits)),
+    }
+
+
+def disagreement(logits: np.ndarray) -> float:
+    """Return how often two members predict different classes (Fort et al. 2019).
+
+    It is the share of images, mean over pairs. logits: float [R, N, K], of two members or more.
+    """
+    predictions = logits.argmax(2)
+    return float(np.mean([(first != second).mean() for first, second in itertools.combinations(predictions, 2)]))
+
+
 def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return a split's images uint8 [N, H, W, C] and labels int64 [N]."""
     return np.asarray(split.images[split.indices]), np.asarray(split.labels[split.indices])
-
-
-def calibrated(classifier: Classifier, data: Dataset, logits: np.ndarray, *, is_own: bool) -> dict[str, Any]:
-    """Return the temperature, or why there is none, and the calibration without and with it."""
-    fitted, labels = _temperature(classifier, data, is_own), arrays(data.test)[1]
-    return {
-        "temperature": fitted.value,
-        "temperature_images": fitted.num_images,
-        "uncalibrated": fitted.reason,
-        "calibration": {
-            "bins": calibration.NUM_BINS,
-            "before": calibration.measures(logits, labels),
-            "after": None if fitted.reason else calibration.measures(logits, labels, fitted.value),
-        },
-    }
 
 
 def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Temperature:

@@ -40,10 +40,12 @@ def draw(subject: Subject, result: Mapping[str, Any], logits: np.ndarray) -> dic
         figures["misclassified"] = gallery(images[[row["index"] for row in wrong]], titles)
     if "corruptions" in result:
         figures["corruptions"] = _robustness(result["corruptions"]["accuracies"], result["corruptions"]["clean"])
-    predictions = logits.argmax(1)
-    rows = [*np.flatnonzero(predictions == labels)[:_NUM_EVIDENCE], *(row["index"] for row in wrong[:_NUM_EVIDENCE])]
-    figures["grad_cam"] = _evidence(subject.classifier, images[rows], labels[rows], predictions[rows])
-    paths = {name: subject.folder / "figures" / f"{name}.png" for name in _NAMES}
+    if len(subject.reports) == 1:
+        predictions, few = logits.argmax(1), (row["index"] for row in wrong[:_NUM_EVIDENCE])
+        rows = [*np.flatnonzero(predictions == labels)[:_NUM_EVIDENCE], *few]
+        figures["grad_cam"] = _evidence(subject.classifier, images[rows], labels[rows], predictions[rows])
+    prefix = "" if len(subject.reports) == 1 else f"{subject.name}_"
+    paths = {name: subject.folder / "figures" / f"{prefix}{name}.png" for name in _NAMES}
     for name, path in paths.items():
         path.unlink(missing_ok=True)  # of an earlier evaluation
         if (figure := figures.get(name)) is not None:

@@ -1,4 +1,4 @@
-"""Evaluate finished runs, or compare two groups of them, and write the results."""
+"""Evaluate finished runs, alone or as ensembles, or compare two groups of them, and write the results."""
 
 from __future__ import annotations
 
@@ -31,58 +31,64 @@ _NUM_SHOWN = 20  # images where groups differ
 
 
 def evaluate(
-    runs: Sequence[Path],
+    groups: Sequence[Sequence[Path]],
     overrides: Sequence[str] = (),
     *,
     views: str | None = None,
     corrupted: int | None = NUM_CORRUPTED,
     cifar10_1: str | None = None,
 ) -> list[tuple[dict[str, Any], str]]:
-    """Evaluate runs; return evaluation.json's content, and text for a terminal, of each.
+    """Evaluate each group's run, or its runs as an ensemble; return the result, and text for a terminal, of each.
 
     overrides: of the data; views: `flip` or `flip_shift`, compared with none; corrupted: number of test images to
-    corrupt, None for all, 0 for none; cifar10_1: the folder of CIFAR-10.1.
-    Writes <run>/evaluation.json and <run>/evaluation/; for other images than the run's own, <run>/evaluation/<data>/.
+    corrupt, None for all, 0 for none, of single runs; cifar10_1: the folder of CIFAR-10.1.
+    Writes <run>/evaluation.json and <run>/evaluation/; of an ensemble, evaluation/ensemble_<digest>.* of its first run. For
+    other images than the training's, all goes to <run>/evaluation/<data>/.
     All runs are checked before anything is written: ConfigError, DataError, RunError or ReportError.
     """
     if views not in (None, *VIEWS[1:]):
         raise ConfigError(f"views: {targets.choice_problem(views, VIEWS[1:])}")
-    subjects = [_subject(run, overrides, cifar10_1) for run in runs]
+    subjects = [_subject(runs, overrides, cifar10_1) for runs in groups]
     for subject in subjects:
         (subject.folder / "figures").mkdir(parents=True, exist_ok=True)
     return [_evaluate(subject, views, corrupted) for subject in subjects]
 
 
-def _subject(run: Path, overrides: Sequence[str], cifar10_1: str | None) -> Subject:
+def _subject(runs: Sequence[Path], overrides: Sequence[str], cifar10_1: str | None) -> Subject:
     began = time.perf_counter()
     # Data before TensorFlow, so that errors in it show at once.
-    report = trained.read(run)
-    data, name = images.load(report, overrides)
+    reports = trained.read_members(runs, ("fingerprint", *images.SPLIT_KEYS))
+    report = reports[runs[0]]
+    data, other = images.load(report, overrides)
     new_images = images.cifar10_1(cifar10_1, data.classes, trained.image_size(report)) if cifar10_1 else None
     allowing = permissions.allowed_packages(overrides)
-    loss = settings.loss(report["config"], targets.allowed(allowing))
-    folder = folder_for(run / "evaluation", name, data.fingerprint)
-    classifier = trained.load(run, allow_targets=allowing)
-    return Subject(run, classifier, data, name is None, loss, new_images, folder, time.perf_counter() - began)
+    loss = settings.loss(report["config"], targets.allowed(allowing)) if len(runs) == 1 else None
+    file = trained.evaluation_file(reports)
+    home, name = (file.with_name("evaluation"), "report") if len(runs) == 1 else (file.parent, file.stem)
+    folder = folder_for(home, other, data.fingerprint)
+    file = folder / file.name if other else file
+    classifier = trained.load(runs, allow_targets=allowing)
+    seconds = time.perf_counter() - began
+    return Subject(reports, classifier, data, other is None, loss, new_images, file, folder, name, seconds)
 
 
 def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], str]:
     from cifar_research.evaluation import pictures  # matplotlib takes half a second to import
 
-    data, folder, report = subject.data, subject.folder, subject.classifier.report
-    if data.left_out:
-        console.note(data.file_summary())
-    result, logits = measures.measure(subject, views, corrupted)
+    num_runs, folder, name = len(subject.reports), subject.folder, subject.name
+    if subject.data.left_out:
+        console.note(subject.data.file_summary())
+    result, logits = measures.measure(subject, views, corrupted if num_runs == 1 else 0)
     began = time.perf_counter()
     figures = pictures.draw(subject, result, logits)
     result["seconds"]["figures"] = time.perf_counter() - began
-    result |= {"run": str(subject.run), "config_hash": report["config_hash"], "versions": versions()}
+    result["versions"] = versions()
     shown = sections.evaluation(result, figures)
-    document.write(folder, "report", f"{report['config']['name']}: evaluation", shown)
-    target = (subject.run if subject.is_own else folder) / trained.EVALUATION
-    write_json(target, result)  # last: it marks the evaluation as complete
+    what = subject.classifier.report["config"]["name"] if num_runs == 1 else f"An ensemble of {num_runs} runs"
+    document.write(folder, name, f"{what}: evaluation", shown)
+    write_json(subject.file, result)  # last: it marks the evaluation as complete
     text = sections.as_text(shown, ("Accuracy", "Calibration", "Classes", "Run"))
-    return result, f"{text}\n\nEverything is in {folder}, and in {target}"
+    return result, f"{text}\n\nEverything is in {folder / name}.html and .md, and in {subject.file}"
 
 
 def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[str] = ()) -> str:
@@ -149,6 +155,29 @@ def find(paths: Sequence[str], *, leaves_out: bool = False) -> list[Path]:
     if not runs:
         raise ConfigError("RUN: no folder was given; give the folder of a run or of a sweep")
     return list(runs.values())
+
+
+def groups(paths: Sequence[str]) -> list[list[Path]]:
+    """Return the runs of each ensemble: the named runs, and each setting's runs in a sweep.
+
+    A folder or glob with several runs is a sweep; runs of a setting differ by their seed only. A single run of a setting is
+    left out with a note. ConfigError if no ensemble is left.
+    """
+    members: dict[Any, dict[Path, Path]] = {}
+    for path in paths:
+        inside = completed(path)
+        for run in inside:
+            setting = (run.group, run.repeat[1]) if len(inside) > 1 else None
+            members.setdefault(setting, {})[run.folder.resolve()] = run.folder
+    ensembles = [[*group.values()] for group in members.values() if len(group) > 1]
+    if not ensembles:
+        raise ConfigError(
+            "--ensemble: needs two completed runs or more that differ by the seed only; give more runs, or a sweep of seeds"
+        )
+    for group in members.values():
+        if len(group) == 1:
+            console.note(f"{next(iter(group.values()))}: is left out; no other run differs from it by the seed only")
+    return ensembles
 
 
 def completed(path: str) -> list[reading.Run]:

@@ -24,7 +24,7 @@ _BY_CLASS = {"class": "class", "images": "images:,", "precision": "precision:.4f
 _PAIRS = {"truth": "truth", "prediction": "prediction", "images": "images", "share of the class": "share:.4f"}
 _CALIBRATION = {"calibration": "name", "temperature": "temperature:.4f", "ECE": "ece:.4f", "cross-entropy":
                 "cross_entropy:.4f", "Brier score": "brier:.4f", "mean confidence": "confidence:.4f"}  # fmt: skip
-_AUC = "area under the ROC curve, one class against the others,"
+_NAMES = {"loss": "loss, as trained,", "auc": "area under the ROC curve, one class against the others,"}
 _GROUPS = {"group": "name", "runs": "runs", "mean accuracy": "mean:.4f", "95 % interval": "between",
            "accuracy of the vote": "vote:.4f"}  # fmt: skip
 _GROUPS_BY_CLASS = {"class": "class", "images": "images:,", "first": "first:.4f", "second": "second:.4f",
@@ -44,7 +44,7 @@ def as_text(sections: Sequence[Section], headings: Collection[str]) -> str:
 
 
 def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
-    """Return the sections of a run's evaluation; figures: paths by name."""
+    """Return the sections of an evaluation of a run, or of several as one; figures: paths by name."""
     pairs = [tables.of(result["confused_pairs"], _PAIRS)] if result["confused_pairs"] else []
     sections = [
         Section("Accuracy", [_accuracies(result), *_of_accuracies(result)]),
@@ -72,12 +72,20 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
         text = "Grad-CAM (Selvaraju et al. 2017) for the predicted class, and below it for the true class."
         sections.append(Section("Evidence", [text, figures["grad_cam"]]))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
-    sections.append(Section("Run", [f"{result['run']}, config {result['config_hash']}. Seconds: {seconds}."]))
+    runs = [
+        f"{run['run']}, seed {run['seed']}, config {run['config_hash']}." for run in result.get("members", [result])
+    ]
+    sections.append(Section("Run", [*runs, f"Seconds: {seconds}."]))
     return sections
 
 
 def _accuracies(result: Result) -> Table:
-    named = {f"{result['data']['name']} test": result["test"]}
+    members = result.get("members", [])
+    by_name = {Path(row["run"]).name: row for row in members}
+    named = by_name if len(by_name) == len(members) else {row["run"]: row for row in members}
+    if members:
+        named[f"mean of the {len(members)} runs"] = {"images": None, "cross_entropy": None} | result["mean"]
+    named["ensemble" if members else f"{result['data']['name']} test"] = result["test"]
     named |= {f"views: {name}": row for name, row in result.get("views", {}).items()}
     if "cifar10_1" in result:
         named["CIFAR-10.1 v6"] = result["cifar10_1"]
@@ -89,18 +97,23 @@ def _accuracies(result: Result) -> Table:
 
 
 def _of_accuracies(result: Result) -> list[str]:
-    test, reported = result["test"], result["reported_accuracy"]
-    named = [f"{_AUC if name == 'auc' else display_name(name)} {test[name]:.4f}" for name in (*METRICS, "auc")
-             if name not in ("loss", "accuracy") and test[name] is not None]  # fmt: skip
+    test, reported = result["test"], result.get("reported_accuracy")
+    named = [f"{_NAMES.get(name) or display_name(name)} {test[name]:.4f}" for name in (*METRICS, "auc")
+             if name != "accuracy" and test.get(name) is not None]  # fmt: skip
     sentences = [
-        f"Loss, as trained, {test['loss']:.4f}; cross-entropy {test['cross_entropy']:.4f} nats. The 95 % intervals "
-        "(Wilson) are over the images: they do not include the spread of the seeds.",
+        "The 95 % intervals (Wilson) are over the images: they do not include the spread of the seeds.",
         f"Other metrics: {', '.join(named)}.",
     ]
+    if "members" in result:
+        sentences.append(
+            "The ensemble's probabilities are the mean of its runs' (Lakshminarayanan et al. 2017), calibrated as one. Only "
+            "the interval of the runs' mean accuracy is over the runs (Student). "
+            f"Two runs disagree on {result['disagreement']:.4f} of the images, mean over pairs (Fort et al. 2019)."
+        )
     if reported is not None and abs(reported - test["accuracy"]) > 5e-4:
         sentences.append(f"The run's report.json says {reported:.4f}: another device or batch size rounds differently.")
     if not result["data"]["is_own"]:
-        sentences.append("The run was trained with other images or other splits.")
+        sentences.append("The training had other images or other splits.")
     return sentences + _note(result)
 
 
@@ -110,7 +123,7 @@ def _calibration(result: Result) -> Table:
 
 
 def _of_calibration(result: Result) -> str:
-    text = "The temperature is from the evaluation on the run's own data."
+    text = "The temperature is from the evaluation on the data of the training."
     if reason := result["uncalibrated"]:
         text = f"Predictions are not calibrated: {reason}."
     elif num := result["temperature_images"]:
@@ -150,28 +163,6 @@ def comparison(result: Result, figures: Sequence[Path]) -> list[Section]:
         )
         sections.append(Section("Where they differ", [text, few, *figures]))
     return sections
-
-
-def ensemble(result: Result) -> list[Section]:
-    """Return the sections of an ensemble's evaluation."""
-    names = [Path(row["run"]).name for row in result["members"]]
-    are_unique = len({*names}) == len(names)
-    members = [
-        row | {"of": name if are_unique else row["run"]} for row, name in zip(result["members"], names, strict=True)
-    ]
-    mean = {"of": f"mean of the {len(members)} runs", "images": None, "cross_entropy": None} | result["mean"]
-    rows = [*members, mean, result["test"] | {"of": "ensemble"}]
-    rows = [row | {"interval": _interval(row["interval"])} for row in rows]
-    text = (
-        "The ensemble's probabilities are the mean of its runs' (Lakshminarayanan et al. 2017). Intervals of runs and "
-        "ensemble are over the images (Wilson), that of the mean over the runs (Student). "
-        f"Two runs disagree on {result['disagreement']:.4f} of the images, mean over pairs (Fort et al. 2019)."
-    )
-    return [
-        Section("Accuracy", [tables.of(rows, _ACCURACIES), text, *_note(result)]),
-        Section("Calibration", [_calibration(result), _of_calibration(result)]),
-        Section("Runs", [f"{row['run']}, seed {row['seed']}." for row in result["members"]]),
-    ]
 
 
 def differences(result: Result) -> Table:

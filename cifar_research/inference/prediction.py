@@ -49,8 +49,7 @@ def predict(
     RunError for a user's error, raised before TensorFlow is imported.
     """
     runs = [Path(os.path.expanduser(run)) for run in runs]
-    reports = trained.read_members(runs) if len(runs) > 1 else {runs[0]: trained.read(runs[0])}
-    num_classes = len(reports[runs[0]]["data"]["classes"])
+    num_classes = len(trained.read_members(runs)[runs[0]]["data"]["classes"])
     if not 1 <= top_k <= num_classes:
         raise RunError(f"--top-k: {top_k} is out of range; it must be at least 1 and at most {num_classes}")
     if output is not None and not output.parent.is_dir():
@@ -64,7 +63,7 @@ def predict(
         raise RunError(
             f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
         )
-    classifier = trained.load(runs if len(runs) > 1 else runs[0], allow_targets=allow_targets)
+    classifier = trained.load(runs, allow_targets=allow_targets)
     note_uncalibrated(classifier)
 
     def readable() -> Iterator[Row]:

@@ -19,6 +19,7 @@ from scipy.special import softmax
 from cifar_research.augmentation.tta import Network, averaged
 from cifar_research.config import targets
 from cifar_research.config.schema import data_section
+from cifar_research.data import image_files
 from cifar_research.data.images import decode, without_warnings
 from cifar_research.models import rebuild
 from cifar_research.runs.report import read_report
@@ -148,52 +149,58 @@ def load(
     if a folder is not a completed run, its weights do not fit, or runs differ in their classes or the size of images.
     """
     allowed = targets.allowed([allow_targets] if isinstance(allow_targets, str) else allow_targets)
-    if isinstance(run, (Path, str)):
-        return _load(Path(os.path.expanduser(run)), precision, allowed)
-    runs = [Path(os.path.expanduser(folder)) for folder in run]
-    reports = read_members(runs)
-    temperature, uncalibrated = read_temperature(ensemble_file(reports))
-    members = [_load(folder, precision, allowed) for folder in runs]
-    first = members[0]
-    scaling = first.image_shape, first.mean, first.std
-    return Ensemble(first.model, first.report, *scaling, "none", temperature, uncalibrated, members)
+    folders = [run] if isinstance(run, (Path, str)) else run
+    reports = read_members([Path(os.path.expanduser(folder)) for folder in folders])
+    temperature = read_temperature(evaluation_file(reports))
+    members = [_load(folder, report, precision, allowed) for folder, report in reports.items()]
+    classifier = first = members[0]
+    if len(members) > 1:
+        classifier = Ensemble(first.model, first.report, first.image_shape, first.mean, first.std, members=members)
+    classifier.temperature, classifier.uncalibrated = temperature
+    return classifier
 
 
-def _load(run: Path, precision: str | None, allowed: frozenset[str]) -> Classifier:
-    report = read(run)
-    temperature, uncalibrated = read_temperature(run / EVALUATION)
+def _load(run: Path, report: dict[str, Any], precision: str | None, allowed: frozenset[str]) -> Classifier:
     size, statistics = image_size(report), report["data"]["standardization"]
     mean, std = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    views = report["config"]["evaluation"]["views"]
     model = rebuild.network(report, run, precision, allowed)
-    return Classifier(model, report, (size, size, 3), mean, std, views, temperature, uncalibrated)
+    return Classifier(model, report, (size, size, 3), mean, std, report["config"]["evaluation"]["views"])
 
 
-def read_members(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Return the reports of an ensemble's runs; RunError if they cannot be one."""
-    if len({run.resolve() for run in runs}) < max(len(runs), 2):
+def read_members(runs: Sequence[Path], keys: Sequence[str] = ()) -> dict[Path, dict[str, Any]]:
+    """Return the reports of one run, or of an ensemble's; RunError if a run is given twice, or see read_alike."""
+    if len({run.resolve() for run in runs}) < max(len(runs), 1):
         raise RunError("RUN: an ensemble needs two runs or more, each of them once; give the folders of different runs")
-    return read_alike(runs)
+    return read_alike(runs, keys)
 
 
-def read_alike(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Return the runs' reports; RunError unless all have the same classes and size of images."""
+def read_alike(runs: Sequence[Path], keys: Sequence[str] = ()) -> dict[Path, dict[str, Any]]:
+    """Return the runs' reports; RunError unless classes, image size and these keys of the data are the same."""
     reports = {run: read(run) for run in runs}
-    first, own = next(iter(reports.items()))
+    values: dict[str, Any] = {}
     for run, report in reports.items():
-        if sorted(report["data"]["classes"]) != sorted(own["data"]["classes"]):
-            raise RunError(f"{run}: was trained on other classes than {first}; give runs of the same classes")
-        if image_size(report) != image_size(own):
-            raise RunError(f"{run}: takes images of another size than {first}; give runs of the same size")
+        data = report["data"] | report["config"]["data"]
+        own = {"classes": sorted(report["data"]["classes"]), "data.image_size": image_size(report)}
+        for key, value in (own | {f"data.{key}": data.get(key) for key in keys}).items():
+            if value != (expected := values.setdefault(key, value)):
+                shown, other = _shown(value, expected), _shown(expected, value)
+                raise RunError(f"{run}: has {key}={shown}, and {runs[0]} has {other}; give runs of the same {key}")
     return reports
 
 
-def ensemble_file(reports: Mapping[Path, Mapping[str, Any]]) -> Path:
-    """Return the path of an ensemble's evaluation.
+def _shown(value: Any, other: Any) -> Any:
+    """Return a value for a message; of a list the first ten, those that the other list lacks before the rest."""
+    return image_files.first(sorted(value, key=(other or []).__contains__), 10) if isinstance(value, list) else value
 
-    It is in the folder of the member that has it, else in the first one's. Its name is of the members' weights, whatever
-    their order.
+
+def evaluation_file(reports: Mapping[Path, Mapping[str, Any]]) -> Path:
+    """Return the path of the evaluation of a run, or of several as an ensemble.
+
+    An ensemble's is in the folder of the member that has it, else in the first one's. Its name is of the members'
+    weights, whatever their order.
     """
+    if len(reports) == 1:
+        return next(iter(reports)) / EVALUATION
     weights = ",".join(sorted(str(report.get("weights_sha256")) for report in reports.values()))
     name = f"evaluation/ensemble_{hashlib.sha256(weights.encode()).hexdigest()[:8]}.json"
     paths = [run / name for run in reports]
