@@ -10,6 +10,7 @@ import sys
 import forked
 import pytest
 
+from cifar_research.display import figures
 from cifar_research.training.run import run as train_run
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in runs, which tests compare with
@@ -121,6 +122,15 @@ def float32():
     """Start every test in float32: a run leaves its own precision behind."""
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "draws: looks at figures, or measures what drawing costs; others draw one pixel")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    figures.png = forked.png if item.get_closest_marker("draws") else forked.one_pixel
 
 
 def pytest_collection_modifyitems(config, items):

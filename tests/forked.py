@@ -5,6 +5,7 @@ server that has imported it and done nothing with it, since it does not survive 
 start itself is tested is begun with subprocess.
 """
 
+import base64
 import importlib
 import multiprocessing
 import os
@@ -16,6 +17,10 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
+from cifar_research.display import figures
+
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+png = figures.png
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["forked_imports"])
 
@@ -23,6 +28,7 @@ _context.set_forkserver_preload(["forked_imports"])
 class Process:
     """The main function of a module with these arguments, used as a subprocess.Popen whose output is text.
 
+    It draws figures if this process does, see conftest.pytest_runtest_setup.
     code: what to run in place of a module, as `python -c` does.
     hook: called in the process before it begins. workers: whether the workers of a sweep are forks of the server, too.
     """
@@ -44,7 +50,7 @@ class Process:
         settings = {
             "arguments": [*map(str, arguments)], "module": module, "code": code, "cwd": str(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env), "hook": hook, "user": user, "workers": workers,
-            "outputs": (str(self.stdout), str(self.stderr)),
+            "outputs": (str(self.stdout), str(self.stderr)), "png": figures.png,
         }  # fmt: skip
         for path in (self.stdout, self.stderr):
             path.write_bytes(b"")
@@ -88,6 +94,11 @@ class Process:
         return "".join(path.read_text(errors="replace") for path in (self.stdout, self.stderr))
 
 
+def one_pixel(figure):
+    """Return a PNG of one pixel, in place of figures.png, which takes longer than a tiny run's training."""
+    return base64.b64decode(_PIXEL)
+
+
 def run(arguments, *, timeout=300, **settings):
     """Do what subprocess.run does with captured text output."""
     process = Process(arguments, **settings)
@@ -117,13 +128,14 @@ def _ensure_server():
     return forkserver._forkserver._forkserver_address
 
 
-def _main(arguments, module, code, cwd, env, hook, user, workers, outputs, server):
+def _main(arguments, module, code, cwd, env, hook, user, workers, outputs, png, server):
     assert "tensorflow" in sys.modules, "the server could not import what forked_imports.py lists"
     os.environ.clear()
     os.environ.update(env)
     os.setpgid(0, 0)
     os.chdir(cwd)
     _write_to(outputs)
+    figures.png = png
     multiprocessing.current_process()._config["daemon"] = False  # a sweep has processes of its own
     sys.path.insert(0, cwd)
     if user is not None:
@@ -167,17 +179,18 @@ def _fork_workers(outputs, server):
 
         @staticmethod
         def Process(*, target, args, name):
-            begin = (os.getcwd(), dict(os.environ), os.getpgrp(), outputs, target, args)
+            begin = (os.getcwd(), dict(os.environ), os.getpgrp(), outputs, figures.png, target, args)
             return _context.Process(target=_work, args=begin, name=name)
 
     multiprocessing.get_context = lambda kind: Forks
 
 
-def _work(cwd, env, group, outputs, target, args):
+def _work(cwd, env, group, outputs, png, target, args):
     os.setpgid(0, group)  # where the signals of a terminal go
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.path.insert(0, cwd)
     _write_to(outputs)
+    figures.png = png
     target(*args)

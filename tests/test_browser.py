@@ -18,7 +18,7 @@ from cifar_research import report
 from cifar_research.comparison import runs
 from cifar_research.comparison.ranking import Comparison
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.draws, pytest.mark.slow]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--window-size=1800,900", "--virtual-time-budget=30000",

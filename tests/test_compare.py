@@ -29,6 +29,8 @@ from cifar_research.runtime import locks
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.plan import Plan
 
+pytestmark = pytest.mark.draws
+
 
 @functools.cache
 def composed(*overrides):

@@ -15,6 +15,7 @@ from cifar_research.comparison.ranking import Comparison
 from cifar_research.runs import report
 from cifar_research.runs.ledger import LEDGER, Job
 
+pytestmark = pytest.mark.draws
 GIT = {"commit": "c" * 40, "dirty": False, "changes": None, "changes_sha256": None, "not_kept": None}
 FACTS = {"versions": {"keras": "3.15"}, "hardware": {"cpu": "x", "cores": 2}, "git": GIT, "forward_flops": 7}
 

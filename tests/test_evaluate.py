@@ -28,6 +28,7 @@ from cifar_research.runs.report import read_report, write_report
 from cifar_research.runtime.errors import ConfigError, DataError, RunError
 from cifar_research.training.run import run as train_run
 
+pytestmark = pytest.mark.draws
 SMALL = [
     "data=synthetic", "data.train_images=600", "data.test_images=300", "training.epochs=6", "training.batch_size=32",
     "backbone.filters=[8,8]", "model.hidden=[16]", "tensorboard.enabled=false", "loss=categorical_crossentropy",

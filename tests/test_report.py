@@ -16,6 +16,7 @@ from cifar_research.runs import metrics, report
 from cifar_research.runtime.errors import ReportError, WriteError
 from cifar_research.runtime.files import atomic_write
 
+pytestmark = pytest.mark.draws
 ROWS = [
     {
         "epoch": epoch, "step": 10 * epoch, "phase": "head" if epoch < 3 else "all",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.draws
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "study.md"
 TINY = [

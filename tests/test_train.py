@@ -442,6 +442,7 @@ def test_a_run_opens_one_gpu_and_mirrored_needs_all(monkeypatch):
     assert len(opened) == 1
 
 
+@pytest.mark.draws
 def test_history_is_written_without_tensorboard_and_class_names_may_hold_anything(tmp_path):
     from PIL import Image
 

@@ -59,6 +59,7 @@ print(json.dumps(memory))
 """
 
 
+@pytest.mark.draws
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_many_runs_in_one_process(tmp_path, capsys):
