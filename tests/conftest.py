@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import cached_configs  # noqa: F401
 import forked
 import pytest
 

@@ -2,6 +2,7 @@
 
 import gc
 
+import cached_configs  # noqa: F401
 import h5py  # noqa: F401
 import keras  # noqa: F401
 import matplotlib.figure  # noqa: F401
@@ -13,6 +14,7 @@ import tensorflow  # noqa: F401
 import cifar_research.evaluate
 import cifar_research.predict
 import cifar_research.train  # noqa: F401
+from cifar_research import config
 from cifar_research.augmentation import draws  # noqa: F401
 from cifar_research.data import batches  # noqa: F401
 from cifar_research.display import figures, tensorboard  # noqa: F401
@@ -23,5 +25,6 @@ from cifar_research.sweeps import search  # noqa: F401
 from cifar_research.training import features, forward, loop, setup, steps  # noqa: F401
 
 PIL.Image.init()
+config.parse()
 gc.collect()
 gc.freeze()  # what is here stays, so no process need look through it for garbage
