@@ -1,7 +1,10 @@
 """Shared fixtures and helpers; slow tests run last, and among them the fault tests; shared out, they run first."""
 
+import contextlib
+import fcntl
 import functools
 import gc
+import hashlib
 import json
 import os
 import subprocess
@@ -53,9 +56,24 @@ def forgets_my_lab():
 
 
 @pytest.fixture(scope="session")
-def weights_for(tmp_path_factory):
+def shared(tmp_path_factory, request):
+    """A context manager: a path that is the same in all processes of these tests, used by one of them at a time."""
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        root = root.parent
+
+    @contextlib.contextmanager
+    def shared(name):
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield root / name
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def weights_for(shared):
     """A function that writes the weights of the backbone of a config, and returns the override that loads them."""
-    folder = tmp_path_factory.mktemp("weights")
     code = (
         "import sys, keras; from cifar_research import config; from cifar_research.config import targets\n"
         "from omegaconf import OmegaConf; section = config.compose(sys.argv[2:]).config.backbone\n"
@@ -66,16 +84,17 @@ def weights_for(tmp_path_factory):
 
     @functools.cache
     def weights_for(*arguments):
-        path = folder / f"{len(list(folder.iterdir()))}.weights.h5"
-        done = forked.run([path, *arguments], code=code)
-        assert done.returncode == 0, done.stderr
+        with shared(f"{hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]}.weights.h5") as path:
+            if not path.exists():
+                done = forked.run([path, *arguments], code=code)
+                assert done.returncode == 0, done.stderr
         return f"backbone.weights={path}"
 
     return weights_for
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
+def finished_run(shared):
     """The folder of a completed run with a trained model."""
     from cifar_research import config
     from cifar_research.display import console
@@ -86,10 +105,10 @@ def finished_run(tmp_path_factory):
         "loss=categorical_crossentropy", "optimizer.learning_rate=0.005", "training.epochs=8", "training.batch_size=16",
         "tensorboard.enabled=false",
     ]  # fmt: skip
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    result = train_run(config.parse(arguments), folder, console.Display(quiet=True))
+    with shared("finished") as folder:  # the first process trains, the others get its report
+        result = train_run(config.parse(arguments), folder / "run", console.Display(quiet=True))
     assert result["test"]["accuracy"] > 0.8
-    return folder
+    return folder / "run"
 
 
 # Passes lines of arguments to a command, one after another; prints its output for each.
@@ -127,6 +146,14 @@ def float32():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "draws: looks at figures, or measures what drawing costs; others draw one pixel")
+    forked.shared_server = getattr(config, "workerinput", {}).get("fork_server")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Start one server of forks for all processes that share the tests."""
+    if node.workerinput["workercount"] > 1:
+        node.workerinput["fork_server"] = forked.start_server()
 
 
 @pytest.hookimpl(tryfirst=True)

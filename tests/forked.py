@@ -21,6 +21,7 @@ from cifar_research.display import figures
 
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 png = figures.png
+shared_server = None  # the address of a server that another process has started, if any
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["forked_imports"])
 
@@ -54,7 +55,7 @@ class Process:
         }  # fmt: skip
         for path in (self.stdout, self.stderr):
             path.write_bytes(b"")
-        settings["server"] = _ensure_server()
+        settings["server"] = start_server() if shared_server is None else _use(shared_server)
         self._process = _context.Process(target=_main, kwargs=settings, daemon=True)
         self._process.start()
         self.pid = self._process.pid
@@ -115,17 +116,26 @@ def wait_for(what, process, seconds=200):
         time.sleep(0.002)
 
 
-def _ensure_server():
-    """Start the server and return its address; each process gets the environment of its test, not the server's."""
+def start_server():
+    """Start the server, unless it runs; return its address. A process gets its test's environment, not the server's."""
     before = dict(os.environ)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     try:
-        forkserver.ensure_running()
+        forkserver._forkserver.ensure_running()  # which a fork replaces, see _use
     finally:
         os.environ.clear()
         os.environ.update(before)
     return forkserver._forkserver._forkserver_address
+
+
+def _use(address):
+    """Have this process's forks begin from the server at this address; return it."""
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = lambda: None
+    if forkserver._forkserver._forkserver_alive_fd is None:  # what the forks inherit; a server ends with its starter
+        forkserver._forkserver._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    return address
 
 
 def _main(arguments, module, code, cwd, env, hook, user, workers, outputs, png, server):
@@ -170,9 +180,7 @@ def _write_to(outputs):
 
 def _fork_workers(outputs, server):
     """Have this process's sweep begin its workers as forks of the server, without importing TensorFlow again."""
-    # By itself, a fork would start a server of its own.
-    forkserver._forkserver._forkserver_address = server
-    forkserver._forkserver.ensure_running = lambda: None
+    _use(server)  # by itself, a fork would start a server of its own
 
     class Forks:
         Pipe = staticmethod(_context.Pipe)
