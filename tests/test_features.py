@@ -7,7 +7,9 @@ import shutil
 import forked
 import numpy as np
 import pytest
+import small_networks
 from PIL import Image
+from small_networks import small_mobilenet  # noqa: F401
 
 from cifar_research import config
 from cifar_research.data import cache
@@ -30,9 +32,9 @@ def run(tmp_path, monkeypatch, weights_for):
     monkeypatch.setenv("CIFAR_CACHE_DIR", str(tmp_path / "cache"))
     weights = weights_for(*FROZEN)
 
-    def run(name, *more, given=FROZEN):
+    def run(name, *more, given=FROZEN, hook=None):
         own = [] if "backbone.weights" in str(given) else [weights]
-        done = forked.run([*given, *own, *more, f"hydra.run.dir={tmp_path / name}"])
+        done = forked.run([*given, *own, *more, f"hydra.run.dir={tmp_path / name}"], hook=hook)
         assert done.returncode == 0, done.stdout + done.stderr
         run.output = done.stdout + done.stderr
         return tmp_path / name
@@ -80,6 +82,7 @@ def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
     assert len(kept(tmp_path)) == 6
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, tmp_path):
     overrides = [
         "experiment=transfer",
@@ -91,7 +94,8 @@ def test_features_below_the_upper_blocks_give_the_losses_of_computed_ones(run, t
     conversion.network_of(made).save_weights(tmp_path / "a.weights.h5")
     overrides += [*FROZEN[:3], *FROZEN[9:12], "training=combined", "training.phases.backbone.learning_rate=0.001",
               "training.epochs=2", "tensorboard.enabled=false", f"backbone.weights={tmp_path / 'a.weights.h5'}"]  # fmt: skip
-    runs = [run(name, f"features.views={name}", given=overrides) for name in "10"]
+    hook = small_networks.install
+    runs = [run(name, f"features.views={name}", given=overrides, hook=hook) for name in "10"]
     np.testing.assert_allclose(*map(losses, runs), rtol=1e-4)
     # Training and validation images: pooled features for the head, then maps below the upper blocks.
     assert sorted(np.load(folder / "features.npy").ndim for folder in kept(tmp_path)) == [2, 2, 4, 4]

@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_networks import small_mobilenet  # noqa: F401
 
 from cifar_research import config
 from cifar_research.config import phases
@@ -134,6 +135,7 @@ def test_a_schedule_starts_over_in_each_phase():
     assert rates == pytest.approx([0.1, 0.0])
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 @pytest.mark.parametrize(("mode", "moves"), [("inference", False), ("train", True)])
 def test_batch_norm_of_a_pretrained_backbone(tmp_path, mode, moves):
     weights = save_mobilenet(tmp_path)
@@ -148,9 +150,8 @@ def save_mobilenet(folder):
     import keras
 
     path = folder / "mobilenet.weights.h5"
-    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3), alpha=0.35).save_weights(
-        path
-    )
+    settings = {"include_top": False, "weights": None, "input_shape": (32, 32, 3), "alpha": 0.35}
+    keras.applications.mobilenet_v2.MobileNetV2(**settings).save_weights(path)
     return path
 
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_networks import small_mobilenet  # noqa: F401
 from test_phases import MOBILENET, entered
 
 from cifar_research import augmentation, config
@@ -31,7 +32,7 @@ AUGMENTATIONS = ("none", "flip", "slides", "crop_flip", "cutmix")
 
 def application(alpha=0.35, **settings):
     settings = {"include_top": False, "weights": None, "input_shape": (32, 32, 3), "alpha": alpha} | settings
-    return keras.applications.MobileNetV2(**settings)
+    return keras.applications.mobilenet_v2.MobileNetV2(**settings)
 
 
 def built(*overrides):
@@ -127,6 +128,7 @@ def test_images_are_resized_as_tensorflow_does(interpolation, antialias, size):
     np.testing.assert_allclose(Resize(size, interpolation, antialias)(images), expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
     task = built("backbone.weights=none", "training.batch_size=1")
     step = tf.function(lambda: steps.train_step(task, tf.ones([1, 32, 32, 3], tf.uint8), tf.ones([1], tf.int64)))
@@ -134,6 +136,7 @@ def test_one_image_leaves_no_weight_of_a_backbone_nan(like_cudnn):
     assert all(np.isfinite(weight.numpy()).all() for weight in task.model.weights)
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 @pytest.mark.parametrize(("mode", "momentum"), [("train", 0.9), ("inference", 0.999)])
 def test_moving_statistics_forget_within_a_run(tmp_path, mode, momentum):
     application().save_weights(tmp_path / "a.weights.h5")
@@ -150,6 +153,7 @@ def test_a_mask_of_a_noise_shape_is_one_for_each_image():
     assert (kept == kept[:, :1, :1, :1]).all() and 0.2 < (kept == 0).mean() < 0.8
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 def test_weights_of_files(tmp_path):
     source = application()
     source.save_weights(tmp_path / "a.weights.h5")
@@ -158,6 +162,7 @@ def test_weights_of_files(tmp_path):
         assert_same_weights(classifier.parts(built(f"backbone.weights={tmp_path / name}").model)[0], source)
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 def test_weights_of_a_run_whatever_its_head(tmp_path):
     small = ["data=synthetic", "data.train_images=100", "data.test_images=20", "training.epochs=1"]
     overrides = [*MOBILENET, "backbone.weights=none", "model=wide", "model.hidden=[8]", "training=scratch", *small]
@@ -185,6 +190,7 @@ def test_weights_of_a_run_whatever_its_head(tmp_path):
         built(f"backbone.weights={tmp_path / 'run'}")
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 def test_a_head_in_the_file_is_left_out_whatever_its_classes(tmp_path):
     source = application(include_top=True, classes=7)
     source.save_weights(tmp_path / "top.weights.h5")
@@ -193,11 +199,12 @@ def test_a_head_in_the_file_is_left_out_whatever_its_classes(tmp_path):
         backbone = classifier.parts(built(f"backbone.weights={tmp_path / name}").model)[0]
         for ours, theirs in zip(backbone.weights, source.weights[:-2], strict=True):
             assert (ours.value.numpy() == theirs.value.numpy()).all()
-    keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save(tmp_path / "vgg.keras")
+    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3)]).save(tmp_path / "other.keras")
     with pytest.raises(WeightsError, match="is for a different network"):
-        built(f"backbone.weights={tmp_path / 'vgg.keras'}")
+        built(f"backbone.weights={tmp_path / 'other.keras'}")
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 def test_a_keras_file_cannot_run_code(tmp_path):
     inner = keras.layers.Lambda(lambda x: x)
     keras.Sequential([keras.Input((3,)), inner]).save(tmp_path / "evil.keras")
@@ -209,6 +216,7 @@ def test_a_keras_file_cannot_run_code(tmp_path):
         built(f"backbone.weights={tmp_path / 'empty.keras'}")
 
 
+@pytest.mark.usefixtures("small_mobilenet")
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
 def test_a_foreign_models_lambda_is_not_called(tmp_path, monkeypatch, suffix):
     monkeypatch.chdir(tmp_path)
