@@ -1,5 +1,6 @@
 """A step can run on a GPU, by TensorFlow's list of kernels; no GPU is needed."""
 
+import functools
 import math
 
 import numpy as np
@@ -46,9 +47,14 @@ def operations(graph, seen):
             yield from operations(function.graph, seen)
 
 
+@functools.cache
+def kernels_of(op):
+    return list(kernels.get_registered_kernels_for_op(op).kernel)
+
+
 def kernel(node: node_def_pb2.NodeDef):
     """Return the kernel that a GPU would do this with, None if there is none."""
-    for of in kernels.get_registered_kernels_for_op(node.op).kernel:
+    for of in kernels_of(node.op):
         allowed = [(node.attr[c.name], c.allowed_values.list.type) for c in of.constraint]
         if of.device_type in ("GPU", "DEFAULT") and all((a.type or a.list.type[0]) in types for a, types in allowed):
             return of
@@ -95,16 +101,15 @@ def in_host_memory(operation, of):
     ids=["first_version", "augmented", "fast", "float16", "lion", "averages", "one image", "resized"],
 )
 def test_every_operation_of_a_step_has_a_kernel_for_a_gpu_and_leaves_images_there(arguments):
-    if not any(of.device_type == "GPU" for of in kernels.get_registered_kernels_for_op("Conv2D").kernel):
+    if not any(of.device_type == "GPU" for of in kernels_of("Conv2D")):
         pytest.skip("this TensorFlow was built without kernels for GPUs")
-    everything = list(operations(graph_of_steps(*arguments), set()))
+    everything = [(each, kernel(each.node_def)) for each in operations(graph_of_steps(*arguments), set())]
     assert len(everything) > 300
-    without = {operation.type for operation in everything if kernel(operation.node_def) is None}
-    assert not without
+    assert not {operation.type for operation, of in everything if of is None}
     moved = {
         (operation.type, str(shapes))
-        for operation in everything
-        if operation.type not in OF_SHAPES and (shapes := in_host_memory(operation, kernel(operation.node_def)))
+        for operation, of in everything
+        if operation.type not in OF_SHAPES and (shapes := in_host_memory(operation, of))
     }
     assert not moved
 
