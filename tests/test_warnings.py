@@ -39,6 +39,12 @@ def test_nothing_is_said_where_the_instructions_are_unknown_or_a_gpu_computes(mo
     assert environment.slow_precision("bfloat16", True) is None
 
 
+@pytest.fixture(scope="module")
+def lite():
+    """An EfficientNet-Lite0 with random weights; no override of these tests gives it other layers."""
+    return setup.build(config.parse([*LITE, "backbone.weights=none"]), random_data()).model
+
+
 @pytest.mark.parametrize(
     ("overrides", "is_computed"),
     [
@@ -47,19 +53,19 @@ def test_nothing_is_said_where_the_instructions_are_unknown_or_a_gpu_computes(mo
         ([], True),
     ],
 )
-def test_depthwise_convolutions_count_unless_their_features_are_kept(overrides, is_computed, monkeypatch):
+def test_depthwise_convolutions_count_unless_their_features_are_kept(lite, overrides, is_computed, monkeypatch):
     asked = []
     monkeypatch.setattr(environment, "slow_precision", lambda *question: asked.append(question))
     settings = config.parse([*LITE, "backbone.weights=none", "batch_norm.statistics=precise", *overrides])
-    assert warnings.of_run(settings, setup.build(settings, random_data()).model, 100) == []
+    assert warnings.of_run(settings, lite, 100) == []
     assert asked == [("float32", is_computed)]
 
 
 @pytest.mark.parametrize(("pixels", "is_warned"), [(32, True), (64, False)])
-def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(tmp_path, pixels, is_warned):
+def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(lite, tmp_path, pixels, is_warned):
     overrides = [*LITE, "backbone.weights=none", "backbone.image_size=64", "data=images", f"data.dir={tmp_path}"]
     settings = config.parse([*overrides, f"data.image_size={pixels}"])
-    lines = warnings.of_run(settings, setup.build(settings, random_data()).model, 1000)
+    lines = warnings.of_run(settings, lite, 1000)
     assert any("Set data.image_size=64." in line for line in lines) is is_warned
 
 
@@ -74,9 +80,9 @@ def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(tmp_path, 
         (["data.sampling=balanced"], False),
     ],
 )
-def test_remedies_for_a_tail_that_count_twice(overrides, is_warned):
+def test_remedies_for_a_tail_that_count_twice(lite, overrides, is_warned):
     settings = config.parse([*LITE, "backbone.weights=none", *overrides])
-    lines = warnings.of_run(settings, setup.build(settings, random_data()).model, 1000)
+    lines = warnings.of_run(settings, lite, 1000)
     assert any("they count twice" in line for line in lines) is is_warned
 
 
