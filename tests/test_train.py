@@ -141,31 +141,28 @@ def test_terminal_shows_the_story_and_no_noise(finished):
     assert "Next: scripts/tensorboard" in done.stdout and "\x1b" not in done.stdout
 
 
-def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, capsys, weights_for):
-    def output(technique):
-        overrides = [*SMALL, weights_for(*SMALL), "training.epochs=1", f"training={technique}"]
-        settings = config.parse([*overrides, "optimizer.learning_rate=0.002"])
-        train_run(settings, tmp_path / technique)
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Optimizer")]
-        return line
-
-    combined = ["training=combined", weights_for(*SMALL)]
-    # And which other settings have no effect.
+def test_the_header_shows_which_phases_have_the_optimizers_rate(tmp_path, weights_for):
     environment = environments.prepare(config.parse().training, 0)
+
+    def rows(*overrides):
+        settings = config.parse([*SMALL, *overrides])
+        data = datasets.load(settings.data)
+        parameters = setup.build(settings, data).model.count_params()
+        return header.rows(settings, parameters, data, environment, tmp_path, 0)
+
+    weights, rate = weights_for(*SMALL), "optimizer.learning_rate=0.002"
+    expected = "learning rate 0.002 of head, 0.0001 of backbone, constant"
+    assert expected in rows(weights, rate, "training=combined")["Optimizer"]
+    assert "learning rate 0.0001, constant" in rows(weights, rate, "training=fine_tuning")["Optimizer"]
+    # And which other settings have no effect.
+    combined = ["training=combined", weights]
     for overrides, part in (
         (["features.views=3"], "features.views is not used: no phase freezes layers"),
         (["features.views=3", *combined], "views of each image kept: 1"),
         (["features.views=3", *combined, "augmentation=flip"], "views of each image kept: 3"),
         (["training.precision=float16"], "float16, which CPUs compute many times slower"),
     ):
-        settings = config.parse([*SMALL, *overrides])
-        data = datasets.load(settings.data)
-        message = header.rows(
-            settings, setup.build(settings, data).model.count_params(), data, environment, tmp_path, 0
-        )
-        assert part in " ".join(message.values())
-    assert "learning rate 0.002 of head, 0.0001 of backbone, constant" in output("combined")
-    assert "learning rate 0.0001, constant" in output("fine_tuning")
+        assert part in " ".join(rows(*overrides).values())
 
 
 def test_weights_that_are_left_are_those_that_were_tested(finished):
@@ -198,12 +195,12 @@ def test_validation_on_the_test_set_is_reported(tmp_path):
     assert result["val"] == pytest.approx(result["test"])
 
 
-def test_profile_and_histograms_by_option(tmp_path):
+def test_profile_and_histograms_by_option(finished, tmp_path):
     options = ["tensorboard.profile_start_step=2", "tensorboard.profile_num_steps=3", "tensorboard.histograms=true"]
-    run(tmp_path / "with", "tensorboard.enabled=true", *options)
-    run(tmp_path / "without", "tensorboard.enabled=true")
-    assert list((tmp_path / "with").rglob("*.xplane.pb")) and not list((tmp_path / "without").rglob("*.xplane.pb"))
-    tags = {name: _tags(tmp_path / name / "tensorboard") for name in ("with", "without")}
+    run(tmp_path, "tensorboard.enabled=true", *options)
+    folders = {"with": tmp_path, "without": finished[0]}
+    assert list(tmp_path.rglob("*.xplane.pb")) and not list(finished[0].rglob("*.xplane.pb"))
+    tags = {name: _tags(folder / "tensorboard") for name, folder in folders.items()}
     histograms = {tag for tag in tags["with"] if tag.startswith("histograms") or "kernel" in tag}
     assert histograms and not histograms & tags["without"]
     expected = {
@@ -465,10 +462,6 @@ def test_history_is_written_without_tensorboard_and_class_names_may_hold_anythin
     assert "train/猫/drawn.svg" in logged and "test/猫/bad.png (its format is not supported" in logged
     assert len(report.read_history(tmp_path / "run" / "history.csv")) == 2
     assert (tmp_path / "run" / "figures" / "confusion.png").exists()
-
-
-def test_standardised_images_train_too(tmp_path):
-    assert run(tmp_path, "data.standardize=true")["status"] == "completed"
 
 
 @pytest.mark.parametrize(
