@@ -4,18 +4,16 @@ import resource
 
 import pytest
 
-from cifar_research import config as configs
 from cifar_research.runs import report
 from cifar_research.runs.ledger import LEDGER, Job, read
 from cifar_research.runtime.errors import ReportError, WriteError
 from cifar_research.sweeps.keep import Keeper
 from cifar_research.sweeps.ledger import Ledger
 
-CONTENT = configs.parse(["data=synthetic"]).content
-
 
 def config(seed):
-    return {**CONTENT, "seed": seed}
+    data, training = {"name": "synthetic", "dir": None}, {"phases": {}, "monitor": "accuracy"}
+    return {"augmentation": {}, "data": data, "training": training, "seed": seed}
 
 
 def test_a_ledger_cut_at_any_byte_loses_only_the_last_changes(tmp_path):

@@ -114,8 +114,13 @@ TARGETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("source", PRESETS)
+# Every target from one source, and two of them, a stranger's and one of ours, from every source.
+CASES = [("a factory", target) for target in TARGETS]
+CASES += [(source, target) for source in PRESETS for target in ("evil_lab.evil", "cifar_research.train.command")
+          if source != "a factory"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "target"), CASES)
 def test_a_preset_cannot_name_code(stranger, source, target):
     path = write(stranger, "experiment/theirs.yaml", f"# @package _global_\n{PRESETS[source].format(target)}")
     with pytest.raises(ConfigError) as caught:
