@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 
@@ -149,7 +148,8 @@ def test_a_script_that_sweeps_is_not_run_by_its_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import cifar_research\nprint('begins')\n"
                       f"print(cifar_research.sweep({[*SMALL, 'seed=0']!r}, 'sweep')[0]['status'])\n")  # fmt: skip
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    done = forked.run([script], code=code, cwd=tmp_path, workers=False)  # whose workers start as in a sweep
     assert done.stdout.split().count("begins") == 1 and done.stdout.endswith("completed\n"), done.stderr
     assert "begins" not in "".join(path.read_text() for path in tmp_path.rglob("output.log"))
 

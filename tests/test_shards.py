@@ -1,9 +1,8 @@
 """A batch computed in parts equals the whole batch: losses, weights and masks."""
 
 import os
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -138,7 +137,7 @@ try:
 except environment.StaleProcess:
     print("stale")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    done = forked.run([], code=program)
     lines = ["CPU, 1 thread", "2 CPU, 2 threads 1 2", "1 CPU, 2 threads 1 2", "stale"]
     assert done.stdout.splitlines() == lines, done.stdout + done.stderr
 

@@ -5,7 +5,9 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked
 import pytest
 
 pytestmark = pytest.mark.draws
@@ -25,29 +27,47 @@ def slides(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def study(*arguments):
-    command = [sys.executable, ROOT / "scripts" / "slides" / "study.py", *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run_study(monkeypatch, capsys):
+    """A function that runs scripts/study here, its sweeps as forks, and returns (exit code, output)."""
+    import study
+
+    def train(command, check):
+        done = forked.run(command[3:], module=command[2])
+        print(done.stdout, done.stderr)
+        return done
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=train))
+
+    def run_study(*arguments):
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
+        try:
+            code = study.main()
+        except SystemExit as ended:
+            code = ended.code
+        return code, "".join(capsys.readouterr())
+
+    return run_study
 
 
-def test_sections_are_trained_once_and_written_to_the_page(tmp_path):
+def test_sections_are_trained_once_and_written_to_the_page(tmp_path, run_study):
     arguments = [tmp_path, "--quick", "--sections", "first", *TINY]
-    done = study(*arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, output = run_study(*arguments)
+    assert code == 0, output[-2000:]
     text, rows = (tmp_path / "study.md").read_text(), (tmp_path / "study.csv").read_text()
     assert re.search(r"\| `experiment=dropout` \|  \| [\d.]+( ± [\d.]+)? \| [\d.]+( ± [\d.]+)? \| 2 \| 1 \|", text)
     assert re.search(r"\| dropout helps \| -?[\d.]+( ± [\d.]+)? \| 2 \| (confirmed|refuted|undecided) \|", text)
     assert len(rows.splitlines()) == 5 and (tmp_path / "study.png").stat().st_size > 1000
     assert [path.name for path in tmp_path.glob("study_*.png")] == ["study_first.png"]  # its curves
     (tmp_path / "grid").mkdir()  # of a sweep that was killed before a run ended
-    again = study(*arguments)
-    assert again.returncode == 0 and "4 of 4 jobs are complete" in again.stdout + again.stderr
+    code, output = run_study(*arguments)
+    assert code == 0 and "4 of 4 jobs are complete" in output
     assert (tmp_path / "study.csv").read_text() == rows
 
 
-def test_a_command_that_is_refused_writes_nothing(tmp_path):
-    done = study(tmp_path / "new", "--quick", "--sections", "first", *TINY, "training.batch_size=0")
-    assert done.returncode == 2 and "training.batch_size" in done.stderr and not (tmp_path / "new").exists()
+def test_a_command_that_is_refused_writes_nothing(tmp_path, run_study):
+    code, output = run_study(tmp_path / "new", "--quick", "--sections", "first", *TINY, "training.batch_size=0")
+    assert code == 2 and "error: training.batch_size" in output and not (tmp_path / "new").exists()
 
 
 def test_failed_jobs_are_named_and_the_page_is_written(tmp_path, monkeypatch, capsys):
@@ -61,15 +81,16 @@ def test_failed_jobs_are_named_and_the_page_is_written(tmp_path, monkeypatch, ca
 
 
 def test_a_section_that_does_not_exist_is_refused(tmp_path):
-    done = study(tmp_path / "new", "--sections", "first,secnd")
+    command = [sys.executable, ROOT / "scripts" / "slides" / "study.py", tmp_path / "new", "--sections", "first,secnd"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "'secnd'" in done.stderr and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--quick"], ["training.epochs=1", "training.precision=bfloat16"]])
-def test_only_results_of_the_pages_commands_are_published(tmp_path, arguments):
-    done = study(tmp_path / "new", "--publish", *arguments)
-    assert done.returncode == 2 and "--publish: only" in done.stderr and not (tmp_path / "new").exists()
-    assert "training.precision" not in done.stderr
+def test_only_results_of_the_pages_commands_are_published(tmp_path, run_study, arguments):
+    code, output = run_study(tmp_path / "new", "--publish", *arguments)
+    assert code == 2 and "--publish: only" in output and not (tmp_path / "new").exists()
+    assert "training.precision" not in output
 
 
 def test_the_page_in_docs_has_the_published_results_and_each_sections_command():
