@@ -1,5 +1,6 @@
 """The benchmark: every peer trains, ratios are taken within rounds; no time is asserted."""
 
+import functools
 import json
 import os
 import subprocess
@@ -81,14 +82,47 @@ def test_tables_put_ratios_first_and_take_them_within_a_round(monkeypatch):
 
 # A worker of the benchmark in a process that need not import TensorFlow; it multiplies its matrices once.
 WORKER = """
-import importlib, os, sys
+import os, sys
 sys.stdin, sys.stdout, sys.argv = open(sys.argv[1]), open(sys.argv[2], "w"), sys.argv[3:]
-folder, name = os.path.split(sys.argv[0])
-sys.path.insert(0, folder)
-module = importlib.import_module(name.removesuffix(".py"))
-module.PRODUCTS = 1
-module.worker.serve({"ours.py": "Ours", "keras_peer.py": "Keras", "pipelines.py": "Pipelines"}[name])
-""".replace("serve(", "serve(vars(module)[").replace("[name])", "[name]])")
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+source = open(sys.argv[0]).read().replace("PRODUCTS = 20", "PRODUCTS = 1")
+exec(compile(source, sys.argv[0], "exec"), {"__name__": "__main__", "__file__": sys.argv[0]})
+"""
+
+
+def start_worker(folder, command, env, **settings):
+    """Start a worker of the benchmark as a fork, with its pipes in this folder."""
+    if command[0] != sys.executable:  # PyTorch's
+        return subprocess.Popen(command, env=env, **settings)
+    pipes = [folder / f"{name}-{len(list(folder.iterdir()))}" for name in ("in", "out")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    process = forked.Process([*pipes, *command[1:]], code=WORKER, env=env, cwd=ROOT)
+    return SimpleNamespace(stdin=pipes[0].open("w"), stdout=pipes[1].open(), wait=process.wait, args=command)
+
+
+def run_command(command, cwd=None, check=False, **settings):
+    """Do what subprocess.run does, with a module of Python's as a fork."""
+    if command[1] != "-m":
+        return subprocess.run(command, cwd=cwd, check=check, **settings)
+    done = forked.run(command[3:], module=command[2], cwd=cwd)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def enter_part(folder, outputs):
+    """Make this fork a part of gpu_report that writes to these files, and whose processes are forks, too."""
+    forked._write_to(outputs)
+    forked.forkserver.ensure_running = lambda: None  # of the server that has forked this process
+    sys.path.insert(0, str(PEERS))
+    import benchmark
+    import gpu_parts
+
+    Popen = functools.partial(start_worker, folder)
+    benchmark.subprocess = SimpleNamespace(PIPE=subprocess.PIPE, Popen=Popen, run=subprocess.run)
+    names = {name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "Popen")}
+    gpu_parts.subprocess = SimpleNamespace(**names, run=run_command)
 
 
 @pytest.fixture
@@ -96,21 +130,14 @@ def forks(monkeypatch, tmp_path):
     """Have the benchmark's commands run as forks, and return a function that runs its main program here."""
     monkeypatch.syspath_prepend(PEERS)
     import benchmark
+    import gpu_report
     import time_to_accuracy
 
-    def start(command, env, **settings):
-        if command[0] != sys.executable:  # PyTorch's
-            return subprocess.Popen(command, env=env, **settings)
-        pipes = [tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}" for name in ("in", "out")]
-        for pipe in pipes:
-            os.mkfifo(pipe)
-        process = forked.Process([*pipes, *command[1:]], code=WORKER, env=env, cwd=ROOT)
-        return SimpleNamespace(stdin=pipes[0].open("w"), stdout=pipes[1].open(), wait=process.wait, args=command)
-
-    def run_train(command, cwd, **settings):
-        if command[1:3] == ["-m", "cifar_research.train"]:
-            return forked.run(command[3:], cwd=cwd)
-        return subprocess.run(command, cwd=cwd, **settings)
+    def start_part(command, stdout, stderr, **settings):
+        if "environment" in command:  # a real process, as all of them are in scripts/gpu_report
+            return subprocess.Popen(command, stdout=stdout, stderr=stderr, **settings)
+        hook = functools.partial(enter_part, tmp_path, (stdout.name, stderr.name))
+        return forked.Process(command[2:], module="gpu_parts", cwd=ROOT, hook=hook)
 
     peers = benchmark.peers
 
@@ -120,16 +147,19 @@ def forks(monkeypatch, tmp_path):
         return [*(last | {"keras": first["keras"]}).values()]  # in two precisions, where the processor has them
 
     monkeypatch.setattr(benchmark, "peers", one_of_a_kind)
+    start = functools.partial(start_worker, tmp_path)
     fake = SimpleNamespace(PIPE=subprocess.PIPE, Popen=start, run=subprocess.run)
     monkeypatch.setattr(benchmark, "subprocess", fake)
-    monkeypatch.setattr(time_to_accuracy, "subprocess", SimpleNamespace(run=run_train))
+    monkeypatch.setattr(time_to_accuracy, "subprocess", SimpleNamespace(run=run_command))
+    fake = SimpleNamespace(Popen=start_part, run=subprocess.run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(gpu_report, "subprocess", fake)
     monkeypatch.chdir(ROOT)
 
     def main(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         module.main()
 
-    return SimpleNamespace(main=main, benchmark=benchmark, time_to_accuracy=time_to_accuracy)
+    return SimpleNamespace(main=main, benchmark=benchmark, time_to_accuracy=time_to_accuracy, gpu_report=gpu_report)
 
 
 @pytest.mark.slow
@@ -212,9 +242,11 @@ def test_a_peer_that_fails_is_reported_and_the_others_go_on(monkeypatch):
 
 
 @pytest.mark.slow
-def test_gpu_report_measures_each_part_and_writes_tables(batches, tmp_path):
-    arguments = [PEERS / "gpu_report.py", batches, "--small", "--seconds", 3000, "--output", tmp_path / "out"]
-    shown = run(*arguments, *(["--torch-python", TORCH] if TORCH.exists() else ["--no-torch"])).stdout
+def test_gpu_report_measures_each_part_and_writes_tables(batches, tmp_path, forks, capsys):
+    assert "usage:" in run(PEERS / "gpu_report.py", "--help").stdout
+    arguments = [batches, "--small", "--seconds", 3000, "--output", tmp_path / "out"]
+    forks.main(forks.gpu_report, *arguments, *(["--torch-python", TORCH] if TORCH.exists() else ["--no-torch"]))
+    shown = capsys.readouterr().out
     parts = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]
     assert {name: part["problem"] for name, part in parts.items()} == dict.fromkeys(parts)
     assert len(parts) == (9 if TORCH.exists() else 8)
