@@ -59,8 +59,9 @@ def test_installed_in_another_folder_it_trains(wheel, tmp_path):
         "backbone.filters=[8]", "model.hidden=[8]",
     ]  # fmt: skip
     main = [python, "-c", "from cifar_research.train import main; main()"]  # as the console script does
-    for arguments in ([python, "-m", "cifar_research.train"], main):
-        assert "quickstart: completed" in check([*arguments, *overrides], cwd=tmp_path, env=environment)
-    assert len(list((tmp_path / "outputs" / "quickstart").glob("*/report.json"))) == 2
+    module = [python, "-m", "cifar_research.train"]  # which calls the same function
+    assert "quickstart: completed" in check([*main, *overrides], cwd=tmp_path, env=environment)
+    assert "name: quickstart" in check([*module, *overrides, "--cfg", "job"], cwd=tmp_path, env=environment)
+    assert len(list((tmp_path / "outputs" / "quickstart").glob("*/report.json"))) == 1
     entry = next(site.glob("cifar_research-*.dist-info")) / "entry_points.txt"
     assert "cifar-train = cifar_research.train:main" in entry.read_text()
