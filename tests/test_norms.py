@@ -1,8 +1,11 @@
 """Batch normalisation's statistics: moving averages, the same corrected for their start, measured means."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from interrupted import KEEPS_BOTH, interrupted
 
 from cifar_research import config
 from cifar_research.data import datasets
@@ -115,15 +118,27 @@ def test_frozen_statistics_are_not_measured():
     np.testing.assert_array_equal(before, [layer.moving_mean.numpy() for layer in layers_of_backbone])
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A function that trains a run with these statistics, once; it returns the folder and the report."""
+
+    @functools.cache
+    def trained(statistics):
+        folder = tmp_path_factory.mktemp("norms") / statistics
+        return folder, run(config.parse([*SMALL, KEEPS_BOTH, f"batch_norm.statistics={statistics}"]), folder)
+
+    return trained
+
+
 @pytest.mark.parametrize("statistics", ["moving", "debiased", "precise"])
-def test_training_is_the_same_and_a_continued_run_too(tmp_path, statistics):
-    overrides = [*SMALL, f"batch_norm.statistics={statistics}"]
-    whole = run(config.parse(overrides), tmp_path / "whole")
-    run(config.parse([*overrides, "training.epochs=1"]), tmp_path / "part")
-    continued = run(config.parse(overrides), tmp_path / "part")
+def test_training_is_the_same_and_a_continued_run_too(tmp_path, trained, statistics):
+    folder, whole = trained(statistics)
+    part = interrupted(folder, tmp_path / "part")
+    continued = run(config.parse([*SMALL, KEEPS_BOTH, f"batch_norm.statistics={statistics}"]), part)
     assert continued["weights_sha256"] == whole["weights_sha256"]
-    plain = run(config.parse([*SMALL, "batch_norm.statistics=moving"]), tmp_path / "plain")
-    assert whole["train"]["loss"] in [float(v) for v in history(tmp_path / "plain", "loss")]
+    assert continued["val"] == whole["val"]
+    plain_folder, plain = trained("moving")
+    assert whole["train"]["loss"] in [float(v) for v in history(plain_folder, "loss")]
     assert (whole["val"]["loss"] == plain["val"]["loss"]) is (statistics == "moving")
 
 

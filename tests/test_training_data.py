@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from interrupted import KEEPS_BOTH, interrupted
 from test_datasets import lay_out
 
 from cifar_research import config
@@ -291,9 +292,9 @@ def test_a_continued_run_is_the_same_with_every_option(tmp_path, number):
     ]  # fmt: skip
     if LOSSES[number] in ("focal", "mean_squared_error"):
         overrides.append("loss.class_weights=effective_number")
-    whole = run(config.parse([*overrides, "training.epochs=2"]), tmp_path / "whole")
-    run(config.parse([*overrides, "training.epochs=1"]), tmp_path / "part")
-    continued = run(config.parse([*overrides, "training.epochs=2"]), tmp_path / "part")
+    settings = config.parse([*overrides, "training.epochs=2", KEEPS_BOTH])
+    whole = run(settings, tmp_path / "whole")
+    continued = run(settings, interrupted(tmp_path / "whole", tmp_path / "part"))
     assert continued["weights_sha256"] == whole["weights_sha256"] and np.isfinite(whole["train"]["loss"])
     assert continued["val"] == whole["val"] and continued["data"] == whole["data"]
     rows = [history.read_history(tmp_path / name / "history.csv") for name in ("whole", "part")]
