@@ -1,6 +1,7 @@
 """Transforms: correct, drawn from the seed alone, with range, types and shapes kept."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -578,13 +579,12 @@ def test_preview_refuses_a_bad_config_in_one_sentence(tmp_path):
 
 
 def test_xla_compiles_all_transforms_into_one_program():
-    together = augmentation.compose(
-        {
-            f"{option}.{name}": transform
-            for option in OPTIONS
-            for name, transform in config.parse([f"augmentation={option}"]).transforms.items()
-        }
-    )
+    transforms = {}  # each factory with each of its settings once
+    for option in OPTIONS:
+        settings = config.parse([f"augmentation={option}"])
+        nodes = settings.content["augmentation"]
+        transforms |= {json.dumps(nodes[name]): transform for name, transform in settings.transforms.items()}
+    together = augmentation.compose(transforms)
     compiled = tf.function(lambda *of: together(*of), jit_compile=True, autograph=False)
     images, targets = compiled(tf.constant(IMAGES), tf.constant(TARGETS), tf.constant(SEED), tf.constant(SEED))
     assert images.shape == IMAGES.shape and 0 <= np.min(images) <= np.max(images) <= 1
