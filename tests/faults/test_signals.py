@@ -52,6 +52,7 @@ def stop_once(folder, number, seconds):
     done = [max(int(step) for moment, step in lines if float(moment) < limit) for limit in (before, after)]
     saved = checkpoint.read(sorted((folder / "run" / "checkpoints").glob("step-*.ckpt"))[-1]).meta["step"]
     assert "Traceback" not in command.output
+    assert f"resume={folder / 'run'}" in command.output.replace("\n", "")
     return *done, saved, code, json.loads((folder / "run" / "report.json").read_text())
 
 
