@@ -78,6 +78,23 @@ WRONG = [
     ("training=feature_extraction", ["training=scratch"]),
     ("backbone=vgg16 backbone.weights=none training=combined", ["backbone.weights=imagenet", "training=scratch"]),
 ]
+# What the message of some of them must contain besides, $ at its end.
+MESSAGES = {
+    "training.epoch=3": ["training.epoch", "epochs"],
+    "+training.phases.b.epochs=3": ["training.phases.b.epochs:", '"++training.phases={b:{trainable:all}}"'],
+    "training.precision=bf16": ["training.precision", "bf16", "did you mean 'bfloat16'"],
+    "trainig.epochs=3": ["trainig", "training"],
+    "experiment=fast optimizer=adam": ["optimizer.other_scale", "remove it with ~optimizer.other_scale"],
+    "sead=1": ["sead", "seed"],
+    "loss=mse": ["loss", "mse", "mean_squared_error"],
+    "name=bücher": ["name: 'bücher' needs quotes", """give "name='bücher'\""""],
+    '"name=a!ü"': ["name: 'a!ü' needs quotes", """give 'name='"'"'a!ü'"'"''"""],
+    "seed=1,2": ["seed: 1,2 are several values; for a sweep add -m$"],
+    "quickstart": ["quickstart", "key=value"],
+    "+training.batchsize=64": ["training.batchsize", "did you mean training.batch_size=64?"],
+    "augmentation.rotation.degrees=30": ["augmentation.rotation.degrees", "augmentation=rotation"],
+    "augmentation=flip augmentation.flip.probability=1": ["did you mean augmentation.horizontal_flip.probability=1?"],
+}
 
 
 def refusal(overrides):
@@ -108,7 +125,8 @@ def hints(message):
 def test_every_hint_works_when_it_is_typed(line, expected):
     overrides = shlex.split(line)
     message = refusal(overrides)
-    assert message is not None
+    assert message is not None and "Traceback" not in message
+    assert not [part for part in MESSAGES.get(line, []) if part not in f"{message}$"], message
     suggested = hints(message)
     assert set(expected) <= set(suggested), (message, suggested)
     is_whole = "choose " in message and " write " in message  # an option, and a key of it
