@@ -134,12 +134,31 @@ def test_a_tracker_gets_the_run_its_epochs_and_its_end(tmp_path, lab, untracked)
     assert finish["files"] == [str(folder / name) for name in names]
 
 
-@pytest.mark.parametrize("where", ["start", "epoch", "finish"])
-@pytest.mark.parametrize("how", ["raise", "hang"])
-def test_a_tracker_that_fails_or_hangs_costs_one_warning(tmp_path, lab, untracked, caplog, monkeypatch, how, where):
+@pytest.mark.parametrize(("how", "where"), [("raise", "epoch"), ("hang", "finish")])
+def test_a_tracker_that_fails_or_hangs_costs_a_run_one_warning(
+    tmp_path, lab, untracked, caplog, monkeypatch, how, where
+):
     monkeypatch.setattr(tracking, "_LIMIT", 0.3)
     content = run(tmp_path / "run", *tracked(tmp_path, how=how, where=where))
     assert results_of(content) == results_of(untracked[0])
+    check_warning(caplog, how)
+
+
+@pytest.mark.parametrize(
+    ("how", "where"), [("raise", "start"), ("raise", "finish"), ("hang", "start"), ("hang", "epoch")]
+)
+def test_whichever_call_fails_or_hangs_there_is_one_warning(tmp_path, lab, caplog, monkeypatch, how, where):
+    monkeypatch.setattr(tracking, "_LIMIT", 0.3)
+    tracker = lab.track(path=tmp_path / "events.jsonl", how=how, where=where)
+    calls = tracking.Tracking(tracker, tracking.tracked_run(config.parse(SMALL), tmp_path, []))
+    for epoch in (1, 2):
+        calls.epoch({"epoch": epoch})
+    calls.finish({"status": "completed", "val": None, "test": None, "best_epoch": None}, [])
+    calls.close(lambda line: None)
+    check_warning(caplog, how)
+
+
+def check_warning(caplog, how):
     (warning,) = warnings(caplog)
     assert warning.startswith("tracker: " + ("RuntimeError: POST" if how == "raise" else "it does not answer"))
     assert "the run goes on" in warning and "secret" not in warning and "\n" not in warning
