@@ -14,6 +14,7 @@ import runpy
 import shlex
 import shutil
 import statistics
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,12 @@ LINES = [
     for line, page in COMMANDS_OF_PAGES.items()
     if line not in {param.values[0] for param in REFUSED}
 ]
+# Lines with a sweep of many jobs; the longest line checks every job, the others their first.
+LARGE = [
+    [line for line in COMMANDS_OF_PAGES if f"sweep={name}" in line]
+    for name in ("perspectives", "transfer_augmentation")
+]
+FIRST_JOB = {line for lines in LARGE for line in lines if line != max(lines, key=len)}
 
 
 def words_of(line):
@@ -133,8 +140,8 @@ def words_of(line):
     return [command for command in commands if command]
 
 
-def parse_train(arguments):
-    """Compose what a command of training composes, and check every job of a sweep; ConfigError if it cannot work."""
+def parse_train(arguments, *, every_job=True):
+    """Compose what a command of training composes, and check a sweep's jobs or its first; ConfigError if it cannot work."""
     if "--from-run" in arguments:
         position = arguments.index("--from-run")
         arguments = arguments[:position] + arguments[position + 2 :]
@@ -151,6 +158,9 @@ def parse_train(arguments):
     if not isinstance(parsed, SweepSettings):
         return config.parse_composed(parsed)
     plan = Plan.of(parsed)
+    if not every_job:
+        swept = [override for override in plan.swept if override.is_discrete_sweep()]
+        return plan.job([f"{key.get_key_element()}={next(key.sweep_string_iterator())}" for key in swept])
     return search.space(plan) if parsed.sweep.trials else plan.grid()
 
 
@@ -198,7 +208,7 @@ def test_command_works(line, monkeypatch, request, tmp_path):
     for overrides in words_of(line):
         module, arguments = command_of(overrides)
         if module == "train":
-            parse_train(arguments)
+            parse_train(arguments, every_job=line not in FIRST_JOB)
         elif module is not None:
             with monkeypatch.context() as patch:
                 parse_flags(module, arguments, patch)
@@ -243,16 +253,42 @@ ADDITIONS = [
     for line in dict.fromkeys(command_lines(page))
     if "searchpath" in line and command_of(words_of(line)[0])[0] == "train"
 ]
+# A page's runs of one addition each, which are trained as one.
+EXTENDING = ROOT / "docs" / "extending.md"
+SINGLE = [param.values[1] for param in ADDITIONS if param.values[0] == EXTENDING and " -m " not in param.values[1]]
 
 
-@pytest.mark.parametrize(("page", "line"), ADDITIONS)
+def fork_trainings():
+    """Have this process begin its trainings as forks."""
+    start = subprocess.Popen
+
+    def popen(command, **settings):
+        is_training = command[1:3] == ["-m", "cifar_research.train"]
+        return forked.Process(command[3:]) if is_training else start(command, **settings)
+
+    subprocess.Popen = popen
+
+
+def test_additions_can_be_combined_and_train(tmp_path, monkeypatch):
+    write_files(EXTENDING, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    commands = [words_of(line)[0][1:] for line in SINGLE]
+    for arguments in commands:
+        parse_train(arguments)
+    done = forked.run([*dict.fromkeys(word for arguments in commands for word in arguments), *SMALL])
+    assert done.returncode == 0, done.stderr
+    assert "completed" in done.stdout and (tmp_path / "runs.jsonl").exists()
+
+
+@pytest.mark.parametrize(("page", "line"), [param for param in ADDITIONS if param.values[1] not in SINGLE])
 def test_addition_trains(page, line, tmp_path):
     write_files(page, tmp_path)
     if (script := tmp_path / "make_body.py").exists():
         code = f"{script.read_text()}\nkeras.saving.load_model('body.keras').save_weights('body.weights.h5')"
         assert forked.run([], code=code, cwd=tmp_path).returncode == 0
     [arguments] = words_of(line)
-    done = forked.run([*arguments[1:], *SMALL], cwd=tmp_path)
+    done = forked.run([*arguments[1:], *SMALL], cwd=tmp_path, hook=fork_trainings)
     assert done.returncode == 0, done.stderr
     assert "completed" in done.stdout
 
