@@ -114,7 +114,6 @@ def run_command(command, cwd=None, check=False, **settings):
 def enter_part(folder, outputs):
     """Make this fork a part of gpu_report that writes to these files, and whose processes are forks, too."""
     forked._write_to(outputs)
-    forked.forkserver.ensure_running = lambda: None  # of the server that has forked this process
     sys.path.insert(0, str(PEERS))
     import benchmark
     import gpu_parts
