@@ -17,7 +17,7 @@ from cifar_research.display.tables import as_markdown
 
 BEGIN, END = "<!-- table: {} -->", "<!-- end of the table -->"
 BEST = 5  # trials of a search that its table shows
-CURVES = ("first", "structure", "last")  # sections whose accuracies by epoch are drawn
+CURVES = ("first", "structure", "augmentation", "last")  # sections whose accuracies by epoch are drawn
 Rows = Iterable[Mapping[str, str]]
 
 
