@@ -33,7 +33,8 @@ _NOTES = (
 _OF_IMAGES = " or of the validation images (binomial, 5 %)"
 _SINGLE_SEEDS = (
     "Rows with n = 1 were trained once, with one seed. Another seed gives another {metric}, and may give another order. "
-    "{noise} To find out which setting is better, train each with several seeds: add -m and seed=0,1,2,3,4 to its command."
+    "{noise} To find out which setting is better, train each with several seeds: {train} resume=<sweep> seed=0,1,2,3,4, or "
+    "for a search the command of --best with -m and seed=0,1,2,3,4."
 )
 _BEYOND_IMAGES = (
     "A rank without = then only means that the difference is larger than the noise of the validation images."
@@ -190,7 +191,8 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
     name, has_noise = display_name(comparison.metric), comparison.metric in SHARES
     notes = [note.format(metric=name, images=_OF_IMAGES if has_noise else "") for note in _NOTES]
     if len(num_seeds) > 1 and 1 in num_seeds:
-        notes.append(_SINGLE_SEEDS.format(metric=name, noise=_BEYOND_IMAGES if has_noise else _UNTESTED))
+        noise = _BEYOND_IMAGES if has_noise else _UNTESTED
+        notes.append(_SINGLE_SEEDS.format(metric=name, noise=noise, train=programs.program("train")))
     notes += _cautions(comparison)
     notes += [OVERLAP] if any(row.overlap for row in comparison.scored_rows) else []
     leaderboard = tables.leaderboard_table(comparison)

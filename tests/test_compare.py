@@ -634,4 +634,4 @@ def test_the_report_says_what_one_seed_cannot_show(num_seeds, is_said, tmp_path)
             write_run(tmp_path / f"{rate}-{seed}", overrides, accuracy=0.5 + rate + 0.01 * seed)
     result, _ = runs.find([str(tmp_path)])
     notes = " ".join(str(section) for section in command._sections(Comparison(result)))
-    assert ("train each with several seeds" in notes) == is_said
+    assert ("resume=<sweep> seed=0,1,2,3,4" in notes) == is_said

@@ -393,8 +393,17 @@ def test_a_resolver_without_a_value_is_refused(word, part):
 
 @pytest.mark.parametrize("word", ["data.dir=${hydra:job.override_dirname}", "name=${hydra:runtime.output_dir}"])
 def test_a_value_that_refers_to_itself_is_refused(word):
-    with pytest.raises(ConfigError, match=r"^hydra\.\w+\.\w+: refers to itself; remove it"):
+    with pytest.raises(ConfigError, match=rf"^{word.partition('=')[0]}: refers to itself; remove it"):
         config.parse([word])
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(["name=???"], "name"), (["data=images", "data.dir=x", "data.classes=['???',b]"], r"data\.classes\[0\]")],
+)
+def test_a_value_that_is_missing_is_named(words, key):
+    with pytest.raises(ConfigError, match=f"^{key}: has no value; give one"):
+        config.parse(words)
 
 
 LAB = """

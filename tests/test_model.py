@@ -42,7 +42,10 @@ def test_a_backbone_that_the_head_cannot_take_is_refused(my_nets, kind, pooling,
 
 
 def test_a_vector_of_features_cannot_be_pooled(my_nets):
-    with pytest.raises(WeightsError, match=r"model: .*heads.head cannot be built on features \[None, 4\]: .*ndim=4"):
+    with pytest.raises(
+        WeightsError,
+        match=r"model: .*heads.head cannot be built on features \[None, 4\], a vector, which needs model.pooling=flatten: ",
+    ):
         build("+backbone={_target_:my_nets.net,kind:vector}", "model.pooling=avg")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cifar_research.config import conf, messages, permissions, rules, targets
 from cifar_research.config.identity import plain
@@ -47,7 +47,11 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
         config = conf.compose(overrides)
         problems = permissions.problems(config, single)
         problems = problems or rules.unknown_keys(config)
-        _ = plain(config), config.hydra.run.dir, config.hydra.sweep.dir  # raises if one refers to no value
+        plain(config)  # raises if a value refers to one that does not exist
+        if OmegaConf.is_missing(config, "name"):
+            problems = problems or [messages.missing("name")]
+        else:
+            _ = config.hydra.run.dir, config.hydra.sweep.dir  # raises, too
     except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, single)) from error
     except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for invalid files

@@ -24,18 +24,18 @@ class HydraJob:
 
     config: DictConfig
     run_dir: Path
+    _shown: logging.Handler
     _held: MemoryHandler
 
     def begin(self) -> None:
         """Write .hydra/, and from now on train.log, with the records so far."""
-        folder = self.run_dir / self.config.hydra.output_subdir
+        folder = self.run_dir / ".hydra"
         folder.mkdir(parents=True, exist_ok=True)
         log = logging.FileHandler(self.run_dir / "train.log", encoding="utf-8", errors="backslashreplace")
         log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._held.setTarget(log)
         self._held.flush()
-        logging.getLogger().removeHandler(self._held)
-        logging.getLogger().addHandler(log)
+        logging.getLogger().handlers[:] = [self._shown, log]  # without those of a calling program
         hydra = self.config.hydra
         files = {
             "config": plain(self.config, resolve=False),
@@ -61,7 +61,7 @@ def of(composed: Composed) -> Iterator[HydraJob]:
         root.setLevel(logging.INFO)
         for handler in (held, shown):
             root.addHandler(handler)
-        yield HydraJob(config, run_dir, held)
+        yield HydraJob(config, run_dir, shown, held)
 
 
 @contextlib.contextmanager

@@ -108,4 +108,5 @@ def _check_hydra(hydra: DictConfig) -> list[str]:
     plain = {
         key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()
     }
-    return [f"hydra.{key}: is not used by this command; remove it" for key in plain if plain[key] != _NOT_USED[key]]
+    differing = [key for key in plain if (plain[key] or None) != (_NOT_USED[key] or None)]
+    return [f"hydra.{key}: is not used by this command; remove it" for key in differing]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Tracker, Transform
-from cifar_research.config.identity import PLUGIN_GROUPS, Identity, flatten, option_names, plain
+from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError
@@ -89,7 +89,7 @@ def parse_composed(composed: Composed) -> Settings:
     if several := [word for word in composed.overrides if word not in single]:
         raise ConfigError(messages.several_values(several[0], composed.overrides))
     config, content = composed.config, plain(composed.config)
-    _refuse([messages.missing(key) for key, value in flatten(content).items() if value == "???"])
+    _refuse([messages.missing(key) for key in sorted(OmegaConf.missing_keys(OmegaConf.create(content)))])
     _refuse(rules.out_of_range(content))
     names = ("data", "training", "evaluation", "batch_norm", "features", "tensorboard")
     sections: dict[str, Any] = {name: OmegaConf.to_object(config[name]) for name in names}

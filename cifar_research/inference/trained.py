@@ -184,7 +184,8 @@ def read_alike(runs: Sequence[Path], keys: Sequence[str] = ()) -> dict[Path, dic
         for key, value in (own | {f"data.{key}": data.get(key) for key in keys}).items():
             if value != (expected := values.setdefault(key, value)):
                 shown, other = _shown(value, expected), _shown(expected, value)
-                raise RunError(f"{run}: has {key}={shown}, and {runs[0]} has {other}; give runs of the same {key}")
+                what = {"data.fingerprint": "images"}.get(key, key)
+                raise RunError(f"{run}: has {key}={shown}, and {runs[0]} has {other}; give runs of the same {what}")
     return reports
 
 

@@ -21,7 +21,8 @@ def classifier(backbone: Backbone, head: Head, image_shape: tuple[int, int, int]
     features = _features(backbone, images, num_classes)
     inputs = keras.Input(features.shape[1:], dtype=features.dtype, name="features")
     name = _name(head.build)
-    with _as_weights_error(f"model: {name} cannot be built on features {list(inputs.shape)}"):
+    hint = "" if len(inputs.shape) == 4 else ", a vector, which needs model.pooling=flatten"
+    with _as_weights_error(f"model: {name} cannot be built on features {list(inputs.shape)}{hint}"):
         logits = head.build(inputs, num_classes)
     if _shape(logits) != [None, num_classes]:
         returned = _shape(logits) or type(logits).__name__
