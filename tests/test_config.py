@@ -458,7 +458,6 @@ def test_a_hint_knows_the_parameters_of_a_users_factory(tmp_path, monkeypatch):
         (["data=images", "data.dir=/"], "images"),
         (["data=images", "data.dir='my pets\udcff$(x)'"], "my_pets_x"),
         (["data=images", "data.dir=${oc.env:HOME}/cats"], "cats"),
-        (["data=images", "data.dir=${oc.env:NOWHERE_AT_ALL}"], "run"),
     ],
 )
 def test_a_run_without_an_experiment_is_named_after_its_data_set(tmp_path, monkeypatch, overrides, name):
