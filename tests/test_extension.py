@@ -39,10 +39,10 @@ def without_times(row):
         (["schedule.warmup_epochs=1"], "training.epochs"),
         (["schedule=exponential", "schedule.factor=0.5", "schedule.every_steps=5", "optimizer=muon"], "training.epochs"),
         (
-            ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.trainable={last:1}"],
+            ["training=combined", "training.phases.head.epochs=1", "training.phases.backbone.trainable={last:1}",
+             "training.patience=3"],
             "training.phases.backbone.epochs",
         ),
-        (["training=combined", "training.phases.head.epochs=1", "training.patience=3"], "training.epochs"),
     ],
 )  # fmt: skip
 def test_two_epochs_and_one_more_are_three(tmp_path, overrides, key, weights_for):
