@@ -5,6 +5,7 @@ import sys
 
 import forked
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from cifar_research import config
@@ -389,6 +390,14 @@ def test_a_resolver_without_a_value_is_refused(word, part):
     with pytest.raises(ConfigError) as raised:
         config.parse([word])
     assert str(raised.value).startswith(f"{word.lstrip('+').partition('=')[0]}: ") and part in str(raised.value)
+
+
+def test_the_config_of_a_program_that_uses_hydra_itself_is_read_as_before(monkeypatch):
+    theirs = HydraConfig.instance()
+    monkeypatch.setattr(theirs, "cfg", None)
+    theirs.set_config(config.compose(["hydra.job.name=theirs"]).config)
+    assert config.parse(["name=${hydra:job.name}"]).name == "train"
+    assert OmegaConf.create({"name": "${hydra:job.name}"}).name == "theirs"
 
 
 @pytest.mark.parametrize("word", ["data.dir=${hydra:job.override_dirname}", "name=${hydra:runtime.output_dir}"])
