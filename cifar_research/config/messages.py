@@ -248,8 +248,8 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
     if "RecursionError" in text and full:
-        typed_keys = [word.partition("=")[0].lstrip("+") for word in overrides if "${" in word]
-        return f"{(typed_keys or [full[1]])[0]}: refers to itself; remove it"
+        keys = [word.partition("=")[0].lstrip("+") for word in overrides if "${hydra:" in word]
+        return f"{keys[0] if len(keys) == 1 else full[1]}: refers to itself; remove it"
     if match := re.search(r"Interpolation key '([^']*)' not found", text):
         return f"{full[1] if full else 'config'}: ${{{match[1]}}} does not exist; correct or remove it"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
