@@ -15,9 +15,6 @@ def checkpoint(step, best=None):
 
 
 def save(store, step, best=None):
-    if best == step:
-        store.folder.mkdir(exist_ok=True)
-        write(store.best_path(step), checkpoint(step))
     store.save(step, checkpoint(step, best))
 
 
@@ -55,22 +52,29 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 def test_keeps_the_last_and_what_they_speak_of(tmp_path):
     store = Checkpoints(tmp_path / "c", keep=2)
-    for step, best in [(1, 1), (2, 2), (3, 2), (4, 2), (5, 5)]:
+    for step, best in [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]:
         save(store, step, best)
-    assert sorted(p.name for p in store.folder.iterdir()) == [
-        "best-00000002.ckpt", "best-00000005.ckpt", "step-00000004.ckpt", "step-00000005.ckpt"
-    ]  # fmt: skip
-    assert store.latest().meta["step"] == 5
+    assert _kept(store) == [2, 4, 5] and store.latest().meta["step"] == 5
+    save(store, 6, best=6)
+    assert _kept(store) == [2, 5, 6]
+    save(store, 7, best=6)
+    assert _kept(store) == [6, 7]
 
 
-@pytest.mark.parametrize(("keep", "training", "ended"), [(None, [3, 4], [4]), (1, [4], [4]), (3, [2, 3, 4], [2, 3, 4])])
+def _kept(store):
+    return [int(path.stem[5:]) for path in sorted(store.folder.iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("keep", "training", "ended"), [(None, [1, 3, 4], [1, 4]), (1, [1, 4], [1, 4]), (3, [1, 2, 3, 4], [1, 2, 3, 4])]
+)
 def test_a_run_that_has_ended_keeps_one_state_unless_more_are_asked_for(tmp_path, keep, training, ended):
     store = Checkpoints(tmp_path, keep=keep)
     for step in range(1, 5):
         save(store, step, best=1)
-    assert [int(path.stem[5:]) for path in store._steps()] == training
+    assert _kept(store) == training
     store.end()
-    assert [int(path.stem[5:]) for path in store._steps()] == ended and store.best_path(1).exists()
+    assert _kept(store) == ended
 
 
 def test_damaged_latest_falls_back_and_says_so(tmp_path, caplog):
@@ -84,10 +88,12 @@ def test_damaged_latest_falls_back_and_says_so(tmp_path, caplog):
 
 
 def test_missing_best_weights_count_as_damage(tmp_path):
-    store = Checkpoints(tmp_path, keep=2)
+    store = Checkpoints(tmp_path, keep=3)
     save(store, 1)
     save(store, 2, best=2)
-    store.best_path(2).unlink()
+    save(store, 3, best=2)
+    store.path(2).unlink()
+    store.keep = 3
     assert store.latest().meta["step"] == 1
 
 

@@ -68,7 +68,7 @@ def test_a_sweep_keeps_its_best_jobs_and_those_that_failed(tmp_path):
     def ended(folder, state, accuracy=None):
         run = tmp_path / folder
         (run / "checkpoints").mkdir(parents=True)
-        for name in ("model.weights.h5", "checkpoints/step-00000001.ckpt", "checkpoints/best-00000001.ckpt"):
+        for name in ("model.weights.h5", "checkpoints/step-00000001.ckpt"):
             (run / name).touch()
         val = None if accuracy is None else {"accuracy": accuracy, "loss": accuracy}
         report.write_report(run / "report.json", {"status": state, "val": val, "config": config(0)})

@@ -201,7 +201,7 @@ def test_what_of_the_optimizer_is_kept(tmp_path, mode, is_kept):
     record, saver = Progress(), Saver(Checkpoints(tmp_path, 1), {}, True, 0.0)
     step(task, seen, 2)
     record.step, record.epoch, record.best = 2, 1, {"step": 2, "epoch": 1, "value": 0.5, "loss": 1.0}
-    saver.save_best(task, record)
+    saver.save(task, record)
     best = values(task)
     step(task, seen)
     loop.next_phase(task, record, saver, keeps_optimizer=is_kept)

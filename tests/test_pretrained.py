@@ -171,7 +171,7 @@ def test_weights_of_a_run_whatever_its_head(tmp_path):
     whole = built("backbone.weights=none", "model=wide", "model.hidden=[8]")
     whole.model.load_weights(tmp_path / "run" / "model.weights.h5")
     assert_same_weights(classifier.parts(task.model)[0], classifier.parts(whole.model)[0])
-    (best,) = (tmp_path / "run" / "checkpoints").glob("best-*.ckpt")
+    (best,) = (tmp_path / "run" / "checkpoints").glob("step-*.ckpt")
     saved = checkpoint.read(best).arrays
     for weight in classifier.parts(task.model)[0].weights:
         assert (weight.value.numpy() == saved[f"model/{weight.path}"]).all()

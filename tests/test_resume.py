@@ -56,7 +56,7 @@ def result(folder):
     """Return all that must be equal to the bit: variables, history, report."""
     folder = Path(folder)
     last = checkpoint.read(checkpoints(folder)[-1])
-    best = checkpoint.read(folder / "checkpoints" / f"best-{last.meta['best']['step']:08d}.ckpt")
+    best = checkpoint.read(folder / "checkpoints" / f"step-{last.meta['best']['step']:08d}.ckpt")
     actual = report.read_report(folder / "report.json")
     history = [{k: v for k, v in row.items() if k not in TIMES} for row in last.meta["history"]]
     arrays = {
@@ -208,7 +208,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    ours = [".history.csv.abc", ".report.json.abc", "checkpoints/.step-00000012.ckpt.abc", "checkpoints/.best-1.ckpt.x"]
+    ours = [".history.csv.abc", ".report.json.abc", "checkpoints/.step-00000012.ckpt.abc"]
     theirs = [".notes.json.old", "history.csv.bak"]
     for name in (*ours, *theirs):
         (folder / name).write_text("cut sho")

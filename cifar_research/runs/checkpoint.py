@@ -61,17 +61,17 @@ def read(path: Path) -> Checkpoint:
 
 
 def _best_of(path: Path) -> int | None:
-    """Return the step of the best weights that a checkpoint names, without reading its arrays."""
+    """Return the step of the best weights, without reading the arrays."""
     with zipfile.ZipFile(path) as archive, archive.open("meta.json.npy") as member:
         best = json.loads(np.lib.format.read_array(member, allow_pickle=False).tobytes()).get("best")
     return best and best["step"]
 
 
 class Checkpoints:
-    """The checkpoints of a run: the latest steps, and the best weights that they name.
+    """The checkpoints of a run: the latest steps, and the best that they name.
 
-    `step-N.ckpt` is all that a run needs to continue. Its meta["best"] names `best-N.ckpt`, the best weights by
-    validation, written first: a kill between the two leaves both usable.
+    `step-N.ckpt` is all that a run needs to continue. Its meta["best"] names the step of the best weights by validation,
+    whose checkpoint is kept, too.
     keep: how many of the latest steps are kept; None is two, and one by `end`.
     """
 
@@ -79,8 +79,8 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def best_path(self, step: int) -> Path:
-        return self.folder / f"best-{step:08d}.ckpt"
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.ckpt"
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write the state after `step` updates, then delete files that no kept checkpoint needs.
@@ -91,10 +91,10 @@ class Checkpoints:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise FloatingPointError(f"{name} is not finite at step {step}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.folder / f"step-{step:08d}.ckpt", checkpoint)
+        write(self.path(step), checkpoint)
         # Later steps must be damaged: the run would have continued from them.
         for path in self._steps():
-            if path > self.folder / f"step-{step:08d}.ckpt":
+            if path > self.path(step):
                 path.unlink()
         self._prune(self.keep or 2)  # two, so that one may be damaged
 
@@ -103,14 +103,13 @@ class Checkpoints:
         self._prune(self.keep or 1)
 
     def _prune(self, keep: int) -> None:
-        """Keep the latest steps and the best weights that they name; delete the others."""
-        for path in self._steps()[:-keep]:
-            path.unlink()
+        """Keep the latest steps and the best that they name; delete the others."""
+        latest = self._steps()[-keep:]
         try:
-            needed = {self.best_path(best) for path in self._steps() if (best := _best_of(path)) is not None}
+            needed = {self.path(best) for path in latest if (best := _best_of(path)) is not None}
         except Exception:  # a damaged archive may raise any kind
-            return  # keep all best weights: the damaged file may name any of them
-        for path in self.folder.glob("best-*.ckpt"):
+            return  # keep all: the damaged file may name any of them
+        for path in self._steps()[:-keep]:
             if path not in needed:
                 path.unlink()
 
@@ -124,7 +123,7 @@ class Checkpoints:
             try:
                 checkpoint = read(path)
                 if best := checkpoint.meta.get("best"):
-                    read(self.best_path(best["step"]))
+                    read(self.path(best["step"]))
             except CheckpointError as error:
                 problems.append(str(error))
                 continue

@@ -118,7 +118,7 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
             for name in ("checkpoints", "figures"):
                 (run_dir / name).mkdir(exist_ok=True)
             # Remove unfinished files of a killed process, by prefix: the folder may contain other files.
-            names = (".history.csv", ".report.json", ".model.", ".changes", "checkpoints/.step-", "checkpoints/.best-")
+            names = (".history.csv", ".report.json", ".model.", ".changes", "checkpoints/.step-")
             for name in (*names, "figures/.curves.png", "figures/.confusion.png", ".tracker_key"):
                 for path in run_dir.glob(f"{name}*"):
                     path.unlink()

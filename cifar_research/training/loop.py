@@ -234,11 +234,8 @@ def _end_epoch(
     stage.measure()
     scores = stage.evaluate(stage.data.val) if len(stage.data.val) else None
     _add_row(state, progress, stage.phase.name, scores, clock)
-    is_best = _is_best(progress, scores, training.monitor)
-    if is_best:
-        saver.save_best(state, progress)
     row = progress.history[-1]
-    outputs.display.epoch(row, is_best)
+    outputs.display.epoch(row, _is_best(progress, scores, training.monitor))
     _report_overflows(state, progress, outputs)
     outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS})
     outputs.histograms(progress.step, state.model)

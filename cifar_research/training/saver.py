@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cifar_research.runs.checkpoint import Checkpoint, Checkpoints, read, write
+from cifar_research.runs.checkpoint import Checkpoint, Checkpoints, read
 from cifar_research.runtime.errors import CheckpointError
-from cifar_research.training.scoring import as_array, averaged_weights
+from cifar_research.training.scoring import as_array
 from cifar_research.training.state import Progress, TrainState
 
 _CHIEF_SECONDS = 120  # to wait for the chief's file
@@ -35,24 +35,16 @@ class Saver:
             meta = {**asdict(progress), "elapsed": elapsed, **self.identity}
             self.checkpoints.save(progress.step, Checkpoint(arrays, meta))
 
-    def save_best(self, state: TrainState, progress: Progress) -> None:
-        """Write the weights, or their averages, as the best so far."""
-        if self.is_chief:
-            with averaged_weights(state):
-                arrays = {f"model/{weight.path}": as_array(weight.value) for weight in state.model.weights}
-            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            write(self.checkpoints.best_path(progress.step), Checkpoint(arrays, {"best": progress.best}))
-
     def restore_best(self, state: TrainState, progress: Progress) -> None:
         """Load the best weights into the model, and into the averages if there are any."""
         assert progress.best is not None  # set after the first epoch
-        path = self.checkpoints.best_path(progress.best["step"])
+        path = self.checkpoints.path(progress.best["step"])
         end = time.monotonic() + _CHIEF_SECONDS
         while not self.is_chief and not path.exists() and time.monotonic() < end:
             time.sleep(0.1)  # wait until the chief has written it
-        arrays = read(path).arrays
+        arrays, kind = read(path).arrays, "ema" if state.averages else "model"
         for weight in state.model.weights:
-            weight.value.assign(arrays[f"model/{weight.path}"])
+            weight.value.assign(arrays[f"{kind}/{weight.path}"])
         for average, weight in zip(state.averages, state.model.weights, strict=bool(state.averages)):
             average.assign(weight.value)
 

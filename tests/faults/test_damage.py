@@ -57,7 +57,7 @@ def steps(folder):
 
 def best_of(folder):
     (path,) = {
-        folder / "checkpoints" / f"best-{checkpoint.read(p).meta['best']['step']:08d}.ckpt" for p in steps(folder)
+        folder / "checkpoints" / f"step-{checkpoint.read(p).meta['best']['step']:08d}.ckpt" for p in steps(folder)
     }
     return path
 

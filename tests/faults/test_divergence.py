@@ -46,4 +46,4 @@ def test_a_nan_in_the_weights_ends_the_run_and_leaves_the_best_ones(tmp_path, mo
 
 
 def _best(folder):
-    return {path.name: path.read_bytes() for path in (folder / "checkpoints").glob("best-*.ckpt")}
+    return {path.name: path.read_bytes() for path in (folder / "checkpoints").glob("step-*.ckpt")}
