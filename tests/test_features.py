@@ -68,7 +68,7 @@ def test_validation_images_of_their_own_have_features_of_their_own(run, tmp_path
     assert first.shape == second.shape and abs(first - second).max() > 0
 
 
-def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
+def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path, weights_for):
     first, second = run("kept"), run("computed", "features.views=0")
     np.testing.assert_allclose(losses(first), losses(second), atol=1e-5)
     # Training and validation; the run that computes keeps none, and other weights share none.
@@ -76,7 +76,7 @@ def test_kept_features_give_the_losses_of_computed_ones(run, tmp_path):
     before = weights(run("again", "training.epochs=1"))
     assert len(kept(tmp_path)) == 2
     assert all((before[name] == value).all() for name, value in weights(first).items())
-    run("other", f"backbone.weights={run('scratch', 'training=scratch', 'training.epochs=1')}")
+    run("other", weights_for(*FROZEN, "backbone.initialization=dirac"))
     assert len(kept(tmp_path)) == 4
     run("precise", "training.precision=bfloat16")
     assert len(kept(tmp_path)) == 6

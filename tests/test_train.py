@@ -219,7 +219,7 @@ def _tags(folder):
 
 
 def test_lower_precision_learns_and_keeps_float32_weights(tmp_path):
-    more = ["training.epochs=4", "data.train_images=1000", "data.val_fraction=0.1"]
+    more = ["training.epochs=3", "data.train_images=500"]
     losses = {
         precision: run(tmp_path / precision, *more, f"training.precision={precision}")["train"]["loss"]
         for precision in ("float32", "bfloat16", "float16")
