@@ -105,7 +105,7 @@ def test_folds_are_one_row_with_their_correction(tmp_path):
     assert first["val 95 %"] == "± 0.0142"
     assert not {"fold", "seed"} & first.keys()
     comparison = Comparison(runs.find([str(tmp_path)])[0])
-    assert comparison.effects["optimizer"][0].half_width == pytest.approx(0.0142, abs=1e-4)
+    assert comparison.effects["optimizer"]["sgd"].half_width("val/accuracy") == pytest.approx(0.0142, abs=1e-4)
     cells = dict(zip(*tables.leaderboard_csv(comparison)[:2], strict=True))
     assert cells["interval"] == "folds"
     assert "Nadeau and Bengio (2003)" in command.summary(comparison)
@@ -325,9 +325,10 @@ def test_main_effects(tmp_path):
         overrides = [f"seed={seed}", f"optimizer.learning_rate={rate}"]
         write_run(tmp_path / f"{seed}{rate}", overrides, accuracy=accuracy)
     result = Comparison(runs.find([str(tmp_path)])[0]).effects
-    (low, high) = result["optimizer.learning_rate"]  # all runs at 0.2 are equal: no spread
-    assert low[:2] == ("0.1", pytest.approx(0.5)) and low[2] == pytest.approx(12.706 * 0.1, rel=1e-3) and low[3] == 2
-    assert high == ("0.2", pytest.approx(0.7), pytest.approx(math.nan, nan_ok=True), 2)
+    low, high = (result["optimizer.learning_rate"][rate] for rate in ("0.1", "0.2"))
+    assert [low.mean("val/accuracy"), high.mean("val/accuracy")] == pytest.approx([0.5, 0.7])
+    assert low.half_width("val/accuracy") == pytest.approx(12.706 * 0.1, rel=1e-3) and len(low.runs) == 2
+    assert math.isnan(high.half_width("val/accuracy"))  # all runs at 0.2 are equal
     assert tables.effects_table(Comparison(runs.find([str(tmp_path)])[0]))[1][-1] == "no spread"
 
 

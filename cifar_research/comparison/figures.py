@@ -95,16 +95,16 @@ def _repeat(run: Run) -> str:
 
 def _effects(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation metric of each value of each setting, with its interval."""
-    label = f"mean validation {display_name(comparison.metric)}"
+    path, label = f"val/{comparison.metric}", f"mean validation {display_name(comparison.metric)}"
     figure = plotly.Figure(layout={"yaxis_title": label, "margin": {"t": 20, "b": 160}})
     for key, rows in comparison.effects.items():
         title = comparison.titles[key]
         figure.add_scatter(
             name=title,
-            x=[f"{title} {row.value}" for row in rows],
-            y=[row.mean for row in rows],
-            error_y={"array": [row.half_width for row in rows]},
-            hovertext=[f"n = {row.n}" for row in rows],
+            x=[f"{title} {value}" for value in rows],
+            y=[row.mean(path) for row in rows.values()],
+            error_y={"array": [row.half_width(path) for row in rows.values()]},
+            hovertext=[f"n = {len(row.runs)}" for row in rows.values()],
             mode="markers",
             marker_size=9,
         )
@@ -113,7 +113,8 @@ def _effects(comparison: Comparison) -> plotly.Figure:
 
 def _heat_map(comparison: Comparison) -> plotly.Figure:
     """Return the mean validation metric by the two settings with the largest effects."""
-    spread = {key: np.ptp([row.mean for row in rows]) for key, rows in comparison.effects.items()}
+    path, effects = f"val/{comparison.metric}", comparison.effects
+    spread = {key: np.ptp([row.mean(path) for row in rows.values()]) for key, rows in effects.items()}
     first, second = sorted(spread, key=lambda key: -spread[key])[:2]
     scores: dict[tuple[str, str], list[float]] = {}
     for run in comparison.completed:

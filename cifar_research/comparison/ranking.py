@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from cifar_research.comparison import statistics
 from cifar_research.comparison.runs import Run, varied
@@ -52,13 +51,17 @@ class Row:
         num_val, num_train = (sum(run.score(f"data/sizes/{split}") for run in self.runs) for split in ("val", "train"))
         return float(num_val / num_train)
 
+    def half_width(self, path: str) -> float:
+        """Return half the 95 % interval of the mean by t over seeds and folds, or nan."""
+        scores = self.scores(path)
+        return statistics.t_half_width(scores, self.overlap if scores else 0.0)
+
     def bounds(self, path: str) -> tuple[float, float]:
         """Return the 95 % interval of a metric, by t over seeds and folds or Wilson's for one run, or nan."""
         scores = self.scores(path)
         if len(scores) == 1 and path.rpartition("/")[2] in metrics.SHARES:
             return metrics.wilson_interval(scores[0], self.runs[0].score(f"data/sizes/{path.partition('/')[0]}"))
-        half_width = statistics.t_half_width(scores, self.overlap if scores else 0.0)
-        mean = sum(scores) / max(len(scores), 1)
+        mean, half_width = self.mean(path) or 0.0, self.half_width(path)
         return mean - half_width, mean + half_width
 
     def interval(self, path: str) -> str:
@@ -67,15 +70,6 @@ class Row:
         if math.isnan(low):
             return NO_SPREAD if num_scores > 1 else "–"
         return f"± {(high - low) / 2:.4f}" if num_scores > 1 else f"[{low:.4f}, {high:.4f}]"
-
-
-class Effect(NamedTuple):
-    """Runs with one value of a setting: mean validation accuracy and half its 95 % interval."""
-
-    value: str
-    mean: float
-    half_width: float
-    n: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +101,11 @@ class Comparison:
     @cached_property
     def scored_rows(self) -> list[Row]:
         """The rows with a result by the mean of the metric, best first, without ranks."""
-        path = f"val/{self.metric}"
-        return sorted(
-            _rows(self.completed),
-            key=lambda row: metrics.worth({self.metric: row.mean(path)}, self.metric) or 0.0,
-            reverse=True,
-        )
+        return sorted(_rows(self.completed), key=self.worth, reverse=True)
+
+    def worth(self, row: Row) -> float:
+        """Return a row's mean of the metric as a number whose largest value is the best."""
+        return metrics.worth({self.metric: row.mean(f"val/{self.metric}")}, self.metric) or 0.0
 
     @cached_property
     def leaderboard(self) -> list[Row]:
@@ -142,11 +135,8 @@ class Comparison:
         return {pair: row for name in names for pair, row in best.items() if pair[0] == name}
 
     @cached_property
-    def effects(self) -> dict[str, list[Effect]]:
-        """The effect of each value, by key of each varied setting.
-
-        Mean and Student's interval are over all completed runs with the value, whatever their other settings.
-        """
+    def effects(self) -> dict[str, dict[str, Row]]:
+        """All completed runs with a value, whatever their other settings, by key of each varied setting and by value."""
         effects_by_key = {}
         for key in self.titles:
             runs_by_value: dict[str, list[Run]] = {}
@@ -155,13 +145,8 @@ class Comparison:
                     runs_by_value.setdefault(text_of(run.settings[key]), []).append(run)
             # If each run has another value, as in a random search, means are meaningless.
             if any(len(runs) > 1 for runs in runs_by_value.values()):
-                effects_by_key[key] = [self._effect(value, Row(runs)) for value, runs in runs_by_value.items()]
+                effects_by_key[key] = {value: Row(runs) for value, runs in runs_by_value.items()}
         return effects_by_key
-
-    def _effect(self, value: str, row: Row) -> Effect:
-        values = [run.val(self.metric) for run in row.runs]
-        half_width = statistics.t_half_width(values, row.overlap)
-        return Effect(value, sum(values) / len(values), half_width, len(values))
 
 
 def has_several_losses(runs: Sequence[Run]) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import functools
-import math
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
 from cifar_research import config
-from cifar_research.comparison.ranking import NO_SPREAD, Comparison, Row
+from cifar_research.comparison.ranking import Comparison, Row
 from cifar_research.comparison.runs import Run
 from cifar_research.display.tables import Table, text_of
-from cifar_research.runs.metrics import display_name, worth
+from cifar_research.runs.metrics import display_name
 
 
 class _Cell(NamedTuple):
@@ -89,14 +88,13 @@ def _scores(row: Row, split: str, metric: str) -> list[_Cell]:
 
 def effects_table(comparison: Comparison, most: int | None = None) -> Table:
     """Return the main effects as text, the best value of each key first; most: of the values of a key."""
-    metric = comparison.metric
-    table = [["what", "value", "n", f"mean val {display_name(metric)}", "95 %"]]
+    path = f"val/{comparison.metric}"
+    table = [["what", "value", "n", f"mean val {display_name(comparison.metric)}", "95 %"]]
     for key, rows in comparison.effects.items():
-        best_first = sorted(rows, key=lambda effect: worth({metric: effect.mean}, metric) or 0.0, reverse=True)
-        for value, mean, half_width, n in best_first[:most]:
-            missing = "–" if n == 1 else NO_SPREAD
-            interval = missing if math.isnan(half_width) else f"± {half_width:.4f}"
-            table.append([comparison.titles[key], value, str(n), f"{mean:.4f}", interval])
+        best_first = sorted(rows.items(), key=lambda item: comparison.worth(item[1]), reverse=True)
+        for value, row in best_first[:most]:
+            num, mean = len(row.runs), text_of(row.mean(path), ".4f")
+            table.append([comparison.titles[key], value, str(num), mean, "–" if num == 1 else row.interval(path)])
     return table
 
 
