@@ -99,38 +99,29 @@ def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], lis
     A folder stands for all images below it, a glob for its matches, `-` for the paths in the lines of `stdin`. Each file
     is returned once.
     """
-    paths: list[str] = []
-    listed: set[str] = set()  # by a glob or on `stdin`, perhaps beside files that are no images
-    for argument in arguments:
-        if argument == "-":
-            matches = [line.rstrip("\r\n") for line in stdin if line.strip()]
-        elif glob.has_magic(argument) and not os.path.exists(argument):
-            matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or [argument]
-        else:
-            paths.append(argument)
-            continue
-        paths += matches
-        listed.update(matches)
     files: list[str] = []
     problems: list[str] = []
     left_out: Counter[str] = Counter()
-    for path in paths:
-        if os.path.isdir(path):
-            inside, others = image_files.find(Path(path))
-            files += map(str, inside)
-            left_out.update({reason: len(names) for reason, names in others.items()})
-            if not inside:
-                problems.append(f"{path}: this folder holds no image")
-        elif path in listed and os.path.exists(path) and (reason := image_files.reason(Path(path))):
-            left_out[reason] += 1
-        elif os.path.exists(path):
-            files.append(path)
-        else:
-            problems.append(f"{path}: there is no such file or folder")
-    unique: dict[str, str] = {}
-    for file in files:
-        unique.setdefault(os.path.abspath(file), file)
-    return list(unique.values()), problems, left_out
+    for argument in arguments:
+        is_named, paths = argument != "-" and (os.path.exists(argument) or not glob.has_magic(argument)), [argument]
+        if argument == "-":
+            paths = [line.rstrip("\r\n") for line in stdin if line.strip()]
+        elif not is_named:
+            paths = sorted(glob.glob(os.path.expanduser(argument), recursive=True)) or paths
+        for path in paths:
+            if os.path.isdir(path):
+                inside, others = image_files.find(Path(path))
+                files += map(str, inside)
+                left_out.update({reason: len(names) for reason, names in others.items()})
+                if not inside:
+                    problems.append(f"{path}: this folder holds no image")
+            elif not os.path.exists(path):
+                problems.append(f"{path}: there is no such file or folder")
+            elif not is_named and (reason := image_files.reason(Path(path))):
+                left_out[reason] += 1
+            else:
+                files.append(path)
+    return list({os.path.abspath(file): file for file in files}.values()), problems, left_out
 
 
 def classify(
