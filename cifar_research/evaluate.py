@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from cifar_research.config.schema import VIEWS
 from cifar_research.display import console
@@ -12,39 +11,7 @@ from cifar_research.evaluation import images, run
 
 @console.command
 def main() -> None:
-    """Run the command line. Exit codes: 0 success, 2 user error."""
-    parser = argument_parser()
-    args = parser.parse_intermixed_args()
-    arguments = [*args.runs, *(args.against or [])]
-    overrides = [word for word in arguments if images.is_override(word)]
-    only = "--against" if args.against else "--ensemble"
-    if (args.against or args.ensemble) and (args.views or args.cifar10_1 or args.corruptions != run.NUM_CORRUPTED):
-        parser.error(f"{only}: is only for the test images; remove the other options")
-    if args.against and args.ensemble:
-        parser.error("--ensemble: cannot be used with --against; remove one of them")
-    try:
-        paths = [word for word in args.runs if word not in overrides]
-        if args.against:
-            first = run.find(paths)
-            second = run.find([word for word in args.against if word not in overrides])
-            text = run.compare(first, second, overrides)
-        else:
-            results = run.evaluate(
-                run.groups(paths) if args.ensemble else [[folder] for folder in run.find(paths, leaves_out=True)],
-                overrides,
-                views=args.views,
-                corrupted=args.corruptions,
-                cifar10_1=args.cifar10_1,
-            )
-            text = "\n\n".join(text for _, text in results)
-        sys.stdout.write(f"{text}\n")
-    except OSError as error:
-        console.error(str(error))
-        sys.exit(2)
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Return the command's argument parser."""
+    """Run the command line. Exit codes: 0 success, 1 no access to a file, 2 user error."""
     parser = console.ArgumentParser(
         prog="cifar-evaluate", description="Evaluate completed runs, or compare two groups."
     )
@@ -57,7 +24,21 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corruptions", type=_count, default=run.NUM_CORRUPTED, metavar="none|all|NUMBER",
                         help="how many test images to corrupt, in 15 ways at 5 severities (default: 2000)")  # fmt: skip
     parser.add_argument("--cifar10-1", metavar="FOLDER", help="also test on CIFAR-10.1, with its v6 files in FOLDER")
-    return parser
+    args = parser.parse_intermixed_args()
+    only = "--against" if args.against else "--ensemble"
+    if (args.against or args.ensemble) and (args.views or args.cifar10_1 or args.corruptions != run.NUM_CORRUPTED):
+        parser.error(f"{only}: is only for the test images; remove the other options")
+    if args.against and args.ensemble:
+        parser.error("--ensemble: cannot be used with --against; remove one of them")
+    overrides = [word for word in [*args.runs, *(args.against or [])] if images.is_override(word)]
+    paths = [word for word in args.runs if word not in overrides]
+    if args.against:
+        first, second = run.find(paths), run.find([word for word in args.against if word not in overrides])
+        print(run.compare(first, second, overrides))
+        return
+    groups = run.groups(paths) if args.ensemble else [[folder] for folder in run.find(paths, leaves_out=True)]
+    results = run.evaluate(groups, overrides, views=args.views, corrupted=args.corruptions, cifar10_1=args.cifar10_1)
+    print("\n\n".join(text for _, text in results))
 
 
 def _count(text: str) -> int | None:
