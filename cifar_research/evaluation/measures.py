@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ class Subject:
     """A run to evaluate, or several as an ensemble, the data, and whether that has the splits of the training.
 
     reports: by run. loss: of a single run, see config.contracts.Loss. cifar10_1: images uint8 [N, 32, 32, 3] and labels
-    int64 [N], or None. file: of the result. folder, name: of the document. seconds: spent loading.
+    int64 [N], or None. file: of the result. folder, name: of the document.
     """
 
     reports: Mapping[Path, dict[str, Any]]
@@ -41,16 +40,13 @@ class Subject:
     file: Path
     folder: Path
     name: str
-    seconds: float
 
 
 def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], np.ndarray]:
     """Return the scores for the result's file, and the test logits float32 [N, K]."""
     classifier, data, is_own = subject.classifier, subject.data, subject.is_own
     images, labels = arrays(data.test)
-    began = time.perf_counter()
     logits = classifier.logits(images)
-    seconds = {"predict": time.perf_counter() - began}
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), len(data.classes))
     counts = np.array(classifier.report["data"]["train_counts"])
     fitted = _temperature(classifier, data, is_own)
@@ -90,10 +86,8 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
         new_images, new_labels = subject.cifar10_1
         result["cifar10_1"] = scores.summary(classifier.logits(new_images), new_labels, counts)
     if corrupted != 0:
-        began = time.perf_counter()
         result["corruptions"] = _robustness(classifier, images, labels, corrupted)
-        seconds["corruptions"] = time.perf_counter() - began
-    return result | {"seconds": {"load": subject.seconds, **seconds}}, logits
+    return result, logits
 
 
 def _members(

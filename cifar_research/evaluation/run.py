@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ def evaluate(
 
 
 def _subject(runs: Sequence[Path], overrides: Sequence[str], cifar10_1: str | None) -> Subject:
-    began = time.perf_counter()
     # Data before TensorFlow, so that errors in it show at once.
     reports = trained.read_members(runs, ("fingerprint", *images.SPLIT_KEYS))
     report = reports[runs[0]]
@@ -68,8 +66,7 @@ def _subject(runs: Sequence[Path], overrides: Sequence[str], cifar10_1: str | No
     folder = folder_for(home, other, data.fingerprint)
     file = folder / file.name if other else file
     classifier = trained.load(runs, allow_targets=allowing)
-    seconds = time.perf_counter() - began
-    return Subject(reports, classifier, data, other is None, loss, new_images, file, folder, name, seconds)
+    return Subject(reports, classifier, data, other is None, loss, new_images, file, folder, name)
 
 
 def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tuple[dict[str, Any], str]:
@@ -79,11 +76,8 @@ def _evaluate(subject: Subject, views: str | None, corrupted: int | None) -> tup
     if subject.data.left_out:
         console.note(subject.data.file_summary())
     result, logits = measures.measure(subject, views, corrupted if num_runs == 1 else 0)
-    began = time.perf_counter()
-    figures = pictures.draw(subject, result, logits)
-    result["seconds"]["figures"] = time.perf_counter() - began
     result["versions"] = versions()
-    shown = sections.evaluation(result, figures)
+    shown = sections.evaluation(result, pictures.draw(subject, result, logits))
     what = subject.classifier.report["config"]["name"] if num_runs == 1 else f"An ensemble of {num_runs} runs"
     document.write(folder, name, f"{what}: evaluation", shown)
     write_json(subject.file, result)  # last: it marks the evaluation as complete

@@ -71,11 +71,10 @@ def evaluation(result: Result, figures: Mapping[str, Path]) -> list[Section]:
     if "grad_cam" in figures:
         text = "Grad-CAM (Selvaraju et al. 2017) for the predicted class, and below it for the true class."
         sections.append(Section("Evidence", [text, figures["grad_cam"]]))
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
     runs = [
         f"{run['run']}, seed {run['seed']}, config {run['config_hash']}." for run in result.get("members", [result])
     ]
-    sections.append(Section("Run", [*runs, f"Seconds: {seconds}."]))
+    sections.append(Section("Run", runs))
     return sections
 
 
