@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,6 @@ from cifar_research import augmentation, config
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.runtime import environment
-
-
-def write_preview(overrides: Sequence[str], path: Path) -> None:
-    """Write a PNG of training images before and after the configured augmentation."""
-    settings = config.parse(overrides)
-    train = datasets.load(settings.data).train
-    environment.prepare(settings.training, settings.seed)
-    import tensorflow as tf
-
-    rows = train.indices[:32]
-    before = train.images[rows].astype(np.float32) / 255
-    targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
-    transform = augmentation.compose(settings.transforms)
-    after, _ = transform(tf.constant(before), targets, tf.constant([settings.seed, 0]))
-    picture = Image.fromarray(augmentation.grid(before, after.numpy()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Enlarge three times: images of 32 x 32 pixels are too small to judge.
-    picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST).save(path, format="PNG")
 
 
 @console.command
@@ -43,7 +24,19 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides as for training")
     parser.add_argument("--out", type=Path, default=Path("outputs", "augmentation.png"), help="default: %(default)s")
     arguments = parser.parse_intermixed_args()
-    write_preview(arguments.overrides, arguments.out)
+    settings = config.parse(arguments.overrides)
+    train = datasets.load(settings.data).train
+    environment.prepare(settings.training, settings.seed)
+    import tensorflow as tf
+
+    rows = train.indices[:32]
+    before = train.images[rows].astype(np.float32) / 255
+    targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)
+    after, _ = augmentation.compose(settings.transforms)(tf.constant(before), targets, tf.constant([settings.seed, 0]))
+    picture = Image.fromarray(augmentation.grid(before, after.numpy()))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    # Enlarge three times: images of 32 x 32 pixels are too small to judge.
+    picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST).save(arguments.out, format="PNG")
     print(arguments.out)
 
 
