@@ -12,6 +12,7 @@ from cifar_research import augmentation, config
 from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.runtime import environment
+from cifar_research.runtime.lazy import tf
 
 
 @console.command
@@ -27,8 +28,6 @@ def main() -> None:
     settings = config.parse(arguments.overrides)
     train = datasets.load(settings.data).train
     environment.prepare(settings.training, settings.seed)
-    import tensorflow as tf
-
     rows = train.indices[:32]
     before = train.images[rows].astype(np.float32) / 255
     targets = tf.one_hot(train.labels[rows], int(train.labels.max()) + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,10 +18,7 @@ from cifar_research.evaluation.calibration import NUM_BINS
 from cifar_research.evaluation.measures import Subject, arrays
 from cifar_research.inference.trained import Classifier
 from cifar_research.models import classifier as models
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
+from cifar_research.runtime.lazy import keras, tf
 
 _NAMES = ("confusion", "reliability", "misclassified", "corruptions", "grad_cam")
 _RIGHT, _UNSURE, _SURE, _GREY = "#4477aa", "#88aacc", "#eeb0b8", "0.55"
@@ -76,8 +73,6 @@ def grad_cam(model: keras.Model, inputs: np.ndarray | tf.Tensor, classes: np.nda
     A heat map is relu(sum_k a_k A_k) of the channels A_k of the backbone's last feature map; a_k is the logit's mean
     gradient over h and w. None if the backbone does not end in a feature map [B, h, w, C].
     """
-    import tensorflow as tf
-
     backbone, head = models.parts(model)
     features = backbone(inputs, training=False)
     if len(features.shape) != 4:

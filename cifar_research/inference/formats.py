@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_research.runtime import environment
+from cifar_research.runtime.lazy import tf
 
 if TYPE_CHECKING:
     import onnx
-    import tensorflow as tf
 
     from cifar_research.inference.trained import Classifier
 
@@ -43,8 +43,6 @@ def module(classifier: Classifier) -> tf.Module:
 
     It includes preprocessing and temperature; the batch size is open.
     """
-    import tensorflow as tf
-
     from cifar_research.models import layers
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -61,8 +59,6 @@ def module(classifier: Classifier) -> tf.Module:
 
 
 def _write_saved_model(module: tf.Module, metadata: dict[str, Any], calibration: np.ndarray | None, path: Path) -> None:
-    import tensorflow as tf
-
     classes = tf.constant(metadata["classes"])
     module.names = tf.function(lambda: {"classes": tf.identity(classes)}, [], autograph=False)
     with environment.quiet():
@@ -73,15 +69,12 @@ def _write_saved_model(module: tf.Module, metadata: dict[str, Any], calibration:
 
 
 def _reload_saved_model(path: Path) -> Model:
-    import tensorflow as tf
-
     serve = tf.saved_model.load(path).signatures["serving_default"]
     return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
 
 
 def _write_litert(module: tf.Module, metadata: dict[str, Any], calibration: np.ndarray | None, path: Path) -> None:
     import flatbuffers
-    import tensorflow as tf
     from ai_edge_litert import schema_py_generated as schema
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module)

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -25,10 +25,7 @@ from cifar_research.models import rebuild
 from cifar_research.runs.report import read_report
 from cifar_research.runtime import files, programs
 from cifar_research.runtime.errors import ReportError, RunError
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
+from cifar_research.runtime.lazy import keras, tf
 
 EVALUATION = "evaluation.json"
 
@@ -68,29 +65,21 @@ class Classifier:
 
     def preprocess(self, images: Any) -> tf.Tensor:
         """Return images uint8 [B, H, W, C] as the model's input, float32; may be traced."""
-        import tensorflow as tf
-
         scaled = tf.cast(images, tf.float32) / 255
         return scaled if self.mean is None else (scaled - self.mean) / self.std
 
     def forward(self, images: Any) -> tf.Tensor:
         """Return logits float32 [B, K] of images uint8 [B, H, W, C]; may be traced."""
-        import tensorflow as tf
-
         return tf.cast(self.network(self.preprocess(images), False), tf.float32)
 
     @functools.cached_property
     def _traced(self) -> Callable[[np.ndarray], tf.Tensor]:
-        import tensorflow as tf
-
         return tf.function(
             self.forward, [tf.TensorSpec([None, *self.image_shape], tf.uint8)], autograph=False
         ).get_concrete_function()
 
     def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Return logits float32 [N, K] of images uint8 [N, H, W, C]; ValueError for other images."""
-        import tensorflow as tf
-
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
@@ -130,8 +119,6 @@ class Ensemble(Classifier):
 
     def forward(self, images: Any) -> tf.Tensor:
         """Return the log of the members' mean probabilities, float32 [B, K]; may be traced."""
-        import tensorflow as tf
-
         scores = []
         for member in self.members:
             columns = [member.classes.index(name) for name in self.classes]
