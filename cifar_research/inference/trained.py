@@ -41,16 +41,13 @@ class Prediction(NamedTuple):
 class Classifier:
     """The trained classifier of a run.
 
-    model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); mean, std: of the
-    standardization, float32 [C]; views: test-time augmentation; temperature: divides the logits; uncalibrated: why
-    there is no fitted temperature; network: the model with views, replaceable.
+    model: float [B, H, W, C] -> logits [B, K]; report: the run's; image_shape: (H, W, C); views: test-time
+    augmentation; temperature: divides the logits; uncalibrated: why there is no fitted temperature; network: the model
+    with views, replaceable.
     """
 
     model: keras.Model
     report: dict[str, Any]
-    image_shape: tuple[int, int, int]
-    mean: np.ndarray | None = None
-    std: np.ndarray | None = None
     views: str = "none"
     temperature: float = 1.0
     uncalibrated: str | None = None
@@ -63,10 +60,18 @@ class Classifier:
     def classes(self) -> tuple[str, ...]:
         return tuple(self.report["data"]["classes"])
 
+    @functools.cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        size = image_size(self.report)
+        return size, size, 3
+
     def preprocess(self, images: Any) -> tf.Tensor:
         """Return images uint8 [B, H, W, C] as the model's input, float32; may be traced."""
-        scaled = tf.cast(images, tf.float32) / 255
-        return scaled if self.mean is None else (scaled - self.mean) / self.std
+        scaled, statistics = tf.cast(images, tf.float32) / 255, self.report["data"]["standardization"]
+        if not statistics:
+            return scaled
+        mean, std = (np.array(statistics[name], np.float32) for name in ("mean", "deviation"))
+        return (scaled - mean) / std
 
     def forward(self, images: Any) -> tf.Tensor:
         """Return logits float32 [B, K] of images uint8 [B, H, W, C]; may be traced."""
@@ -112,7 +117,7 @@ class Classifier:
 class Ensemble(Classifier):
     """The classifiers of several runs as one: its probabilities are the mean of theirs.
 
-    model, report, mean and std are the first member's. The members' own temperatures are not used.
+    model and report are the first member's. The members' own temperatures are not used.
     """
 
     members: Sequence[Classifier] = ()
@@ -139,19 +144,13 @@ def load(
     folders = [run] if isinstance(run, (Path, str)) else run
     reports = read_members([Path(os.path.expanduser(folder)) for folder in folders])
     temperature = read_temperature(evaluation_file(reports))
-    members = [_load(folder, report, precision, allowed) for folder, report in reports.items()]
-    classifier = first = members[0]
-    if len(members) > 1:
-        classifier = Ensemble(first.model, first.report, first.image_shape, first.mean, first.std, members=members)
+    members = [
+        Classifier(rebuild.network(report, folder, precision, allowed), report, report["config"]["evaluation"]["views"])
+        for folder, report in reports.items()
+    ]
+    classifier = members[0] if len(members) == 1 else Ensemble(members[0].model, members[0].report, members=members)
     classifier.temperature, classifier.uncalibrated = temperature
     return classifier
-
-
-def _load(run: Path, report: dict[str, Any], precision: str | None, allowed: frozenset[str]) -> Classifier:
-    size, statistics = image_size(report), report["data"]["standardization"]
-    mean, std = (np.array(statistics[name], np.float32) if statistics else None for name in ("mean", "deviation"))
-    model = rebuild.network(report, run, precision, allowed)
-    return Classifier(model, report, (size, size, 3), mean, std, report["config"]["evaluation"]["views"])
 
 
 def read_members(runs: Sequence[Path], keys: Sequence[str] = ()) -> dict[Path, dict[str, Any]]:
