@@ -20,7 +20,7 @@ def summary(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) ->
     num_classes = logits.shape[1]
     matrix = metrics.confusion_matrix(labels, logits.argmax(1), num_classes)
     correct = int((logits.argmax(1) == labels).sum())
-    accuracy = correct / len(labels)
+    accuracy, own = correct / len(labels), logits[np.arange(len(labels)), labels][:, None]
     return {
         "images": len(labels),
         "right": correct,
@@ -28,14 +28,9 @@ def summary(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) ->
         "interval": list(metrics.wilson_interval(accuracy, len(labels))),
         "cross_entropy": cross_entropy(logits, labels),
         **metrics.of_matrix(matrix, train_counts),
-        "top5_accuracy": _top5(logits, labels) if num_classes > 5 else None,
+        "top5_accuracy": float(((logits > own).sum(1) < 5).mean()) if num_classes > 5 else None,
         "auc": auc(logits, labels),
     }
-
-
-def _top5(logits: np.ndarray, labels: np.ndarray) -> float:
-    own = logits[np.arange(len(labels)), labels]
-    return float(((logits > own[:, None]).sum(1) < 5).mean())
 
 
 def auc(logits: np.ndarray, labels: np.ndarray) -> float | None:
