@@ -105,8 +105,7 @@ def runs(*folders: Path | str) -> list[dict[str, Any]]:
     None; a list is text.
     """
     listed, warnings = reading.find([os.path.expanduser(folder) for folder in folders or ["outputs"]])
-    for warning in warnings:
-        console.error(warning)
+    console.error("\n".join(warnings))
     return reading.rows(listed)
 
 

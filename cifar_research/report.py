@@ -83,8 +83,7 @@ def main() -> None:
         sys.stdout.write(_diff(arguments.folders, arguments.write))
         return
     runs, warnings = reading.find(arguments.folders)
-    for warning in warnings:
-        console.error(warning)
+    console.error("\n".join(warnings))
     comparison = Comparison(runs)
     text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
     if arguments.write:
@@ -101,8 +100,7 @@ def main() -> None:
 def _diff(folders: Sequence[str], writes: bool) -> str:
     """Return the differences of two folders as text; write its files."""
     comparison, warnings = diff.read(folders)
-    for warning in warnings:
-        console.error(warning)
+    console.error("\n".join(warnings))
     sections = comparison.sections()
     written = f"\nEverything is in {write_diff(comparison, sections)}.md and .html\n" if writes else ""
     return _as_text(sections) + written

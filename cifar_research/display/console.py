@@ -245,7 +245,7 @@ def tell(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Write a user's error to standard error."""
+    """Write a user's errors, one a line, to standard error."""
     for line in text.splitlines():
         _label("error", "bold red", line)
 

@@ -177,8 +177,7 @@ def groups(paths: Sequence[str]) -> list[list[Path]]:
 def completed(path: str) -> list[reading.Run]:
     """Return the completed runs in a folder, glob or sweep; ReportError if it has none."""
     inside, warnings = reading.find([os.path.expanduser(path)])
-    for warning in warnings:
-        console.error(warning)
+    console.error("\n".join(warnings))
     runs = [run for run in inside if run.state == "completed"]
     if not runs:
         raise ReportError(f"{path}: no run in it was completed; wait, or give another folder")

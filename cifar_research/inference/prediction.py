@@ -57,8 +57,7 @@ def predict(
     files, problems, left_out = find(arguments, sys.stdin)
     if not files and problems:
         raise RunError("\n".join(problems))
-    for problem in problems:
-        console.error(problem)
+    console.error("\n".join(problems))
     if not files:
         raise RunError(
             f"IMAGES: no image was found ({image_files.summary(0, left_out)}); give files, folders or globs of images"
