@@ -199,11 +199,10 @@ def _sections(comparison: Comparison, most_rows: int | None = None, most_values:
         notes.insert(0, f"The first {most_rows} of {total:,} rows. leaderboard.csv also has the others: {states}.")
     sections = [Section("Leaderboard", [leaderboard, *notes])]
     if len(effects := tables.effects_table(comparison, most_values)) > 1:
-        numbers = {comparison.titles[key]: len(values) for key, values in comparison.effects.items()}
         cut = [
-            f"{title}: the best {most_values} of {num:,} values. {programs.program('report')} prints all."
-            for title, num in numbers.items()
-            if most_values and num > most_values
+            f"{comparison.titles[key]}: the best {most_values} of {num:,} values. {programs.program('report')} prints all."
+            for key, rows in comparison.effects.items()
+            if most_values and (num := len(rows)) > most_values
         ]
         sections.append(Section("Main effects", [effects, *cut]))
     if studied := tables.study_table(comparison):

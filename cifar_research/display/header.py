@@ -27,6 +27,9 @@ def rows(
     rates = _by_phase(settings, [f"{phase.learning_rate:g}" for phase in settings.phases])
     weights = plugins["backbone"].get("weights", "the backbone's own")
     weights = {"none": "random", "imagenet": "ImageNet"}.get(weights, weights)
+    features = f"views of each image kept: {settings.kept_views}"
+    if all(phase.trainable == "all" for phase in settings.phases):
+        features = "features.views is not used: no phase freezes layers"
     precision = [training.precision]
     if training.precision == "float16" and environment.memory_growth is None:  # on a CPU
         precision.append("which CPUs compute many times slower than bfloat16 or float32")
@@ -40,7 +43,7 @@ def rows(
         "Model": f"{_plugin(plugins['backbone'])} (weights: {weights}) + {_plugin(plugins['model'])}",
         "Parameters": f"{parameters:,}, of which {trainable:,} trainable",
         "Augmentation": ", ".join(settings.transforms) or "none",
-        **({"Features": _features_text(settings)} if settings.features.views is not None else {}),
+        **({"Features": features} if settings.features.views is not None else {}),
         "Loss": _plugin(plugins["loss"]),
         "Optimizer": f"{_plugin(plugins['optimizer'])}, learning rate {rates}, {_plugin(plugins['schedule'])}",
         "Precision": ", ".join(precision),
@@ -85,9 +88,3 @@ def _by_phase(settings: Settings, values: Sequence[str]) -> str:
     if len(values) == 1:
         return values[0]
     return ", ".join(f"{value} of {phase.name}" for value, phase in zip(values, settings.phases, strict=True))
-
-
-def _features_text(settings: Settings) -> str:
-    if all(phase.trainable == "all" for phase in settings.phases):
-        return "features.views is not used: no phase freezes layers"
-    return f"views of each image kept: {settings.kept_views}"

@@ -76,7 +76,8 @@ def measure(subject: Subject, views: str | None, corrupted: int | None) -> tuple
     else:
         assert subject.loss is not None
         result |= runs[0] | {"reported_accuracy": classifier.report["test"]["accuracy"] if is_own else None}
-        result["test"]["loss"] = _loss(subject.loss, logits, labels)
+        losses = subject.loss(logits, np.eye(len(data.classes), dtype=np.float32)[labels]).numpy()
+        result["test"]["loss"] = float(losses.astype(np.float64).mean())
     if views is not None:
         averaged = {kind: dataclasses.replace(classifier, views=kind) for kind in ("none", views)}
         result["views"] = {
@@ -130,11 +131,6 @@ def _temperature(classifier: Classifier, data: Dataset, is_own: bool) -> Tempera
         return Temperature(1.0, None, "the run has no validation images to fit a temperature on")
     images, labels = arrays(data.val)
     return calibration.temperature(classifier.logits(images), labels)
-
-
-def _loss(loss: LossFunction, logits: np.ndarray, labels: np.ndarray) -> float:
-    one_hot = np.eye(logits.shape[1], dtype=np.float32)[labels]
-    return float(loss(logits, one_hot).numpy().astype(np.float64).mean())
 
 
 def _robustness(classifier: Classifier, images: np.ndarray, labels: np.ndarray, most: int | None) -> dict[str, Any]:
