@@ -8,7 +8,7 @@ from test_phases import LITE, random_data
 
 from cifar_research import config
 from cifar_research.runs import report
-from cifar_research.runtime import environment, gpus, processor
+from cifar_research.runtime import environment, gpus
 from cifar_research.training import setup, warnings
 from cifar_research.training.run import run
 
@@ -26,15 +26,15 @@ WITHOUT, WITH, WITH_MATRIX_UNITS = "flags : avx2 fma", "flags : avx512f avx512_b
     ],
 )
 def test_the_precision_is_slow_on_a_processor(instructions, precision, is_depthwise, expected, monkeypatch):
-    monkeypatch.setattr(processor, "instructions", lambda: frozenset(instructions.split()))
+    monkeypatch.setattr(environment, "cpu_features", lambda: frozenset(instructions.split()))
     reason = environment.slow_precision(precision, is_depthwise)
     assert reason is None if expected is None else expected in reason
 
 
 def test_nothing_is_said_where_the_instructions_are_unknown_or_a_gpu_computes(monkeypatch):
-    monkeypatch.setattr(processor, "instructions", frozenset)
+    monkeypatch.setattr(environment, "cpu_features", frozenset)
     assert environment.slow_precision("bfloat16", True) is None
-    monkeypatch.setattr(processor, "instructions", lambda: frozenset(WITHOUT.split()))
+    monkeypatch.setattr(environment, "cpu_features", lambda: frozenset(WITHOUT.split()))
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
     assert environment.slow_precision("bfloat16", True) is None
 

@@ -30,7 +30,7 @@ from worker import SCORED, cores
 
 from cifar_research.display import console
 from cifar_research.runs import report
-from cifar_research.runtime import processor
+from cifar_research.runtime.environment import cpu_features
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -220,7 +220,7 @@ def _or_failure(peer, log, ask, *word):
 
 
 def hardware():
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in processor.instructions()]
+    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in cpu_features()]
     asks = shutil.which("nvidia-smi")
     listing = subprocess.run([asks, "-L"], capture_output=True, text=True, errors="replace").stdout if asks else ""
     gpus = [line for line in listing.splitlines() if line.startswith("GPU ")]

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from cifar_research.runtime import environment, processor
+from cifar_research.runtime import environment
 
 
 def record_gradient(name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, attributes: Sequence[Any] = ()) -> None:
@@ -25,7 +25,7 @@ def record_gradient(name: str, inputs: Sequence[tf.Tensor], outputs: tf.Tensor, 
 def has_onednn(feature: str) -> bool:
     """Return whether operations use oneDNN, on a CPU with this feature."""
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")
-    return feature in processor.instructions() and not is_off and not tf.config.list_physical_devices("GPU")
+    return feature in environment.cpu_features() and not is_off and not tf.config.list_physical_devices("GPU")
 
 
 def has_frozen_norm_gradient() -> bool:
