@@ -16,8 +16,8 @@ from cifar_research.comparison.ranking import OVERLAP, Comparison, has_several_l
 from cifar_research.display import console, document
 from cifar_research.display.document import Section
 from cifar_research.display.tables import as_csv, as_text
-from cifar_research.runs import overrides
 from cifar_research.runs.metrics import SHARES, display_name
+from cifar_research.runs.report import read_overrides
 from cifar_research.runtime import environment, programs
 from cifar_research.runtime.errors import ConfigError, ReportError
 from cifar_research.runtime.files import atomic_write
@@ -156,7 +156,7 @@ def best_command(comparison: Comparison) -> str:
     folder = rows[0].runs[0].folder
     try:
         # Of overrides given twice, as a sweep adds some to its jobs', the last counts.
-        last = dict.fromkeys(reversed(overrides.read_overrides(folder)))
+        last = dict.fromkeys(reversed(read_overrides(folder)))
         return shlex.join([programs.program("train"), *reversed(last)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error

@@ -13,7 +13,6 @@ from cifar_research.config.overrides import quoted, with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import ledger, report, reproduction
 from cifar_research.runs.ledger import Job
-from cifar_research.runs.overrides import read_overrides
 from cifar_research.runtime.errors import ConfigError, ReportError
 
 
@@ -38,7 +37,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if sweep is None and folder.is_dir() and {"-m", "--multirun"} & set(arguments):
         raise ConfigError(f"resume: {folder} is one run, and -m makes many; remove -m and lists of values")
     try:
-        overrides = permissions.permitted(read_overrides(folder) if sweep is None else sweep[0])
+        overrides = permissions.permitted(report.read_overrides(folder) if sweep is None else sweep[0])
     except ConfigError as error:
         raise ConfigError(f"resume: {error}") from error
     old = ["hydra.sweep.dir=", "resume=", "hydra.mode="]

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 import cifar_research
 from cifar_research import config
 from cifar_research.display import console
-from cifar_research.runs.overrides import read_overrides
+from cifar_research.runs.report import read_overrides
 
 REGULARISATIONS = np.logspace(-5, 0, 6)
 BATCH = 256
