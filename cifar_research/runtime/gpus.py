@@ -1,11 +1,10 @@
-"""Why TensorFlow does not use an NVIDIA GPU that is there."""
+"""NVIDIA's GPUs as their driver lists them, and why TensorFlow does not use one that is there."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -16,8 +15,9 @@ def why_unused() -> str | None:
     """Return a sentence on why no GPU is used, and what to do; None if one is used, or none is there or to be seen."""
     if tf.config.list_physical_devices("GPU") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
-    if not (name := _first_card()):
+    if not (match := re.search(r"^GPU \d+: (.+?) \(UUID", listed(), re.MULTILINE)):
         return None
+    name = match[1]
     if not tf.test.is_built_with_cuda() or importlib.util.find_spec("nvidia") is None:
         install = f"{sys.executable} -m pip install 'tensorflow[and-cuda]=={tf.__version__}'"
         return f"TensorFlow does not use the {name}: NVIDIA's CUDA libraries are not installed. Install them with {install}"
@@ -25,14 +25,10 @@ def why_unused() -> str | None:
     return f"TensorFlow does not use the {name}. It says why with TF_CPP_MIN_LOG_LEVEL=0 {sys.executable} -c {code}"
 
 
-def _first_card() -> str | None:
-    """Return the name of the first NVIDIA card, as its driver lists it."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return None
+def listed() -> str:
+    """Return a line for each GPU and each of its MIG instances, as `nvidia-smi -L` prints them; "" without a driver."""
+    command = ["nvidia-smi", "-L"]
     try:
-        listed = subprocess.run([command, "-L"], capture_output=True, text=True, errors="replace", timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.search(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
-    return match and match[1]
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from worker import SCORED, cores
 
 from cifar_research.display import console
 from cifar_research.runs import report
+from cifar_research.runtime import gpus
 from cifar_research.runtime.environment import cpu_features
 
 HERE = Path(__file__).resolve().parent
@@ -221,10 +221,8 @@ def _or_failure(peer, log, ask, *word):
 
 def hardware():
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in cpu_features()]
-    asks = shutil.which("nvidia-smi")
-    listing = subprocess.run([asks, "-L"], capture_output=True, text=True, errors="replace").stdout if asks else ""
-    gpus = [line for line in listing.splitlines() if line.startswith("GPU ")]
-    return {"processor": report.hardware()["cpu"], "cores": cores(), "units": units, "gpus": gpus}
+    cards = [line for line in gpus.listed().splitlines() if line.startswith("GPU ")]
+    return {"processor": report.hardware()["cpu"], "cores": cores(), "units": units, "gpus": cards}
 
 
 def versions(pythons):

@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cifar_research.config import targets
-from cifar_research.runtime import environment
+from cifar_research.runtime import environment, gpus
 from cifar_research.sweeps.launchers import worker
 from cifar_research.sweeps.launchers.worker import JobCommand
 
@@ -151,19 +150,8 @@ def visible_gpus() -> list[str]:
     if names is not None:
         # As CUDA reads it: names after an invalid one, such as -1, do not count.
         return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, map(str.strip, names.split(","))))
-    try:
-        lines = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=20, check=True
-        ).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    gpus: list[list[str]] = []
-    for line in lines:
-        if line.startswith("GPU "):
-            gpus.append([])
-        elif gpus and (instance := re.search(r"MIG .*UUID: (MIG-[^)]+)", line)):
-            gpus[-1].append(instance[1])
-    return [name for number, instances in enumerate(gpus) for name in instances or [str(number)]]
+    instances = [re.findall(r"UUID: (MIG-[^)]+)", card) for card in re.split(r"^GPU ", gpus.listed(), flags=re.M)[1:]]
+    return [name for number, names in enumerate(instances) for name in names or [str(number)]]
 
 
 def _spawn(share: Share) -> _Worker:
