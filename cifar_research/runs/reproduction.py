@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from cifar_research.config import sweep
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, changes_text
-from cifar_research.config.overrides import parse_override, quoted
+from cifar_research.config.overrides import quoted
 from cifar_research.config.schema import data_section
 from cifar_research.data import cifar, datasets
 from cifar_research.display import console
@@ -184,15 +185,9 @@ def _overrides(content: Mapping[str, Any], chosen: Set[str] = frozenset()) -> li
 
 
 def _text(value: Any) -> str:
-    """Return a value in the grammar of Hydra's command line; ConfigError if a key has no form."""
+    """Return a value in the grammar of Hydra's command line."""
     if isinstance(value, Mapping):
-        for key in value:
-            override = parse_override(f"key={{{key}:1}}")
-            if override is None or override.is_sweep_override() or override.value() != {key: 1}:
-                raise ConfigError(f"--from-run: the key {key!r} cannot be given on a command line")
         return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_text, value)) + "]"
-    if isinstance(value, str):
-        return quoted(value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
