@@ -44,7 +44,7 @@ def _done(arguments: Sequence[str]) -> int:
     arguments, original = reproduction.parse_arguments([word for word in arguments if word != locks.UNLOCK])
     if problem := messages.flags(arguments):
         raise ConfigError(problem)
-    arguments = sweep.for_help(resume.expand(arguments))
+    arguments = resume.expand(arguments)
     if any(word.startswith("-") and word not in MULTIRUN for word in arguments):
         return _show(arguments)
     parsed = parse_command(arguments)

@@ -544,7 +544,7 @@ main()
     assert done.returncode == 130 and done.stderr == "error: interrupted\n", done.stderr
 
 
-@pytest.mark.parametrize("overrides", [["--help"], ["-m", "seed=1,2", "--help"], ["--cfg", "job"], ["optimizer=addam"]])
+@pytest.mark.parametrize("overrides", [["--help"], ["--cfg", "job"], ["optimizer=addam"]])
 def test_what_needs_no_training_needs_no_tensorflow(tmp_path, overrides):
     done = start(*overrides, env=_without_tensorflow(tmp_path))
     assert done.returncode == (2 if "addam" in overrides[0] else 0) and "was imported" not in done.stderr

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cifar_research.config import rules
-from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.schema import data_section
 from cifar_research.config.sweep import SweepSettings
 from cifar_research.data import datasets
@@ -29,13 +28,6 @@ from cifar_research.sweeps.keep import Keeper
 from cifar_research.sweeps.ledger import Ledger
 from cifar_research.sweeps.live import Live, resume_command
 from cifar_research.sweeps.plan import Plan
-
-
-def for_help(arguments: Sequence[str]) -> list[str]:
-    """Return a sweep's command line without -m and swept values, for Hydra's help."""
-    if not ({"-m", "--multirun"} & set(arguments) and {"--help", "-h"} & set(arguments)):
-        return list(arguments)
-    return without_sweeps([word for word in arguments if word not in ("-m", "--multirun")])
 
 
 def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
