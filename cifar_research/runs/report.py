@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -106,6 +107,13 @@ def read_report(path: Path) -> dict[str, Any] | None:
         raise ReportError(
             f"{path}: is damaged ({error}); delete it and run again, the checkpoints beside it then give a new one"
         ) from error
+
+
+def read_if_intact(path: Path) -> dict[str, Any] | None:
+    """Read report.json; None if it is missing or damaged."""
+    with contextlib.suppress(ReportError):
+        return read_report(path)
+    return None
 
 
 def read_overrides(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cifar_research.runs import metrics, report
 from cifar_research.runs.ledger import Job
-from cifar_research.runtime.errors import ReportError
 from cifar_research.runtime.files import WEIGHTS
 
 _NUM_KEPT = {"all": math.inf, "best": 10, "none": 0}
@@ -54,8 +53,5 @@ def _files(run_dir: Path) -> list[Path]:
 
 def score(run_dir: Path, job: Job) -> float | None:
     """Return how good a job is by its monitored metric; None if it has no validation."""
-    try:
-        ended = report.read_report(run_dir / "report.json")
-    except ReportError:
-        return None
+    ended = report.read_if_intact(run_dir / "report.json")
     return metrics.worth(ended and ended["val"], job.config["training"]["monitor"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,8 +68,10 @@ class Ledger:
         if known is not None:
             job.folder = known.folder
             job.state, job.reason = known.state, known.reason
-        elif job.folder in self._folders or _is_of_another(self.folder / job.folder, digest):
-            job.folder = f"{job.folder}-{digest}"
+        else:
+            ended = report.read_if_intact(self.folder / job.folder / "report.json")
+            if job.folder in self._folders or (ended and Identity(ended["config"]).hash != digest):
+                job.folder = f"{job.folder}-{digest}"
         job.state, job.reason = _found_state(self.folder / job.folder, job)
         job.attempts, job.is_planned = 0, True  # each launch resets the retries
         self.jobs.append(job)
@@ -109,15 +110,6 @@ def _line(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content) + "\n").encode()
 
 
-def _is_of_another(run_dir: Path, digest: str) -> bool:
-    """Return whether a folder has the report of a run with another identity."""
-    try:
-        ended = report.read_report(run_dir / "report.json")
-    except ReportError:
-        return False  # reported by the job itself
-    return ended is not None and Identity(ended["config"]).hash != digest
-
-
 def _found_state(run_dir: Path, known: Job) -> tuple[str, str | None]:
     """Return a job's state; its report overrides a ledger left by a killed process."""
     try:
@@ -135,11 +127,8 @@ def _follow_images(folder: Path, known: Sequence[Job], planned: Sequence[Job]) -
     before, now = ({job.config["data"]["dir"] for job in jobs} for jobs in (known, planned))
     if len(before) != 1 or len(now) != 1 or before == now or planned[0].config["data"]["name"] != "images":
         return
-    fingerprint = None
-    for job in known:
-        with contextlib.suppress(ReportError):  # reported by the job itself
-            ended = report.read_report(folder / job.folder / "report.json")
-            fingerprint = fingerprint or (ended and ended["data"]["fingerprint"])
+    reports = (report.read_if_intact(folder / job.folder / "report.json") for job in known)
+    fingerprint = next((ended["data"]["fingerprint"] for ended in reports if ended), None)
     if fingerprint != datasets.load(data_section(planned[0].config["data"])).fingerprint:
         return
     for job in known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import shutil
 import statistics
@@ -84,14 +83,11 @@ class Live:
 
     def _count(self, job: Job) -> None:
         """Count a complete job for the best one and the time left."""
-        if not job.is_complete:
-            return
-        with contextlib.suppress(ReportError):
-            if ended := report.read_report(self._folder / job.folder / "report.json"):
-                self._durations.append(ended["seconds"]["total"])
-                worth = metrics.worth(ended["val"], _monitor(job))
-                if job.state == "completed" and worth is not None and (self._best is None or worth > self._best[0]):
-                    self._best = worth, job.folder
+        if job.is_complete and (ended := report.read_if_intact(self._folder / job.folder / "report.json")):
+            self._durations.append(ended["seconds"]["total"])
+            worth = metrics.worth(ended["val"], _monitor(job))
+            if job.state == "completed" and worth is not None and (self._best is None or worth > self._best[0]):
+                self._best = worth, job.folder
 
     def message(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from cifar_research.config.overrides import quoted, with_texts
 from cifar_research.data import cifar
 from cifar_research.runs import ledger, report, reproduction
 from cifar_research.runs.ledger import Job
-from cifar_research.runtime.errors import ConfigError, ReportError
+from cifar_research.runtime.errors import ConfigError
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -67,9 +66,8 @@ def _data_of_a_sweep(folder: Path, jobs: Sequence[Job], overrides: Sequence[str]
     if is_given or len(names) != 1 or not names <= cifar.LAYOUTS.keys():
         return []
     for job in jobs:
-        with contextlib.suppress(ReportError):  # reported by the sweep itself
-            if ended := report.read_report(folder / job.folder / "report.json"):
-                return reproduction.data_dir_override(ended, frozenset(), folder / job.folder)
+        if ended := report.read_if_intact(folder / job.folder / "report.json"):
+            return reproduction.data_dir_override(ended, frozenset(), folder / job.folder)
     return []
 
 
