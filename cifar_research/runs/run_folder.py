@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,14 +106,10 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
     if not is_chief:
         yield lambda: None
         return
-    is_new, before = not run_dir.exists(), None
     with locks.only_process_in(run_dir, key="hydra.run.dir", what="process trains", unlocks=unlocks) as keep:
 
         def begin() -> None:
-            nonlocal before
-            there = set(run_dir.iterdir()) if run_dir.exists() else set()
             keep()
-            before = there
             for name in ("checkpoints", "figures"):
                 (run_dir / name).mkdir(exist_ok=True)
             # Remove unfinished files of a killed process, by prefix: the folder may contain other files.
@@ -127,10 +122,6 @@ def only_process_in(run_dir: Path, is_chief: bool = True, unlocks: bool = False)
             yield begin
         except (ConfigError, DataError):
             # XLA errors appear only in the first step, a full disk only when features are written.
-            if before is not None and not any(run_dir.glob("checkpoints/*")):
+            if not any(run_dir.glob("checkpoints/*")):
                 keep(False)
-                for path in set(run_dir.iterdir()) - before:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-                if is_new:
-                    run_dir.rmdir()
             raise

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -199,13 +200,13 @@ def held(path: Path) -> Iterator[None]:
 def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False) -> Iterator[Callable[..., None]]:
     """Hold a folder's lock, and yield a function that keeps the folder.
 
-    Unless that function is called, the folder is left unchanged. Calling it with False undoes an earlier call.
-    A missing folder is created and locked only by that call.
+    Unless that function is called, the folder is left unchanged. Calling it with False undoes an earlier call, and
+    deletes what has come into the folder since. A missing folder is created and locked only by that call.
     key: the config key of the folder. what: the activity, for messages, such as `process trains`.
     Raises LockedError if another process holds the lock or the folder cannot be written.
     """
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-    lock, is_kept = Lock(folder / ".lock", unlocks=unlocks), False
+    lock, is_kept, before = Lock(folder / ".lock", unlocks=unlocks), False, set[Path]()
 
     def acquire() -> None:
         try:
@@ -218,14 +219,17 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
             raise LockedError(_refusal(folder, owner, key, what))
 
     def keep(keeps: bool = True) -> None:
-        nonlocal is_kept
-        if keeps and missing:
+        nonlocal is_kept, before
+        is_kept = False
+        if not keeps:
+            return
+        if missing:
             acquire()
             if any(not path.name.startswith(".lock") for path in folder.iterdir()):
                 raise LockedError(f"{folder}: another {what} here, or did so just now; repeat this command")
-        if keeps and not lock.has_flock:
+        if not lock.has_flock:
             log.warning("%s: this disk has no flock(2); if another machine leaves this file, add %s", lock.path, UNLOCK)
-        is_kept = keeps
+        is_kept, before = True, set(folder.iterdir())
 
     try:
         if not missing:
@@ -235,6 +239,8 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
             raise LockedError(f"{key}: {folder} cannot be created or written ({reason}); choose another")
         yield keep
     finally:
+        for path in set(folder.iterdir()) - before if before and not is_kept else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         lock.release(restores=not is_kept)
         for path in () if is_kept else missing:
             with contextlib.suppress(OSError):  # another process is using it

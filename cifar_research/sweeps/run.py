@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,6 @@ def _undone_if_refused(keep: Callable[..., None], ledger: Ledger) -> Iterator[No
             keep(False)
             for path, content in before.items():
                 atomic_write(path, content)
-            for path in new:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
 
 
