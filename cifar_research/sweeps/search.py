@@ -255,10 +255,8 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _all(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
     """Yield every combination of a space of choices; none if it has an interval."""
-    choices = [
-        distribution.choices for distribution in space.values() if isinstance(distribution, CategoricalDistribution)
-    ]
-    for values in itertools.product(*choices) if len(choices) == len(space) else ():
+    choices = [getattr(distribution, "choices", ()) for distribution in space.values()]
+    for values in itertools.product(*choices):
         yield dict(zip(space, values, strict=True))
 
 
