@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from cifar_research.config.phases import Phase
 from cifar_research.config.schema import METRICS, TrainingConfig
+from cifar_research.config.settings import Settings
 from cifar_research.data import batches
 from cifar_research.data.datasets import Dataset, Split
 from cifar_research.runs import metrics
@@ -31,19 +31,30 @@ Rule = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A phase of training with its data: images or features.
+class Run:
+    """A run in progress; `seconds` is the time by activity."""
 
-    evaluate: scores the splits. measure: sets batch normalisation's statistics before it. is_last: whether no phase
-    follows. stop: a request to save and stop. is_hopeless: True prunes.
+    settings: Settings
+    data: Dataset
+    environment: Environment
+    state: TrainState
+    progress: Progress
+    saver: Saver
+    outputs: Outputs
+    seconds: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The current phase with its data: images or features.
+
+    evaluate: scores the splits. measure: sets batch normalisation's statistics before it. stop: a request to save and
+    stop. is_hopeless: True prunes.
     """
 
-    phase: Phase
     data: Dataset
-    drop_remainder: bool
     evaluate: Evaluation
     measure: Callable[[], None]
-    is_last: bool
     stop: StopRequest
     is_hopeless: Rule | None = None
 
@@ -57,19 +68,13 @@ class Outcome:
     first_step_seconds: float | None = None
 
 
-def fit(
-    state: TrainState,
-    progress: Progress,
-    stage: Stage,
-    training: TrainingConfig,
-    environment: Environment,
-    saver: Saver,
-    outputs: Outputs,
-) -> Outcome:
+def fit(run: Run, stage: Stage) -> Outcome:
     """Train to the phase's last step, updating state and progress; save after every epoch."""
-    steps = batches.steps_per_epoch(len(stage.data.train), training.batch_size, stage.drop_remainder)
-    total_steps = progress.phase_steps[-1] + steps * stage.phase.epochs
-    call, clock = _steps(state, progress, stage, training, environment, total_steps, outputs.display.message), Clock()
+    state, progress, outputs, phases = run.state, run.progress, run.outputs, run.settings.phases
+    training = run.settings.training
+    steps = batches.steps_per_epoch(len(stage.data.train), training.batch_size, run.settings.data.drop_remainder)
+    total_steps = progress.phase_steps[-1] + steps * phases[progress.phase].epochs
+    call, clock = _steps(run, stage.data.train, total_steps), Clock()
 
     def outcome(status: str, signal: int | None = None) -> Outcome:
         return Outcome(status, signal, clock.first_call_seconds)
@@ -88,15 +93,15 @@ def fit(
         is_epoch_end = progress.step == epoch_end
         if outputs.writer and (is_epoch_end or progress.step % training.log_every_steps < num_steps):
             outputs.scalars(progress.step, _training_scalars(state, progress, clock))
-        is_over = stage.is_last and progress.step == total_steps
+        is_over = progress.phase == len(phases) - 1 and progress.step == total_steps
         try:
             if is_epoch_end:
-                _end_epoch(state, progress, stage, training, saver, outputs, clock)
+                _end_epoch(run, stage, clock)
                 if stage.is_hopeless is not None and stage.is_hopeless(progress.history[-1]) and not is_over:
                     outputs.display.message(f"Pruned after epoch {progress.epoch}: other jobs were better.")
                     return outcome("pruned")
             elif stage.stop.signal:
-                saver.save(state, progress)
+                run.saver.save(state, progress)
         except FloatingPointError as error:
             outputs.display.message(f"{error}: the run has diverged.")
             return outcome("diverged")
@@ -162,24 +167,17 @@ def prepared(
     return many_steps(state, strategy, jit_compile=environment.jit_compile), source
 
 
-def _steps(
-    state: TrainState,
-    progress: Progress,
-    stage: Stage,
-    training: TrainingConfig,
-    environment: Environment,
-    total_steps: int,
-    show: Callable[[str], None],
-) -> Callable[..., Totals]:
+def _steps(run: Run, split: Split, total_steps: int) -> Callable[..., Totals]:
     """Return the function (num_steps, totals) -> totals; with jit_compile=auto, one that can do without XLA."""
+    state, progress, training = run.state, run.progress, run.settings.training
 
-    def made(environment: Environment) -> Callable[..., Totals]:
-        call, source = prepared(
-            state, environment, stage.data.train, training, progress.step, total_steps, stage.drop_remainder
-        )
+    def made(jit_compile: bool) -> Callable[..., Totals]:
+        environment = dataclasses.replace(run.environment, jit_compile=jit_compile)
+        drops = run.settings.data.drop_remainder
+        call, source = prepared(state, environment, split, training, progress.step, total_steps, drops)
         return functools.partial(call, iter(source))
 
-    current = made(dataclasses.replace(environment, jit_compile=environment.jit_compile and not state.does_without_xla))
+    current = made(run.environment.jit_compile and not state.does_without_xla)
 
     def steps(*arguments: Any) -> Totals:
         nonlocal current
@@ -188,10 +186,10 @@ def _steps(
         except CannotCompile as error:
             if training.jit_compile != "auto":
                 raise ConfigError(f"{error}; set training.jit_compile=false") from error
-            show(f"{error}; this run continues without XLA.")
+            run.outputs.display.message(f"{error}; this run continues without XLA.")
             state.step.assign(progress.step)  # the call may have counted steps before it failed
             state.does_without_xla = True
-            current = made(dataclasses.replace(environment, jit_compile=False))
+            current = made(False)
             return current(*arguments)
 
     return steps
@@ -221,27 +219,20 @@ def _training_scalars(state: TrainState, progress: Progress, clock: Clock) -> di
     return {"train/loss": loss, "train/accuracy": accuracy, "learning_rate": rate, "images_per_second": speed}
 
 
-def _end_epoch(
-    state: TrainState,
-    progress: Progress,
-    stage: Stage,
-    training: TrainingConfig,
-    saver: Saver,
-    outputs: Outputs,
-    clock: Clock,
-) -> None:
+def _end_epoch(run: Run, stage: Stage, clock: Clock) -> None:
     """Validate, extend the history and save; FloatingPointError if a value is not finite."""
+    state, progress, outputs = run.state, run.progress, run.outputs
     stage.measure()
     scores = stage.evaluate(stage.data.val) if len(stage.data.val) else None
-    _add_row(state, progress, stage.phase.name, scores, clock)
+    _add_row(state, progress, run.settings.phases[progress.phase].name, scores, clock)
     row = progress.history[-1]
-    outputs.display.epoch(row, _is_best(progress, scores, training.monitor))
+    outputs.display.epoch(row, _is_best(progress, scores, run.settings.training.monitor))
     _report_overflows(state, progress, outputs)
     outputs.scalars(progress.step, {f"val/{name}": row[f"val_{name}"] for name in METRICS})
     outputs.histograms(progress.step, state.model)
-    saver.save(state, progress)
+    run.saver.save(state, progress)
     # After the checkpoint, so that a history without checkpoints shows that they were lost.
-    if saver.is_chief:
+    if run.saver.is_chief:
         outputs.history(progress.history)
 
 

@@ -1,37 +1,19 @@
-"""A run in progress, and the content of its report.json."""
+"""The content of a run's report.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from cifar_research.config.schema import METRICS
-from cifar_research.config.settings import Settings
 from cifar_research.data.datasets import Dataset
 from cifar_research.runs import report
 from cifar_research.runtime.environment import Environment
-from cifar_research.training.loop import Outcome
-from cifar_research.training.outputs import Outputs
-from cifar_research.training.saver import Saver
+from cifar_research.training.loop import Outcome, Run
 from cifar_research.training.scoring import Scores
-from cifar_research.training.state import Progress, TrainState
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run in progress; `seconds` is the time by activity."""
-
-    settings: Settings
-    data: Dataset
-    environment: Environment
-    state: TrainState
-    progress: Progress
-    saver: Saver
-    outputs: Outputs
-    seconds: dict[str, float | None]
+from cifar_research.training.state import TrainState
 
 
 def gather(

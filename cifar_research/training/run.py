@@ -22,8 +22,7 @@ from cifar_research.training import shards
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
-    from cifar_research.training.loop import Outcome, Rule
-    from cifar_research.training.result import Run
+    from cifar_research.training.loop import Outcome, Rule, Run
     from cifar_research.training.saver import Saver
     from cifar_research.training.scoring import Scores
 
@@ -62,7 +61,7 @@ def run(
             data = _load_data(settings, checkpoint)
         with _timed(seconds, "import"):
             environment = environments.prepare(settings.training, settings.seed, shards.count(settings, data))
-            from cifar_research.training import outputs, result, saver, setup
+            from cifar_research.training import loop, outputs, result, saver, setup
             from cifar_research.training.state import Progress
         with environment.strategy.scope():
             state, progress = setup.build(settings, data, environment.batch_shards), Progress()
@@ -78,7 +77,7 @@ def run(
         resumed = None if checkpoint is None else progress
         with outputs.opened(display, run_dir, settings, is_chief, resumed) as opened:
             saving = _saver(settings, data, environment.device, run_dir, is_chief)
-            parts = result.Run(settings, data, environment, state, progress, saving, opened, seconds)
+            parts = loop.Run(settings, data, environment, state, progress, saving, opened, seconds)
             flops, git = _describe(parts, max(trained.values()), checkpoint)
             outcome, test = _train_and_test(parts, is_hopeless, second_signal_exits)
             seconds["total"] = progress.elapsed + time.perf_counter() - began
@@ -188,12 +187,9 @@ def _train_and_test(run: Run, is_hopeless: Rule | None, second_signal_exits: boo
         progress.seconds += time.perf_counter() - began
         is_of_images = phase_data is data
         evaluate = evaluate_images if is_of_images else Evaluation(state, batch_size, phase_forward, counts, device)
-        is_last = number == len(settings.phases) - 1
         with signals.stop_signals(within_calls=second_signal_exits) as stop:
-            drops = settings.data.drop_remainder
             measure = norms.measurement(settings, state, phase_data.train, phase_forward, run.environment.strategy)
-            stage = loop.Stage(phase, phase_data, drops, evaluate, measure, is_last, stop, is_hopeless)
-            outcome = loop.fit(state, progress, stage, settings.training, run.environment, saver, run.outputs)
+            outcome = loop.fit(run, loop.Stage(phase_data, evaluate, measure, stop, is_hopeless))
         if run.seconds.get("first_step") is None:
             run.seconds["first_step"] = outcome.first_step_seconds
         if outcome.status != "completed":
