@@ -43,18 +43,6 @@ class TrainState:
     debiases_norms: bool = False
     several_images: bool = False
     does_without_xla: bool = False
-    forward: Forward = field(init=False)
-    weights: list[tf.Variable] = field(init=False)
-    slots: list[list[tf.Variable]] = field(init=False)
-    learning_rate: Callable[[Any], Any] = field(init=False)
-    scales: list[float] = field(init=False)
-    first_step: int = field(init=False)
-    optimizer_first_steps: list[int] = field(init=False)
-    averages: list[tf.Variable] = field(init=False)
-    step: tf.Variable = field(init=False)
-    loss_scale: tf.Variable = field(init=False)
-    finite_steps: tf.Variable = field(init=False)
-    overflows: tf.Variable = field(init=False)
 
     def __post_init__(self) -> None:
         trainable, paths = self.model.trainable_variables, [weight.path for weight in self.model.weights]
