@@ -72,7 +72,7 @@ def trained(
     composed: Composed, original: reproduction.Original | None = None, **settings: Any
 ) -> tuple[dict[str, Any], Path]:
     """Check and train a run; return the content of report.json, and the run's folder. settings: of `run`."""
-    with hydra_job.of(composed) as this:
+    with hydra_job.of(composed) as (run_dir, begin):
         parsed = config.parse_composed(composed)
         if parsed.training.strategy == "multi_worker" and not any(
             word.startswith("hydra.run.dir=") for word in composed.overrides
@@ -83,7 +83,7 @@ def trained(
             )
         notes = [*rules.without_effect(parsed.content, composed.overrides).values()]
         if original is not None:
-            original.check(parsed.identity, this.run_dir)
+            original.check(parsed.identity, run_dir)
             # --from-run sets groups by their values, so only options typed now differ from the original's.
             options = option_names(original.report["options"]) | option_names(composed.overrides)
             parsed = dataclasses.replace(parsed, options=options)
@@ -91,7 +91,7 @@ def trained(
         for note in notes:
             log.warning("%s", note)
         try:
-            return run(parsed, this.run_dir, begins=this.begin, **settings), this.run_dir
+            return run(parsed, run_dir, begins=begin, **settings), run_dir
         except (UserError, OSError) as error:
             log.info("ended by an error: %s", error)  # for the run's log; `exit_code` prints it
             raise
