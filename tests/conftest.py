@@ -79,7 +79,7 @@ def weights_for(shared):
         "from omegaconf import OmegaConf; section = config.compose(sys.argv[2:]).config.backbone\n"
         "section = OmegaConf.to_container(section, resolve=True)\n"
         "keras.utils.set_random_seed(0)\n"
-        "targets.build('backbone', section, frozenset())[0].build((32, 32, 3)).save_weights(sys.argv[1])"
+        "targets.build('backbone', section, frozenset()).build((32, 32, 3)).save_weights(sys.argv[1])"
     )
 
     @functools.cache

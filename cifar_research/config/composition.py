@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_research.config import conf, messages, permissions, rules, targets
 from cifar_research.config.identity import plain
 from cifar_research.config.overrides import HYDRA_ERRORS, TEXT_KEYS, with_texts, without_sweeps
-from cifar_research.runtime.errors import ConfigError
+from cifar_research.runtime.errors import ConfigError, refuse
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ def compose(overrides: Sequence[str] = ()) -> Composed:
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         unknown = f"{' '.join(overrides)}: cannot be composed ({reason}); correct the file that this names"
         raise ConfigError(problem or unknown) from error
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems)
     allowed = targets.allowed(permissions.allowed_packages(single))
     return Composed(tuple(overrides), config, allowed)

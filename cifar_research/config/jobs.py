@@ -21,7 +21,6 @@ from cifar_research.config import rules, settings, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.identity import flatten, plain
 from cifar_research.config.overrides import parse_override, with_texts
-from cifar_research.config.schema import data_section
 from cifar_research.runtime.errors import ConfigError
 
 
@@ -64,7 +63,7 @@ class _Shared:
     def __init__(self, composed: Composed, content: dict[str, Any], leaves: Mapping[str, Any]) -> None:
         self._config, self._content, self._allowed = composed.config, content, composed.allowed
         self._computed = [key for key, value in leaves.items() if "${" in str(value)]
-        self._plugins: dict[str, tuple[Any, list[str]]] = {}
+        self._plugins: dict[str, Any] = {}
 
     def content(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the config with these values; None if `parse` has to decide."""
@@ -79,12 +78,12 @@ class _Shared:
                 content = _with_value(content, key.split("."), value)
             if rules.out_of_range(content):
                 return None
-            settings.checked_plugins(content, data_section(content["data"]), self._allowed, self._build)
+            settings.checked_plugins(content, self._allowed, self._build)
         except (OmegaConfBaseException, ConfigError):
             return None
         return content
 
-    def _build(self, key: str, node: Mapping[str, Any], allowed: frozenset[str]) -> tuple[Any, list[str]]:
+    def _build(self, key: str, node: Mapping[str, Any], allowed: frozenset[str]) -> Any:
         """Call a section's factory once for the jobs that have the same section."""
         name = f"{key} {node!r}"
         if name not in self._plugins:

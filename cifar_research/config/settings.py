@@ -15,9 +15,7 @@ from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, 
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain
 from cifar_research.config.overrides import without_sweeps
 from cifar_research.config.phases import Phase
-from cifar_research.runtime.errors import ConfigError
-
-Build = Callable[[str, Any, frozenset[str]], tuple[Any, list[str]]]  # see targets.build
+from cifar_research.runtime.errors import ConfigError, refuse
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +87,11 @@ def parse_composed(composed: Composed) -> Settings:
     if several := [word for word in composed.overrides if word not in single]:
         raise ConfigError(messages.several_values(several[0], composed.overrides))
     config, content = composed.config, plain(composed.config)
-    _refuse([messages.missing(key) for key in sorted(OmegaConf.missing_keys(OmegaConf.create(content)))])
-    _refuse(rules.out_of_range(content))
+    refuse([messages.missing(key) for key in sorted(OmegaConf.missing_keys(OmegaConf.create(content)))])
+    refuse(rules.out_of_range(content))
     names = ("data", "training", "evaluation", "batch_norm", "features", "tensorboard")
     sections: dict[str, Any] = {name: OmegaConf.to_object(config[name]) for name in names}
-    plugins = checked_plugins(content, schema.data_section(content["data"]), composed.allowed)
+    plugins = checked_plugins(content, composed.allowed)
     return Settings(
         name=content["name"],
         seed=content["seed"],
@@ -107,50 +105,41 @@ def parse_composed(composed: Composed) -> Settings:
 
 
 def checked_plugins(
-    content: Mapping[str, Any], data: schema.DataConfig, allowed: frozenset[str], build: Build = targets.build
+    content: Mapping[str, Any], allowed: frozenset[str], build: Callable[..., Any] = targets.build
 ) -> dict[str, Any]:
     """Return the built plug-ins of a config by their names in Settings.
 
     Raises ConfigError, one line for each problem, if a plug-in or a combination of values is invalid.
     """
-    built, problems = _plugins(content, allowed, build)
-    if all(isinstance(content[group], Mapping) for group in PLUGIN_GROUPS):
-        problems = [*rules.combinations(content), *problems]
-    _refuse(problems)
+    built = _plugins(content, allowed, build)
+    refuse(rules.combinations(content))
     plan, weights = phases.plan(content), targets.parameters(content["backbone"], allowed).get("weights")
-    _refuse(
-        [
-            *rules.image_problems(data, built["backbone"]),
-            *phases.random_backbone_problems(
-                plan[0], content["backbone"], None if weights is None else weights.default
-            ),
-        ]
-    )
+    default = None if weights is None else weights.default
+    problems = rules.image_problems(schema.data_section(content["data"]), built["backbone"])
+    refuse(problems + phases.random_backbone_problems(plan[0], content["backbone"], default))
     return built
 
 
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def _plugins(content: Mapping[str, Any], allowed: frozenset[str], build: Build) -> tuple[dict[str, Any], list[str]]:
-    """Return the built plug-ins by their names in Settings, and the problems."""
+def _plugins(content: Mapping[str, Any], allowed: frozenset[str], build: Callable[..., Any]) -> dict[str, Any]:
     augmentation = content["augmentation"]
     if not isinstance(augmentation, Mapping):
-        return {}, [f"augmentation: {augmentation!r} is not a mapping of transforms; choose an option: augmentation=…"]
+        raise ConfigError(
+            f"augmentation: {augmentation!r} is not a mapping of transforms; choose an option: augmentation=…"
+        )
     nodes = {group: content[group] for group in (*PLUGIN_GROUPS, "tracker")}
     nodes |= {f"augmentation.{name}": node for name, node in augmentation.items() if node is not None}
-    built = {key: build(key, node, allowed) for key, node in nodes.items()}
-    if problems := [problem for _, problems in built.values() for problem in problems]:
-        return {}, problems
-    values = {key: value for key, (value, _) in built.items()}
+    values, problems = dict[str, Any](), []
+    for key, node in nodes.items():
+        try:
+            values[key] = build(key, node, allowed)
+        except ConfigError as error:
+            problems.append(str(error))
+    refuse(problems)
     if not isinstance(values["tracker"], Tracker | None):
-        return {}, ["tracker: the factory returned no tracker; return an object with start, epoch and finish"]
+        raise ConfigError("tracker: the factory returned no tracker; return an object with start, epoch and finish")
     transforms = {name: Transform.of(values.pop(f"augmentation.{name}")) for name in augmentation if augmentation[name]}
     values |= {"backbone": Backbone.of(values["backbone"]), "head": Head.of(values.pop("model"))}
-    values["loss"] = Loss.of(values["loss"])
-    return {**values, "transforms": transforms}, []
+    return {**values, "loss": Loss.of(values["loss"]), "transforms": transforms}
 
 
 def _options(composed: Composed) -> dict[str, str]:
@@ -171,16 +160,13 @@ def network(content: Mapping[str, Any], allowed: frozenset[str]) -> tuple[Backbo
         backbone["weights"] = "none"
         if backbone.get("batch_norm") == "inference":  # affects training only, and requires pretrained weights
             backbone["batch_norm"] = None
-    built = [targets.build("backbone", backbone, allowed), targets.build("model", content["model"], allowed)]
-    _refuse([problem for _, problems in built for problem in problems])
-    return Backbone.of(built[0][0]), Head.of(built[1][0])
+    built = targets.build("backbone", backbone, allowed)
+    return Backbone.of(built), Head.of(targets.build("model", content["model"], allowed))
 
 
 def loss(content: Mapping[str, Any], allowed: frozenset[str]) -> LossFunction:
     """Return the loss that scores a finished run; ConfigError if it cannot be built."""
-    value, problems = targets.build("loss", content["loss"], allowed)
-    _refuse(problems)
-    return Loss.of(value).function
+    return Loss.of(targets.build("loss", content["loss"], allowed)).function
 
 
 def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> schema.DataConfig:
@@ -195,7 +181,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     if any(word.startswith("data.name=") for word in keys):
         raise ConfigError("data.name: is set by the option; choose data=OPTION")
     config = compose([option, *keys]).config
-    _refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
+    refuse([messages.missing(f"data.{key}") for key in OmegaConf.missing_keys(config.data)])
     data = schema.data_section(plain(config.data))
     given = {word.partition("=")[0].removeprefix("data.") for word in keys}
     changes: dict[str, Any] = {}
@@ -208,5 +194,5 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     changes |= {"drop_remainder": False, "train_size": None, "imbalance": "none", "label_noise": "none"}
     changes |= {"labels_file": None, "labels_key": None} if isinstance(data, schema.CifarConfig) else {}
     data = schema.data_section(vars(data), **changes)
-    _refuse([*rules.out_of_range({"data": vars(data)}), *rules.folder_problems(vars(data))])
+    refuse([*rules.out_of_range({"data": vars(data)}), *rules.folder_problems(vars(data))])
     return data

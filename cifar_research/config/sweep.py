@@ -14,7 +14,7 @@ from cifar_research.config import rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.identity import flatten, plain
 from cifar_research.config.overrides import without_sweeps
-from cifar_research.runtime.errors import ConfigError
+from cifar_research.runtime.errors import ConfigError, refuse
 
 MULTIRUN = ("-m", "--multirun")
 
@@ -53,8 +53,7 @@ def _compose(arguments: Sequence[str], *, is_multirun: bool) -> Composed:
 def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettings:
     """Return a sweep's settings; ConfigError if they are invalid. arguments: its overrides."""
     config = composed.config
-    if problems := rules.out_of_range({"sweep": plain(config.sweep)}):
-        raise ConfigError("\n".join(problems))
+    refuse(rules.out_of_range({"sweep": plain(config.sweep)}))
     _refuse_lost_settings(config, arguments)
     return SweepSettings(
         overrides=tuple(arguments),
@@ -101,10 +100,7 @@ def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
     """Build the launcher of hydra.launcher; ConfigError if that fails."""
     if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
         raise ConfigError("hydra/launcher: Hydra's own are not supported; choose hydra/launcher=local, slurm or ray")
-    launcher, problems = targets.build("hydra.launcher", plain(node), allowed)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return launcher
+    return targets.build("hydra.launcher", plain(node), allowed)
 
 
 def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:

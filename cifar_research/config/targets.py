@@ -22,6 +22,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cifar_research.runtime.errors import ConfigError, refuse
+
 ALLOWING_VARIABLE = "CIFAR_ALLOW_TARGETS"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _IN_YAML = {"None": "null", "True": "true", "False": "false"}
@@ -126,31 +128,29 @@ def error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}{location}"
 
 
-def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> tuple[Any, list[str]]:
-    """Call a section's factory; return its value (None on failure) and the problems.
+def build(key: str, node: Mapping[str, Any] | None, allowed: frozenset[str]) -> Any:
+    """Call a section's factory and return its value; ConfigError has one line for each problem.
 
     key: the section's key, for messages. node: a plain mapping, first checked against the factory's signature.
     """
     if not isinstance(node, Mapping) or not node.get("_target_"):
-        return None, [f"{key}: {node!r} has no _target_, the name of a factory; choose an option: {key}=…"]
-    if problems := refusals(key, node, allowed):
-        return None, problems
+        raise ConfigError(f"{key}: {node!r} has no _target_, the name of a factory; choose an option: {key}=…")
+    refuse(refusals(key, node, allowed))
     target = str(node["_target_"])
     factory, problem = _factory(target)
     if problem:
-        return None, [f"{key}._target_: {problem}"]
+        raise ConfigError(f"{key}._target_: {problem}")
     values = {setting: value for setting, value in node.items() if setting != "_target_"}
-    if problems := _signature_problems(key, factory, values):
-        return None, problems
+    refuse(_signature_problems(key, factory, values))
     try:
-        return hydra_instantiate(dict(node), _convert_="all"), []
+        return hydra_instantiate(dict(node), _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if not (isinstance(cause, ValueError) or cause is None):
-            return None, [f"{key}: {target}: {error_text(cause)}"]
+            raise ConfigError(f"{key}: {target}: {error_text(cause)}") from error
         reason = str(cause or error).replace("\n", " ")
         is_of_setting = reason.partition(":")[0] in inspect.signature(factory).parameters
-        return None, [f"{key}.{reason}" if is_of_setting else f"{key}: {reason}"]
+        raise ConfigError(f"{key}.{reason}" if is_of_setting else f"{key}: {reason}") from error
 
 
 def _factory(target: str) -> tuple[Any, str | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """The base of these errors, but for WriteError."""
@@ -9,6 +11,12 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A wrong setting or command line; the message names the key, the value and the remedy."""
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise ConfigError with a line for each problem, if there is one."""
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 class DataError(UserError):

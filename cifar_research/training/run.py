@@ -17,7 +17,7 @@ from cifar_research.runs import checkout, metrics, run_folder
 from cifar_research.runs.checkpoint import Checkpoint, Checkpoints
 from cifar_research.runtime import environment as environments
 from cifar_research.runtime import programs, signals
-from cifar_research.runtime.errors import ConfigError, DataError
+from cifar_research.runtime.errors import DataError, refuse
 from cifar_research.training import shards
 
 if TYPE_CHECKING:
@@ -117,9 +117,7 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
     if checkpoint is not None:
         run_folder.check_images(checkpoint.meta, data)
     problems = rules.data_problems(settings.content, len(data.train), len(data.val))
-    problems += metrics.problems(settings.training.monitor, data.train.counts(len(data.classes)))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems + metrics.problems(settings.training.monitor, data.train.counts(len(data.classes))))
     return data
 
 
