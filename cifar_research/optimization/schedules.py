@@ -13,6 +13,7 @@ from cifar_research.config.targets import check_range
 from cifar_research.runtime.lazy import tf
 
 Schedule = Callable[["tf.Tensor", int, int], "tf.Tensor"]
+Factor = Callable[["tf.Tensor", float, int, int], "tf.Tensor"]  # (step, warm-up steps, total_steps, steps_per_epoch)
 
 
 def constant(*, warmup_epochs: float = 0.0, warmup_steps: int = 0) -> Schedule:
@@ -74,14 +75,7 @@ def step_decay(
     every_epochs: The period in epochs.
     every_steps: The period in steps; if given, it counts in place of `every_epochs`.
     """
-    period = _period(factor, every_epochs, every_steps)
-
-    def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
-        # In a graph the quotient is a product with 1 / period, which may round to just below a whole number.
-        periods = tf.floor(tf.cast(step, tf.float64) / period(steps_per_epoch) + 1e-9)
-        return factor ** tf.cast(periods, tf.float32)
-
-    return _after_warmup(warmup_epochs, warmup_steps, decayed)
+    return _after_warmup(warmup_epochs, warmup_steps, _decay(factor, every_epochs, every_steps, in_steps=True))
 
 
 def exponential(
@@ -96,12 +90,7 @@ def exponential(
 
     factor: Multiplies the learning rate over each period, a little at each step.
     """
-    period = _period(factor, every_epochs, every_steps)
-
-    def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
-        return factor ** (step / period(steps_per_epoch))
-
-    return _after_warmup(warmup_epochs, warmup_steps, decayed)
+    return _after_warmup(warmup_epochs, warmup_steps, _decay(factor, every_epochs, every_steps, in_steps=False))
 
 
 def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: int) -> bool:
@@ -114,7 +103,7 @@ def looks_at_total(schedule: Schedule, totals: Sequence[int], steps_per_epoch: i
     return len(graphs) > 1
 
 
-def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float, int, int], tf.Tensor]) -> Schedule:
+def _after_warmup(epochs: float, steps: int, factor: Factor) -> Schedule:
     """Return `factor`(step, warm-up steps, total_steps, steps_per_epoch) with a warm-up."""
     check_range("[]", 0, warmup_epochs=epochs, warmup_steps=steps)
     if epochs and steps:
@@ -128,12 +117,18 @@ def _after_warmup(epochs: float, steps: int, factor: Callable[[tf.Tensor, float,
     return schedule
 
 
-def _period(factor: float, epochs: float | None, steps: int | None) -> Callable[[int], float]:
-    """Return the function steps_per_epoch -> the period in steps; ValueError without a period."""
+def _decay(factor: float, epochs: float | None, steps: int | None, *, in_steps: bool) -> Factor:
+    """Return factor^(periods so far), whole ones if `in_steps`; ValueError without a period in epochs or steps."""
     check_range("(]", 0, 1, factor=factor)
     check_range("(]", 0, every_epochs=epochs, every_steps=steps)
-    if steps is not None:
-        return lambda steps_per_epoch: steps
-    if epochs is None:
+    if epochs is None and steps is None:
         raise ValueError("every_epochs: every_epochs and every_steps are both null; set one of them")
-    return lambda steps_per_epoch: epochs * steps_per_epoch
+
+    def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
+        period = (epochs or 0) * steps_per_epoch if steps is None else steps
+        if not in_steps:
+            return factor ** (step / period)
+        # In a graph the quotient is a product with 1 / period, which may round to just below a whole number.
+        return factor ** tf.cast(tf.floor(tf.cast(step, tf.float64) / period + 1e-9), tf.float32)
+
+    return decayed
