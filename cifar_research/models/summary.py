@@ -12,7 +12,7 @@ Path = tuple[str, ...]  # of name scopes, or of layers
 
 
 class Layer(NamedTuple):
-    """A layer. output: its shape without the batch's dimension. flops: of a forward pass, an image."""
+    """A layer. output: its shape without the batch's dimension. flops: of one image's forward pass, a multiply-add as 2."""
 
     name: str
     kind: str
@@ -30,11 +30,6 @@ def layers(model: keras.Model) -> list[Layer]:
     rows = list(_layers(model, (model.name,), operations))
     others = sum(flops for _, flops in operations) - sum(row.flops for row in rows)
     return [*rows, Layer("others", "–", "–", 0, others)] if others else rows
-
-
-def forward_flops(model: keras.Model) -> int:
-    """Return the floating-point operations of a forward pass, an image; a multiply-add is 2."""
-    return sum(flops for _, flops in _operations(model))
 
 
 def _operations(model: keras.Model) -> list[tuple[Path, int]]:

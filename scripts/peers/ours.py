@@ -182,7 +182,7 @@ class Ours:
 
         return {
             "parameters": self.state.model.count_params(),
-            "forward_flops": summary.forward_flops(self.state.model),
+            "forward_flops": sum(layer.flops for layer in summary.layers(self.state.model)),
             "matrix_flops": PRODUCTS * 2 * self.side**3,
             "step_bytes": self._step_bytes(),
             "copied_bytes": self._copied_bytes(),
