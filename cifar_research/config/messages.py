@@ -272,7 +272,7 @@ def _context(overrides: Sequence[str]) -> DictConfig:
 
 def flags(arguments: Sequence[str]) -> str | None:
     """Return the problem of a command line's flags, None if they are valid."""
-    refused = permissions.refused_flags(arguments)
+    refused = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in permissions.FLAGS]
     advice = "write settings without dashes, as in seed=1; hydra.searchpath=[file://<folder>] adds options of your own"
     return f"{' '.join(refused)}: is not an option; {advice}" if refused else None
 

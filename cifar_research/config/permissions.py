@@ -19,7 +19,7 @@ _NOT_USED: dict[str, Any] = {
     "output_subdir": ".hydra", "job.chdir": None, "job.env_set": {},
 }  # fmt: skip
 # Hydra's flags that only print. The others replace conf/, which bypasses the schema, or read a pickle.
-_SHOWING = (
+FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i",
     "--shell-completion", "-sc", "--multirun", "-m",
 )  # fmt: skip
@@ -95,11 +95,6 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
             return [f"{_KEY}: {name!r} is not the name of a package or a module; give one, like my_lab"]
     return _check_hydra(cfg.hydra)
-
-
-def refused_flags(arguments: Sequence[str]) -> list[str]:
-    """Return Hydra's flags that would bypass the checks of a config."""
-    return [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in _SHOWING]
 
 
 def _check_hydra(hydra: DictConfig) -> list[str]:
