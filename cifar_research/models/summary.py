@@ -12,7 +12,7 @@ Path = tuple[str, ...]  # of name scopes, or of layers
 
 
 class Layer(NamedTuple):
-    """A layer. output: its shape without the batch's dimension. flops: of one image's forward pass, a multiply-add as 2."""
+    """A layer. output: its shape without the batch. flops: of one image's forward pass, a multiply-add as 2."""
 
     name: str
     kind: str

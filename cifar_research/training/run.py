@@ -121,8 +121,11 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
     return data
 
 
-def _announce(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> None:
-    """Show the config of the run, and the step from which it continues."""
+def _describe(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> tuple[int | None, dict[str, Any] | None]:
+    """Show the run's config and where it continues; return forward_flops and git of report.json.
+
+    Writes model.txt and the uncommitted changes.
+    """
     from cifar_research.training import outputs
 
     settings, data, display, folder = run.settings, run.data, run.outputs.display, run.outputs.folder
@@ -130,33 +133,23 @@ def _announce(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> None
         outputs.describe(run.outputs.writer, settings.yaml, run.state, data.train)
     parameters = run.state.model.count_params()
     display.announce(header.rows(settings, parameters, data, run.environment, folder, num_trained))
-    if checkpoint is None:
-        return
-    if run.saver.is_chief and run_folder.reopen(folder):
-        display.message(f"Its report will be replaced by one for {settings.total_epochs} epochs.")
-    if settings.data.dir is None and data.found_in:
-        display.message(f"The data is in {data.found_in}.")
-    display.message(f"Continuing from step {run.progress.step}.")
-    if (before := checkpoint.meta["device"]) != run.environment.device:
-        display.message(
-            f"This run was saved on {before}. On {run.environment.device} the last digits of the results may differ."
-        )
-
-
-def _describe(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> tuple[int | None, dict[str, Any] | None]:
-    """Announce the run, write model.txt and the uncommitted changes; return forward_flops and git of report.json."""
-    from cifar_research.training import outputs
-
-    _announce(run, num_trained, checkpoint)
+    if checkpoint is not None:
+        if run.saver.is_chief and run_folder.reopen(folder):
+            display.message(f"Its report will be replaced by one for {settings.total_epochs} epochs.")
+        if settings.data.dir is None and data.found_in:
+            display.message(f"The data is in {data.found_in}.")
+        display.message(f"Continuing from step {run.progress.step}.")
+        if (before := checkpoint.meta["device"]) != (now := run.environment.device):
+            display.message(f"This run was saved on {before}. On {now} the last digits of the results may differ.")
     if not run.saver.is_chief:
         return None, None
-    folder, tell, git = run.outputs.folder, run.outputs.display.message, None
+    git = None
     if code := checkout.read(Path(__file__).parent):
         git = code.leave(folder)
         if code.not_kept:
-            tell(f"{checkout.PATCH} is not written: {code.not_kept}.")
+            display.message(f"{checkout.PATCH} is not written: {code.not_kept}.")
         elif git["changes"] != checkout.PATCH and (folder / checkout.PATCH).exists():
-            tell(f"The uncommitted changes of the code are no longer those in {checkout.PATCH}.")
+            display.message(f"The uncommitted changes of the code are no longer those in {checkout.PATCH}.")
     return outputs.describe_model(folder / "model.txt", run.state.model), git
 
 
