@@ -65,7 +65,6 @@ class Outcome:
 
     status: str
     signal: int | None = None
-    first_step_seconds: float | None = None
 
 
 def fit(run: Run, stage: Stage) -> Outcome:
@@ -75,39 +74,36 @@ def fit(run: Run, stage: Stage) -> Outcome:
     steps = batches.steps_per_epoch(len(stage.data.train), training.batch_size, run.settings.data.drop_remainder)
     total_steps = progress.phase_steps[-1] + steps * phases[progress.phase].epochs
     call, clock = _steps(run, stage.data.train, total_steps), Clock()
-
-    def outcome(status: str, signal: int | None = None) -> Outcome:
-        return Outcome(status, signal, clock.first_call_seconds)
-
     while progress.step < total_steps and not _is_patience_over(progress, training):
         epoch_end = (progress.epoch + 1) * steps
         num_steps = min(training.steps_per_call, epoch_end - progress.step)
         outputs.before_steps(progress.step, num_steps)
-        _advance(call, progress, num_steps, clock)
+        _advance(call, run, num_steps, clock)
         outputs.after_steps(progress.step, num_steps)
         loss, accuracy = progress.means
         if not math.isfinite(loss):
             outputs.display.message(f"The loss is {loss} at step {progress.step}: the run has diverged.")
-            return outcome("diverged")
+            return Outcome("diverged")
         outputs.display.progress(progress.step, progress.epoch + 1, loss, accuracy, clock.images_per_second)
         is_epoch_end = progress.step == epoch_end
         if outputs.writer and (is_epoch_end or progress.step % training.log_every_steps < num_steps):
-            outputs.scalars(progress.step, _training_scalars(state, progress, clock))
+            rates = {"learning_rate": _learning_rate(state, progress), "images_per_second": clock.images_per_second}
+            outputs.scalars(progress.step, {"train/loss": loss, "train/accuracy": accuracy} | rates)
         is_over = progress.phase == len(phases) - 1 and progress.step == total_steps
         try:
             if is_epoch_end:
                 _end_epoch(run, stage, clock)
                 if stage.is_hopeless is not None and stage.is_hopeless(progress.history[-1]) and not is_over:
                     outputs.display.message(f"Pruned after epoch {progress.epoch}: other jobs were better.")
-                    return outcome("pruned")
+                    return Outcome("pruned")
             elif stage.stop.signal:
                 run.saver.save(state, progress)
         except FloatingPointError as error:
             outputs.display.message(f"{error}: the run has diverged.")
-            return outcome("diverged")
+            return Outcome("diverged")
         if stage.stop.signal and not is_over:
-            return outcome("stopped", stage.stop.signal)
-    return outcome("completed")
+            return Outcome("stopped", stage.stop.signal)
+    return Outcome("completed")
 
 
 def next_phase(state: TrainState, progress: Progress, saver: Saver, *, keeps_optimizer: bool) -> None:
@@ -127,7 +123,7 @@ def next_phase(state: TrainState, progress: Progress, saver: Saver, *, keeps_opt
 class Clock:
     """The images and seconds of an epoch so far, without the phase's first call, which traces the step."""
 
-    first_call_seconds: float | None = None
+    has_traced: bool = False
     images: float = 0.0
     seconds: float = 0.0
 
@@ -195,28 +191,23 @@ def _steps(run: Run, split: Split, total_steps: int) -> Callable[..., Totals]:
     return steps
 
 
-def _advance(call: Callable[..., Totals], progress: Progress, num_steps: int, clock: Clock) -> None:
-    began, before = time.perf_counter(), progress.totals
+def _advance(call: Callable[..., Totals], run: Run, num_steps: int, clock: Clock) -> None:
+    progress, began, before = run.progress, time.perf_counter(), run.progress.totals
     totals = call(tf.constant(num_steps), tf.constant(before, tf.float64))
     progress.totals = [float(value) for value in totals.numpy()]
     seconds = time.perf_counter() - began
-    if clock.first_call_seconds is None:
-        clock.first_call_seconds = seconds
-    else:
+    if run.seconds["first_step"] is None:
+        run.seconds["first_step"] = seconds
+    if clock.has_traced:
         clock.images += progress.totals[2] - before[2]
         clock.seconds += seconds
+    clock.has_traced = True
     progress.seconds += seconds
     progress.step += num_steps
 
 
 def _learning_rate(state: TrainState, progress: Progress) -> float:
     return float(state.learning_rate(tf.constant(float(progress.step - 1))))
-
-
-def _training_scalars(state: TrainState, progress: Progress, clock: Clock) -> dict[str, float | None]:
-    loss, accuracy = progress.means
-    rate, speed = _learning_rate(state, progress), clock.images_per_second
-    return {"train/loss": loss, "train/accuracy": accuracy, "learning_rate": rate, "images_per_second": speed}
 
 
 def _end_epoch(run: Run, stage: Stage, clock: Clock) -> None:

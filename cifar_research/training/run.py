@@ -167,6 +167,7 @@ def _train_and_test(run: Run, is_hopeless: Rule | None, second_signal_exits: boo
     for line in warnings.of_run(settings, state.model, total_steps):
         run.outputs.display.message(line)
     run.outputs.display.start(total_steps, progress.step, settings.total_epochs, settings.training.monitor)
+    run.seconds["first_step"] = None
     for number in range(progress.phase, len(settings.phases)):
         phase = settings.phases[number]
         if number > progress.phase:
@@ -181,8 +182,6 @@ def _train_and_test(run: Run, is_hopeless: Rule | None, second_signal_exits: boo
         with signals.stop_signals(within_calls=second_signal_exits) as stop:
             measure = norms.measurement(settings, state, phase_data.train, phase_forward, run.environment.strategy)
             outcome = loop.fit(run, loop.Stage(phase_data, evaluate, measure, stop, is_hopeless))
-        if run.seconds.get("first_step") is None:
-            run.seconds["first_step"] = outcome.first_step_seconds
         if outcome.status != "completed":
             break
     run.seconds["train"] = sum(row["seconds"] for row in progress.history) + progress.seconds
