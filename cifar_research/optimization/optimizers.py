@@ -180,7 +180,7 @@ def muon(
             for number in numbers:
                 (slot,) = slots[number]
                 velocity = slot * momentum + gradients[number]
-                _assign(slot, velocity)
+                assign(slot, velocity)
                 moved.append(gradients[number] + velocity * momentum if nesterov else velocity)
             matrices = orthogonalized(tf.reshape(tf.stack(moved), [len(moved), -1, shape[-1]]), iterations)
             for number, matrix in zip(numbers, tf.unstack(matrices), strict=True):
@@ -190,7 +190,7 @@ def muon(
     def update(weight: tf.Variable, slots: Slots, direction: tf.Tensor, rate: tf.Tensor, step: tf.Tensor) -> None:
         if weight.shape.rank == 4:
             normed = weight * (weight.shape[-1] ** 0.5 / (tf.norm(weight) + 1e-7))
-            _assign(weight, normed - rate * direction)
+            assign(weight, normed - rate * direction)
         else:
             _momentum_step(weight, slots[0], direction, rate * other_scale, momentum, nesterov)
 
@@ -300,7 +300,7 @@ def _momentum_step(
 
 
 # Under a strategy, the variables' own methods would reduce over the replicas again; these update one replica's copy.
-def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
+def assign(variable: tf.Variable, value: tf.Tensor) -> None:
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from cifar_research.models import layers
+from cifar_research.optimization.optimizers import assign
 from cifar_research.training import shards
 from cifar_research.training.forward import Forward, Network
 from cifar_research.training.state import HOST, TrainState
@@ -204,8 +205,8 @@ def _rescale(state: TrainState, gradients: list[tf.Tensor]) -> tf.Tensor:
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     steps = tf.where(finite, state.finite_steps + 1, 0)
     grown = tf.where(steps >= 2_000, state.loss_scale * 2, state.loss_scale)
-    _set(state.loss_scale, tf.where(finite, tf.minimum(grown, 2.0**24), tf.maximum(state.loss_scale / 2, 1.0)))
-    _set(state.finite_steps, tf.where(steps >= 2_000, tf.zeros_like(steps), steps))
+    assign(state.loss_scale, tf.where(finite, tf.minimum(grown, 2.0**24), tf.maximum(state.loss_scale / 2, 1.0)))
+    assign(state.finite_steps, tf.where(steps >= 2_000, tf.zeros_like(steps), steps))
     _add(state.overflows, tf.cast(~finite, tf.int64))
     return finite
 
@@ -220,13 +221,9 @@ def _average(state: TrainState, step: tf.Tensor) -> None:
         if weight.value.dtype.is_floating:
             _add(average, (1 - decay) * (weight.value - average))
         else:  # a count
-            _set(average, weight.value)
+            assign(average, weight.value)
 
 
-# These change only this replica's copy. All replicas compute equal values, and `assign` would reduce them again.
 def _add(variable: tf.Variable, value: tf.Tensor) -> None:
+    """Add to this replica's copy, see `assign`."""
     tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=value)
-
-
-def _set(variable: tf.Variable, value: tf.Tensor) -> None:
-    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
