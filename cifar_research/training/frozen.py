@@ -31,7 +31,8 @@ class Parts:
 
 def below_head(backbone: keras.Model, head: keras.Model) -> Parts:
     """Split between backbone and head, or behind the head's first pooling layer."""
-    pool, rest = _without_pool(head)
+    pool = next((layer for layer in head.layers[1:2] if layer.name == "head_pool"), None)
+    rest = head if pool is None else keras.Model(pool.output, head.output)
 
     def frozen(images: Any) -> Any:
         maps = backbone(images, training=False)
@@ -105,11 +106,3 @@ def _last_frozen(network: keras.Model, trained: Collection[keras.layers.Layer]) 
 
 def _inputs(operation: Any) -> list[Any]:
     return [] if isinstance(operation, keras.layers.InputLayer) else keras.tree.flatten(operation.input)
-
-
-def _without_pool(head: keras.Model) -> tuple[keras.layers.Layer | None, keras.Model]:
-    """Return a head's first pooling layer (None without one) and the rest of the head."""
-    layers = getattr(head, "layers", [])
-    if len(layers) < 2 or layers[1].name != "head_pool" or layers[1].weights:
-        return None, head
-    return layers[1], keras.Model(layers[1].output, head.output)
