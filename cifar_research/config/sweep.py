@@ -55,13 +55,15 @@ def _sweep_settings(composed: Composed, arguments: Sequence[str]) -> SweepSettin
     config = composed.config
     refuse(rules.out_of_range({"sweep": plain(config.sweep)}))
     _refuse_lost_settings(config, arguments)
+    if str(config.hydra.launcher.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
+        raise ConfigError("hydra/launcher: Hydra's own are not supported; choose hydra/launcher=local, slurm or ray")
     return SweepSettings(
         overrides=tuple(arguments),
         sweep=schema.SweepConfig(**plain(config.sweep)),
         seed=config.seed,
         folder=Path(config.hydra.sweep.dir),
         time_limit=_seconds(config.sweep.time_limit),
-        launcher=_launcher(config.hydra.launcher, composed.allowed),
+        launcher=targets.build("hydra.launcher", plain(config.hydra.launcher), composed.allowed),
         params=plain(config.hydra.sweeper.get("params") or OmegaConf.create({})),
     )
 
@@ -94,13 +96,6 @@ def parse(arguments: Sequence[str]) -> SweepSettings:
     """Return the settings of the sweep of these overrides; ConfigError if they are invalid."""
     overrides = [word for word in arguments if word not in MULTIRUN]
     return _sweep_settings(_compose(overrides, is_multirun=True), overrides)
-
-
-def _launcher(node: DictConfig, allowed: frozenset[str]) -> Any:
-    """Build the launcher of hydra.launcher; ConfigError if that fails."""
-    if str(node.get("_target_")).startswith(("hydra.", "hydra_plugins.")):
-        raise ConfigError("hydra/launcher: Hydra's own are not supported; choose hydra/launcher=local, slurm or ray")
-    return targets.build("hydra.launcher", plain(node), allowed)
 
 
 def _refuse_lost_settings(config: DictConfig, arguments: Sequence[str]) -> None:

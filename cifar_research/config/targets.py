@@ -56,7 +56,7 @@ def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
         return []
     problems = [problem for name, item in node.items() for problem in refusals(f"{key}.{name}", item, allowed)]
     target = node.get("_target_")
-    if target and not (isinstance(target, str) and (_is_allowed(target, allowed) or _is_ours(target))):
+    if target and not (isinstance(target, str) and _may_be_called(target, allowed)):
         name = str(target).partition(".")[0]
         what = f"{key}._target_: {target!r} is"
         if name == _PACKAGE:
@@ -68,12 +68,10 @@ def refusals(key: str, node: Any, allowed: frozenset[str]) -> list[str]:
     return problems
 
 
-def _is_allowed(target: str, allowed: frozenset[str]) -> bool:
-    return any(target.startswith(f"{name}.") for name in allowed)
-
-
-def _is_ours(target: str) -> bool:
-    """Return whether a target is defined in one of our factory modules, not imported there."""
+def _may_be_called(target: str, allowed: frozenset[str]) -> bool:
+    """Return whether a target is of an allowed package, or defined, not imported, in one of our factory modules."""
+    if any(target.startswith(f"{name}.") for name in allowed):
+        return True
     module, _, name = target.rpartition(".")
     if module not in _OURS or name.startswith("_"):
         return False
