@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cifar_research.runtime.lazy import tf
 
-Network = Callable[["tf.Tensor", bool], "tf.Tensor"]
+Network = Callable[["tf.Tensor", bool], "tf.Tensor"]  # (inputs, training) -> logits [B, K]
 
 
 def averaged(network: Network, kind: str) -> Network:

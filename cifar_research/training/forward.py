@@ -9,9 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cifar_research.augmentation.tta import averaged
-
-Network = Callable[[Any, bool], Any]  # (inputs, training) -> logits [B, K]
+from cifar_research.augmentation.tta import Network, averaged
 
 
 @dataclass(frozen=True)

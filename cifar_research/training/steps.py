@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from cifar_research.augmentation.tta import Network
 from cifar_research.models import layers
 from cifar_research.optimization.optimizers import assign
 from cifar_research.training import shards
-from cifar_research.training.forward import Forward, Network
+from cifar_research.training.forward import Forward
 from cifar_research.training.state import HOST, TrainState
 
 # Sums over images, float64 [3]: losses, correct predictions, images. They are added step by step, so that they do not
