@@ -20,14 +20,10 @@ LossFunction = Callable[[Any, Any], Any]
 
 
 class _Contract:
-    if TYPE_CHECKING:
-
-        def __init__(self, function: Callable[..., Any]) -> None: ...
-
     @classmethod
     def of(cls, value: Any) -> Self:
         """Return a factory's value as this type; a plain function gets the default fields."""
-        return value if isinstance(value, cls) else cls(value)
+        return value if isinstance(value, cls) else cls(value)  # type: ignore[call-arg]  # of the dataclasses below
 
 
 @dataclass(frozen=True)

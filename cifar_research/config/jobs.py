@@ -40,7 +40,7 @@ class JobParser:
 
         Configs share their unchanged sections, so treat them as constants.
         """
-        values = {key: value for word in row if (pair := _plain_value(word)) for key, value in [pair]}
+        values = dict(filter(None, map(_plain_value, row)))
         kind = tuple(key if (key := word.partition("=")[0]) in values else word for word in row)
         shared = self._shared.get(kind)
         if shared is not None and (content := shared.content(values)) is not None:
