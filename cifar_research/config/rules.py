@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_research.config import messages, phases, schema, targets
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.identity import OPTION_GROUPS, flatten
+from cifar_research.runtime.errors import ConfigError
 
 _MOST = 2**31 - 1
 # By key: which ends are included, the lowest and the highest value.
@@ -155,7 +156,10 @@ def combinations(content: Mapping[str, Any]) -> list[str]:
     if training["strategy"] == "multi_worker":
         from cifar_research.runtime.environment import is_chief
 
-        is_chief(training["strategy"])  # raises if TF_CONFIG is invalid
+        try:
+            is_chief(training["strategy"])  # raises if TF_CONFIG is invalid
+        except ConfigError as error:
+            problems.append(str(error))
     problems += folder_problems(data) + _fold_problems(data) + _label_problems(data)
     problems += phases.problems(training)
     return problems or _rates(content) + _warmup(content)
