@@ -214,6 +214,8 @@ def read(run: Path) -> dict[str, Any]:
         raise RunError(
             f"{run / files.WEIGHTS}: is missing (a sweep removes those that sweep.keep does not keep); {again}"
         )
+    if not rebuild.is_whole(report):
+        raise RunError(f"{run / 'report.json'}: is damaged; restore it, or delete it and resume the run")
     return report
 
 

@@ -53,3 +53,18 @@ def network(
             "delete both files and resume the run, which writes them again"
         ) from error
     return model
+
+
+def is_whole(report: dict[str, Any]) -> bool:
+    """Return whether a report has all fields that are read here, with their types."""
+    types = {
+        "data.classes": list, "parameters.total": int, "test.accuracy": float, "config_hash": str, "config.name": str,
+        "config.data.standardize": bool, "config.training.precision": str, "config.backbone": dict, "config.model": dict,
+    }  # fmt: skip
+    for key, expected in types.items():
+        value: Any = report
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, expected):
+            return False
+    return report["config"]["training"]["precision"] in environments.POLICIES

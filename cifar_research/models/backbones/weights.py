@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cifar_research.runtime import files, folders
-from cifar_research.runtime.errors import WeightsError
+from cifar_research.runtime.errors import RunError, WeightsError
 from cifar_research.runtime.lazy import keras
 
 Make = Callable[[], "keras.Model"]
@@ -109,6 +109,8 @@ def _of_run(folder: Path) -> keras.Model:
 
     try:
         report = files.loads((folder / "report.json").read_bytes())
+        if not rebuild.is_whole(report):
+            raise RunError(f"{folder / 'report.json'}: is damaged; restore it, or give another run folder")
         return classifier.parts(rebuild.network(report, folder))[0]
     except (OSError, ValueError) as error:
         raise WeightsError(f"backbone.weights: {folder}: {error}") from error
