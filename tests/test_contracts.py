@@ -4,7 +4,6 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import keras
@@ -89,10 +88,11 @@ def test_types_that_yaml_has_are_checked(value, hint, is_fit):
 
 
 def test_one_package_may_be_allowed_as_a_text(monkeypatch, tmp_path):
-    monkeypatch.setattr(trained, "read_members", lambda runs: dict.fromkeys(runs, {}))
-    monkeypatch.setattr(trained, "_load", lambda run, report, precision, allowed: SimpleNamespace(allowed=allowed))
+    report = {"config": {"evaluation": {"views": "none"}}}
+    monkeypatch.setattr(trained, "read_members", lambda runs: dict.fromkeys(runs, report))
+    monkeypatch.setattr(trained.rebuild, "network", lambda report, folder, precision, allowed: allowed)
     as_text, as_list = (trained.load(tmp_path, allow_targets=packages) for packages in ("my_lab", ["my_lab"]))
-    assert as_text.allowed == as_list.allowed >= {"my_lab"}
+    assert as_text.model == as_list.model >= {"my_lab"}
 
 
 @pytest.mark.parametrize(
