@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import sys
+import time
 import types
 
 import forked
@@ -423,6 +424,8 @@ def wandb_records(path):
         _, length, kind = struct.unpack_from("<IHB", content, position)
         whole += content[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(content):
+            return  # half written
         if kind in (1, 4):  # whole, or a last piece
             record = wandb_internal_pb2.Record()
             record.ParseFromString(whole)
@@ -441,8 +444,12 @@ def test_wandb_has_one_id_for_a_run_that_continues_and_the_whole_history(tmp_pat
     run(folder, "tracker=wandb")
     content = run(folder, "tracker=wandb", "training.epochs=3")
     key = (folder / tracking.KEY_FILE).read_text().strip()
-    paths = sorted(folder.glob(f"wandb/offline-run-*/run-{key}.wandb"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(folder.glob(f"wandb/offline-run-*/run-{key}.wandb"))  # their folders are named by the second
     assert len(paths) == 2
+    end = time.monotonic() + 60  # W&B's own process writes, on a busy machine after it has answered
+    while not any(record.HasField("exit") for record in wandb_records(paths[-1])):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     records = list(wandb_records(paths[-1]))
     started = next(record.run for record in records if record.HasField("run"))
     assert (started.run_id, started.project, started.run_group) == (key, "small", "sweep_a")
