@@ -110,8 +110,8 @@ class Display:
     def __init__(self, *, console: Console | None = None, quiet: bool = False) -> None:
         if console is None:
             tolerate_any_encoding()
-        self.console = console or Console(highlight=False, force_jupyter=False)
-        self.console.quiet = quiet
+        self.console = console or Console(highlight=False)
+        self._is_quiet = quiet
         # A dumb terminal cannot redraw lines: treat it as a log.
         self._is_live = self.console.is_interactive and not quiet
         whole = Column(no_wrap=True)  # in a narrow terminal, shorten the bar and not the times
@@ -223,14 +223,20 @@ class Display:
 
     def _print(self, text: Text) -> None:
         """Write a line to the terminal and to the run's train.log."""
-        if text and not self.console.quiet:
+        if text and not self._is_quiet:
             log.info("%s", text.plain)
         self._show(text)
 
     def _show(self, text: Text) -> None:
+        if self._is_quiet:
+            return
         self._last_line = time.monotonic()
-        # Let the terminal wrap, so that long paths can be copied.
-        self.console.print(text, soft_wrap=True)
+        if self._is_live:
+            # Let the terminal wrap, so that long paths can be copied.
+            self.console.print(text, soft_wrap=True)
+        else:
+            self.console.file.write(f"{text.plain}\n")
+            self.console.file.flush()
 
 
 def counted(title: str, items: Collection[Item]) -> Iterable[Item]:
