@@ -141,6 +141,5 @@ def takes_whole_numbers(composed: Composed, key: str) -> bool:
     node = OmegaConf.select(composed.config, parent) if parent else composed.config
     if not isinstance(node, DictConfig) or last not in node:
         return False
-    parameter = targets.parameters(node, composed.allowed).get(last)
-    is_integer = parameter is not None and parameter.annotation in (int, int | None)
-    return is_integer or isinstance(node._get_node(last), IntegerNode)
+    is_integer = isinstance(node._get_node(last), IntegerNode)
+    return is_integer or targets.hint(node, last, composed.allowed) in (int, int | None)

@@ -169,12 +169,12 @@ def _factory(target: str) -> tuple[Any, str | None]:
 
 def _signature_problems(key: str, factory: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
     name = getattr(factory, "__name__", str(factory))
-    every = _parameters(factory).values()
+    every = inspect.signature(factory).parameters.values()
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in every)
     named = [
         parameter for parameter in every if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    hints = {parameter.name: parameter.annotation for parameter in named}
+    hints = {parameter.name: _hint(factory, parameter) for parameter in named}
     problems = []
     for setting, value in values.items():
         if setting not in hints and not takes_more:
@@ -195,20 +195,32 @@ def parameters(node: Any, allowed: frozenset[str]) -> dict[str, inspect.Paramete
     if not target or refusals("config", node, allowed):
         return {}
     factory, problem = _factory(target)
-    return {} if problem else dict(_parameters(factory))
+    return {} if problem else dict(inspect.signature(factory).parameters)
 
 
-def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return a factory's parameters by name; their types are texts if one of them cannot be resolved."""
+def hint(node: Any, setting: str, allowed: frozenset[str]) -> Any:
+    """Return the type of a parameter of a section's factory, Any if unknown."""
+    parameter = parameters(node, allowed).get(setting)
+    return Any if parameter is None else _hint(_factory(str(node["_target_"]))[0], parameter)
+
+
+def _hint(factory: Any, parameter: inspect.Parameter) -> Any:
+    """Return a parameter's type; Any if it has none that can be resolved."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
     try:
-        return inspect.signature(factory, eval_str=True).parameters
+        return eval(parameter.annotation, dict(vars(inspect.getmodule(factory))))  # noqa: S307 — the module's own text
     except NameError:
-        return inspect.signature(factory).parameters
+        return Any
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a YAML value fits a type hint: an int fits float, a bool does not fit int."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if origin is typing.Literal:
