@@ -44,11 +44,14 @@ def main() -> None:
         parser.error(f"--output: {args.output} does not end in .weights.h5")
     if is_known:
         _efficientnet_lite0(args.python, args.output)
-        return
-    if not Path(args.source).is_file():
-        raise WeightsError(f"{args.source}: there is no such file; correct the path")
-    names, backbone = _rules(args.names), config.parse(args.overrides).backbone
-    _save(*_converted(args.source, args.python, backbone, names), args.output, args.source)
+    else:
+        _file(args.source, _rules(args.names), args.overrides, args.python, args.output)
+
+
+def _file(source: str, names: dict[str, str | None], overrides: list[str], python: str, output: Path) -> None:
+    if not Path(source).is_file():
+        raise WeightsError(f"{source}: there is no such file; correct the path")
+    _save(*_converted(source, python, config.parse(overrides).backbone, names), output, source)
 
 
 def _efficientnet_lite0(python: str, output: Path | None) -> None:

@@ -137,6 +137,8 @@ def write(folder: Path, comparison: Comparison) -> None:
     """Write leaderboard, report, figures and columns; ReportError or WriteError if it cannot."""
     if not folder.is_dir():
         raise ReportError(f"{folder}: is not a directory; give the folder that --write writes into first")
+    if (folder / "figures").is_file():
+        raise ReportError(f"{folder / 'figures'}: is not a directory; move it, because --write needs that folder")
     environment.provide_home()
     from cifar_research.comparison import figures, hparams  # imported here because they take a second
 

@@ -212,6 +212,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(tmp_path):
             "--write",
         ): "empty: has no report.json or jobs.jsonl; give the folder of a run that has ended, or of a sweep",
         ("--diff", "a", "damaged", "--write"): "damaged: has no run that can be read; damaged/report.json: is damaged",
+        ("--diff", "a", "./a"): "--diff: a and a are the same folder; give two",
     }
     outputs = refusals("report", [*map(list, cases), ["--diff", "a", "stopped"]], tmp_path)
     for (overrides, sentence), output in zip(cases.items(), outputs, strict=False):

@@ -157,7 +157,7 @@ class Diff:
 def read(places: Sequence[str]) -> tuple[Diff, list[str]]:
     """Return two folders' runs, and warnings about unreadable files.
 
-    ReportError if one is not the folder of a run or sweep, or has no run that can be read.
+    ReportError if one is not the folder of a run or sweep, or has no run that can be read, or if both are the same.
     """
     folders = Path(places[0]), Path(places[1])
     for folder in folders:
@@ -165,6 +165,8 @@ def read(places: Sequence[str]) -> tuple[Diff, list[str]]:
             raise ReportError(
                 f"{folder}: has no report.json or {LEDGER}; give the folder of a run that has ended, or of a sweep"
             )
+    if folders[0].resolve() == folders[1].resolve():
+        raise ReportError(f"--diff: {folders[0]} and {folders[1]} are the same folder; give two")
     # Both at once, so that options have the same names.
     runs, warnings = reading.find(places)
     sides = [[run for run in runs if run.folder.resolve().is_relative_to(folder.resolve())] for folder in folders]
