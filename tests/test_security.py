@@ -109,7 +109,7 @@ TARGETS = [
     "os.system", "evil_lab.evil", "subprocess.Popen", "builtins.eval", "keras.saving.load_model",
     # Our own package, but not a factory.
     "cifar_research.train.command", "cifar_research.sweeps.run.subprocess.run", "cifar_research.data.download.fetch",
-    "cifar_research.preview.write_preview", "cifar_research.models.backbones.pretrained.os.system",
+    "cifar_research.preview.main", "cifar_research.models.backbones.pretrained.os.system",
     "cifar_research.models.heads.Literal", "cifar_research.sweeps.launchers.worker.spawn", "cifar_research_evil.evil",
 ]  # fmt: skip
 

@@ -109,7 +109,7 @@ def checked_plugins(
 ) -> dict[str, Any]:
     """Return the built plug-ins of a config by their names in Settings.
 
-    Raises ConfigError, one line for each problem, if a plug-in or a combination of values is invalid.
+    Raises ConfigError if a plug-in is invalid, or else a combination of values; it has one line for each problem.
     """
     built = _plugins(content, allowed, build)
     refuse(rules.combinations(content))

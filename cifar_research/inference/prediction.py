@@ -120,7 +120,10 @@ def find(arguments: Sequence[str], stdin: Iterable[str]) -> tuple[list[str], lis
                 left_out[reason] += 1
             else:
                 files.append(path)
-    return list({os.path.abspath(file): file for file in files}.values()), problems, left_out
+    unique: dict[str, str] = {}
+    for file in files:
+        unique.setdefault(os.path.abspath(file), file)
+    return list(unique.values()), problems, left_out
 
 
 def classify(

@@ -16,7 +16,7 @@ import numpy as np
 from cifar_research.runtime.errors import CheckpointError
 from cifar_research.runtime.files import atomic_write
 
-MAGIC = b"cifar_research checkpoint 1\n"
+MAGIC = b"cifar_research checkpoint 2\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ class Parts:
 
 def below_head(backbone: keras.Model, head: keras.Model) -> Parts:
     """Split between backbone and head, or behind the head's first pooling layer."""
-    pool = next((layer for layer in head.layers[1:2] if layer.name == "head_pool"), None)
+    pool = next((layer for layer in head.layers[1:2] if layer.name == "head_pool" and not layer.weights), None)
     rest = head if pool is None else keras.Model(pool.output, head.output)
 
     def frozen(images: Any) -> Any:
