@@ -220,8 +220,8 @@ def only_process_in(folder: Path, *, key: str, what: str, unlocks: bool = False)
 
     def keep(keeps: bool = True) -> None:
         nonlocal is_kept, before
-        is_kept = False
         if not keeps:
+            is_kept = False
             return
         if missing:
             acquire()
