@@ -95,6 +95,17 @@ def test_reference_size_and_bad_settings():
             airbench.airbench(**settings)
 
 
+def test_three_convolutions_add_the_output_of_the_first():
+    backbone = airbench.airbench(filters=[4], convolutions=3, activation="relu")
+    network = backbone.build((32, 32, 3))
+    for name in ("block1_conv2", "block1_conv3"):
+        network.get_layer(name).kernel.assign(tf.zeros((3, 3, 4, 4)))
+    first = tf.keras.Model(network.input, network.get_layer("block1_conv1_relu").output)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    assert first(images).numpy().any()
+    np.testing.assert_array_equal(network(images), first(images))
+
+
 def test_flops_count_the_convolutions_whose_gradients_are_our_own(monkeypatch):
     monkeypatch.setattr(convolution, "_is_narrow", lambda *_: True)
     network = airbench.airbench(filters=[4, 8]).build((32, 32, 3))

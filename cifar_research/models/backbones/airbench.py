@@ -1,9 +1,9 @@
-"""The network of airbench94 (Jordan 2024, arXiv 2404.00498)."""
+"""The networks of airbench94 and airbench96 (Jordan 2024, arXiv 2404.00498)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cifar_research.config.contracts import Backbone
 from cifar_research.config.targets import check_range
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def airbench(
     *,
     filters: list[int],
+    convolutions: Literal[2, 3] = 2,
     whitening_size: int = 2,
     whitening_epsilon: float = 0.0005,
     batch_norm_momentum: float = 0.6,
@@ -28,6 +29,7 @@ def airbench(
     """A whitening layer, then blocks: convolution, pooling, norm, convolution, norm.
 
     filters: The output channels of each block.
+    convolutions: How many each block has. With 3, as in airbench96, the first one's output is added to that of the last.
     whitening_size: The height and width in pixels of the patches that the first layer whitens (section 3.1).
     whitening_epsilon: Added to the patches' variances before their root is taken.
     batch_norm_momentum: The share that moving statistics keep at each step.
@@ -48,21 +50,24 @@ def airbench(
         from cifar_research.models import layers
 
         width = 2 * image_shape[-1] * whitening_size**2
-        stack = [
-            keras.Input(image_shape, name="images"),
-            layers.Conv2D(width, whitening_size, name="whitening"),
-            layers.Activation(activation, name=f"whitening_{activation}"),
-        ]
+        inputs = keras.Input(image_shape, name="images")
+        maps = layers.Conv2D(width, whitening_size, name="whitening")(inputs)
+        maps = layers.Activation(activation, name=f"whitening_{activation}")(maps)
         for block, channels in enumerate(filters, 1):
-            for name in (f"block{block}_conv1", f"block{block}_conv2"):
+            residual = None
+            for number in range(1, convolutions + 1):
+                name = f"block{block}_conv{number}"
                 options = {"padding": "same", "use_bias": False, "kernel_initializer": initializer(initialization)}
-                stack.append(layers.Conv2D(channels, 3, **options, name=name))
-                if name.endswith("conv1"):
-                    stack.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool"))
+                maps = layers.Conv2D(channels, 3, **options, name=name)(maps)
+                if number == 1:
+                    maps = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(maps)
                 norm = {"momentum": batch_norm_momentum, "epsilon": 1e-5, "scale": False}
-                stack.append(layers.BatchNormalization(**norm, name=f"{name}_norm"))
-                stack.append(layers.Activation(activation, name=f"{name}_{activation}"))
-        return keras.Sequential(stack, name="airbench")
+                maps = layers.BatchNormalization(**norm, name=f"{name}_norm")(maps)
+                if number == 3:
+                    maps = keras.layers.Add(name=f"block{block}_add")([maps, residual])
+                maps = layers.Activation(activation, name=f"{name}_{activation}")(maps)
+                residual = maps if number == 1 else residual
+        return keras.Model(inputs, maps, name="airbench")
 
     def load_weights(model: keras.Model, images: Callable[[], np.ndarray]) -> None:
         if weights == "none":
