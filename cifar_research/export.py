@@ -19,16 +19,13 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--quantize", action="store_true", help="to 8 bits, calibrated on training images")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write into (default: <run>/export)")
-    parser.add_argument(
-        "--images", metavar="FOLDER", help="images for verification and calibration, instead of the run's own data set"
-    )
     parser.add_argument("overrides", nargs="*", metavar="allow_targets=[my_lab]", help="for a run with your own module")
     args = parser.parse_intermixed_args()
     if wrong := [word for word in args.overrides if not word.startswith("allow_targets=")]:
         parser.error(f"{' '.join(wrong)}: takes one run; remove the others")
     allowed = permissions.allowed_packages(args.overrides)
     try:
-        path = export(args.run, args.format, args.quantize, args.output, args.images, allowed)
+        path = export(args.run, args.format, args.quantize, args.output, allowed)
     except ExportError as error:
         console.error(str(error))
         sys.exit(1)

@@ -22,12 +22,9 @@ def main() -> None:
         help="files, folders (with all below them), globs, or - for paths from standard input; and "
         "allow_targets=[my_lab] for a run with a module of your own",
     )
-    parser.add_argument(
-        "--format", choices=prediction.FORMATS, help="the format (default: that of FILE's suffix, or else table)"
-    )
+    parser.add_argument("--format", choices=prediction.FORMATS, default="table", help="the format (default: table)")
     parser.add_argument("--ensemble", nargs="+", default=[], type=Path, metavar="RUN",
                         help="further runs, behind the images: predict with the mean of all runs' probabilities")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of standard output")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes for each image (default: 1)")
     args = parser.parse_intermixed_args()
     allowing = [word for word in args.images if word.startswith("allow_targets=")]
@@ -35,10 +32,8 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # File names may be bytes that are not valid text.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
-    suffix = args.output.suffix[1:] if args.output else ""
-    kind = args.format or (suffix if suffix in prediction.FORMATS else "table")
     runs, allowed = [args.run, *args.ensemble], permissions.allowed_packages(allowing)
-    sys.exit(prediction.predict(runs, images, args.output, kind, args.top_k, allowed))
+    sys.exit(prediction.predict(runs, images, args.format, args.top_k, allowed))
 
 
 if __name__ == "__main__":

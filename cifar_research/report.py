@@ -88,8 +88,6 @@ def main() -> None:
     text = f"{best_command(comparison)}\n" if arguments.best else summary(comparison)
     if arguments.write:
         write(Path(arguments.folders[0]), comparison)
-    for note in _best_notes(comparison) if arguments.best else []:
-        console.note(note)
     sys.stdout.write(text)
     for folder in [] if arguments.best else arguments.folders:
         with contextlib.suppress(ReportError):  # a damaged sweep is among the warnings
@@ -162,14 +160,6 @@ def best_command(comparison: Comparison) -> str:
         return shlex.join([programs.program("train"), *reversed(last)])
     except ConfigError as error:
         raise ReportError(f"{error}; the best run is {folder}") from error
-
-
-def _best_notes(comparison: Comparison) -> list[str]:
-    """Return how many settings tie with the best one, and why the ranks may mean less than they seem to."""
-    num_ties = sum(row.is_tie for row in comparison.leaderboard)
-    ties = f"{num_ties} other setting{'s' * (num_ties > 1)} may be as good (rank 1 = in the report)"
-    untested = len(comparison.scored_rows[0].runs) == 1 and comparison.metric not in SHARES
-    return [*_cautions(comparison), *([_UNTESTED] if untested else []), *([ties] if num_ties else [])]
 
 
 def _cautions(comparison: Comparison) -> list[str]:

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 from conftest import refusals
-from PIL import Image
 
 import cifar_research
 from cifar_research import config, export
@@ -239,19 +238,11 @@ def no_data(monkeypatch):
     monkeypatch.setattr(datasets, "load", load)
 
 
-def pictures(folder, count):
-    folder.mkdir()
-    for number in range(count):
-        array = np.random.default_rng(number).integers(0, 256, (3, 3, 3), np.uint8)
-        Image.fromarray(array).resize((40, 40)).save(folder / f"{number:03d}.png")
-    return folder
-
-
 def test_without_its_data_it_is_verified_on_noise_and_says_so(call, no_data, finished_run, tmp_path):
     code, out, err = call(finished_run, "--format", "litert", "--output", tmp_path)
     assert code == 0 and "on 100 random images" in out and "there are no images here" in err
     code, _, err = call(finished_run, "--format", "litert", "--output", tmp_path, "--quantize")
-    assert code == 2 and "--quantize: needs images to calibrate" in err and "give --images FOLDER" in err
+    assert code == 2 and "--quantize: needs the run's images to calibrate" in err
 
 
 def test_other_images_than_the_runs_are_not_taken_for_them(call, finished_run, monkeypatch, tmp_path):
@@ -259,25 +250,6 @@ def test_other_images_than_the_runs_are_not_taken_for_them(call, finished_run, m
     monkeypatch.setattr(datasets, "load", lambda data, found_in: load(dataclasses.replace(data, seed=1), found_in))
     code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path)
     assert code == 0 and "on 100 random images" in out and "the images are not the run's" in err
-
-
-def test_verified_and_calibrated_on_a_folder_of_images(call, no_data, finished_run, tmp_path):
-    folder = pictures(tmp_path / "pictures", 210)
-    code, out, err = call(finished_run, "--format", "onnx", "--output", tmp_path / "out", "--images", folder)
-    assert (code, err) == (0, "") and f"100 images of {folder}" in out
-    arguments = [finished_run, "--format", "onnx", "--output", tmp_path / "out", "--quantize", "--images"]
-    code, out, err = call(*arguments, folder)
-    # The run has not seen such images, so the export may be rejected, but it was measured on them.
-    assert (
-        code in (0, 1) and "share of changed predictions: +" in out + err and f"on 105 images of {folder}" in out + err
-    )
-    code, _, err = call(*arguments, pictures(tmp_path / "few", 3))
-    assert code == 2 and "holds 3 images, and 200 are needed" in err
-    (folder / "a.png").write_text("no image")
-    code, _, err = call(*arguments, folder)
-    assert code in (0, 1) and "a.png: cannot be read as an image" in err and "it is left out" in err
-    code, _, err = call(*arguments, tmp_path / "nowhere")
-    assert code == 2 and "there is no such file or folder" in err
 
 
 MISTAKES = [

@@ -287,19 +287,17 @@ OTHERS = {
     ),
     "export: a file": (export, ["run", "--format", "saved_model", "--output", "my_lab.py"], "--output"),
     "export: a file in its place": (export, ["evaluated", "--format", "saved_model"], "export"),
-    "export: images": (export, ["run", "--format", "saved_model", "--images", "nowhere", "--output", "x"], "--images"),
     "report: nothing": (report, ["nowhere", "--write"], "nowhere"),
     "report: a glob": (report, ["r*n", "--write"], "--write"),
     "report: no best": (report, ["stopped", "--write", "--best"], "best"),
-    "predict: folder": (predict, ["run", "pets", "--output", "nowhere/x.csv"], "--output"),
-    "predict: a folder": (predict, ["run", "pets", "--output", "grid"], "grid"),
-    "predict: no image": (predict, ["run", "nowhere", "--output", "x.csv"], "nowhere"),
+    "predict: a folder": (predict, ["run", "grid"], "grid"),
+    "predict: no image": (predict, ["run", "nowhere"], "nowhere"),
     "predict: a sweep": (
         predict,
         ["grid", "pets"],
         "grid: is not the folder of a run that has ended; give one with report.json",
     ),
-    "predict: classes": (predict, ["run", "pets", "--output", "my_lab.py", "--top-k", "99"], "--top-k"),
+    "predict: classes": (predict, ["run", "pets", "--top-k", "99"], "--top-k"),
 }
 
 

@@ -69,23 +69,6 @@ def test_photos_that_are_read_at_fewer_pixels_than_the_backbone_takes(lite, tmp_
     assert any("Set data.image_size=64." in line for line in lines) is is_warned
 
 
-@pytest.mark.parametrize(
-    ("overrides", "is_warned"),
-    [
-        (["loss=logit_adjusted", "data.sampling=balanced"], True),
-        (["loss.class_weights=balanced", "data.sampling=sqrt"], True),
-        (["loss=logit_adjusted"], False),
-        (["loss=logit_adjusted", "loss.tau=0", "data.sampling=balanced"], False),
-        (["loss.class_weights=[1,1,1,1,1,1,1,1,1,1]", "data.sampling=balanced"], False),
-        (["data.sampling=balanced"], False),
-    ],
-)
-def test_remedies_for_a_tail_that_count_twice(lite, overrides, is_warned):
-    settings = config.parse([*LITE, "backbone.weights=none", *overrides])
-    lines = warnings.of_run(settings, lite, 1000)
-    assert any("they count twice" in line for line in lines) is is_warned
-
-
 def test_a_run_whose_weights_are_used_differs_in_what_they_do_not_show(tmp_path):
     report.write_report(tmp_path / "report.json", {"config": config.parse(["backbone.pooling=avg"]).content})
     (tmp_path / "model.weights.h5").touch()

@@ -17,20 +17,12 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from cifar_research.config import conf, permissions, schema, targets
 from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
-from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, read_override, typed, without_sweeps
+from cifar_research.config.overrides import parse_override, quoted, read_override, typed, without_sweeps
 
 # Common names of keys and options whose spelling is not close to them.
 _ABBREVIATIONS = {
-    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "l2": "optimizer.weight_decay",
-    "bs": "training.batch_size", "batch": "training.batch_size", "num_epochs": "training.epochs",
-    "max_epochs": "training.epochs", "data_dir": "data.dir", "folder": "data.dir",
-    "val": "data.val_fraction", "val_split": "data.val_fraction", "dataset": "data", "root": "data.dir",
-    "arch": "backbone", "network": "backbone", "net": "backbone", "criterion": "loss", "augment": "augmentation",
-    "transforms": "augmentation", "aug": "augmentation", "output_dir": "hydra.run.dir", "out_dir": "hydra.run.dir",
-    "save_dir": "hydra.run.dir",
-    "workers": "training.threads", "num_workers": "training.threads", "random_seed": "seed",
-    "warmup": "schedule.warmup_epochs", "early_stopping": "training.patience", "amp": "training.precision",
-    "dtype": "training.precision",
+    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "training.batch_size", "dataset": "data",
+    "num_workers": "training.threads", "output_dir": "hydra.run.dir",
 }  # fmt: skip
 _OPTIONS = dict.fromkeys(("ce", "cross_entropy", "xent", "nll"), "categorical_crossentropy")
 _OPTIONS |= {"mse": "mean_squared_error", "horizontal_flip": "flip"}
@@ -74,8 +66,6 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     group, value = override.key_or_group, override.value()
     if override.is_delete() or override.package is not None or isinstance(value, dict):
         return None
-    if override.is_add() and f"~{group}" not in overrides and group in conf.compose().hydra.runtime.choices:
-        return _already(group, word)
     listed = conf.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, str) or option not in listed:
@@ -83,24 +73,15 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _already(key: str, word: str) -> str:
-    return f"{key}: has a value already; remove the +: {typed(word.lstrip('+'))}"
-
-
 def _no_option(group: str, option: Any, overrides: Sequence[str]) -> str:
     listed = conf.options(group, overrides)
-    name = "none" if option in (None, "null") else _OPTIONS.get(str(option).lower(), str(option))
-    close = targets.nearest(name, listed, most=0) if name != "none" or name in listed else ""
-    elsewhere = [other for other in conf.groups() if name in _own_options(other)]
-    if name != "none" and elsewhere:
+    name = _OPTIONS.get(str(option).lower(), str(option))
+    close = targets.nearest(name, listed, most=0)
+    if elsewhere := [other for other in conf.groups() if name != "none" and name in _own_options(other)]:
         close = f"; did you mean {elsewhere[0]}={name}?"
-    if group == "data" and option and Path(str(option)).is_dir():
-        close = f"; did you mean data=images {typed(f'data.dir={option}')}?"
     given = "null" if option is None else repr(option)
     has = f" Its options are {', '.join(sorted(listed))}" if listed else ""
-    has_path = any(word.startswith("hydra.searchpath=") for word in overrides)
-    own = "" if close or has_path else "; to use one of your own, add 'hydra.searchpath=[file://<its folder>]'"
-    return f"{group}: there is no option {given}{close or '.'}{has}{own}"
+    return f"{group}: there is no option {given}{close or '.'}{has}"
 
 
 def _options_with(group: str, key: str) -> list[str]:
@@ -120,20 +101,10 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     key, _, value = word.replace("'", "").partition("=")
     if read_override(word).is_hydra_override():
         return f"{word}: takes one value for all jobs; give only one"
-    now = OmegaConf.select(_context(overrides), key)
-    if isinstance(now, float) and re.fullmatch(r"\d+,\d+", value):
-        point = f"{key}={value.replace(',', '.')}"
-        return f"{key}: {value} are several values, a sweep with -m; for a number with a decimal point give {point}"
-    takes_list = key == "data.classes" or isinstance(now, ListConfig)
     remedy = "for a search add -m sweep.trials=20" if "interval(" in value else "for a sweep add -m"
-    if any(word.startswith("hydra.run.dir=") for word in overrides):
-        remedy = "give one, as hydra.run.dir is the folder of one run"
-    ways = [] if takes_list or key in ("name", "data.cache_dir") else [remedy]
-    if "(" not in value and (takes_list or key == "augmentation"):
-        ways.append(f"for a list give {typed(f'{key}=[{value}]')}")
-    elif "(" not in value and key in TEXT_KEYS:
-        ways.append(f"for a text give {typed(f'{key}={quoted(value)}')}")
-    return f"{key}: {value} are several values; {', '.join(ways) or 'give one'}"
+    if key in ("augmentation", "data.classes") or isinstance(OmegaConf.select(_context(overrides), key), ListConfig):
+        remedy += f", for a list give {typed(f'{key}=[{value}]')}"
+    return f"{key}: {value} are several values; {remedy}"
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
@@ -144,22 +115,14 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
     node = OmegaConf.select(cfg, parent)
     is_there = isinstance(node, DictConfig) and last in node
     is_added = override.is_add() or override.is_force_add()
-    if is_added and not is_there and re.match(r"training\.phases\.\w", key):
-        whole = typed(f"++training.phases={{{key.split('.')[2]}:{{trainable:all}}}}")
-        return f"{key}: there is no such phase; add it in one override: {whole}"
     if not is_there and not is_added:
         return unknown_key(key, value, cfg, overrides)
     if override.is_add() and is_there:
-        return _already(key, word)
+        return f"{key}: has a value already; remove the +"
     if override.is_delete():
-        return removed(key)
+        return missing(key)
     full = re.search(r"full_key: (\S+)", str(error.__cause__))
     return _other_kind(full[1] if full else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
-
-
-def removed(key: str) -> str:
-    """Return the message for a key that ~ removes and that the schema has."""
-    return f"{key}: cannot be removed; leave out ~{key}"
 
 
 def missing(key: str) -> str:
@@ -201,20 +164,13 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
     names = {*own, *targets.parameters(node, targets.allowed(permissions.allowed_packages(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
-    if parent == "hydra.launcher" and (options := _options_with("hydra/launcher", last)):
-        ways = " or ".join(f"hydra/launcher={option}" for option in options)
-        return f"{problem} here; choose {ways} and write {_word(key, value)}"
-    groups = conf.groups() if not parent else [parent] if is_group(parent) else []
-    having = {group: options for group in groups if name not in own and (options := _options_with(group, name))}
-    if not (parent and having):
-        if parent and (close := targets.closest(name, names)):
-            full = f"{parent}.{close}" if close in own else f"+{parent}.{close}"
-            return f"{problem}; did you mean {_word(full, value)}?"
-        if parent != "hydra.launcher" and (keys := _meant(key, cfg)):
-            return f"{problem}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
-    for group, options in having.items():
-        ways = " or ".join(f"{group}={option}" for option in options)
-        return f"{problem} here; choose {ways} and write {_word(f'{group}.{name}', value)}"
+    if is_group(parent) and (options := _options_with(parent, name)):
+        return f"{problem} here; choose {' or '.join(f'{parent}={option}' for option in options)} first"
+    if parent and (close := targets.closest(name, names)):
+        full = f"{parent}.{close}" if close in own else f"+{parent}.{close}"
+        return f"{problem}; did you mean {_word(full, value)}?"
+    if parent != "hydra.launcher" and (keys := _meant(key, cfg)):
+        return f"{problem}; did you mean {' or '.join(_word(meaning, value) for meaning in keys)}?"
     return f"{problem}{targets.nearest(last, names) or '; docs/configuration.md lists all keys'}"
 
 
@@ -247,11 +203,6 @@ def _in_a_file(error: Exception, overrides: Sequence[str]) -> str:
         return _no_option(match[1], match[2], overrides)
     if match := re.search(r"Key '([^']*)' (?:is )?not in (?:'(\w+)'|struct)", text):
         return unknown_key(full[1] if full else match[1], None, _context(overrides), overrides)
-    if "RecursionError" in text and full:
-        keys = [word.partition("=")[0].lstrip("+") for word in overrides if "${hydra:" in word]
-        return f"{keys[0] if len(keys) == 1 else full[1]}: refers to itself; remove it"
-    if match := re.search(r"Interpolation key '([^']*)' not found", text):
-        return f"{full[1] if full else 'config'}: ${{{match[1]}}} does not exist; correct or remove it"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     file = re.match(r"In '([^']*)'", text)
     where = f" (in {file[1]})" if file else ""
@@ -281,11 +232,7 @@ def _unreadable(word: str) -> str:
     """Return why Hydra cannot parse an override, with a correction if possible."""
     key, is_pair, value = word.partition("=")
     if not is_pair:
-        groups = [group for group in ("experiment", *conf.groups(), "sweep") if word in _own_options(group)]
-        hint = f"did you mean {groups[0]}={word}?" if groups else "write it without spaces, as in seed=1"
-        return f"{word}: is not of the form key=value; {hint}"
-    if parse_override(f"{key}=1") is None:
-        return f"{word}: {key!r} is not a valid key; write it as in optimizer.learning_rate"
+        return f"{word}: is not of the form key=value; write it without spaces, as in experiment=quickstart"
     whole = f"{key}={quoted(value)}"
     if value[0] in "[{" or parse_override(whole) is None:
         return f"{word}: cannot be read; close its brackets, leave out spaces, and put texts in single quotes"

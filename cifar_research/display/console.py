@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import functools
 import logging
@@ -35,25 +34,13 @@ _EPOCH_WIDTHS = (5, 8, 8, 8, 8, 9, 8)
 Item = TypeVar("Item")
 
 
-def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return an undecodable byte of a file name unchanged, and ? for other characters."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    letter = error.object[error.start]
-    is_byte = "\udc80" <= letter <= "\udcff"
-    return letter.encode("ascii", "surrogateescape") if is_byte else "?", error.start + 1
-
-
-codecs.register_error("cifar_research", _replace)
-
-
 def tolerate_any_encoding() -> None:
     """Make standard output and error replace unencodable characters; replace closed streams."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — open until the process ends
         with contextlib.suppress(AttributeError):  # a notebook's streams cannot be reconfigured
-            getattr(sys, name).reconfigure(errors="cifar_research")
+            getattr(sys, name).reconfigure(errors="replace")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -191,8 +178,8 @@ class Display:
         """Write one line."""
         self._print(Text(text))
 
-    def results(self, report: Mapping[str, Any], run_dir: Path, next_commands: Sequence[str], pace: str = "") -> None:
-        """Write the results, the run's folder and the next commands; pace: the training speed."""
+    def results(self, report: Mapping[str, Any], run_dir: Path, next_commands: Sequence[str]) -> None:
+        """Write the results, the run's folder and the next commands."""
         self._bar.stop()
         more = [] if self._monitor in ("accuracy", "loss") else [self._monitor]
         table = [["", "epoch", "images", "loss", "accuracy", "95 % interval", *map(display_name, more)]]
@@ -215,7 +202,8 @@ class Display:
             self._print(Text(f"Note: {report['data']['note']}", style="yellow"))
         seconds, best = report["seconds"], report["best_epoch"]
         best = "" if best is None else f"Best epoch {best} of {report['epochs']}; "
-        pace = pace and f", {pace}"
+        speed = report["images_per_second"]
+        pace = "" if speed is None else f", {speed:,.0f} images/s"
         self.message(f"{best}{seconds['total']:.0f} s in all, {seconds['train']:.0f} s of training{pace}.")
         self.message(f"Everything is in {run_dir}")
         for line in next_commands:

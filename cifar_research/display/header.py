@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from cifar_research.config.phases import Phase
 from cifar_research.config.settings import Settings
 from cifar_research.data import image_files
-from cifar_research.runs import report
 
 if TYPE_CHECKING:
     from cifar_research.data.datasets import Dataset
@@ -57,17 +56,6 @@ def phase(settings: Settings, number: int) -> tuple[str, str, str]:
     phase, count = settings.phases[number], len(settings.phases)
     title = f"Phase {phase.name}, {number + 1} of {count}: {_epochs(phase)}" if count > 1 else ""
     return phase.name, title, _unit(settings, phase)
-
-
-def pace(settings: Settings, history: Sequence[Mapping[str, Any]]) -> str:
-    """Return the median speed, by phase if there are several; empty if unknown."""
-    speeds = []
-    for phase in settings.phases:
-        speed = report.steady_images_per_second([row for row in history if row["phase"] == phase.name])
-        if speed is not None:
-            of_phase = f" in {phase.name}" if len(settings.phases) > 1 else ""
-            speeds.append(f"{speed:,.0f} {_unit(settings, phase)}{of_phase}")
-    return ", ".join(speeds)
 
 
 def _unit(settings: Settings, phase: Phase) -> str:

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from cifar_research.config.schema import data_section
-from cifar_research.data import datasets, image_files
-from cifar_research.data.images import decoded_or_error, without_warnings
+from cifar_research.data import datasets
 from cifar_research.display import console
 from cifar_research.inference import formats, prediction, trained
 from cifar_research.inference.formats import FORMATS
 from cifar_research.inference.trained import Classifier
 from cifar_research.runtime import programs
-from cifar_research.runtime.errors import DataError, ImageError, RunError
+from cifar_research.runtime.errors import DataError, RunError
 
 TOLERANCE = 1e-4  # of probabilities
 ACCURACY_TOLERANCE = 0.01  # of a quantized model
@@ -47,18 +46,17 @@ def export(
     kind: str,
     quantize: bool = False,
     output: Path | None = None,
-    folder: str | None = None,
     allow_targets: Sequence[str] = (),
 ) -> Path:
     """Write the model of a completed run in the format `kind`; return the path.
 
-    The export is kept only if it agrees with the run in float32. folder: of images to verify with, None for the run's
-    own. allow_targets: see trained.load. RunError for a user's error; ExportError if the export fails or differs from the run.
+    The export is kept only if it agrees with the run in float32. allow_targets: see trained.load. RunError for a user's
+    error; ExportError if the export fails or differs from the run.
     """
     run = Path(os.path.expanduser(run))
     report = trained.read(run)
     target = _target(output or run / "export", kind, quantize)
-    images = _of_run(report, quantize) if folder is None else _of_folder(folder, trained.image_size(report), quantize)
+    images = _images(report, quantize)
     classifier = trained.load(run, precision="float32", allow_targets=allow_targets)
     if (precision := classifier.report["config"]["training"]["precision"]) != "float32":
         console.note(f"The run computed in {precision}; the export computes in float32, on the same weights")
@@ -97,7 +95,7 @@ def _target(output: Path, kind: str, quantize: bool) -> Path:
     return target
 
 
-def _of_run(report: dict[str, Any], quantize: bool) -> Images:
+def _images(report: dict[str, Any], quantize: bool) -> Images:
     """Return the run's images, or noise if they cannot be loaded."""
     rng = np.random.default_rng(0)
     try:
@@ -107,7 +105,7 @@ def _of_run(report: dict[str, Any], quantize: bool) -> Images:
             raise DataError(f"{data.name}: the images are not the run's")
     except DataError as error:
         if quantize:
-            raise RunError(f"--quantize: needs images to calibrate with ({error}); give --images FOLDER") from error
+            raise RunError(f"--quantize: needs the run's images to calibrate with ({error})") from error
         console.note(f"Verified on random images, since the run's cannot be loaded: {error}")
         size = trained.image_size(report)
         return Images("random images", rng.integers(0, 256, (_VERIFIED, size, size, 3), np.uint8))
@@ -115,28 +113,6 @@ def _of_run(report: dict[str, Any], quantize: bool) -> Images:
     train = rng.permutation(data.train.indices)[: _CALIBRATED if quantize else 0]
     calibration = data.train.images[train] if quantize else None
     return Images("test images", data.test.images[test], data.test.labels[test], calibration)
-
-
-def _of_folder(folder: str, size: int, quantize: bool) -> Images:
-    """Return a folder's images, some of them to calibrate with."""
-    files, problems, left_out = prediction.find([folder], [])
-    if problems:
-        raise RunError(f"--images: {problems[0]}")
-    chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[: _CALIBRATED + _SCORED]]
-    with without_warnings():
-        results = [decoded_or_error(file, size) for file in chosen]
-    for error in results:
-        if isinstance(error, ImageError):
-            console.note(f"--images: {error}; it is left out")
-    if left_out:
-        console.note(f"--images: {image_files.summary(len(files), left_out)}")
-    images = [result for result in results if isinstance(result, np.ndarray)]
-    needed = _CALIBRATED if quantize else 1
-    if len(images) < needed:
-        raise RunError(f"--images: {folder} holds {len(images)} images, and {needed} are needed; give more")
-    half = min(len(images) // 2, _CALIBRATED) if quantize else 0
-    calibration = np.stack(images[:half]) if quantize else None
-    return Images(f"images of {folder}", np.stack(images[half:]), None, calibration)
 
 
 def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str:
@@ -154,15 +130,12 @@ def _verify(model: formats.Model, classifier: Classifier, images: Images) -> str
 
 
 def _verify_quantized(model: formats.Model, classifier: Classifier, images: Images) -> str:
-    """Return the change of accuracy, or of unlabelled predictions; ExportError if too large."""
-    num, labels = len(images.test), images.labels
+    """Return the change of accuracy as text; ExportError if too large."""
+    num = len(images.test)
     predictions = np.concatenate([model(images.test[i : i + _VERIFIED]) for i in range(0, num, _VERIFIED)]).argmax(1)
     expected = classifier.probabilities(images.test).argmax(1)
-    if labels is None:  # an upper bound of the loss of accuracy
-        measure, change = "share of changed predictions", (predictions != expected).mean()
-    else:
-        measure, change = "change of accuracy", (predictions == labels).mean() - (expected == labels).mean()
-    result = f"{measure}: {change:+.4f} on {num:,} {images.name}"
+    change = (predictions == images.labels).mean() - (expected == images.labels).mean()
+    result = f"change of accuracy: {change:+.4f} on {num:,} {images.name}"
     if round(abs(change) * num) > ACCURACY_TOLERANCE * num:
         raise ExportError(f"{result}, more than {ACCURACY_TOLERANCE}")
     return f"Verified: {result}"

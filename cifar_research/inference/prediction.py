@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import glob
-import io
 import itertools
 import json
 import os
@@ -25,7 +24,6 @@ from cifar_research.display.tables import as_text
 from cifar_research.inference import trained
 from cifar_research.inference.trained import Classifier, Prediction
 from cifar_research.runtime.errors import ImageError, RunError
-from cifar_research.runtime.files import atomic_write
 
 FORMATS = ("table", "csv", "jsonl")
 _BATCH = 500
@@ -37,23 +35,20 @@ Row = tuple[str, list[Prediction]]
 def predict(
     runs: Sequence[Path],
     arguments: Sequence[str],
-    output: Path | None,
     kind: str = "table",
     top_k: int = 1,
     allow_targets: Sequence[str] = (),
 ) -> int:
-    """Write the `top_k` most likely classes of image files; return 1 if some are unreadable.
+    """Print the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    runs: one, or several as an ensemble; arguments: see `find`; output: None for standard output; kind: one of FORMATS;
-    allow_targets: see trained.load.
+    runs: one, or several as an ensemble; arguments: see `find`; kind: one of FORMATS; allow_targets: see
+    trained.load.
     RunError for a user's error, raised before TensorFlow is imported.
     """
     runs = [Path(os.path.expanduser(run)) for run in runs]
     num_classes = len(trained.read_members(runs)[runs[0]]["data"]["classes"])
     if not 1 <= top_k <= num_classes:
         raise RunError(f"--top-k: {top_k} is out of range; it must be at least 1 and at most {num_classes}")
-    if output is not None and not output.parent.is_dir():
-        raise RunError(f"--output: {output.parent} is not a directory; make it, or choose another file")
     files, problems, left_out = find(arguments, sys.stdin)
     if not files and problems:
         raise RunError("\n".join(problems))
@@ -73,14 +68,7 @@ def predict(
             else:
                 yield file, result
 
-    text = io.StringIO()
-    _write(sys.stdout if output is None else text, readable(), kind, top_k)
-    if output is not None:
-        content = text.getvalue().encode(errors="surrogateescape")
-        if output.is_fifo() or output.is_char_device():  # cannot be replaced atomically
-            output.write_bytes(content)
-        else:
-            atomic_write(output.resolve(), content)
+    _write(sys.stdout, readable(), kind, top_k)
     if left_out:
         console.note(image_files.summary(len(files) - left_out[image_files.DAMAGED], left_out))
     return int(bool(problems) or any(why.endswith((image_files.DAMAGED, image_files.NO_READER)) for why in left_out))

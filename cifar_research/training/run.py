@@ -86,7 +86,7 @@ def run(
                 outputs.leave(opened, content, state.model, data, progress, test)
             if is_chief and content["status"] != "stopped":
                 saving.checkpoints.end()
-            display.results(content, run_dir, _next_commands(content, run_dir), header.pace(settings, progress.history))
+            display.results(content, run_dir, _next_commands(content, run_dir))
         return content
 
 

@@ -33,11 +33,6 @@ def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
     if slow := environment.slow_precision(settings.training.precision, is_depthwise and not is_kept):
         warnings.append(f"{slow}. Set training.precision=float32.")
     warnings += _of_source(settings)
-    if _loss_corrects_counts(settings) and data.sampling != "uniform":
-        warnings.append(
-            f"the loss corrects for classes with few images, and data.sampling={data.sampling} draws them more often, so that they "
-            "count twice. Set data.sampling=uniform, or choose another loss."
-        )
     momenta = [layer.momentum for layer in norms.of_model(model) if not layer.is_pretrained]
     share = max(momenta, default=0.0) ** num_steps
     if settings.batch_norm.statistics == "moving" and share >= _MOST_OF_START:
@@ -47,14 +42,6 @@ def of_run(settings: Settings, model: keras.Model, num_steps: int) -> list[str]:
             "batch_norm.statistics=precise, or train for longer."
         )
     return [f"Warning: {text}" for text in warnings]
-
-
-def _loss_corrects_counts(settings: Settings) -> bool:
-    """Return whether the loss makes up for classes with few training images."""
-    loss = settings.content["loss"]
-    if "class_weights" in loss:
-        return loss["class_weights"] in ("balanced", "effective_number")
-    return settings.loss.of_counts is not None and loss.get("tau", 1) != 0
 
 
 def _of_source(settings: Settings) -> list[str]:

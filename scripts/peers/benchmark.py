@@ -71,16 +71,9 @@ def folder_of_batches(parser, folder):
     return folder
 
 
-def peers(quick, kinds, has_bfloat16, has_gpu):
-    every = on_gpu() if has_gpu else on_processor()
-    if quick:  # the fastest of each
-        every = [every[i] for i in ((2, 5, 8, 11, 15) if has_gpu else (1, 3, 6, 9, 11 if has_bfloat16 else 10))]
-    return [peer for peer in every if peer.kind in kinds and (has_bfloat16 or peer.precision != "bfloat16")]
-
-
-def on_processor():
+def peers(quick, kinds, has_bfloat16):
     many = 50
-    return [
+    every = [
         Peer("ours, float32", "ours"),
         Peer("ours, float32, 50 steps a call", "ours", steps_per_call=many),
         Peer("ours, bfloat16", "ours", "bfloat16"),
@@ -94,23 +87,9 @@ def on_processor():
         Peer("PyTorch, float32", "torch"),
         Peer("PyTorch, bfloat16", "torch", "bfloat16"),
     ]
-
-
-def on_gpu():
-    """Return the peers that a GPU is measured with, on which compilers and many steps a call matter more."""
-    every = []
-    for words in ("float32", "bfloat16", "bfloat16, XLA"):
-        for calls in (1, 10, 100):
-            many = f", {calls} steps a call" if calls > 1 else ""
-            precision, _, compiler = words.partition(", ")
-            every.append(Peer(f"ours, {words}{many}", "ours", precision, calls, compiles=bool(compiler)))
-    # Keras compiles by XLA where it can, without being asked.
-    every += [Peer(f"keras.fit, {of}, tf.data", "keras", of, input="tf.data") for of in ("float32", "bfloat16")]
-    name = "keras.fit, bfloat16, tf.data, 100 steps a call"
-    every.append(Peer(name, "keras", "bfloat16", 100, "tf.data"))
-    every += [Peer(f"PyTorch, {of}", "torch", of) for of in ("float32", "bfloat16")]
-    every.append(Peer("PyTorch, bfloat16, compiled", "torch", "bfloat16", compiles=True))
-    return [*every, Peer("PyTorch, bfloat16, CUDA graphs", "torch", "bfloat16", compiles=True, cuda_graphs=True)]
+    if quick:  # the fastest of each
+        every = [every[i] for i in (1, 3, 6, 9, 11 if has_bfloat16 else 10)]
+    return [peer for peer in every if peer.kind in kinds and (has_bfloat16 or peer.precision != "bfloat16")]
 
 
 class PeerFailed(Exception):
@@ -255,8 +234,7 @@ def main():
     )
     batch_sizes = args.batch_sizes or ([128] if args.quick else [128, 512])
     machine = hardware()
-    has_gpu = bool(machine["gpus"])
-    has_bfloat16 = has_gpu or any("bf16" in unit for unit in machine["units"])
+    has_bfloat16 = any("bf16" in unit for unit in machine["units"])
     if not has_bfloat16:
         log("this processor has no bfloat16, so bfloat16 is not measured")
     precision = "bfloat16" if has_bfloat16 else "float32"
@@ -276,10 +254,9 @@ def main():
     if "training" in args.parts:
         for model in models:
             for batch_size in batch_sizes:
-                chosen = peers(args.quick, args.peers, has_bfloat16, has_gpu)
+                chosen = peers(args.quick, args.peers, has_bfloat16)
                 both = ["train", "evaluate"]
-                ours = ["train", *["held"] * has_gpu, "evaluate", "matrix"]
-                asked = {"ours": ours, "keras": both, "torch": both}
+                asked = {"ours": ["train", "evaluate", "matrix"], "keras": both, "torch": both}
                 measured = training(pythons, chosen, model, batch_size, args.steps, args.rounds, asked, log)
                 results["training"].append(
                     {"model": model, "batch_size": batch_size, "peers": [asdict(peer) for peer in measured]}

@@ -61,12 +61,7 @@ def _training(result):
         trained = _median_and_spread([peer["images"] / seconds for seconds in peer["train"]], ",.0f")
         scored = f"{peer['scored'] / statistics.median(peer['evaluate']):,.0f}"
         rates.append([peer["name"], *trained, scored, f"{peer['peak_memory_bytes'] / 1e6:,.0f}", _share(peer)])
-    held = [["a step with the pipeline, over a step on one batch held on the device", "median", "spread"]]
-    for peer in ours:
-        if peer.get("held"):
-            of_rounds = [a / b for a, b in zip(peer["train"], peer["held"], strict=True)]
-            held.append([peer["name"], *_median_and_spread(of_rounds, ".3f")])
-    lines += [line for table in (ratios, rates, held) if len(table) > 1 for line in ("", as_markdown(table))]
+    lines += [line for table in (ratios, rates) if len(table) > 1 for line in ("", as_markdown(table))]
     failed = [peer for peer in result["peers"] if peer.get("failure")]
     return lines + [line for peer in failed for line in ("", f"{peer['name']} failed: `{peer['failure']}`")]
 

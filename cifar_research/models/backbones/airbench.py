@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from cifar_research.config.contracts import Backbone
-from cifar_research.config.targets import check_range
 from cifar_research.models.backbones import weights as loading
 from cifar_research.models.backbones.cnn import Activation, Initialization, check_filters, initializer
 from cifar_research.runtime.lazy import keras
@@ -15,13 +14,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_PATCH_SIZE, _EPSILON = 2, 0.0005  # of the whitening layer's patches (section 3.1)
+_NORM_MOMENTUM = 0.6  # the share that moving statistics keep at each step
+
+
 def airbench(
     *,
     filters: list[int],
     convolutions: Literal[2, 3] = 2,
-    whitening_size: int = 2,
-    whitening_epsilon: float = 0.0005,
-    batch_norm_momentum: float = 0.6,
     initialization: Initialization = "dirac",
     activation: Activation = "gelu",
     weights: str = "none",
@@ -30,28 +30,22 @@ def airbench(
 
     filters: The output channels of each block.
     convolutions: How many each block has. With 3, as in airbench96, the first one's output is added to that of the last.
-    whitening_size: The height and width in pixels of the patches that the first layer whitens (section 3.1).
-    whitening_epsilon: Added to the patches' variances before their root is taken.
-    batch_norm_momentum: The share that moving statistics keep at each step.
     initialization: How kernels start: `glorot` (Glorot and Bengio 2010), or `dirac`, which passes channels on unchanged.
     activation: The activation after each normalisation.
     weights: The first weights: `none`, a weights file, or a run folder.
 
     The whitening layer is set before the first step, see `whitening`; {from: block1_conv1} never trains it. The model:
-    float [B, H, W, C] in, [B, h, w, filters[-1]] out, h = floor((H - whitening_size + 1) / 2^n) after n blocks.
+    float [B, H, W, C] in, [B, h, w, filters[-1]] out, h = floor((H - 1) / 2^n) after n blocks.
     """
     check_filters(filters)
-    check_range("[]", 1, 8, whitening_size=whitening_size)
-    check_range("(]", 0, whitening_epsilon=whitening_epsilon)
-    check_range("[)", 0, 1, batch_norm_momentum=batch_norm_momentum)
     loading.check(weights)
 
     def build(image_shape: tuple[int, int, int]) -> keras.Model:
         from cifar_research.models import layers
 
-        width = 2 * image_shape[-1] * whitening_size**2
+        width = 2 * image_shape[-1] * _PATCH_SIZE**2
         inputs = keras.Input(image_shape, name="images")
-        maps = layers.Conv2D(width, whitening_size, name="whitening")(inputs)
+        maps = layers.Conv2D(width, _PATCH_SIZE, name="whitening")(inputs)
         maps = layers.Activation(activation, name=f"whitening_{activation}")(maps)
         for block, channels in enumerate(filters, 1):
             residual = None
@@ -61,7 +55,7 @@ def airbench(
                 maps = layers.Conv2D(channels, 3, **options, name=name)(maps)
                 if number == 1:
                     maps = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(maps)
-                norm = {"momentum": batch_norm_momentum, "epsilon": 1e-5, "scale": False}
+                norm = {"momentum": _NORM_MOMENTUM, "epsilon": 1e-5, "scale": False}
                 maps = layers.BatchNormalization(**norm, name=f"{name}_norm")(maps)
                 if number == 3:
                     maps = keras.layers.Add(name=f"block{block}_add")([maps, residual])
@@ -72,11 +66,11 @@ def airbench(
     def load_weights(model: keras.Model, images: Callable[[], np.ndarray]) -> None:
         if weights == "none":
             layer = model.get_layer("whitening")
-            layer.set_weights([whitening(images(), whitening_size, whitening_epsilon), layer.get_weights()[1]])
+            layer.set_weights([whitening(images(), _PATCH_SIZE, _EPSILON), layer.get_weights()[1]])
         else:
             loading.load(model, weights)
 
-    least, upper = whitening_size - 1 + 2 ** len(filters), f"block{len(filters)}_conv1"
+    least, upper = _PATCH_SIZE - 1 + 2 ** len(filters), f"block{len(filters)}_conv1"
     return Backbone(build, load_weights, min_image_size=least, upper_blocks=upper)
 
 
