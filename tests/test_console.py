@@ -151,7 +151,7 @@ def test_results_have_a_row_a_split_and_an_interval_for_what_was_held_out():
 
 
 def test_results_of_a_run_that_never_finished_an_epoch():
-    nothing = {"train": None, "val": None, "test": None, "best_epoch": None}
+    nothing = dict.fromkeys(("train", "val", "test", "best_epoch", "images_per_second"))
     text = written(REPORT | nothing | {"status": "diverged"})
     assert "wide [v2]: diverged" in text
     assert ["test", "–", "10,000", "–", "–", "–"] in [line.split() for line in text.splitlines()]

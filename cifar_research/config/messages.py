@@ -101,10 +101,11 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     key, _, value = word.replace("'", "").partition("=")
     if read_override(word).is_hydra_override():
         return f"{word}: takes one value for all jobs; give only one"
-    remedy = "for a search add -m sweep.trials=20" if "interval(" in value else "for a sweep add -m"
-    if key in ("augmentation", "data.classes") or isinstance(OmegaConf.select(_context(overrides), key), ListConfig):
-        remedy += f", for a list give {typed(f'{key}=[{value}]')}"
-    return f"{key}: {value} are several values; {remedy}"
+    ways = ["for a search add -m sweep.trials=20" if "interval(" in value else "for a sweep add -m"]
+    takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
+    if (takes_list or key == "augmentation") and not re.search(r"[\[(]", value):
+        ways = [*ways[takes_list:], f"for a list give {typed(f'{key}=[{value}]')}"]
+    return f"{key}: {value} are several values; {', '.join(ways)}"
 
 
 def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequence[str]) -> str:
@@ -164,7 +165,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
     names = {*own, *targets.parameters(node, targets.allowed(permissions.allowed_packages(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
-    if is_group(parent) and (options := _options_with(parent, name)):
+    if is_group(parent) and name not in own and (options := _options_with(parent, name)):
         return f"{problem} here; choose {' or '.join(f'{parent}={option}' for option in options)} first"
     if parent and (close := targets.closest(name, names)):
         full = f"{parent}.{close}" if close in own else f"+{parent}.{close}"

@@ -51,7 +51,6 @@ class Peer:
     scored: int = 0
     facts: dict = field(default_factory=dict)
     train: list = field(default_factory=list)
-    held: list = field(default_factory=list)
     evaluate: list = field(default_factory=list)
     matrix: list = field(default_factory=list)
     copy: list = field(default_factory=list)
