@@ -32,6 +32,8 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # File names may be bytes that are not valid text.
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+    if args.format != "table" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     runs, allowed = [args.run, *args.ensemble], permissions.allowed_packages(allowing)
     sys.exit(prediction.predict(runs, images, args.format, args.top_k, allowed))
 

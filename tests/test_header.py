@@ -40,7 +40,7 @@ def test_the_header_says_size_classes_and_weights_in_twelve_rows():
         (["training=feature_extraction"], [""], ["features/s"]),
     ],
 )  # fmt: skip
-def test_phases_and_their_speed(overrides, titles, units):
+def test_phases_and_the_units_of_their_speed(overrides, titles, units):
     with mock.patch.object(config_phases, "random_backbone_problems", return_value=[]):
         settings = config.parse(overrides)
     phases = [header.phase(settings, number) for number in range(len(titles))]

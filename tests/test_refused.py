@@ -291,13 +291,11 @@ OTHERS = {
     "report: a glob": (report, ["r*n", "--write"], "--write"),
     "report: no best": (report, ["stopped", "--write", "--best"], "best"),
     "predict: a folder": (predict, ["run", "grid"], "grid"),
-    "predict: no image": (predict, ["run", "nowhere"], "nowhere"),
     "predict: a sweep": (
         predict,
         ["grid", "pets"],
         "grid: is not the folder of a run that has ended; give one with report.json",
     ),
-    "predict: classes": (predict, ["run", "pets", "--top-k", "99"], "--top-k"),
 }
 
 

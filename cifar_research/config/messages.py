@@ -17,11 +17,11 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from cifar_research.config import conf, permissions, schema, targets
 from cifar_research.config.conf import is_group
 from cifar_research.config.identity import flatten
-from cifar_research.config.overrides import parse_override, quoted, read_override, typed, without_sweeps
+from cifar_research.config.overrides import TEXT_KEYS, parse_override, quoted, read_override, typed, without_sweeps
 
 # Common names of keys and options whose spelling is not close to them.
 _ABBREVIATIONS = {
-    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "training.batch_size", "dataset": "data",
+    "lr": "optimizer.learning_rate", "bs": "training.batch_size", "dataset": "data",
     "num_workers": "training.threads", "output_dir": "hydra.run.dir",
 }  # fmt: skip
 _OPTIONS = dict.fromkeys(("ce", "cross_entropy", "xent", "nll"), "categorical_crossentropy")
@@ -66,6 +66,8 @@ def _wrong_group(word: str, overrides: Sequence[str]) -> str | None:
     group, value = override.key_or_group, override.value()
     if override.is_delete() or override.package is not None or isinstance(value, dict):
         return None
+    if override.is_add() and f"~{group}" not in overrides and group in conf.compose().hydra.runtime.choices:
+        return f"{group}: has a value already; remove the +"
     listed = conf.options(group, overrides)
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, str) or option not in listed:
@@ -105,6 +107,8 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     takes_list = key == "data.classes" or isinstance(OmegaConf.select(_context(overrides), key), ListConfig)
     if (takes_list or key == "augmentation") and not re.search(r"[\[(]", value):
         ways = [*ways[takes_list:], f"for a list give {typed(f'{key}=[{value}]')}"]
+    elif key in TEXT_KEYS and not takes_list:
+        ways = [f"for a text give {typed(f'{key}={quoted(value)}')}"]
     return f"{key}: {value} are several values; {', '.join(ways)}"
 
 
@@ -116,14 +120,22 @@ def _wrong_value(word: str, cfg: DictConfig, error: Exception, overrides: Sequen
     node = OmegaConf.select(cfg, parent)
     is_there = isinstance(node, DictConfig) and last in node
     is_added = override.is_add() or override.is_force_add()
+    if is_added and not is_there and re.match(r"training\.phases\.\w", key):
+        phase = f"training.phases={{{key.split('.')[2]}:{{trainable:all}}}}"
+        return f"{key}: there is no such phase; add it in one override: {typed(f'++{phase}')}"
     if not is_there and not is_added:
         return unknown_key(key, value, cfg, overrides)
     if override.is_add() and is_there:
         return f"{key}: has a value already; remove the +"
     if override.is_delete():
-        return missing(key)
+        return removed(key)
     full = re.search(r"full_key: (\S+)", str(error.__cause__))
     return _other_kind(full[1] if full else key, word, cfg, str(error.__cause__ or error).splitlines()[0])
+
+
+def removed(key: str) -> str:
+    """Return the message for a key that ~ removes and that the schema has."""
+    return f"{key}: cannot be removed; leave out ~{key}"
 
 
 def missing(key: str) -> str:
@@ -165,7 +177,7 @@ def unknown_key(key: str, value: str | None, cfg: DictConfig, overrides: Sequenc
     own = [name for name in own if name not in ("hydra", last) and not name.startswith("_")]
     names = {*own, *targets.parameters(node, targets.allowed(permissions.allowed_packages(overrides)))}
     name = _ABBREVIATIONS.get(last, last).rpartition(".")[2]
-    if is_group(parent) and name not in own and (options := _options_with(parent, name)):
+    if parent and is_group(parent) and name not in own and (options := _options_with(parent, name)):
         return f"{problem} here; choose {' or '.join(f'{parent}={option}' for option in options)} first"
     if parent and (close := targets.closest(name, names)):
         full = f"{parent}.{close}" if close in own else f"+{parent}.{close}"
@@ -233,7 +245,9 @@ def _unreadable(word: str) -> str:
     """Return why Hydra cannot parse an override, with a correction if possible."""
     key, is_pair, value = word.partition("=")
     if not is_pair:
-        return f"{word}: is not of the form key=value; write it without spaces, as in experiment=quickstart"
+        return f"{word}: is not of the form key=value; write it without spaces, as in seed=1"
+    if parse_override(f"{key}=1") is None:
+        return f"{word}: {key!r} is not a valid key; write it as in optimizer.learning_rate"
     whole = f"{key}={quoted(value)}"
     if value[0] in "[{" or parse_override(whole) is None:
         return f"{word}: cannot be read; close its brackets, leave out spaces, and put texts in single quotes"

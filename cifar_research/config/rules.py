@@ -80,7 +80,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
     removed = [entry.name for entry in fields(schema.Config) if entry.name not in present]
     removed += [f"hydra/{key}" for key in config.hydra if OmegaConf.is_missing(config.hydra, key)]
     if removed:
-        return [messages.missing(key) for key in removed]
+        return [messages.removed(key) for key in removed]
     data = OmegaConf.get_type(config.data) or schema.DataConfig
     sections: dict[str, Any] = {"": schema.Config, "data.": data}
     for name in ("training", "tensorboard", "evaluation", "batch_norm", "features", "sweep"):

@@ -224,7 +224,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if origin is typing.Literal:
-        return value in arguments
+        return any(value == option and type(value) is type(option) for option in arguments)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

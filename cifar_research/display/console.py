@@ -116,7 +116,7 @@ class Display:
         )
         self._last_line = time.monotonic()
         self._epochs, self._monitor = 0, "accuracy"
-        self._phase, self._unit = "", "images/s"
+        self._phase, self._unit, self._units = "", "images/s", set[str]()
         self._has_header = self._has_legend = False
 
     def __enter__(self) -> Display:
@@ -141,6 +141,7 @@ class Display:
     def phase(self, name: str, title: str, unit: str) -> None:
         """Start a phase: its title, if any, and a header over its epochs; unit: of its speed."""
         self._phase, self._unit = f" ({name})" if title else "", unit
+        self._units.add(unit)
         self._has_header = False
         if title:
             self._print(Text(title, style="bold"))
@@ -203,7 +204,8 @@ class Display:
         seconds, best = report["seconds"], report["best_epoch"]
         best = "" if best is None else f"Best epoch {best} of {report['epochs']}; "
         speed = report["images_per_second"]
-        pace = "" if speed is None else f", {speed:,.0f} images/s"
+        unit = self._unit if len(self._units) == 1 else "images/s"
+        pace = "" if speed is None else f", {speed:,.0f} {unit}"
         self.message(f"{best}{seconds['total']:.0f} s in all, {seconds['train']:.0f} s of training{pace}.")
         self.message(f"Everything is in {run_dir}")
         for line in next_commands:

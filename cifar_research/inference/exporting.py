@@ -105,7 +105,9 @@ def _images(report: dict[str, Any], quantize: bool) -> Images:
             raise DataError(f"{data.name}: the images are not the run's")
     except DataError as error:
         if quantize:
-            raise RunError(f"--quantize: needs the run's images to calibrate with ({error})") from error
+            raise RunError(
+                f"--quantize: needs the run's images ({error}); restore them, or leave out --quantize"
+            ) from error
         console.note(f"Verified on random images, since the run's cannot be loaded: {error}")
         size = trained.image_size(report)
         return Images("random images", rng.integers(0, 256, (_VERIFIED, size, size, 3), np.uint8))

@@ -41,8 +41,7 @@ def predict(
 ) -> int:
     """Print the `top_k` most likely classes of image files; return 1 if some are unreadable.
 
-    runs: one, or several as an ensemble; arguments: see `find`; kind: one of FORMATS; allow_targets: see
-    trained.load.
+    runs: one, or several as an ensemble; arguments: see `find`; kind: one of FORMATS; allow_targets: see trained.load.
     RunError for a user's error, raised before TensorFlow is imported.
     """
     runs = [Path(os.path.expanduser(run)) for run in runs]

@@ -26,7 +26,7 @@ def airbench(
     activation: Activation = "gelu",
     weights: str = "none",
 ) -> Backbone:
-    """A whitening layer, then blocks: convolution, pooling, norm, convolution, norm.
+    """A whitening layer, then blocks: convolution, pooling, norm, and one or two more convolutions with a norm.
 
     filters: The output channels of each block.
     convolutions: How many each block has. With 3, as in airbench96, the first one's output is added to that of the last.
