@@ -151,6 +151,7 @@ BAD = [
     ("~tensorboard", ["tensorboard: cannot be removed; leave out ~tensorboard$"]),
     ("+optimizer=sgd", ["optimizer: has a value already; remove the +$"]),
     ("naïve=", ["'naïve' is not a valid key"]),
+    ("backbone=vgg16 backbone.weights=none,imagenet", ["for a sweep add -m, for a text give"]),
     ("+sweep.foo=1", ["sweep.foo: there is no such key; it has keep, on_error, retries, time_limit, trials$"]),
     ("++tensorboard={a:1}", ["tensorboard.a: Key 'a' not in"]),
     ("seed=[0,1]", ["seed: takes a whole number, not [0,1]"]),

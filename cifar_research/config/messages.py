@@ -108,7 +108,7 @@ def several_values(word: str, overrides: Sequence[str]) -> str:
     if (takes_list or key == "augmentation") and not re.search(r"[\[(]", value):
         ways = [*ways[takes_list:], f"for a list give {typed(f'{key}=[{value}]')}"]
     elif key in TEXT_KEYS and not takes_list:
-        ways = [f"for a text give {typed(f'{key}={quoted(value)}')}"]
+        ways = [*ways[key in ("name", "data.cache_dir") :], f"for a text give {typed(f'{key}={quoted(value)}')}"]
     return f"{key}: {value} are several values; {', '.join(ways)}"
 
 
