@@ -150,6 +150,18 @@ def test_results_have_a_row_a_split_and_an_interval_for_what_was_held_out():
     assert "Best epoch 7 of 10; 300 s in all, 250 s of training, 2,346 images/s." in written()
 
 
+@pytest.mark.parametrize(
+    ("units", "unit"), [(["features/s"], "features/s"), (["features/s", "images/s"], "images/s")], ids=["one", "two"]
+)
+def test_the_last_lines_speed_has_the_unit_of_its_phases(units, unit):
+    file = io.StringIO()
+    with console.Display(console=Console(file=file)) as display:
+        for number, of_phase in enumerate(units):
+            display.phase(f"phase {number}", "", of_phase)
+        display.results(REPORT, Path("run"), [])
+    assert f", 2,346 {unit}." in file.getvalue()
+
+
 def test_results_of_a_run_that_never_finished_an_epoch():
     nothing = dict.fromkeys(("train", "val", "test", "best_epoch", "images_per_second"))
     text = written(REPORT | nothing | {"status": "diverged"})
