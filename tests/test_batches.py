@@ -1,6 +1,7 @@
 """Batches are a function of (seed, step); epochs are permutations; evaluation is complete."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -45,6 +46,28 @@ def test_resumed_at_any_step_the_batches_are_the_same():
 def test_another_seed_is_another_order():
     assert training(seed=6)[0] != training()[0]
     assert training() == training()
+
+
+def test_the_orders_of_seeds_and_epochs_have_nothing_in_common():
+    images, size = 9_000, 100
+    steps = images // size
+
+    def order(seed, epoch):
+        first = tf.constant(epoch * steps, tf.int64)
+        return batches.indices(first, images, size, steps, seed, count=steps).numpy()
+
+    def together(order, other):
+        """Return the share of the pairs of a batch that the other order also has in one batch."""
+        batch_of = np.empty(images, int)
+        batch_of[other] = np.arange(images) // size
+        counts = [np.bincount(batch_of[chosen]) for chosen in order.reshape(steps, size)]
+        return sum((count * (count - 1)).sum() for count in counts) / (images * (size - 1))
+
+    orders = [order(seed, epoch) for seed in (0, 1, 2, 256) for epoch in (0, 1, 2, 256)]
+    pairs = list(itertools.combinations(orders, 2))
+    chance = (size - 1) / (images - 1)
+    assert all(0.9 * chance < together(*pair) < 1.1 * chance for pair in pairs)
+    assert max(abs(np.corrcoef(*pair)[0, 1]) for pair in pairs) < 0.05
 
 
 def test_drop_remainder():

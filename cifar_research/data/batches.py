@@ -43,7 +43,11 @@ def indices(
     positions = tf.range(first, tf.minimum(first + count * batch_size, num_images), dtype=tf.int64)
     key = tf.stack([tf.cast(seed, tf.int64), epoch])
     if chances is None:
-        return tf.random.experimental.index_shuffle(positions, key, tf.cast(num_images - 1, tf.int64))
+        # tf.random.experimental.index_shuffle takes the key as it is and has 4 rounds: the orders of seeds 0 and 1 are
+        # alike, and so are those of an epoch and the next.
+        key = tf.random.stateless_uniform([3], key, None, None, tf.int64)
+        last = tf.cast(num_images - 1, tf.int64)
+        return tf.raw_ops.RandomIndexShuffle(index=positions, seed=key, max_index=last, rounds=16)
     draws = tf.gather(tf.random.stateless_uniform([num_images], key, dtype=tf.float64), positions)
     chosen = tf.searchsorted(np.cumsum(chances), draws, side="right")
     return tf.minimum(tf.cast(chosen, tf.int64), num_images - 1)  # the sum may end a little below 1
