@@ -1,8 +1,10 @@
-"""Draw test accuracy by number of training images, a line a technique: few_images.py PICTURE SWEEP [SWEEP...].
+"""Draw test accuracy by number of training images, a line a technique: few_images.py PICTURE CSV.
 
-Means over seeds with Student's 95 % interval. Techniques are named as in a report's table of backbones.
+CSV: a line for each run, with technique, training_images and test, such as docs/results/transfer.csv. Means over seeds
+with Student's 95 % interval.
 """
 
+import csv
 import sys
 from collections import defaultdict
 from statistics import mean
@@ -10,16 +12,15 @@ from statistics import mean
 import numpy as np
 from matplotlib.figure import Figure
 
-from cifar_research.comparison import ranking, runs
 from cifar_research.comparison.statistics import t_half_width
 
 
 def main() -> None:
-    picture, *sweeps = sys.argv[1:]
+    picture, table = sys.argv[1:]
     scores = defaultdict(lambda: defaultdict(list))
-    for run in runs.find(sweeps)[0]:
-        if run.is_scored:
-            scores[ranking.technique(run)][run.score("data/sizes/train")].append(run.score("test/accuracy"))
+    with open(table, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            scores[row["technique"]][int(row["training_images"])].append(float(row["test"]))
     figure = Figure((6.5, 4), layout="constrained")
     axes = figure.subplots()
     for technique, by_size in sorted(scores.items(), key=lambda item: -mean(max(item[1].items())[1])):
