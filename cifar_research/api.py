@@ -123,5 +123,5 @@ def _unchanged(overrides: Sequence[str]) -> Iterator[None]:
 
 def _expanded(overrides: Sequence[str], key: str, folder: Path | str | None) -> list[str]:
     """Return the overrides with `resume=` and ~ expanded, and a key for the folder."""
-    chosen = [] if folder is None else [f"{key}={quoted(str(folder))}"]
+    chosen = [] if folder is None else [f"{key}={quoted(os.path.expanduser(folder))}"]
     return resume.expand([*map(str, overrides), *chosen])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import hydra
 from hydra.core.utils import env_override
 
-from cifar_research.config import config_dir, messages
+from cifar_research.config import HYDRA_ERRORS, config_dir, messages
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.sweep import MULTIRUN, parse_command
 from cifar_research.display import console
@@ -62,14 +62,17 @@ def _show(arguments: list[str]) -> int:
         raise ConfigError(f"{' '.join(sorted(flags - set(MULTIRUN)))}: cannot be used with a sweep; remove it or -m")
     if not flags - {"--resolve", "--package", "-p"}:
         raise ConfigError(f"{' '.join(sorted(flags))}: needs --cfg; add --cfg job")
+    overrides = [word for word in arguments if word.startswith("~") or ("=" in word and not word.startswith("-"))]
     if flags & {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help"}:
         # Check the config first: Hydra sets up the config's logging before it prints anything.
-        compose([word for word in arguments if not word.startswith("-") and "=" in word])
+        compose(overrides)
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         # With this variable Hydra raises its errors; otherwise it prints them and exits with code 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
             hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(lambda cfg: None)()
+    except HYDRA_ERRORS as error:
+        raise ConfigError(messages.explain(error, overrides)) from error
     finally:
         sys.argv = before
     return 0

@@ -59,6 +59,7 @@ def test_what_others_log_to_stays_open(tmp_path, monkeypatch):
     [
         ("run", [], {"views": "rotate"}, "views: 'rotate' is not one of flip, flip_shift"),
         ("run", ["training.epochs=1"], {}, "training.epochs=1: is not a key of the data"),
+        ("run", ["data={seed:3}"], {}, "data={seed:3}: give its keys one by one"),
         (["run", "run"], [], {"views": "flip"}, "are for one run and not for an ensemble"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cifar_research import config
+from cifar_research import api, config
 from cifar_research.config.overrides import quoted
 from cifar_research.runs import ledger
 from cifar_research.runs.ledger import Job
@@ -82,6 +82,8 @@ def test_nothing_to_resume_changes_nothing():
 def test_home_is_filled_in():
     home = str(Path.home())
     assert resume.expand(["data.dir=~/images", "name=a~/b"]) == [f"data.dir={home}/images", "name=a~/b"]
+    assert resume.expand(["data.dir='~/my images'"]) == [f"data.dir='{home}/my images'"]
+    assert api._expanded([], "hydra.run.dir", "~/my run") == [f"hydra.run.dir='{home}/my run'"]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,16 @@ def test_folds_are_one_row_with_their_correction(tmp_path):
     assert "Nadeau and Bengio (2003)" in command.summary(comparison)
 
 
+def test_a_tie_with_a_row_over_folds_has_the_correction_whichever_is_better(tmp_path):
+    folds, seeds = (0.77, 0.80, 0.83), (0.72, 0.74, 0.76)
+    for name, of_folds, of_seeds in (("first", folds, seeds), ("second", seeds, folds)):
+        for number, (fold, seed) in enumerate(zip(of_folds, of_seeds, strict=True)):
+            write_run(tmp_path / name / f"fold{number}", ["data.folds=3", f"data.fold={number}"], accuracy=fold)
+            write_run(tmp_path / name / f"seed{number}", [f"seed={number}"], accuracy=seed)
+    ties = [[row["rank"] for row in table_of(tmp_path / name)] for name in ("first", "second")]
+    assert ties[0] == ties[1]
+
+
 def test_a_run_that_repeats_another_is_no_further_seed(tmp_path):
     for name, seed, accuracy in (("a", 0, 0.6), ("b", 1, 0.8), ("c", 1, 0.7)):
         write_run(tmp_path / name, [f"seed={seed}"], accuracy=accuracy)

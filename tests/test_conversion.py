@@ -1,5 +1,6 @@
 """PyTorch's weights become those of a Keras network, or are refused in a sentence."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_a_network_computes_what_pytorch_does():
         (NAMES, {"features.0.weight": np.zeros((4, 3, 5, 5))}, r"features.0.weight: is \[4, 3, 5, 5\]"),
         (NAMES, {"features.2.weight": np.zeros((7, 1, 3, 3))}, r"features.2.weight: is \[7, 1, 3, 3\]"),
         (NAMES, {"blocks.1.norm.running_var": None}, "has no running_var for small/norm_1/moving_variance"),
+        (NAMES, {"features.3.scale": np.ones(2)}, "features.3: has scale, and layer_3 has not"),
     ],
 )
 def test_what_does_not_fit_changes_nothing(names, changed, message):
@@ -105,6 +107,15 @@ def test_what_does_not_fit_changes_nothing(names, changed, message):
     with pytest.raises(WeightsError, match=message):
         conversion.convert(ours, tensors, names)
     assert all((weight.numpy() == value).all() for weight, value in zip(ours.weights, before, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_dense_layer_behind_a_flatten_is_refused(size):
+    stack = [keras.Input((size, size, 3)), keras.layers.Flatten(name="flat"), keras.layers.Dense(2, name="layer_0")]
+    weights = {"top.weight": np.zeros((2, 3 * size**2)), "top.bias": np.zeros(2)}
+    message = "small: flat orders its values otherwise than PyTorch does; pool before it"
+    with contextlib.nullcontext() if size == 1 else pytest.raises(WeightsError, match=message):
+        conversion.convert(keras.Sequential(stack, name="small"), weights, {"top": "layer_0"})
 
 
 @pytest.fixture

@@ -469,7 +469,8 @@ def test_a_comparison_on_other_images_leaves_the_one_on_the_runs_own(runs):
 
 def test_groups_of_runs_are_compared(runs):
     text = compare([runs / "a0", runs / "a1"], [runs / "b0"])
-    result = json.loads((runs / "a0" / "evaluation" / "against_b0.json").read_text())
+    (path,) = (runs / "a0" / "evaluation").glob("against_b0_????????.json")  # beside that of one run against one
+    result = json.loads(path.read_text())
     assert len(result["first"]["accuracies"]) == 2 and result["p_of_seeds"] is None and "votes of the groups" in text
     assert find([str(runs)]) == [runs / "a0", runs / "a1", runs / "b0"]
 

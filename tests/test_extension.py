@@ -76,7 +76,8 @@ def ended(tmp_path_factory, weights_for):
         (["schedule=one_cycle"], ["training.phases.backbone.epochs=3"], "schedule=one_cycle"),
         ([], ["training.epochs=3"], "only the last phase, backbone"),
         ([], ["training.phases.head.epochs=3"], "only the last phase, backbone"),
-        ([], ["training.phases.backbone.epochs=1"], "has trained for 2 epochs already"),
+        ([], ["training.phases.backbone.epochs=1"], "has trained in 2 epochs already"),
+        (["begun"], ["training.phases.backbone.epochs=1"], "has trained in 3 epochs already"),
         (
             ["training.patience=1"],
             ["training.phases.backbone.epochs=3"],
@@ -100,8 +101,9 @@ def test_what_more_epochs_would_not_give_is_refused_with_its_command(
     last = max((folder / "checkpoints").glob("step-*"))
     kept = checkpoint.Checkpoints(folder / "checkpoints", 1).latest()
     best = kept.meta["best"] | ({"epoch": 3} if "training.patience=1" in begun else {})
+    step = kept.meta["step"] + ("begun" in begun)
     shutil.rmtree(folder / "checkpoints") if "checkpoints" in begun else checkpoint.write(
-        last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best})
+        last, checkpoint.Checkpoint(kept.arrays, kept.meta | {"config": before, "best": best, "step": step})
     )
     with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
         run_folder.earlier_state(config.parse([*all_words, *overrides]), folder)

@@ -357,6 +357,9 @@ def test_val_beside_train_and_test_is_the_validation_set(tmp_path, name):
     assert tested.val is tested.test and "val/ unused" in tested.note
     chosen = load(tmp_path / "d", "data.classes=[dog,cat]")
     assert chosen.val.labels.tolist() == [1] * 4 + [0] * 4
+    Image.new("RGB", (8, 8)).save(tmp_path / "d" / name / "overview.png")
+    stray = load(tmp_path / "d")
+    assert sizes(stray) == (12, 8, 4) and stray.left_out["image beside the class folders"] == 1
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "d" / name / "cat" / "0.png")
     assert load(tmp_path / "d").fingerprint != data.fingerprint
 

@@ -63,6 +63,14 @@ def test_shots_are_classes_by_their_training_images():
     assert even["many_accuracy"] is even["few_accuracy"] is None
 
 
+def test_a_metric_of_classes_without_validation_images_is_refused():
+    train, val = np.array([300, 300, 5]), np.array([30, 30, 0])
+    (problem,) = metrics.problems("few_accuracy", train, val)
+    assert "few_accuracy needs validation images of such classes" in problem
+    assert not metrics.problems("many_accuracy", train, val) and not metrics.problems("few_accuracy", train, val + 1)
+    assert not metrics.problems("few_accuracy", train, val * 0)  # without validation there is nothing to monitor
+
+
 def test_five_classes_have_no_top_five():
     logits, labels = drawn(0, num_classes=5)
     assert scores.summary(logits, labels, np.full(5, 9))["top5_accuracy"] is None

@@ -259,6 +259,22 @@ def test_what_the_optimizer_counts_begins_with_each_weights_first_update():
     assert {step for path, step in result.items() if "logits" in path} == {0}
 
 
+def test_what_the_optimizer_counts_leaves_out_phases_that_do_not_train_a_weight():
+    phase = "{{epochs:1,optimizer:keep,trainable:{}}}".format
+    more = f"++training.phases={{pause:{phase('none')},again:{phase('all')}}}"
+    overrides = [
+        "training=combined",
+        "training.phases.backbone.optimizer=keep",
+        "training.phases.backbone.trainable=all",
+    ]
+    with any_backbone():
+        settings = config.parse([*BASE, *overrides, more])
+    model = setup.build(settings, random_data()).model
+    result = setup._optimizer_first_steps(model, settings, Progress(phase=3, phase_steps=[0, 7, 12, 20]))
+    assert {step for path, step in result.items() if "block" in path} == {7 + 20 - 12}
+    assert {step for path, step in result.items() if "logits" in path} == {0}
+
+
 BACKBONES = """
 def twins():
     def build(image_shape):

@@ -114,6 +114,7 @@ RUNS = {
     "option": (["optimizer=addam", NEW], "adam"),
     "word": (["--seed=1", NEW], "seed=1"),
     "flag": (["-p", "seed", NEW], "--cfg"),
+    "several values to show": (["--cfg", "job", "optimizer=adam,sgd"], "optimizer: adam,sgd are several values"),
     "resolver": (["name=${nothing:x}", NEW], "nothing"),
     "another config": (["seed=9", "hydra.run.dir=run"], "seed"),
     "resume another config": (["resume=stopped", "seed=9"], "seed"),

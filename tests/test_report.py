@@ -174,6 +174,11 @@ def test_wilson_interval_is_the_published_one(right, total, low, high):
     assert metrics.wilson_interval(share, total) == pytest.approx((centre - half, centre + half), abs=1e-9)
 
 
+def test_an_accuracy_of_0_or_1_is_in_its_interval():
+    for images in range(1, 2_001):
+        assert metrics.wilson_interval(1.0, images)[1] == 1 and metrics.wilson_interval(0.0, images)[0] == 0
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -186,6 +186,10 @@ def test_images_may_lie_elsewhere_to_be_verified(tmp_path):
         (["--from-run", "{original}", "seed=x"], "seed"),
         (["--from-run", "{original}", "--verify", "schedule=step_decay"], "these overrides change the config"),
         (["--from-run", "{original}", "--verify", "~augmentation"], "augmentation"),
+        (
+            ["--from-run", "{original}", "model={{dropout:0.1}}"],
+            "model={dropout:0.1} sets keys of a group; give them one by one",
+        ),
         (["--from-run", "{original}", "experiment=wide"], "would replace everything that is repeated"),
         (["--from-run", "{original}", "sweep=hyperparameters"], "would replace everything that is repeated"),
     ],

@@ -292,3 +292,5 @@ def test_a_sweep_knows_its_runs_where_their_images_have_moved(tmp_path, pets, wh
         return
     actual = Ledger.open(tmp_path / "sweep", [], planned)
     assert [job.state for job in actual.jobs] == ["completed", "waiting"] and not actual.others
+    of_search = Ledger.open(tmp_path / "sweep", [], None, planned[:1])
+    assert of_search.jobs[0].config["data"]["dir"] == str(tmp_path / "there")

@@ -32,7 +32,8 @@ CASES = [
     (schedules.step_decay(factor=0.1, every_epochs=3), [0, 29, 30, 59, 60], [1, 1, 0.1, 0.1, 0.01]),
     (schedules.step_decay(factor=0.5, every_steps=7), [6, 7, 14], [1, 0.5, 0.25]),
     (schedules.exponential(factor=0.5, every_epochs=1), [0, 5, 10, 20], [1, 0.5**0.5, 0.5, 0.25]),
-    (schedules.exponential(factor=0.5, every_steps=2, warmup_steps=4), [0, 2, 4], [0.25, 0.375, 0.25]),
+    (schedules.exponential(factor=0.5, every_steps=2, warmup_steps=4), [0, 2, 4, 6], [0.25, 0.75, 1, 0.5]),
+    (schedules.step_decay(factor=0.5, every_steps=3, warmup_steps=4), [3, 6, 7], [1, 1, 0.5]),
 ]
 
 

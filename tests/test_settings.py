@@ -53,6 +53,7 @@ def counts(monkeypatch):
         (["training.phases.scratch.learning_rate=0.1", "optimizer.learning_rate=1"],
          ["optimizer.learning_rate=1 has no effect with a value of its own in each phase, training.phases.<phase>.learning_rate"]),
         (["model=linear", "model.batch_norm=true"], ["model.batch_norm=True has no effect with model.hidden=[]"]),
+        (["model=linear", "model.activation=gelu"], ["model.activation=gelu has no effect with model.hidden=[]"]),
         (["features.views=5", "evaluation.views=flip"], ["features.views=5 has no effect with evaluation.views=flip"]),
         (["tensorboard.histograms=true", "tensorboard.enabled=false"],
          ["tensorboard.histograms=True has no effect with tensorboard.enabled=False"]),

@@ -185,6 +185,19 @@ def test_sixty_four_images_can_be_memorised():
     assert (predictions.numpy() == batch[1]).mean() > 0.95
 
 
+def test_debiased_statistics_start_with_the_phase():
+    statistics = []
+    for first in (0, 1_000):
+        task = make_task(batch_norm=True, debiases_norms=True, optimizer=optimizers.sgd(learning_rate=0.01))
+        task.step.assign(first)
+        task.first_step = first
+        losses_of(task, some_batches(2))
+        norms = [layer for layer in classifier.leaves(task.model) if isinstance(layer, layers.BatchNormalization)]
+        statistics.append([weight.numpy() for norm in norms for weight in norm.non_trainable_weights])
+    for at_start, later in zip(*statistics, strict=True):
+        np.testing.assert_allclose(later, at_start, rtol=1e-5)
+
+
 def test_golden_losses():
     """The first 20 losses are unchanged; a commit that must change them says why."""
     # By SGD at a small rate: a rounding, which differs from processor to processor, must not grow in twenty steps.

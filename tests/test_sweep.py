@@ -116,6 +116,13 @@ def test_sweeps_compose_with_experiments_and_overrides():
     assert len(plan("sweep=hyperparameters", "experiment=enlarged", "model.dropout=0.4")) == 12
 
 
+def test_a_mapping_adds_to_an_option_and_to_another_mapping():
+    planned = plan("optimizer=adam,sgd", "optimizer={learning_rate:0.5}")
+    assert [job.config["optimizer"]["learning_rate"] for job in planned] == [0.5, 0.5]
+    (job,) = plan("optimizer={beta_1:0.5}", "optimizer={beta_2:0.9}")
+    assert (job.config["optimizer"]["beta_1"], job.config["optimizer"]["beta_2"]) == (0.5, 0.9)
+
+
 def test_keys_of_an_option_that_only_the_jobs_choose():
     planned = plan("sweep=backbones", "backbone.image_size=64", "training=scratch,fine_tuning")
     assert len(planned) == 6 and {job.config["backbone"]["image_size"] for job in planned} == {64}
@@ -138,6 +145,7 @@ def test_folders_are_named_after_what_varies():
 
 def test_jobs_that_compute_the_same_are_one():
     assert len(plan("seed=1,1,2", "augmentation=flip,[flip]")) == 2
+    assert len(plan("model.dropout=0,0.0,0.5")) == 2
 
 
 @pytest.mark.parametrize(
@@ -147,6 +155,11 @@ def test_jobs_that_compute_the_same_are_one():
         (["optimizer=adam,sgdd"], ["optimizer=sgdd", "did you mean 'sgd'"]),
         (["optimizer.learning_rate=interval(0,1)"], ["key=a,b,c", "sweep.trials"]),
         (["sweep=sedes"], ["did you mean 'seeds'"]),
+        (["seed=range(5,0)"], ["seed=range(5,0): has no values"]),
+        (
+            ["seed=1,2", "hydra.launcher=local"],
+            ["hydra.launcher: local is not an option; choose one by hydra/launcher="],
+        ),
         (["seed=1,2", "sweep.on_error=halt"], ["sweep.on_error", "continue, stop"]),
         (["seed=1,2", "sweep.retries=-1"], ["sweep.retries", "at least 0"]),
         (["seed=1,2", "hydra.launcher.jobs=0"], ["hydra.launcher.jobs: 0 is out of range"]),

@@ -189,6 +189,12 @@ def labelled(tmp_path, monkeypatch):
     return load_with, path
 
 
+def test_the_labels_may_be_in_the_home_directory(labelled, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, given = own_labels(labelled)
+    assert (labelled[0](given, "data.labels_file='~/labels.npy'").train.labels == given).all()
+
+
 def own_labels(labelled):
     labels = np.array(labelled[0](None, "data.labels_file=null").train.labels)
     return labels, (labels + (np.arange(len(labels)) % 4 == 0)) % 10

@@ -1,4 +1,4 @@
-"""Geometric transforms: flips, shifts, rotation, zoom, downscaling."""
+"""Geometric transforms: flips, shifts, rotation, zoom."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ class Comparison:
             sizes = [other.runs[0].score("data/sizes/val") for other in (self.scored_rows[0], row)]
             if self.metric not in metrics.SHARES:
                 sizes = []
-            is_tie = number > 1 and statistics.is_tie(best, own, sizes, row.overlap)
+            overlap = max(self.scored_rows[0].overlap, row.overlap)
+            is_tie = number > 1 and statistics.is_tie(best, own, sizes, overlap)
             rows.append(Row(row.runs, 1 if is_tie else number, is_tie))
         return rows + _rows([run for run in self.distinct if not run.is_scored])
 

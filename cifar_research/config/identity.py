@@ -62,7 +62,7 @@ class Identity:
     @cached_property
     def keys(self) -> dict[str, Any]:
         """Return {dotted key: value} of the values that decide the results."""
-        keys = {key: value for key, value in flatten(self.content).items() if not self.is_free(key)}
+        keys = {key: _number(value) for key, value in flatten(self.content).items() if not self.is_free(key)}
         # The order of augmentations and phases matters, but equality of mappings ignores it.
         keys["augmentation"] = [name for name, node in self.content["augmentation"].items() if node is not None]
         if len(order := list(self.content["training"]["phases"])) > 1:
@@ -118,6 +118,13 @@ class Identity:
         shown["training"] = "+".join(content["training"]["phases"])
         shown["augmentation"] = "+".join(name for name, node in content["augmentation"].items() if node) or "none"
         return shown | dict(options or {})
+
+
+def _number(value: Any) -> Any:
+    """Return 0 for 0.0, also in lists: a factory's section has no types, and both give the same results."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def changes_text(changed: Mapping[str, tuple[Any, Any]]) -> str:

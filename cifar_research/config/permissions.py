@@ -99,6 +99,9 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 def _check_hydra(hydra: DictConfig) -> list[str]:
     """Return a problem for each of Hydra's keys that this command does not use; some would run code of a file."""
+    for name in ("launcher", "sweeper"):
+        if not OmegaConf.is_dict(OmegaConf.select(hydra, name)):
+            return [f"hydra.{name}: {hydra[name]} is not an option; choose one by hydra/{name}="]
     values = {key: OmegaConf.select(hydra, key) for key in _NOT_USED}
     plain = {
         key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()

@@ -125,8 +125,9 @@ def without_effect(content: Mapping[str, Any], overrides: Sequence[str]) -> dict
         name = key.rpartition(".")[2]
         if key in given and all(phase[name] is not None for phase in content["training"]["phases"].values()):
             reasons[key] = f"with a value of its own in each phase, training.phases.<phase>.{name}"
-    if "model.batch_norm" in given and not content["model"].get("hidden", True):
-        reasons["model.batch_norm"] = "with model.hidden=[]"
+    for key in ("model.activation", "model.batch_norm"):
+        if key in given and not content["model"].get("hidden", True):
+            reasons[key] = "with model.hidden=[]"
     return {key: f"{key}={flat[key]} has no effect {reason}" for key, reason in reasons.items()}
 
 

@@ -176,6 +176,13 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
     run's starts from that option's defaults.
     """
     own = content["data"]
+    refuse(
+        [
+            f"{word}: give its keys one by one, as in data.image_size=32"
+            for word in overrides
+            if word.startswith("data={")
+        ]
+    )
     option = next((word for word in overrides if word.startswith("data=")), f"data={own['name']}")
     keys = [word for word in overrides if not word.startswith("data=")]
     if any(word.startswith("data.name=") for word in keys):

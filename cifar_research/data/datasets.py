@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -159,10 +158,12 @@ def _for_training(train: Split, data: DataConfig, classes: Sequence[str]) -> tup
     if data.label_noise != "none":
         given = noise.noisy(labels, rows, classes, data.label_noise, data.label_noise_rate, data.split_seed)
     elif isinstance(data, CifarConfig) and data.labels_file:
-        given = noise.from_file(Path(data.labels_file), data.labels_key, labels, len(classes))
+        given = noise.from_file(
+            folders.expanded(data.labels_file, "data.labels_file"), data.labels_key, labels, len(classes)
+        )
     train = replace(train, indices=rows, labels=given)
     if data.sampling != "uniform":
-        counts = train.counts(len(classes))
+        counts = np.maximum(train.counts(len(classes)), 1)  # of a class without images, none is drawn
         weights = (1 / counts if data.sampling == "balanced" else counts**-0.5)[given[rows]]
         train = replace(train, chances=weights / weights.sum())
     return train, None if given is labels else labels

@@ -62,11 +62,12 @@ def load(data: ImagesConfig, cache_root: Path) -> Source:
 def _split_folders(folder: Path) -> dict[str, Path]:
     """Return the folders by split; without folders of splits, `train` is the folder itself."""
     folders = {name: folder / name for name in ("train", "test") if (folder / name).is_dir()}
-    val = [folder / name for name in _VALIDATION if _holds_only_folders(folder / name)]
-    if "train" in folders and ("test" in folders or val and _holds_only_folders(folder / "train")):
+    # Beside train/ and test/ it can be nothing else, so that images beside its classes are left out as theirs are.
+    val = [folder / name for name in _VALIDATION if _holds_folders(folder / name, and_images=len(folders) == 2)]
+    if "train" in folders and ("test" in folders or val and _holds_folders(folder / "train")):
         return folders | ({"val": val[0]} if val else {})
     for path in sorted(path for path in folder.iterdir() if path.name.lower() in _SPLITS):
-        if _holds_only_folders(path):
+        if _holds_folders(path):
             raise DataError(
                 f"data.dir: {folder} has {path.name}/, which looks like a split and not like a class; name the splits "
                 f"train/, val/ and test/, or give data.dir={path}, which holds out data.test_fraction for the test"
@@ -74,10 +75,11 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return {"train": folder}
 
 
-def _holds_only_folders(folder: Path) -> bool:
-    """Return whether a folder contains class folders and no images."""
+def _holds_folders(folder: Path, *, and_images: bool = False) -> bool:
+    """Return whether a folder contains class folders, and no images unless `and_images`."""
     visible = [path for path in folder.iterdir() if image_files.is_visible(path.name)] if folder.is_dir() else []
-    return any(path.is_dir() for path in visible) and all(path.is_dir() or image_files.reason(path) for path in visible)
+    has_images = not all(path.is_dir() or image_files.reason(path) for path in visible)
+    return any(path.is_dir() for path in visible) and (and_images or not has_images)
 
 
 def _classes(folder: Path, cache_root: Path, left_out: LeftOut, notes: list[str]) -> Classes:

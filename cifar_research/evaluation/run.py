@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -89,8 +90,8 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
     """Compare two groups of runs on the same test images; return the comparison as text.
 
     Writes against_<second>.{json,md,html,csv} into evaluation/ of the first run, or beside its results on other images;
-    <second> is the name of a run or sweep. Classes are matched by name, in the first run's order. ConfigError, DataError,
-    RunError or ReportError, also for runs of different classes or image sizes.
+    <second> is the name of a run or sweep, for groups of runs with a digest of both. Classes are matched by name, in the
+    first run's order. ConfigError, DataError, RunError or ReportError, also for runs of different classes or image sizes.
     """
     runs = trained.read_alike([*first, *second])
     data, other_data = images.load(runs[first[0]], overrides)
@@ -112,7 +113,7 @@ def compare(first: Sequence[Path], second: Sequence[Path], overrides: Sequence[s
         "differences": against.differences(logits_first, logits_second, labels),
     }  # fmt: skip
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    name = f"against_{_name(second)}"
+    name = f"against_{_name(first, second)}"
     figures = _draw_differences(folder / "figures" / f"{name}.png", pixels, result)
     shown = sections.comparison(result, figures)
     document.write(folder, name, "Two classifiers on the same images", shown)
@@ -184,9 +185,14 @@ def completed(path: str) -> list[reading.Run]:
     return runs
 
 
-def _name(runs: Sequence[Path]) -> str:
-    parent = runs[0].resolve().parent
-    return parent.name if len(runs) > 1 and (parent / LEDGER).exists() else reading.name_of(runs[0])
+def _name(first: Sequence[Path], second: Sequence[Path]) -> str:
+    """Return the second run's name; if a group has several runs, with a digest of both, since names tell of one run."""
+    if len(first) == len(second) == 1:
+        return reading.name_of(second[0])
+    parent = second[0].resolve().parent
+    name = parent.name if len(second) > 1 and (parent / LEDGER).exists() else reading.name_of(second[0])
+    paths = [sorted(str(run.resolve()) for run in group) for group in (first, second)]
+    return f"{name}_{hashlib.sha256(repr(paths).encode()).hexdigest()[:8]}"
 
 
 def folder_for(folder: Path, name: str | None, fingerprint: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -65,6 +66,7 @@ def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]
         module, _, leaf = name.rpartition(".")
         modules.setdefault(module, {})[leaf] = value
     layers = {layer.name: layer for layer in leaves(network) if layer.weights}
+    _refuse_other_order(network)
     sources: dict[str, str] = {}
     for module in modules:
         rule = next((rule for rule in names if re.fullmatch(rule, module)), None)
@@ -85,8 +87,25 @@ def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]
         for name, layer in layers.items()
         for weight in layer.weights
     ]
+    for name, layer in layers.items():
+        used = {_IN_TORCH.get(weight.name, weight.name) for weight in layer.weights}
+        if rest := sorted(modules[sources[name]].keys() - used - {"num_batches_tracked"}):
+            raise WeightsError(f"{sources[name]}: has {rest[0]}, and {name} has not; give the network the same layers")
     for weight, value in values:
         weight.assign(value)
+
+
+def _refuse_other_order(network: keras.Model) -> None:
+    """Reject a dense layer behind a flatten: PyTorch flattens channel by channel, Keras position by position."""
+    parts = leaves(network)
+    flatten = next(
+        (part for part in parts if isinstance(part, keras.layers.Flatten) and math.prod(part.input.shape[1:-1]) > 1),
+        None,
+    )
+    if flatten and any(isinstance(part, keras.layers.Dense) for part in parts):
+        raise WeightsError(
+            f"{network.name}: {flatten.name} orders its values otherwise than PyTorch does; pool before it"
+        )
 
 
 def _value(layer: keras.layers.Layer, weight: Any, module: Arrays, name: str) -> np.ndarray:

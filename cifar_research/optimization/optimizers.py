@@ -163,7 +163,7 @@ def muon(
     training mode after it, which a pretrained network in inference mode lacks. Other weights use SGD with that
     momentum.
 
-    weight_decay: The decoupled weight decay of dense kernels; convolutions keep their norm.
+    weight_decay: The decoupled decay of dense kernels, at the rate without `other_scale`; convolutions keep their norm.
     iterations: The Newton-Schulz iterations of each update.
     other_scale: Multiplies the learning rate of all weights but convolution kernels.
     """
@@ -219,7 +219,8 @@ def _on_gpu() -> bool:
 def orthogonalized(matrices: tf.Tensor, iterations: int) -> tf.Tensor:
     """Return nearly U V^T of each matrix U S V^T, float32 [N, n, m] (Jordan et al. 2024).
 
-    Its singular values are between about 0.7 and 1.2. It computes in bfloat16 on a GPU, and on a CPU with matrix units.
+    The larger singular values become about 1, between 0.7 and 1.2; few iterations leave small ones small. It computes in
+    bfloat16 on a GPU, and on a CPU with matrix units.
     """
     from cifar_research.models.layers import has_onednn
 
@@ -247,6 +248,7 @@ def rmsprop(
     """RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square.
 
     rho: The share that the mean of the squared gradients keeps at each step.
+    epsilon: Added to the mean square, under the root.
     """
     check_range("(]", 0, epsilon=epsilon)
     check_range("[)", 0, 1, rho=rho, momentum=momentum)

@@ -126,6 +126,7 @@ def _decay(factor: float, epochs: float | None, steps: int | None, *, in_steps: 
 
     def decayed(step: tf.Tensor, begin: float, total_steps: int, steps_per_epoch: int) -> tf.Tensor:
         period = (epochs or 0) * steps_per_epoch if steps is None else steps
+        step = tf.maximum(step - begin, 0.0)
         if not in_steps:
             return factor ** (step / period)
         # In a graph the quotient is a product with 1 / period, which may round to just below a whole number.

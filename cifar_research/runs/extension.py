@@ -62,9 +62,10 @@ def _refusal(
     last, current = len(new) - 1, meta["phase"]
     if old[:-1] != new[:-1]:
         return f"only the last phase, {new[-1].name}, may change its epochs"
-    done = meta["epoch"] - meta["phase_epochs"][-1]
+    whole = meta["history"][-1]["step"] if meta["history"] else 0
+    done = meta["epoch"] - meta["phase_epochs"][-1] + (meta["step"] > whole)  # with an epoch that it has begun
     if current == last and new[-1].epochs < done:
-        return f"it has trained for {done} epochs already"
+        return f"it has trained in {done} epochs already"
     patience, best = settings.training.patience, meta["best"]
     if patience and best and meta["epoch"] - max(best["epoch"], meta["phase_epochs"][-1]) >= patience:
         return f"training.patience={patience} has stopped it after epoch {meta['epoch']}"

@@ -16,8 +16,8 @@ _WORDS = {"macro_f1": "macro F1", "top5_accuracy": "top-5 accuracy", "many_accur
 _SHOTS = {"many_accuracy": (101, math.inf), "medium_accuracy": (20, 100), "few_accuracy": (0, 19)}
 
 
-def problems(monitor: str, train_counts: np.ndarray) -> list[str]:
-    """Return the problem if the data does not define the monitored metric."""
+def problems(monitor: str, train_counts: np.ndarray, val_counts: np.ndarray) -> list[str]:
+    """Return the problem if the data does not define the monitored metric. Counts: images by class, int [K]."""
     if monitor == "top5_accuracy" and len(train_counts) <= 5:
         return [
             f"training.monitor: top5_accuracy needs more than 5 classes, and the data has {len(train_counts)}; use accuracy"
@@ -28,6 +28,11 @@ def problems(monitor: str, train_counts: np.ndarray) -> list[str]:
         return [
             f"training.monitor: {monitor} needs classes with {limits} training images and others without, and the data has "
             "none; use balanced_accuracy"
+        ]
+    if monitor in _SHOTS and val_counts.any() and not val_counts[_shots(train_counts)[monitor]].any():
+        return [
+            f"training.monitor: {monitor} needs validation images of such classes, and there are none; raise data.val_fraction, "
+            "or use balanced_accuracy"
         ]
     return []
 
@@ -93,7 +98,8 @@ def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
     square, share = _NORMAL**2 / num_images, round(accuracy * num_images) / num_images
     centre = (share + square / 2) / (1 + square)
     half_width = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+    # Rounding may leave a share of 0 or 1 outside.
+    return min(share, max(0.0, centre - half_width)), max(share, min(1.0, centre + half_width))
 
 
 def difference_interval(first: float, second: float, num_first: int, num_second: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,9 @@ def data_dir_override(original: Mapping[str, Any], chosen: Set[str], run: Path) 
 def _chosen(rest: Sequence[str]) -> set[str]:
     """Return the keys and groups that the command line or its sweep option sets."""
     keys = {word.lstrip("+~").partition("=")[0] for word in rest if "=" in word or word.startswith("~")}
+    for word in rest:
+        if re.match(r"\+*\w+={", word):
+            raise ConfigError(f"--from-run: {word} sets keys of a group; give them one by one, as in model.dropout=0.1")
     if "sweep" in keys:
         overrides = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]
         keys |= set(sweep.swept_keys(overrides))

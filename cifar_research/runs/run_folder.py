@@ -74,8 +74,8 @@ def reopen(run_dir: Path) -> bool:
     ended = report.read_report(run_dir / "report.json")
     if ended is None or ended["status"] == "stopped":
         return False
-    # The temperature in evaluation.json belongs to weights that will be replaced.
-    for name in ("evaluation.json", "report.json"):
+    # An evaluation, and its temperature, is of weights that will be replaced.
+    for name in ("evaluation/report.html", "evaluation/report.md", "evaluation.json", "report.json"):
         (run_dir / name).unlink(missing_ok=True)
     return True
 

@@ -35,14 +35,17 @@ class Ledger:
     _written: set[str] = field(default_factory=set)  # of the jobs in the file
 
     @classmethod
-    def open(cls, folder: Path, arguments: Sequence[str], planned: Sequence[Job] | None) -> Ledger:
+    def open(
+        cls, folder: Path, arguments: Sequence[str], planned: Sequence[Job] | None, examples: Sequence[Job] = ()
+    ) -> Ledger:
         """Return the ledger of a folder for the planned jobs; None keeps the folder's jobs.
 
+        examples: of a search's jobs, whose images are where the command says.
         Nothing is written before `write`. ConfigError if the folder has jobs, and none of them is planned.
         """
         existing = read(folder)
         known = existing[1] if existing else []
-        _follow_images(folder, known, planned or [])
+        _follow_images(folder, known, planned or examples)
         others = {job.identity.hash: job for job in known}
         ledger = cls(folder, list(arguments), others=others, _folders={job.folder for job in known})
         for job in known if planned is None else planned:

@@ -37,16 +37,15 @@ class Plan:
         params, arguments = settings.params, settings.overrides
         _refuse_lost_overrides(arguments)
         for key in params:
-            if re.match(r"[+~\s]*(allow_targets|hydra)\b", str(key)):
-                raise ConfigError(
-                    f"hydra.sweeper.params: {key} cannot be set by a sweep's file; give it on the command line"
-                )
+            if re.match(r"[+~\s]*(allow_targets|hydra|sweep)\b", str(key)):
+                raise ConfigError(f"hydra.sweeper.params: {key} is not a key of a job; give it on the command line")
         overrides = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
         overrides += [word for word in arguments if not re.match(r"[+~]*(sweep|hydra)\b", word)]
         overrides = with_texts(with_globs_expanded(overrides, arguments))
         by_key: dict[str, tuple[str, Any]] = {}
         for word, override in zip(overrides, _parse(overrides), strict=True):
-            key = override.get_key_element().removeprefix("++")
+            # A mapping adds to what is there: it neither replaces an option of its group nor another mapping.
+            key = word if "={" in word else override.get_key_element().removeprefix("++")
             if key in by_key and by_key[key][0].startswith("++") and not word.startswith("++"):
                 word = f"++{word}"  # the replaced override added the key
                 (override,) = _parse([word])
@@ -76,6 +75,9 @@ class Plan:
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
             for override in self.swept
         ]
+        for override, values in zip(self.swept, choices, strict=True):
+            if not values:
+                raise ConfigError(f"{override.input_line}: has no values, so that there are no jobs; give at least one")
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
         for row in console.counted("Planning", list(itertools.product(*choices))):

@@ -73,7 +73,7 @@ def _data_of_a_sweep(folder: Path, jobs: Sequence[Job], overrides: Sequence[str]
 
 def _with_home(word: str) -> str:
     """Return key=~/path with the home directory expanded; ConfigError if it does not exist."""
-    match = re.match(r"(\+{0,2}([\w./@]+)=)(~[\w.-]*)(?=/|$)", word)
+    match = re.match(r"(\+{0,2}([\w./@]+)=['\"]?)(~[\w.-]*)(?=/|$)", word)
     if match is None:
         return word
     home = os.path.expanduser(match[3])

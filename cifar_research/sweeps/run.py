@@ -54,7 +54,7 @@ def run(settings: SweepSettings, *, unlocks: bool = False) -> int:
         contextlib.closing(launcher),
     ):
         launcher.open(folder)
-        ledger = Ledger.open(folder, settings.overrides, examples if space is None else None)
+        ledger = Ledger.open(folder, settings.overrides, examples if space is None else None, examples)
         if launcher.is_on_this_machine:
             _check_data(ledger.jobs if space is None else examples)
         started.enter_context(_undone_if_refused(keep, ledger))

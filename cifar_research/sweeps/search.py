@@ -264,7 +264,7 @@ def pruner_of(trial: tuple[str, int], monitor: str, num_epochs: int) -> Callable
     """Return a function that decides after each epoch whether a run is hopeless.
 
     The median stopping rule of Golovin et al. (2017), with the lower quartile: hopeless if the best value of the monitored
-    metric is worse than that of three quarters of the earlier trials at this epoch. It applies from half of the epochs on,
+    metric is worse than that of three quarters of the complete trials at this epoch. It applies from half of the epochs on,
     since a schedule with a high or rising rate starts slowly, with five complete trials and five that reached this epoch.
     """
     url, number = trial

@@ -117,7 +117,8 @@ def _load_data(settings: Settings, checkpoint: Checkpoint | None) -> Dataset:
     if checkpoint is not None:
         run_folder.check_images(checkpoint.meta, data)
     problems = rules.data_problems(settings.content, len(data.train), len(data.val))
-    refuse(problems + metrics.problems(settings.training.monitor, data.train.counts(len(data.classes))))
+    counts = (split.counts(len(data.classes)) for split in (data.train, data.val))
+    refuse(problems + metrics.problems(settings.training.monitor, *counts))
     return data
 
 
@@ -136,6 +137,8 @@ def _describe(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> tupl
     if checkpoint is not None:
         if run.saver.is_chief and run_folder.reopen(folder):
             display.message(f"Its report will be replaced by one for {settings.total_epochs} epochs.")
+            if (folder / "export").exists():
+                display.message(f"{folder / 'export'} still has the weights of before.")
         if settings.data.dir is None and data.found_in:
             display.message(f"The data is in {data.found_in}.")
         display.message(f"Continuing from step {run.progress.step}.")

@@ -64,7 +64,7 @@ def _update(state: TrainState, inputs: tf.Tensor, targets: tf.Tensor, seed: tf.T
     """Forward, backward and update."""
     context = tf.distribute.get_replica_context()
     num_images = _all_sum(context, tf.cast(tf.shape(inputs)[0], tf.float32))
-    debiased = layers.debiased(step if state.debiases_norms else None)
+    debiased = layers.debiased(step - state.first_step if state.debiases_norms else None)
     with tf.GradientTape() as tape, layers.called_with(seed=seed, several_images=state.several_images), debiased:
         scored = _scored(state, state.forward.network, inputs, targets, training=True)
         # Sum by shard, so that a shard's gradient does not wait for the other shards.

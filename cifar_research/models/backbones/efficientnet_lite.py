@@ -38,7 +38,7 @@ def efficientnet_lite0(
     weights: The first weights: `imagenet`, `none`, a .weights.h5, .h5 or .keras file, or a run folder. ImageNet's are
     made once by scripts/convert_weights.
     image_size: Images are resized to this height and width in pixels.
-    drop_connect: Block n of 16 is left out of a training step with n / 16 of this chance; only with batch_norm=train.
+    drop_connect: Block n of 16 is left out of a training step with (n - 1) / 16 of this chance; only with batch_norm=train.
     interpolation: How the resize computes pixels.
     antialias: Blur before images are made smaller, so that each pixel is a mean over what it covers.
     batch_norm: `inference` keeps all moving statistics; `train` updates those of trained layers; null is `inference`
