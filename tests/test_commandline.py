@@ -82,7 +82,10 @@ def test_nothing_to_resume_changes_nothing():
 def test_home_is_filled_in():
     home = str(Path.home())
     assert resume.expand(["data.dir=~/images", "name=a~/b"]) == [f"data.dir={home}/images", "name=a~/b"]
-    assert resume.expand(["data.dir='~/my images'"]) == [f"data.dir='{home}/my images'"]
+    assert resume.expand(["data.dir='~/my images'", "data.dir='~'"]) == [
+        f"data.dir='{home}/my images'",
+        f"data.dir='{home}'",
+    ]
     assert api._expanded([], "hydra.run.dir", "~/my run") == [f"hydra.run.dir='{home}/my run'"]
 
 

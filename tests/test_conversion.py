@@ -118,6 +118,13 @@ def test_a_dense_layer_behind_a_flatten_is_refused(size):
         conversion.convert(keras.Sequential(stack, name="small"), weights, {"top": "layer_0"})
 
 
+def test_a_flatten_behind_a_dense_layer_is_converted():
+    stack = [keras.Input((None, None, 3)), keras.layers.Dense(2, name="layer_0"), keras.layers.Flatten()]
+    conversion.convert(
+        keras.Sequential(stack), {"top.weight": np.zeros((2, 3)), "top.bias": np.zeros(2)}, {"top": "layer_0"}
+    )
+
+
 @pytest.fixture
 def python(tmp_path):
     """A Python that reads arrays as torch_reader.py reads PyTorch's files."""

@@ -45,16 +45,20 @@ def without_times(row):
         ),
     ],
 )  # fmt: skip
-def test_two_epochs_and_one_more_are_three(tmp_path, overrides, key, weights_for):
-    overrides = [*overrides, weights_for(*BACKBONE)]
+def test_two_epochs_and_one_more_are_three(tmp_path, monkeypatch, overrides, key, weights_for):
+    overrides, lines = [*overrides, weights_for(*BACKBONE)], []
+    monkeypatch.setattr(console.Display, "message", lambda display, line: lines.append(line))
     whole = run(tmp_path / "whole", *overrides, f"{key}=3")
     run(tmp_path / "run", *overrides, f"{key}=2")
     (tmp_path / "run" / "evaluation.json").write_text("{}")
+    (tmp_path / "run" / "evaluation").mkdir()
+    (tmp_path / "run" / "export").mkdir()
     more = run(tmp_path / "run", *overrides, f"{key}=3")
     assert without_times(more) == without_times(whole)
     histories = [report.read_history(tmp_path / name / "history.csv") for name in ("whole", "run")]
     assert [*map(without_times, histories[0])] == [*map(without_times, histories[1])]
-    assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert not (tmp_path / "run" / "evaluation.json").exists() and not (tmp_path / "run" / "evaluation").exists()
+    assert any("holds the earlier weights; export again" in line for line in lines)
 
 
 @pytest.fixture(scope="module")

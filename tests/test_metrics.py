@@ -66,7 +66,7 @@ def test_shots_are_classes_by_their_training_images():
 def test_a_metric_of_classes_without_validation_images_is_refused():
     train, val = np.array([300, 300, 5]), np.array([30, 30, 0])
     (problem,) = metrics.problems("few_accuracy", train, val)
-    assert "few_accuracy needs validation images of such classes" in problem
+    assert "few_accuracy needs validation images of classes with 0 to 19 training images" in problem
     assert not metrics.problems("many_accuracy", train, val) and not metrics.problems("few_accuracy", train, val + 1)
     assert not metrics.problems("few_accuracy", train, val * 0)  # without validation there is nothing to monitor
 

@@ -75,6 +75,8 @@ def test_a_study_is_in_its_folder_whatever_its_name(tmp_path):
         (["seed=1"], "nothing varies"),
         (["optimizer.learning_rate=tag(log,interval(0,1))"], "optimizer.learning_rate"),
         (["model.dropout=choice(0.1,7)"], "out of range"),
+        (["data.split_seed=range(5,0)"], "has no values"),
+        (["optimizer=adam,sgd", "optimizer={clip_norm:1},{clip_norm:2}"], "optimizer: a search cannot vary"),
         (["optimizer.learning_rate=interval(-1,1)"], "learning_rate"),
         (["data.split_seed=1,2", "data.val_fraction=0"], "a search needs validation images"),
         (["seed=1,2"], "seed: a search would look for the best one"),

@@ -119,6 +119,10 @@ def test_sweeps_compose_with_experiments_and_overrides():
 def test_a_mapping_adds_to_an_option_and_to_another_mapping():
     planned = plan("optimizer=adam,sgd", "optimizer={learning_rate:0.5}")
     assert [job.config["optimizer"]["learning_rate"] for job in planned] == [0.5, 0.5]
+    assert len(plan("optimizer={beta_1:0.5},{beta_1:0.6}", "optimizer={beta_1:0.7}")) == 1
+    assert len(plan("optimizer={beta_1:0.5},{beta_1:0.6}", "optimizer={beta_1:0.7},{beta_1:0.8}")) == 2
+    (job,) = plan("seed=1", "optimizer={beta_1:0.5}", "optimizer={beta_1:0.6}", "optimizer={beta_1:0.5}", "seed=2")
+    assert (job.config["optimizer"]["beta_1"], job.config["seed"]) == (0.5, 2)
     (job,) = plan("optimizer={beta_1:0.5}", "optimizer={beta_2:0.9}")
     assert (job.config["optimizer"]["beta_1"], job.config["optimizer"]["beta_2"]) == (0.5, 0.9)
 
@@ -158,7 +162,7 @@ def test_jobs_that_compute_the_same_are_one():
         (["seed=range(5,0)"], ["seed=range(5,0): has no values"]),
         (
             ["seed=1,2", "hydra.launcher=local"],
-            ["hydra.launcher: local is not an option; choose one by hydra/launcher="],
+            ["hydra.launcher: 'local' is not a section; to choose an option, write hydra/launcher="],
         ),
         (["seed=1,2", "sweep.on_error=halt"], ["sweep.on_error", "continue, stop"]),
         (["seed=1,2", "sweep.retries=-1"], ["sweep.retries", "at least 0"]),
@@ -245,6 +249,10 @@ def test_settings_that_no_job_would_see_are_refused(tmp_path):
     overrides = ["hydra.searchpath=[file://my_conf]", "sweep=mine"]
     done = finish(tmp_path, command=overrides, code=2)
     assert "training.epochs" in done.stderr and "hydra.sweeper.params" in done.stderr
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1', sweep.keep: all}}}\n"
+    (tmp_path / "my_conf" / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="hydra.sweeper.params: sweep.keep is not a key of a job"):
+        plan(f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]", "sweep=mine")
 
 
 @pytest.mark.slow

@@ -121,7 +121,10 @@ class Identity:
 
 
 def _number(value: Any) -> Any:
-    """Return 0 for 0.0, also in lists: a factory's section has no types, and both give the same results."""
+    """Return 0 for 0.0, also in lists.
+
+    A factory's section has no types, and both give the same results.
+    """
     if isinstance(value, list):
         return [_number(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -95,6 +95,11 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
     return expanded
 
 
+def is_mapping_of(word: str, groups: Sequence[str]) -> bool:
+    """Return whether an override gives a mapping to one of these groups, as in `model={dropout:0.1}`."""
+    return re.match(rf"\+*({'|'.join(groups)})=\s*{{", word) is not None
+
+
 def quoted(text: str) -> str:
     """Return a text quoted for Hydra's command line."""
     # Hydra treats backslashes as an escape only before a quotation mark.

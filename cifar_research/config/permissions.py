@@ -100,8 +100,8 @@ def problems(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 def _check_hydra(hydra: DictConfig) -> list[str]:
     """Return a problem for each of Hydra's keys that this command does not use; some would run code of a file."""
     for name in ("launcher", "sweeper"):
-        if not OmegaConf.is_dict(OmegaConf.select(hydra, name)):
-            return [f"hydra.{name}: {hydra[name]} is not an option; choose one by hydra/{name}="]
+        if not OmegaConf.is_missing(hydra, name) and not OmegaConf.is_dict(hydra[name]):
+            return [f"hydra.{name}: {hydra[name]!r} is not a section; to choose an option, write hydra/{name}="]
     values = {key: OmegaConf.select(hydra, key) for key in _NOT_USED}
     plain = {
         key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()

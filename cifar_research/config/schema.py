@@ -36,7 +36,7 @@ class DataConfig:
     imbalance_factor: float = 100.0  # How many times the images of the last class the first one has.
     sampling: str = "uniform"  # Draw images equally often, or classes (`balanced`), or between the two (`sqrt`).
     label_noise: str = "none"  # Give wrong labels to training images: any other class, or a similar one.
-    label_noise_rate: float = 0.4  # The share of training images whose labels `label_noise` changes.
+    label_noise_rate: float = 0.4  # The share of wrong labels: of all, or of a class that has a similar one.
     classes: list[str] | None = None  # Keep these classes, in this order; null is all of them.
     standardize: bool = False  # Subtract each channel's mean and divide by its standard deviation.
     drop_remainder: bool = False  # Leave out the last batch of an epoch if it is smaller than the others.

@@ -13,7 +13,7 @@ from cifar_research.config import messages, phases, rules, schema, targets
 from cifar_research.config.composition import Composed, compose
 from cifar_research.config.contracts import Backbone, Head, Loss, LossFunction, Tracker, Transform
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, option_names, plain
-from cifar_research.config.overrides import without_sweeps
+from cifar_research.config.overrides import is_mapping_of, without_sweeps
 from cifar_research.config.phases import Phase
 from cifar_research.runtime.errors import ConfigError, refuse
 
@@ -180,7 +180,7 @@ def evaluation_data(content: Mapping[str, Any], overrides: Sequence[str]) -> sch
         [
             f"{word}: give its keys one by one, as in data.image_size=32"
             for word in overrides
-            if word.startswith("data={")
+            if is_mapping_of(word, ["data"])
         ]
     )
     option = next((word for word in overrides if word.startswith("data=")), f"data={own['name']}")

@@ -186,7 +186,7 @@ def completed(path: str) -> list[reading.Run]:
 
 
 def _name(first: Sequence[Path], second: Sequence[Path]) -> str:
-    """Return the second run's name; if a group has several runs, with a digest of both, since names tell of one run."""
+    """Return the second run's name; if a group has several runs, with a digest of both groups."""
     if len(first) == len(second) == 1:
         return reading.name_of(second[0])
     parent = second[0].resolve().parent

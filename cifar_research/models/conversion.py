@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import tempfile
@@ -96,16 +95,18 @@ def convert(network: keras.Model, state: Arrays, names: Mapping[str, str | None]
 
 
 def _refuse_other_order(network: keras.Model) -> None:
-    """Reject a dense layer behind a flatten: PyTorch flattens channel by channel, Keras position by position."""
-    parts = leaves(network)
-    flatten = next(
-        (part for part in parts if isinstance(part, keras.layers.Flatten) and math.prod(part.input.shape[1:-1]) > 1),
-        None,
-    )
-    if flatten and any(isinstance(part, keras.layers.Dense) for part in parts):
-        raise WeightsError(
-            f"{network.name}: {flatten.name} orders its values otherwise than PyTorch does; pool before it"
-        )
+    """Reject a dense layer behind a flatten.
+
+    PyTorch flattens channel by channel, Keras position by position.
+    """
+    flatten = None
+    for layer in leaves(network):
+        if isinstance(layer, keras.layers.Flatten) and any(size != 1 for size in layer.input.shape[1:-1]):
+            flatten = layer
+        elif flatten and isinstance(layer, keras.layers.Dense):
+            raise WeightsError(
+                f"{network.name}: {flatten.name} orders its values otherwise than PyTorch does; pool before it"
+            )
 
 
 def _value(layer: keras.layers.Layer, weight: Any, module: Arrays, name: str) -> np.ndarray:

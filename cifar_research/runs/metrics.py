@@ -17,22 +17,27 @@ _SHOTS = {"many_accuracy": (101, math.inf), "medium_accuracy": (20, 100), "few_a
 
 
 def problems(monitor: str, train_counts: np.ndarray, val_counts: np.ndarray) -> list[str]:
-    """Return the problem if the data does not define the monitored metric. Counts: images by class, int [K]."""
+    """Return the problem if the data does not define the monitored metric.
+
+    train_counts, val_counts: the images of each class, int [K].
+    """
     if monitor == "top5_accuracy" and len(train_counts) <= 5:
         return [
             f"training.monitor: top5_accuracy needs more than 5 classes, and the data has {len(train_counts)}; use accuracy"
         ]
-    if monitor in _SHOTS and not (has_long_tail(train_counts) and _shots(train_counts)[monitor].any()):
-        low, high = _SHOTS[monitor]
-        limits = f"over {low - 1}" if high == math.inf else f"{low} to {high}"
+    if monitor not in _SHOTS:
+        return []
+    (low, high), chosen = _SHOTS[monitor], _shots(train_counts)[monitor]
+    limits = f"over {low - 1}" if high == math.inf else f"{low} to {high}"
+    if not (has_long_tail(train_counts) and chosen.any()):
         return [
             f"training.monitor: {monitor} needs classes with {limits} training images and others without, and the data has "
             "none; use balanced_accuracy"
         ]
-    if monitor in _SHOTS and val_counts.any() and not val_counts[_shots(train_counts)[monitor]].any():
+    if val_counts.any() and not val_counts[chosen].any():
         return [
-            f"training.monitor: {monitor} needs validation images of such classes, and there are none; raise data.val_fraction, "
-            "or use balanced_accuracy"
+            f"training.monitor: {monitor} needs validation images of classes with {limits} training images, and there are "
+            "none; raise data.val_fraction, or use balanced_accuracy"
         ]
     return []
 

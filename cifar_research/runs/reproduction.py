@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from cifar_research.config import sweep
 from cifar_research.config.identity import PLUGIN_GROUPS, Identity, changes_text
-from cifar_research.config.overrides import quoted
+from cifar_research.config.overrides import is_mapping_of, quoted
 from cifar_research.config.schema import data_section
 from cifar_research.data import cifar, datasets
 from cifar_research.display import console
@@ -145,7 +144,7 @@ def _chosen(rest: Sequence[str]) -> set[str]:
     """Return the keys and groups that the command line or its sweep option sets."""
     keys = {word.lstrip("+~").partition("=")[0] for word in rest if "=" in word or word.startswith("~")}
     for word in rest:
-        if re.match(r"\+*\w+={", word):
+        if is_mapping_of(word, (*PLUGIN_GROUPS, "augmentation", "data", "training")):
             raise ConfigError(f"--from-run: {word} sets keys of a group; give them one by one, as in model.dropout=0.1")
     if "sweep" in keys:
         overrides = [word for word in rest if word.startswith(("sweep=", "hydra.searchpath="))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,13 @@ def check_images(before: Mapping[str, Any], data: datasets.Dataset) -> None:
 
 
 def reopen(run_dir: Path) -> bool:
-    """Remove the report of a run that continues to more epochs; return whether one existed."""
+    """Remove the report and evaluation of a run that continues to more epochs; return whether it had a report."""
     ended = report.read_report(run_dir / "report.json")
     if ended is None or ended["status"] == "stopped":
         return False
     # An evaluation, and its temperature, is of weights that will be replaced.
-    for name in ("evaluation/report.html", "evaluation/report.md", "evaluation.json", "report.json"):
+    shutil.rmtree(run_dir / "evaluation", ignore_errors=True)
+    for name in ("evaluation.json", "report.json"):
         (run_dir / name).unlink(missing_ok=True)
     return True
 

@@ -42,14 +42,19 @@ class Plan:
         overrides = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
         overrides += [word for word in arguments if not re.match(r"[+~]*(sweep|hydra)\b", word)]
         overrides = with_texts(with_globs_expanded(overrides, arguments))
-        by_key: dict[str, tuple[str, Any]] = {}
-        for word, override in zip(overrides, _parse(overrides), strict=True):
-            # A mapping adds to what is there: it neither replaces an option of its group nor another mapping.
-            key = word if "={" in word else override.get_key_element().removeprefix("++")
-            if key in by_key and by_key[key][0].startswith("++") and not word.startswith("++"):
+        by_key: dict[Any, tuple[str, Any]] = {}
+        for number, (word, override) in enumerate(zip(overrides, _parse(overrides), strict=True)):
+            name = override.get_key_element().removeprefix("++")
+            place: Any = name
+            if _has_mapping(override):  # it adds to the group's option and to other mappings
+                by_key.pop((name, "swept"), None)
+                place = name, "swept" if override.is_sweep_override() else number
+            if override.is_discrete_sweep() and next(override.sweep_string_iterator(), None) is None:
+                raise ConfigError(f"{word}: has no values, so that there are no jobs; give at least one")
+            if place in by_key and by_key[place][0].startswith("++") and not word.startswith("++"):
                 word = f"++{word}"  # the replaced override added the key
                 (override,) = _parse([word])
-            by_key[key] = word, override
+            by_key[place] = word, override
         if any(override.is_sweep_override() for key, (_, override) in by_key.items() if key == "allow_targets"):
             raise ConfigError("allow_targets: takes one list for all jobs of a sweep; give allow_targets=[my_lab]")
         context = [word for word in arguments if word.startswith(("hydra.searchpath=", "sweep."))]
@@ -75,9 +80,6 @@ class Plan:
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
             for override in self.swept
         ]
-        for override, values in zip(self.swept, choices, strict=True):
-            if not values:
-                raise ConfigError(f"{override.input_line}: has no values, so that there are no jobs; give at least one")
         jobs: dict[str, Job] = {}
         folders: set[str] = set()
         for row in console.counted("Planning", list(itertools.product(*choices))):
@@ -111,6 +113,11 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, list(overrides))) from error
+
+
+def _has_mapping(override: Override) -> bool:
+    value: Any = override.value()
+    return any(isinstance(item, dict) for item in getattr(value, "list", None) or [value])
 
 
 def _refuse_lost_overrides(arguments: Sequence[str]) -> None:

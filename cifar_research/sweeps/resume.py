@@ -73,11 +73,12 @@ def _data_of_a_sweep(folder: Path, jobs: Sequence[Job], overrides: Sequence[str]
 
 def _with_home(word: str) -> str:
     """Return key=~/path with the home directory expanded; ConfigError if it does not exist."""
-    match = re.match(r"(\+{0,2}([\w./@]+)=['\"]?)(~[\w.-]*)(?=/|$)", word)
+    match = re.match(r"(\+{0,2}([\w./@]+)=['\"]?)(~[\w.-]*)(?=/|['\"]?$)", word)
     if match is None:
         return word
     home = os.path.expanduser(match[3])
     if home.startswith("~"):
         reason = "this user has no home directory" if home == "~" else f"there is no user {home[1:]}"
-        raise ConfigError(f"{match[2]}: {word[match.end(1) :]}: {reason}; write the whole path")
+        path = word[match.end(1) :].rstrip("'\"")
+        raise ConfigError(f"{match[2]}: {path}: {reason}; write the whole path")
     return f"{match[1]}{home}{word[match.end() :]}"

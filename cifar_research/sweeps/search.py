@@ -151,6 +151,10 @@ def space(plan: Plan) -> dict[str, Distribution]:
                 f"{key}: a search would look for the best one; give one, and repeat the best setting in a sweep"
             )
     distributions = {override.get_key_element(): _distribution(override) for override in plan.swept}
+    if len(distributions) < len(plan.swept):
+        raise ConfigError(
+            f"{plan.swept[-1].key_or_group}: a search cannot vary a group's options and its keys at once by mappings; name the keys"
+        )
     if not distributions:
         raise ConfigError(
             "sweep.trials: nothing varies here; give a key several values, key=a,b or key=interval(a,b), or choose "
@@ -264,7 +268,7 @@ def pruner_of(trial: tuple[str, int], monitor: str, num_epochs: int) -> Callable
     """Return a function that decides after each epoch whether a run is hopeless.
 
     The median stopping rule of Golovin et al. (2017), with the lower quartile: hopeless if the best value of the monitored
-    metric is worse than that of three quarters of the complete trials at this epoch. It applies from half of the epochs on,
+    metric is worse than that of three quarters of the completed trials at this epoch. It applies from half of the epochs on,
     since a schedule with a high or rising rate starts slowly, with five complete trials and five that reached this epoch.
     """
     url, number = trial

@@ -136,9 +136,11 @@ def _describe(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> tupl
     display.announce(header.rows(settings, parameters, data, run.environment, folder, num_trained))
     if checkpoint is not None:
         if run.saver.is_chief and run_folder.reopen(folder):
-            display.message(f"Its report will be replaced by one for {settings.total_epochs} epochs.")
+            display.message(
+                f"Its report will be replaced by one for {settings.total_epochs} epochs; an evaluation is removed."
+            )
             if (folder / "export").exists():
-                display.message(f"{folder / 'export'} still has the weights of before.")
+                display.message(f"{folder / 'export'} holds the earlier weights; export again after this run.")
         if settings.data.dir is None and data.found_in:
             display.message(f"The data is in {data.found_in}.")
         display.message(f"Continuing from step {run.progress.step}.")

@@ -170,16 +170,16 @@ def _learning_rate(settings: Settings, progress: Progress, steps_per_epoch: int)
 
 
 def _optimizer_first_steps(model: keras.Model, settings: Settings, progress: Progress) -> dict[str, int]:
-    """Return {weight path: step of its first update since the optimizer's last reset}, as if there were no pauses.
+    """Return {weight path: step of its first update since the optimizer's last reset}.
 
-    Adam's moments of a newly trained weight have no gradients yet, so bias correction is by weight.
+    Phases that do not train a weight move its step, as if they were not there. Adam's moments of a newly trained weight
+    have no gradients yet, so bias correction is by weight.
     """
     first: dict[str, int] = {}
     ends = [*progress.phase_steps[1:], progress.phase_steps[-1]]
     for phase, begin, end in zip(settings.phases, progress.phase_steps, ends, strict=False):
         trained = trained_paths(model, phase, settings.backbone.upper_blocks)
         kept = first if phase.keeps_optimizer else {}
-        # A phase that does not train a weight does not count for it.
         first = {path: step if path in trained else step + end - begin for path, step in kept.items()}
         first |= {path: begin for path in trained if path not in kept}
     return first
