@@ -70,6 +70,12 @@ def test_the_orders_of_seeds_and_epochs_have_nothing_in_common():
     assert max(abs(np.corrcoef(*pair)[0, 1]) for pair in pairs) < 0.05
 
 
+@pytest.mark.parametrize("images", [1, 2, 1_000, 65_536, 65_537, 65_538])
+def test_an_epoch_has_every_image_whatever_their_number(images):
+    chosen = batches.indices(tf.constant(3, tf.int64), images, images, 1, seed=0)
+    assert chosen.dtype == tf.int64 and (np.sort(chosen) == np.arange(images)).all()
+
+
 def test_drop_remainder():
     dropped = training(total_steps=12, drop_remainder=True)
     assert [len(images) for images, _ in dropped] == [8] * 12

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from cifar_research import config
-from cifar_research.data import datasets, image_files, images
+from cifar_research.data import datasets, image_files, image_folders, images, splits
 from cifar_research.runtime.errors import DataError, ImageError
 
 GREY = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
@@ -362,6 +362,17 @@ def test_val_beside_train_and_test_is_the_validation_set(tmp_path, name):
     assert sizes(stray) == (12, 8, 4) and stray.left_out["image beside the class folders"] == 1
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "d" / name / "cat" / "0.png")
     assert load(tmp_path / "d").fingerprint != data.fingerprint
+
+
+def test_images_of_test_and_validation_are_drawn_by_other_numbers(tmp_path, monkeypatch):
+    fill(tmp_path / "d" / "cat", 10)
+    fill(tmp_path / "d" / "dog", 10)
+    draws, hold_out = [], splits.hold_out
+    for module in (image_folders, splits):
+        monkeypatch.setattr(module, "hold_out", lambda labels, *rest: (draws.append(rest), hold_out(labels, *rest))[1])
+    load(tmp_path / "d")
+    (_, of_test), (_, of_validation) = draws
+    assert not np.array_equal(np.random.default_rng(of_test).random(9), np.random.default_rng(of_validation).random(9))
 
 
 def test_train_and_val_without_test(tmp_path):

@@ -31,10 +31,10 @@ def plan(*arguments):
     return Plan.of(parse_sweep(arguments))
 
 
-def open_search(folder, trials, *overrides):
+def open_search(folder, trials, *overrides, seed=0):
     made = plan(*overrides)
     ledger = Ledger.open(folder, list(overrides), None)
-    return search.Search(folder, search.space(made), trials, 0, made, ledger), ledger
+    return search.Search(folder, search.space(made), trials, seed, made, ledger), ledger
 
 
 def study(folder):
@@ -105,6 +105,17 @@ def test_nothing_is_proposed_twice_and_the_whole_space_is_enough(tmp_path, monke
 
 def test_a_held_out_fold_is_enough_for_a_search():
     assert search.space(plan("data.val_fraction=0", "data.folds=3", "optimizer=adam,sgd"))
+
+
+def test_a_search_goes_on_as_no_search_of_another_seed(tmp_path):
+    def numbers(folder, seed):
+        source, _ = open_search(folder, 12, *SPACE, seed=seed)
+        return [source._study.ask(source._space).params["optimizer.learning_rate"] for _ in range(3)]
+
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    one = numbers(tmp_path / "first", 0)
+    assert not set(numbers(tmp_path / "first", 0)) & set(numbers(tmp_path / "second", 3)) and len(set(one)) == 3
 
 
 def test_the_jobs_of_a_search_know_its_total():

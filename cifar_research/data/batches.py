@@ -11,6 +11,7 @@ import tensorflow as tf
 from cifar_research.data.datasets import Split
 
 _MOST_ON_DEVICE = 2**30  # bytes, seven times CIFAR-10's training images
+_NEVER_WHOLE = (65_537, 262_145, 1_048_577)  # of so many images RandomIndexShuffle never takes the last one
 _ALIGNMENT = 64  # bytes; TensorFlow aborts the process if a tensor's memory is not aligned
 
 
@@ -42,6 +43,9 @@ def indices(
     first = batch * batch_size
     positions = tf.range(first, tf.minimum(first + count * batch_size, num_images), dtype=tf.int64)
     key = tf.stack([tf.cast(seed, tf.int64), epoch])
+    if chances is None and num_images in _NEVER_WHOLE:
+        order = tf.argsort(tf.random.stateless_uniform([num_images], key, dtype=tf.float64))
+        return tf.cast(tf.gather(order, positions), tf.int64)
     if chances is None:
         # tf.random.experimental.index_shuffle takes the key as it is and has 4 rounds: the orders of seeds 0 and 1 are
         # alike, and so are those of an epoch and the next.

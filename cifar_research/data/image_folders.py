@@ -159,7 +159,8 @@ def _decoded_or_cached(
     """Return the source of the listed images, from the cache if it has them."""
     files = [path for classes in listed.values() for paths in classes.values() for path in paths]
     stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in (path.stat(),)]
-    held_out_for_test = None if "test" in listed else (data.test_fraction, data.split_seed)
+    test_seed = [data.split_seed, 5]  # not that of the validation images, which would lie beside those of the test
+    held_out_for_test = None if "test" in listed else (data.test_fraction, test_seed)
     layout = list(listed) if len(listed) > 1 else ["all"]
     identity = [str(folder.resolve()), data.image_size, held_out_for_test, layout, stats]
     links = [f"{name} (a broken link)" for name in left_out[image_files.BROKEN_LINK]]
@@ -182,7 +183,7 @@ def _decoded_or_cached(
         _check_counts(folder, names, splits)
         if "test" not in splits:
             pixels, labels = splits["train"]
-            held_out = hold_out(labels, data.test_fraction, data.split_seed)
+            held_out = hold_out(labels, data.test_fraction, test_seed)
             splits["train"] = pixels[~held_out], labels[~held_out]
             splits["test"] = pixels[held_out], labels[held_out]
         return Source(splits, names, left_out={image_files.DAMAGED: damaged} if damaged else {})

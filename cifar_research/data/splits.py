@@ -9,7 +9,7 @@ import numpy as np
 from cifar_research.runtime.errors import DataError
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def hold_out(labels: np.ndarray, fraction: float, seed: int | Sequence[int]) -> np.ndarray:
     """Return a mask, bool [N], of this fraction of the images of each class.
 
     A class with two images or more keeps at least one on each side, unless the fraction is 0.

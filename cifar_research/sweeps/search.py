@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -54,7 +55,8 @@ class Search:
         self._study.set_user_attr("space", _described(self._space))
         earlier = self._study.get_trials()
         # Another seed after each restart: the same one would repeat the trials.
-        self._study.sampler = _Unseen(self._space, seed + len(earlier))
+        own_seed = np.random.SeedSequence([seed, len(earlier)]).generate_state(1)[0]
+        self._study.sampler = _Unseen(self._space, int(own_seed))
         self._numbers: dict[str, int] = {}
         self._is_exhausted = False
         for trial in earlier:

@@ -25,7 +25,7 @@ from cifar_research.training.frozen import Parts
 from cifar_research.training.state import TrainState
 
 NAME = "features"
-VERSION = 5  # increase it to invalidate kept features
+VERSION = 6  # increase it to invalidate kept features
 _BATCH = 256
 
 
@@ -109,8 +109,8 @@ class _Extraction:
     def _compute(self, split: Split, view: int, augments: bool, features: np.ndarray, targets: np.ndarray) -> None:
         """Fill one view's rows of the features and targets."""
         seed = self._settings.seed
-        # Mixing pairs images of a batch, and a data set may be sorted by class.
-        order = np.random.default_rng([seed, view]).permutation(len(split)) if augments else np.arange(len(split))
+        # Mixing pairs images of a batch, and a data set may be sorted by class. Two numbers are a seed of data/splits.py.
+        order = np.random.default_rng([seed, view, 1]).permutation(len(split)) if augments else np.arange(len(split))
         for begin in range(0, len(split), _BATCH):
             rows = order[begin : begin + _BATCH]
             chosen = split.indices[rows]

@@ -145,7 +145,7 @@ def _describe(run: Run, num_trained: int, checkpoint: Checkpoint | None) -> tupl
             display.message(f"The data is in {data.found_in}.")
         display.message(f"Continuing from step {run.progress.step}.")
         if (before := checkpoint.meta["device"]) != (now := run.environment.device):
-            display.message(f"This run was saved on {before}. On {now} the last digits of the results may differ.")
+            display.message(f"This run was saved on {before}. On {now} the results may differ.")
     if not run.saver.is_chief:
         return None, None
     git = None

@@ -24,8 +24,9 @@ Totals: TypeAlias = tf.Tensor
 def train_step(state: TrainState, inputs: tf.Tensor, labels: tf.Tensor, *, jit_compile: bool = False) -> Totals:
     """Do one update on a batch, mostly uint8 images and int64 labels; return its totals.
 
-    jit_compile: compile all but the augmentation with XLA. Augmentation and dropout depend only on (seed, step,
-    replica). The gradient is that of the mean loss over the images of all replicas.
+    jit_compile: compile all but the augmentation with XLA. Augmentation and dropout depend only on (seed, step, replica),
+    and on whether XLA compiles them: it draws other numbers. The gradient is that of the mean loss over the images of all
+    replicas.
     """
     context = tf.distribute.get_replica_context()
     replica = context.replica_id_in_sync_group if context.num_replicas_in_sync > 1 else None
