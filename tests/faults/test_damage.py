@@ -17,8 +17,8 @@ from cifar_research.training.run import run as train_run
 SMALL = [
     "data=synthetic", "data.train_images=100", "data.test_images=20", "backbone.filters=[4]", "model.hidden=[4]",
     "training.epochs=3", "training.batch_size=30", "loss=categorical_crossentropy", "tensorboard.enabled=false",
-    "training.keep_checkpoints=2",
-]  # fmt: skip
+    "training.keep_checkpoints=2", "seed=1",
+]  # fmt: skip  # with this seed the second epoch is the best
 SHARES = (0, 0.25, 0.5, 0.99)
 
 
