@@ -11,7 +11,7 @@ import tensorflow as tf
 from cifar_research.data.datasets import Split
 
 _MOST_ON_DEVICE = 2**30  # bytes, seven times CIFAR-10's training images
-_NEVER_WHOLE = (65_537, 262_145, 1_048_577)  # of so many images RandomIndexShuffle never takes the last one
+_NEVER_WHOLE = (65_537, 262_145, 1_048_577)  # numbers of images of which RandomIndexShuffle never takes the last
 _ALIGNMENT = 64  # bytes; TensorFlow aborts the process if a tensor's memory is not aligned
 
 
