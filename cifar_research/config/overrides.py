@@ -95,9 +95,16 @@ def with_globs_expanded(swept: Sequence[str], overrides: Sequence[str]) -> list[
     return expanded
 
 
+def has_mapping(override: Override) -> bool:
+    """Return whether an override's value, or one of several, is a mapping, as in `model={dropout:0.1}`."""
+    value: object = override.value()
+    return any(isinstance(item, dict) for item in getattr(value, "list", None) or [value])
+
+
 def is_mapping_of(word: str, groups: Sequence[str]) -> bool:
-    """Return whether an override gives a mapping to one of these groups, as in `model={dropout:0.1}`."""
-    return re.match(rf"\+*({'|'.join(groups)})=\s*{{", word) is not None
+    """Return whether an override gives a mapping to one of these groups."""
+    override = parse_override(word)
+    return override is not None and override.key_or_group in groups and has_mapping(override)
 
 
 def quoted(text: str) -> str:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 
 from cifar_research.config import messages, permissions
 from cifar_research.config.jobs import JobParser
-from cifar_research.config.overrides import HYDRA_ERRORS, with_globs_expanded, with_texts
+from cifar_research.config.overrides import HYDRA_ERRORS, has_mapping, with_globs_expanded, with_texts
 from cifar_research.config.sweep import SweepSettings
 from cifar_research.display import console
 from cifar_research.runs.ledger import Job
@@ -46,7 +46,7 @@ class Plan:
         for number, (word, override) in enumerate(zip(overrides, _parse(overrides), strict=True)):
             name = override.get_key_element().removeprefix("++")
             place: Any = name
-            if _has_mapping(override):  # it adds to the group's option and to other mappings
+            if has_mapping(override):  # it adds to the group's option and to other mappings
                 by_key.pop((name, "swept"), None)
                 place = name, "swept" if override.is_sweep_override() else number
             if override.is_discrete_sweep() and next(override.sweep_string_iterator(), None) is None:
@@ -113,11 +113,6 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HYDRA_ERRORS as error:
         raise ConfigError(messages.explain(error, list(overrides))) from error
-
-
-def _has_mapping(override: Override) -> bool:
-    value: Any = override.value()
-    return any(isinstance(item, dict) for item in getattr(value, "list", None) or [value])
 
 
 def _refuse_lost_overrides(arguments: Sequence[str]) -> None:
