@@ -120,9 +120,9 @@ def test_a_dense_layer_behind_a_flatten_is_refused(size):
 
 def test_a_flatten_behind_a_dense_layer_is_converted():
     stack = [keras.Input((None, None, 3)), keras.layers.Dense(2, name="layer_0"), keras.layers.Flatten()]
-    conversion.convert(
-        keras.Sequential(stack), {"top.weight": np.zeros((2, 3)), "top.bias": np.zeros(2)}, {"top": "layer_0"}
-    )
+    ours, weights = keras.Sequential(stack), {"top.weight": np.ones((2, 3)), "top.bias": np.ones(2)}
+    conversion.convert(ours, weights, {"top": "layer_0"})
+    assert all((weight.numpy() == 1).all() for weight in ours.weights)
 
 
 @pytest.fixture
